@@ -1,0 +1,46 @@
+"""Back-off: how long to wait after a failed attempt. Pure."""
+
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+
+from underway.errors import InvalidOption
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a failed step is tried again.
+
+    The wait after the n-th failure is `initial_interval * backoff_coefficient ** (n - 1)`, at most `max_interval`,
+    of which the share `jitter` is random: with 0.5 it lies between half of that and all of it. It counts from the
+    end of the failed attempt. `max_attempts` counts tries that failed or timed out, the first one included; crashes
+    have a limit of their own (`max_crashes`) and releases none.
+    """
+
+    max_attempts: int = 5
+    initial_interval: timedelta = timedelta(seconds=1)
+    max_interval: timedelta = timedelta(seconds=60)
+    backoff_coefficient: float = 2.0
+    jitter: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise InvalidOption(f"max_attempts must be at least 1 (the first try counts), not {self.max_attempts}")
+        if self.initial_interval < timedelta(0) or self.max_interval < self.initial_interval:
+            raise InvalidOption(
+                f"intervals must satisfy 0 <= initial_interval <= max_interval, "
+                f"not {self.initial_interval} and {self.max_interval}"
+            )
+        if not self.backoff_coefficient >= 1:
+            raise InvalidOption(f"backoff_coefficient must be at least 1, not {self.backoff_coefficient}")
+        if not 0 <= self.jitter <= 1:
+            raise InvalidOption(f"jitter must lie between 0 and 1, not {self.jitter}")
+
+    def wait(self, failures: int, rng: random.Random) -> float:
+        """Seconds to wait after this many failures (at least 1)."""
+        longest = self.max_interval.total_seconds()
+        try:
+            target = min(self.initial_interval.total_seconds() * self.backoff_coefficient ** (failures - 1), longest)
+        except OverflowError:
+            target = longest
+        return target * (1 - self.jitter) + rng.uniform(0, target * self.jitter)
