@@ -1,0 +1,1 @@
+"""Flight reports: a PDF about every carrier and every destination of a month, made by underway."""

@@ -1,0 +1,82 @@
+"""Flight reports: a PDF about every carrier and destination of a month, in four durable steps.
+
+    select -> compute -> render -> file
+
+What travels between the steps is small: names, figures, a path. The flights themselves are read by each worker once,
+so every step is a function of its input and the data set, and may run twice without harm. Drafts and reports live in
+one folder, UNDERWAY_REPORTS, which all workers must share. The modules that need pandas and reportlab are imported in
+the steps: a worker boots without them.
+"""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+from underway import Context, Done, Fail, RetryPolicy, To, Underway
+
+from .figures import Draft, Filed, Report, Selection, Subject
+
+app = Underway()
+
+
+def select(cx: Context, subject: Subject) -> To[Selection]:
+    """Find out whether there is something to report, and which month to compare it with."""
+    from .compute import select as find
+
+    selection = find(subject)
+    if selection is None:
+        raise Fail(f"no flights of {subject.kind} {subject.code!r} in {subject.period}")
+    return To.next(selection)
+
+
+def compute(cx: Context, selection: Selection) -> To[Report]:
+    from .compute import compute as report_on
+
+    return To.next(report_on(selection))
+
+
+def render(cx: Context, report: Report) -> To[Draft]:
+    """Write the PDF beside its final place, under a name no other attempt uses, and onto the disk."""
+    from .report import render as render_pdf
+
+    place = Path(report.subject.place)
+    draft = place.with_name(f".{place.stem}.{cx.run_id}.{uuid4().hex[:8]}.draft")
+    target = _reports() / draft
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with target.open("xb") as stream:
+            pages = render_pdf(report, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return To.next(Draft(report.subject, str(draft), pages))
+
+
+def file(cx: Context, draft: Draft) -> Done[Filed]:
+    """Move the draft to its final place in one step, so that no reader ever sees half a report."""
+    written, final = _reports() / draft.path, _reports() / draft.subject.place
+    try:
+        written.replace(final)
+    except FileNotFoundError:
+        # An earlier attempt moved it and died before that was recorded.
+        if not final.exists():
+            raise Fail(f"the draft {written} is gone; enqueue the report again") from None
+    for left_over in written.parent.glob(f".*.{cx.run_id}.*.draft"):
+        left_over.unlink(missing_ok=True)  # from attempts that were killed
+    return To.done(Filed(str(final), draft.pages, final.stat().st_size))
+
+
+def _reports() -> Path:
+    return Path(os.environ.get("UNDERWAY_REPORTS", "reports")).absolute()
+
+
+flight_report = (
+    app.job("flight-report")
+    .step(select, timeout=timedelta(minutes=1))
+    .step(compute, timeout=timedelta(minutes=1), memory_limit="1 GiB")
+    .step(render, timeout=timedelta(minutes=2), memory_limit="1 GiB", retry=RetryPolicy(max_attempts=3))
+    .step(file, retry=RetryPolicy(max_attempts=10))
+)

@@ -1,0 +1,60 @@
+"""Durable step functions on Postgres, executed by a supervisor of worker processes."""
+
+from underway.app import Underway
+from underway.client import Attempt, Run, Status
+from underway.context import Context
+from underway.errors import (
+    AppNotFound,
+    EmbeddedPostgresError,
+    Fail,
+    ImportSideEffect,
+    InsideStep,
+    Interrupt,
+    InvalidOption,
+    JobDefinitionError,
+    NoDatabase,
+    PayloadError,
+    Retry,
+    RunCancelled,
+    RunFailed,
+    RunNotFound,
+    SchemaError,
+    SchemaMissing,
+    SchemaTooNew,
+    SchemaTooOld,
+    UnderwayError,
+)
+from underway.handover import Done, To
+from underway.job import Job
+from underway.retry import RetryPolicy
+
+__all__ = [
+    "AppNotFound",
+    "Attempt",
+    "Context",
+    "Done",
+    "EmbeddedPostgresError",
+    "Fail",
+    "ImportSideEffect",
+    "InsideStep",
+    "Interrupt",
+    "InvalidOption",
+    "Job",
+    "JobDefinitionError",
+    "NoDatabase",
+    "PayloadError",
+    "Retry",
+    "RetryPolicy",
+    "Run",
+    "RunCancelled",
+    "RunFailed",
+    "RunNotFound",
+    "SchemaError",
+    "SchemaMissing",
+    "SchemaTooNew",
+    "SchemaTooOld",
+    "Status",
+    "To",
+    "Underway",
+    "UnderwayError",
+]

@@ -1,0 +1,203 @@
+"""The registry of jobs, and the door to one database."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from typing_extensions import TypeVar
+
+from underway import client
+from underway.context import refuse_inside_step
+from underway.errors import JobDefinitionError, NoDatabase, RunNotFound, UnderwayError
+from underway.job import Job, NewJob
+from underway.loading import refuse_while_loading
+from underway.manifest import Manifest
+
+if TYPE_CHECKING:
+    import psycopg
+    import psycopg_pool
+
+R = TypeVar("R")
+
+
+class Underway:
+    """Your app: the jobs you declare and the database they live in.
+
+    `database` is a connection string or `embedded:`; without it UNDERWAY_DATABASE_URL is used, else DATABASE_URL.
+    Nothing is opened before the first use.
+    """
+
+    def __init__(self, database: str | None = None) -> None:
+        self._database = database
+        self._jobs: dict[str, Job[Any, Any, Any]] = {}
+        self._pool: psycopg_pool.ConnectionPool | None = None
+        self._opening = threading.Lock()
+
+    def job(self, name: str) -> NewJob:
+        """Begin a job; its name is what its runs are kept under, so it outlives code."""
+        if name in self._jobs:
+            raise JobDefinitionError(f"two jobs are named {name!r}")
+        return NewJob(self, name)
+
+    def _declare(self, job: Job[Any, Any, Any]) -> None:
+        known = self._jobs.get(job.name)
+        if known is not None and known._steps != job._steps[: len(known._steps)]:
+            raise JobDefinitionError(f"two jobs are named {job.name!r}")
+        self._jobs[job.name] = job
+
+    @property
+    def jobs(self) -> dict[str, Job[Any, Any, Any]]:
+        """The declared jobs by name."""
+        return dict(self._jobs)
+
+    @property
+    def database(self) -> str | None:
+        """The database as named; None if nobody has named one."""
+        return self._database or os.environ.get("UNDERWAY_DATABASE_URL") or os.environ.get("DATABASE_URL") or None
+
+    def manifest(self) -> Manifest:
+        """All jobs as pure data. Raises JobDefinitionError if the steps of one do not fit together."""
+        return Manifest(tuple(job.manifest() for job in self._jobs.values()), self.database)
+
+    # The database
+
+    @contextmanager
+    def connection(self) -> "Iterator[psycopg.Connection[Any]]":
+        """A connection from the app's pool in a transaction: committed at the end, rolled back by an exception.
+
+        Opens the pool at first use. Raises NoDatabase, SchemaMissing and its siblings, psycopg.OperationalError.
+        """
+        with self._open_pool().connection() as connection:
+            yield connection
+
+    def _open_pool(self) -> "psycopg_pool.ConnectionPool":
+        with self._opening:
+            if self._pool is None:
+                import psycopg
+                import psycopg_pool
+
+                from underway.postgres import connect, migrate, runs
+
+                url = connect.conninfo(self._named_database())
+                # The pool would try again in the background for half a minute; a wrong address should say so now.
+                with psycopg.connect(url) as connection:
+                    migrate.check(runs.applied_migrations(connection))
+                self._pool = psycopg_pool.ConnectionPool(url, min_size=0, max_size=4, open=True)
+            return self._pool
+
+    def close(self) -> None:
+        """Close the app's connections; they open again when needed."""
+        with self._opening:
+            if self._pool is not None:
+                self._pool.close()
+                self._pool = None
+
+    def migrate(self) -> list[str]:
+        """Create or update the schema `underway`; returns the names of the migrations applied. Safe to repeat."""
+        import psycopg
+
+        from underway.postgres import connect, migrate
+
+        refuse_while_loading("migrate")
+        with psycopg.connect(connect.conninfo(self._named_database())) as connection:
+            return migrate.migrate(connection)
+
+    def sync(self) -> list[str]:
+        """Register the jobs for `select underway.enqueue(...)`; returns their names. A supervisor does it too."""
+        from underway.postgres import runs
+
+        refuse_while_loading("sync")
+        with self.connection() as connection:
+            for job in self.manifest().jobs:
+                runs.register_job(connection, job.name, job.steps[0].name, job.steps[0].placement)
+        return list(self._jobs)
+
+    def _named_database(self) -> str:
+        if self.database is None:
+            raise NoDatabase
+        return self.database
+
+    # Runs
+
+    def get_run(self, run_id: UUID | str) -> client.Run[Any]:
+        """A handle of a run, from anywhere. Raises RunNotFound."""
+        from underway.postgres import runs
+
+        run_id = UUID(str(run_id))
+        with self.connection() as connection:
+            name = runs.job_of(connection, run_id)
+        if name is None:
+            raise RunNotFound(f"no run has the id {run_id}: never committed, or gone after its keep")
+        job = self._jobs.get(name)
+        return client.Run(self, run_id, Any if job is None else job.result_type)
+
+    def _enqueue(self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None") -> client.Run[R]:
+        return client.enqueue(self, job, value, conn)
+
+    def _enqueue_many(
+        self, job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None"
+    ) -> list[client.Run[R]]:
+        return client.enqueue_many(self, job, values, conn)
+
+    # Running
+
+    def run(self, procs: int = 2, *, until_idle: bool = False) -> int:
+        """Migrate, then run a supervisor with so many workers until it is stopped; returns its exit code.
+
+        The supervisor is a process of its own (`underway-supervisor FILE:NAME`), as in production: nothing is
+        supervised in here. With `until_idle` it stops when no run of this app is pending, in progress or waiting for
+        a retry. Raises UnderwayError if this app is no global of a module that can be imported again.
+        """
+        refuse_while_loading("run")
+        refuse_inside_step("app.run", "a supervisor already runs this step")
+        address = self._address()
+        self.migrate()
+        command = [sys.executable, "-m", "underway.cli.supervisor", address, "--procs", str(procs)]
+        if until_idle:
+            command.append("--until-idle")
+        return _run_in_foreground(command)
+
+    def _address(self) -> str:
+        """APP, under which another process finds this very app."""
+        for module in [sys.modules["__main__"], *list(sys.modules.values())]:
+            for name, value in list(getattr(module, "__dict__", {}).items()):
+                if value is self and name.isidentifier():
+                    return f"{_module_source(module)}:{name}"
+        raise UnderwayError(
+            "app.run() starts a supervisor that imports this app, but no module has it as a global: "
+            "put it into a file, as in: app = Underway()"
+        )
+
+
+def _module_source(module: Any) -> str:
+    spec = getattr(module, "__spec__", None)
+    if module.__name__ != "__main__":
+        return str(module.__name__)
+    if spec is not None:  # python -m package.module
+        return str(spec.name)
+    file = getattr(module, "__file__", None)
+    if file is None:
+        raise UnderwayError("app.run() starts a supervisor that imports this app; a REPL has no file to import")
+    return str(Path(file).resolve())
+
+
+def _run_in_foreground(command: list[str]) -> int:
+    """Run a command, passing on the signals that ask us to stop, and return its exit code."""
+    # A session of its own: Ctrl-C in a terminal reaches us alone, and is passed on once.
+    process = subprocess.Popen(command, start_new_session=True)
+    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in forwarded}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""The commands underway-supervisor and underway."""

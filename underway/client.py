@@ -1,0 +1,207 @@
+"""Enqueue runs and look at them, on a connection of the app's or of the caller's."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Generic
+from uuid import UUID
+
+from typing_extensions import TypeVar
+
+from underway import codec
+from underway.context import refuse_inside_step
+from underway.errors import InvalidOption, PayloadError, RunCancelled, RunFailed, RunNotFound
+from underway.ids import new_id
+from underway.job import Job
+from underway.loading import refuse_while_loading
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from underway.app import Underway
+
+R = TypeVar("R")
+
+_FIRST_LOOK = 0.02
+_LAST_LOOK = 1.0
+
+
+class Status(StrEnum):
+    """Where a run stands. The last three are final."""
+
+    PENDING = "pending"
+    WAITING = "waiting"
+    IN_PROGRESS = "in_progress"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        return self in (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a step, as recorded at its end.
+
+    `outcome` is succeeded, failed, timed_out, crashed, out_of_memory, lost, released or cancelled; `peak_rss` is in
+    bytes. `started_at` and what was measured are None if nobody was left to tell.
+    """
+
+    step: str
+    number: int
+    outcome: str
+    error: str | None
+    started_at: datetime | None
+    finished_at: datetime
+    host: str | None
+    pid: int | None
+    cpu_seconds: float | None
+    peak_rss: int | None
+
+
+class Run(Generic[R]):
+    """A handle of one run; holds nothing but its id, so it can be made anew anywhere with `app.get_run(id)`."""
+
+    __slots__ = ("_app", "_result_type", "id")
+
+    def __init__(self, app: "Underway", run_id: UUID, result_type: Any) -> None:
+        self._app = app
+        self._result_type = result_type
+        self.id = run_id
+
+    def status(self) -> Status:
+        """Raises RunNotFound if it was never committed, or has left after its `keep`."""
+        from underway.postgres import runs
+
+        with self._app.connection() as connection:
+            state = runs.status(connection, self.id)
+        if state is None:
+            raise RunNotFound(f"no run has the id {self.id}: never committed, or gone after its keep")
+        return Status(state)
+
+    def wait(self, timeout: timedelta | float | None = None) -> Status:
+        """Wait until the run is finished and return its final status. `timeout` in seconds or as a timedelta.
+
+        Raises TimeoutError. Looks every 20 ms at first and once a second in the end; finishing sends no notification.
+        """
+        refuse_inside_step("Run.wait", "it would hold a worker; hand over to a next step, or look from outside")
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        deadline = None if seconds is None else time.monotonic() + seconds
+        pause = _FIRST_LOOK
+        while not (status := self.status()).final:
+            left = pause if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"run {self.id} is still {status} after {seconds} s")
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, _LAST_LOOK)
+        return status
+
+    def result(self, timeout: timedelta | float | None = None) -> R:
+        """What `To.done` carried, once the run has succeeded; waits for that like `wait`.
+
+        Raises RunFailed with the last error, RunCancelled, RunNotFound, TimeoutError.
+        """
+        from underway.postgres import runs
+
+        self.wait(timeout)
+        with self._app.connection() as connection:
+            outcome = runs.outcome(connection, self.id)
+        if outcome is None:
+            raise RunNotFound(f"run {self.id} has left after its keep")
+        state, result, error = outcome
+        if state == Status.FAILED:
+            raise RunFailed(f"run {self.id} failed: {error}")
+        if state == Status.CANCELLED:
+            raise RunCancelled(f"run {self.id} was cancelled")
+        value: R = codec.decode(result or "null", self._result_type)
+        return value
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts so far that have ended, in order."""
+        from underway.postgres import runs
+
+        with self._app.connection() as connection:
+            return [Attempt(*row) for row in runs.attempts(connection, self.id)]
+
+    def cancel(self) -> bool:
+        """Cancel a run that is not in progress; whether this call did it."""
+        from underway.postgres import runs
+
+        refuse_while_loading("Run.cancel")
+        with self._app.connection() as connection:
+            return runs.cancel(connection, self.id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id}>"
+
+
+def enqueue(app: "Underway", job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None") -> Run[R]:
+    from underway.postgres import runs
+
+    _refuse(conn)
+    first = job.compiled[0]
+    payload = codec.encode(value, first.input_type)
+    run_id = new_id()
+    if conn is not None:
+        runs.insert_run(_checked(conn), run_id, job.name, first.spec.name, first.spec.placement, payload)
+    else:
+        with app.connection() as connection:
+            runs.insert_run(connection, run_id, job.name, first.spec.name, first.spec.placement, payload)
+    return Run(app, run_id, job.result_type)
+
+
+def enqueue_many(
+    app: "Underway", job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None"
+) -> list[Run[R]]:
+    from underway.postgres import runs
+
+    _refuse(conn)
+    first = job.compiled[0]
+    made: list[Run[R]] = []
+    rows = _encoded(app, job, values, made)
+    if conn is not None:
+        runs.copy_runs(_checked(conn), rows, job.name, first.spec.name, first.spec.placement)
+    else:
+        with app.connection() as connection:
+            runs.copy_runs(connection, rows, job.name, first.spec.name, first.spec.placement)
+    return made
+
+
+def _encoded(
+    app: "Underway", job: Job[Any, Any, R], values: Iterable[Any], made: list[Run[R]]
+) -> Iterator[tuple[UUID, bytes]]:
+    """Id and payload of each value, while the list of runs grows along."""
+    typed = codec.codec_for(job.compiled[0].input_type)
+    result_type = job.result_type
+    for index, value in enumerate(values):
+        try:
+            payload = typed.encode(value)
+        except PayloadError as error:
+            raise PayloadError(f"value {index}: {error}") from error
+        run_id = new_id()
+        made.append(Run(app, run_id, result_type))
+        yield run_id, payload
+
+
+def _refuse(conn: object) -> None:
+    refuse_while_loading("enqueue")
+    if conn is None:
+        refuse_inside_step("enqueue without conn=", "use cx.enqueue(job, value), which commits with the step")
+
+
+def _checked(conn: Any) -> Any:
+    import psycopg
+
+    if not isinstance(conn, psycopg.Connection):
+        raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}")
+    return conn

@@ -1,0 +1,222 @@
+"""What a user declares: a job, its steps, and the check that they fit together."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Generic, Union, get_args, get_origin, get_type_hints, overload
+
+from typing_extensions import Never, TypeVar, Unpack
+
+from underway import codec, manifest, options
+from underway.context import Context
+from underway.errors import JobDefinitionError, PayloadError
+from underway.handover import To
+from underway.options import StepOptions
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from underway.app import Underway
+    from underway.client import Run
+
+In = TypeVar("In")
+Next = TypeVar("Next")
+Result = TypeVar("Result")
+N = TypeVar("N")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledStep:
+    """A step whose types are known. `next_type` is Never for a step that always ends the run."""
+
+    function: Callable[..., To[Any, Any]]
+    spec: manifest.Step
+    takes_input: bool
+    input_type: Any
+    next_type: Any
+    result_type: Any
+
+
+class NewJob:
+    """A job without steps; give it the first one with `.step(...)`."""
+
+    def __init__(self, app: "Underway", name: str) -> None:
+        self._app = app
+        self.name = options.checked_name("job", name)
+
+    @overload
+    def step(self, function: Callable[[Context, In], To[N, R]], **given: Unpack[StepOptions]) -> "Job[In, N, R]": ...
+    @overload
+    def step(self, function: Callable[[Context], To[N, R]], **given: Unpack[StepOptions]) -> "Job[None, N, R]": ...
+    def step(self, function: Callable[..., Any], **given: Unpack[StepOptions]) -> "Job[Any, Any, Any]":
+        """The first step: its input is what `enqueue` takes. Options as described in StepOptions."""
+        return Job(self._app, self.name, ((function, _spec(function, given)),))
+
+
+class Job(Generic[In, Next, Result]):
+    """A named sequence of typed steps. `In` is what `enqueue` takes, `Result` what `Run.result()` returns.
+
+    `Next` is what the last step hands on; it is Never for a job that is complete.
+    """
+
+    def __init__(
+        self, app: "Underway", name: str, steps: tuple[tuple[Callable[..., Any], manifest.Step], ...]
+    ) -> None:
+        self._app = app
+        self._steps = steps
+        self.name = name
+        app._declare(self)
+
+    @overload
+    def step(
+        self, function: Callable[[Context, Next], To[N, R]], **given: Unpack[StepOptions]
+    ) -> "Job[In, N, Result | R]": ...
+    @overload
+    def step(
+        self: "Job[In, None, Result]", function: Callable[[Context], To[N, R]], **given: Unpack[StepOptions]
+    ) -> "Job[In, N, Result | R]": ...
+    def step(self, function: Callable[..., Any], **given: Unpack[StepOptions]) -> "Job[Any, Any, Any]":
+        """This job with one more step, whose input is what the step before it hands over."""
+        return Job(self._app, self.name, (*self._steps, (function, _spec(function, given))))
+
+    @overload
+    def enqueue(self: "Job[In, Never, Result]", value: In, *, conn: "psycopg.Connection[Any] | None" = None) -> "Run[Result]": ...
+    @overload
+    def enqueue(self: "Job[None, Never, Result]", *, conn: "psycopg.Connection[Any] | None" = None) -> "Run[Result]": ...
+    def enqueue(self, value: Any = None, *, conn: "psycopg.Connection[Any] | None" = None) -> "Run[Any]":
+        """Enqueue a run. With `conn=` in your transaction: committed or rolled back with everything else in it.
+
+        Raises PayloadError if the value cannot travel, JobDefinitionError if the job's steps do not fit together.
+        """
+        return self._app._enqueue(self, value, conn)
+
+    def enqueue_many(
+        self: "Job[In, Never, Result]", values: Iterable[In], *, conn: "psycopg.Connection[Any] | None" = None
+    ) -> "list[Run[Result]]":
+        """Enqueue a run for each value, all or none of them, by COPY. The runs are in the order of the values."""
+        return self._app._enqueue_many(self, values, conn)
+
+    @functools.cached_property
+    def compiled(self) -> tuple[CompiledStep, ...]:
+        """The steps with their types resolved. Raises JobDefinitionError if they do not fit together."""
+        steps = tuple(_compile(self.name, function, spec) for function, spec in self._steps)
+        _check_chain(self.name, steps)
+        return steps
+
+    @property
+    def result_type(self) -> Any:
+        """The union of what the steps may end with."""
+        kinds = [step.result_type for step in self.compiled if step.result_type is not Never]
+        return Union[tuple(kinds)] if kinds else None  # noqa: UP007
+
+    def manifest(self) -> manifest.Job:
+        return manifest.Job(self.name, tuple(step.spec for step in self.compiled))
+
+    def __repr__(self) -> str:
+        return f"<Job {self.name}: {' -> '.join(spec.name for _, spec in self._steps)}>"
+
+
+def _spec(function: Callable[..., Any], given: StepOptions) -> manifest.Step:
+    if not callable(function):
+        raise JobDefinitionError(f"a step is a function, not {function!r}")
+    default = getattr(function, "__name__", type(function).__name__)
+    return options.step(default, **given)
+
+
+def _compile(job: str, function: Callable[..., Any], spec: manifest.Step) -> CompiledStep:
+    where = f"job {job!r}, step {spec.name!r}"
+    plain = function if inspect.isroutine(function) else type(function).__call__
+    if isinstance(function, functools.partial):
+        plain = function.func
+    if inspect.iscoroutinefunction(plain) or inspect.isgeneratorfunction(plain):
+        raise JobDefinitionError(f"{where}: a step is a plain function, not a coroutine or a generator")
+    try:
+        hints = get_type_hints(plain, include_extras=True)
+    except NameError as error:
+        raise JobDefinitionError(f"{where}: its annotations name something unknown: {error}") from error
+    parameters = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(parameters) not in (1, 2):
+        raise JobDefinitionError(f"{where}: a step takes (cx) or (cx, input), not {inspect.signature(function)}")
+    input_type = None
+    if len(parameters) == 2:
+        if parameters[1].name not in hints:
+            raise JobDefinitionError(f"{where}: annotate the parameter {parameters[1].name!r} with the step's input type")
+        input_type = hints[parameters[1].name]
+    if "return" not in hints:
+        raise JobDefinitionError(f"{where}: annotate what it returns: To[NextInput], or Done for the last step")
+    next_type, result_type = _handed_over(where, hints["return"])
+    for kind in (input_type, next_type, result_type):
+        if kind is not Never:
+            _check_travels(where, kind)
+    return CompiledStep(function, spec, len(parameters) == 2, input_type, next_type, result_type)
+
+
+def _handed_over(where: str, annotation: Any) -> tuple[Any, Any]:
+    """What a return annotation says: (next input or Never, result or Never)."""
+    branches = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    nexts, results = [], []
+    for branch in branches:
+        if branch is To or get_origin(branch) is not To:
+            raise JobDefinitionError(
+                f"{where}: it returns {codec.type_name(annotation)}; a step returns To[NextInput], "
+                f"To[NextInput, Result] or Done[Result]"
+            )
+        handed, result, *_ = (*get_args(branch), None)
+        nexts.append(handed)
+        # A bare Done leaves its type variable open; its default is None.
+        results.append(None if isinstance(result, TypeVar) or result is type(None) else result)  # type: ignore[arg-type]
+    return _union(nexts), _union(results)
+
+
+def _union(kinds: list[Any]) -> Any:
+    real = [kind for kind in kinds if kind is not Never and str(kind) not in ("typing.Never", "typing_extensions.Never")]
+    return Union[tuple(real)] if real else Never  # noqa: UP007
+
+
+def _check_travels(where: str, kind: Any) -> None:
+    try:
+        codec.check_type(kind)
+    except PayloadError as error:
+        raise JobDefinitionError(f"{where}: {error}") from error
+
+
+def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
+    names = [name for step in steps for name in (step.spec.name, *step.spec.formerly)]
+    for name in names:
+        if names.count(name) > 1:
+            raise JobDefinitionError(f"job {job!r}: two steps are (or were) named {name!r}; give one a name=")
+    for before, after in zip(steps, steps[1:], strict=False):
+        if before.next_type is Never:
+            raise JobDefinitionError(
+                f"job {job!r}: step {after.spec.name!r} can never be reached, "
+                f"step {before.spec.name!r} always ends the run (it returns Done)"
+            )
+        if not _fits(before.next_type, after.input_type):
+            raise JobDefinitionError(
+                f"job {job!r}: step {before.spec.name!r} hands over {codec.type_name(before.next_type)}, "
+                f"but step {after.spec.name!r} takes {codec.type_name(after.input_type)}"
+            )
+    if steps[-1].next_type is not Never:
+        raise JobDefinitionError(
+            f"job {job!r} has no end: its last step {steps[-1].spec.name!r} hands over "
+            f"{codec.type_name(steps[-1].next_type)}; let it return Done, or add a step"
+        )
+
+
+def _fits(handed: Any, taken: Any) -> bool:
+    """Whether every value of one type can be read as the other without losing anything."""
+    if handed == taken or taken in (Any, object) or (handed in (None, type(None)) and taken in (None, type(None))):
+        return True
+    taken_kinds = get_args(taken) if get_origin(taken) in (Union, UnionType) else (taken,)
+    handed_kinds = get_args(handed) if get_origin(handed) in (Union, UnionType) else (handed,)
+    if len(taken_kinds) > 1 or len(handed_kinds) > 1:
+        return all(any(_fits(kind, other) for other in taken_kinds) for kind in handed_kinds)
+    return taken in (dict, list) and get_origin(handed) is taken

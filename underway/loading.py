@@ -1,0 +1,81 @@
+"""Imports the user's app, and refuses effects while it does."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from underway.errors import AppNotFound, ImportSideEffect
+
+_loading: str | None = None
+
+
+def load(app: str) -> object:
+    """The object that APP names: `module:attribute` or `path/to/file.py:attribute`.
+
+    Raises AppNotFound if there is no such thing, and whatever the module raises.
+    """
+    source, colon, attribute = app.rpartition(":")
+    if not colon or not source or not attribute.isidentifier():
+        raise AppNotFound(f"{app!r} is not of the form module:attribute or path/to/file.py:attribute")
+    with _refusing_effects(app):
+        module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+    if not hasattr(module, attribute):
+        raise AppNotFound(f"{source} has no attribute {attribute!r}")
+    return getattr(module, attribute)
+
+
+def refuse_while_loading(call: str) -> None:
+    """Raise ImportSideEffect if an app is being imported: workers import it again and again."""
+    if _loading is not None:
+        raise ImportSideEffect(
+            f"{call} was called while {_loading} was imported: move this under if __name__ == '__main__':"
+        )
+
+
+@contextmanager
+def _refusing_effects(app: str) -> Iterator[None]:
+    global _loading
+    _loading = app
+    try:
+        yield
+    finally:
+        _loading = None
+
+
+def _import_module(name: str) -> ModuleType:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as python -m does; a console script's path lacks the working directory
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # A module that the app itself misses is the app's error, with its own traceback.
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise AppNotFound(f"there is no module {name!r} (looked in {Path.cwd()} and sys.path)") from error
+        raise
+
+
+def _import_file(file: Path) -> ModuleType:
+    """Import by path under the name the file would have on the path, so that its neighbours find the same module."""
+    file = file.resolve()
+    if not file.is_file():
+        raise AppNotFound(f"there is no file {file}")
+    root, name = file.parent, file.stem
+    while (root / "__init__.py").exists():
+        name, root = f"{root.name}.{name}", root.parent
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    if name in sys.stdlib_module_names:
+        name = f"app_{name}"
+    if "." in name:
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

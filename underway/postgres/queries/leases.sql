@@ -1,0 +1,81 @@
+-- renew_leases: extend the leases of these tasks and store their progress; fenced, and never waits for a row lock
+update underway.run r
+set lease_until = clock_timestamp() + make_interval(secs => g.lease),
+    progress = coalesce(g.progress::jsonb, r.progress)
+from unnest(%(ids)s::uuid[], %(tokens)s::int8[], %(leases)s::float8[], %(progress)s::text[])
+    as g (id, token, lease, progress)
+where r.id = any(array(
+        select l.id from underway.run l
+        where l.id = any(%(ids)s::uuid[]) order by l.id for no key update skip locked
+    ))
+    and r.id = g.id and r.token = g.token and r.owner = %(owner)s
+    and r.state = 'in_progress' and not r.cancel_requested
+returning r.id::text;
+
+-- reap_runs: take back runs whose lease has expired; the crash that comes with it may be their last
+with lapsed as materialized (
+    select id, token, owner, crashes + 1 as crashes, crashes + 1 >= max_crashes as quarantined
+    from underway.run
+    where state = 'in_progress' and lease_until < now()
+    order by id
+    limit %(limit)s
+    for update skip locked
+),
+back as (
+    update underway.run r
+    set state = 'waiting',
+        crashes = l.crashes,
+        number = r.number + 1,
+        due = now() + make_interval(secs => least(60, 2 ^ (l.crashes - 1))),
+        rank = now() + make_interval(secs => least(60, 2 ^ (l.crashes - 1))) - r.priority * interval '1 minute',
+        owner = null,
+        lease_until = null,
+        progress = null
+    from lapsed l
+    where r.id = l.id and r.token = l.token and not l.quarantined
+    returning r.id, r.token, r.number, r.step, l.owner, 'back' as what
+),
+gone as (
+    delete from underway.run r
+    using lapsed l
+    where r.id = l.id and r.token = l.token and l.quarantined
+    returning r.*, l.crashes as all_crashes, l.owner as last_owner
+),
+filed as (
+    insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
+        priority, key_limit, state, queue, job, step, unique_key, concurrency_key, error, input)
+    select id, created_at, now() + keep, scheduled_for, keep, attempts, all_crashes, releases, priority, key_limit,
+        'failed', queue, job, step, unique_key, concurrency_key,
+        format('quarantined after %%s crashes: the lease expired, its supervisor is gone', all_crashes), input
+    from gone
+),
+noted as (
+    insert into underway.attempt (run_id, token, number, pid, finished_at, step, outcome, host, error)
+    select t.id, t.token, t.number, s.pid, now(), t.step, 'lost', s.host,
+        format('the lease expired: supervisor %%s did not renew it', t.owner)
+    from (
+        select id, token, number, step, owner from back
+        union all
+        select id, token, number + 1, step, last_owner from gone
+    ) t
+    left join underway.supervisor s on s.id = t.owner
+)
+select id::text, token, false as quarantined from back
+union all
+select id::text, token, true from gone;
+
+-- release_unknown: give back runs that are ours by their row but not by our memory: claims whose answer was lost
+update underway.run r
+set state = 'pending', owner = null, lease_until = null, releases = r.releases + 1
+where r.ctid = any(array(
+    select ctid from underway.run
+    where state = 'in_progress' and owner = %(owner)s and id <> all(%(known)s::uuid[])
+    order by id
+    for no key update skip locked
+));
+
+-- listen: hear of new runs
+listen underway;
+
+-- notify_self: does a notification come back on this connection
+select pg_notify('underway', %(nonce)s);

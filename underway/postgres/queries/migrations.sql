@@ -1,0 +1,22 @@
+-- lock_migrations: one migrator at a time per database, until the transaction ends
+select pg_advisory_xact_lock(hashtextextended('underway.migration', 0));
+
+-- schema_exists: whether anybody has migrated this database yet
+select to_regclass('underway.migration') is not null;
+
+-- create_schema: the schema, empty
+create schema if not exists underway;
+
+-- create_migration_table: our own history, apart from the application's
+create table if not exists underway.migration (
+    version int primary key,
+    name text not null,
+    oldest_code int not null,
+    applied_at timestamptz not null default clock_timestamp()
+);
+
+-- applied_migrations: versions that this database has, and the oldest code that each still allows
+select version, oldest_code from underway.migration order by version;
+
+-- record_migration: this version is now applied
+insert into underway.migration (version, name, oldest_code) values (%(version)s, %(name)s, %(oldest_code)s);

@@ -1,0 +1,1 @@
+"""The parent process: claims, leases, commits, reaps, watches. It never imports or runs the user's code."""

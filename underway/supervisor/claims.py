@@ -1,0 +1,129 @@
+"""The claim loop: asks Postgres for as many tasks as the workers can take."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from logging import getLogger
+
+from underway.postgres.session import DatabaseAway
+from underway.postgres.store import Lanes, Store
+from underway.supervisor.crew import Crew
+from underway.supervisor.dispatch import MOST_CLAIMED, Dispatch
+from underway.supervisor.task import Task, from_claim
+
+log = getLogger("underway.supervisor")
+
+POLL_SECONDS = 1.0
+POLL_SECONDS_DEAF = 0.2
+# After so many claims in a row that got all they asked for, there is a backlog.
+BACKLOG_CLAIMS = 5
+# Results that wait for their commit; claims pause above.
+MOST_UNCOMMITTED = 2000
+
+
+class Claims:
+    """Woken by notifications, by workers that run dry, by runs that became due; polls behind all of that."""
+
+    def __init__(
+        self,
+        store: Store,
+        crew: Crew,
+        dispatch: Dispatch,
+        held: dict[int, Task],
+        *,
+        uncommitted: Callable[[], int],
+        listening: Callable[[], bool],
+        on_empty: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._crew = crew
+        self._dispatch = dispatch
+        self._held = held
+        self._uncommitted = uncommitted
+        self._listening = listening
+        self._on_empty = on_empty
+        self._woken = asyncio.Event()
+        self._idle = False
+        self._full_claims = 0
+        self._short = False
+        self._lanes = Lanes(())
+        self._lanes_of: object = None
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    async def run(self) -> None:
+        while True:
+            self._woken.clear()
+            tasks = self._demand()
+            if tasks == 0:
+                await self._woken.wait()
+                continue
+            claimed = await self._claim(tasks)
+            self._full_claims = self._full_claims + 1 if claimed == tasks else 0
+            if self._idle and self._full_claims > BACKLOG_CLAIMS:
+                await self._declare_busy()
+            if claimed == 0 and not await self._declare_idle(tasks):
+                self._on_empty()
+                poll = POLL_SECONDS if self._listening() else POLL_SECONDS_DEAF
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), poll)
+
+    def _demand(self) -> int:
+        return self._dispatch.demand() if self._uncommitted() < MOST_UNCOMMITTED else 0
+
+    async def _claim(self, tasks: int) -> int:
+        sent_at = time.monotonic()
+        steps = self._crew.lanes
+        if steps is not self._lanes_of:
+            self._lanes_of = steps
+            self._lanes = Lanes((lane, step.policy) for lane, step in steps.items())
+        suspects = 0 if any(task.suspect for task in self._held.values()) else 1
+        # Other claimers lock the same candidates first; after a short answer look further down the lane.
+        candidates = min(tasks * 4, 4 * MOST_CLAIMED) if self._short else tasks
+        try:
+            claimed = await self._store.claim(self._lanes, tasks, candidates=candidates, suspects=suspects)
+        except DatabaseAway as error:
+            log.warning("claim interrupted: %s", error)
+            await self._release_unknown()
+            return 0
+        self._short = len(claimed) < tasks
+        held = [from_claim(run, steps[run.lane], sent_at) for run in claimed]
+        self._held.update((task.token, task) for task in held)
+        self._dispatch.add(held)
+        self._dispatch.pump()
+        return len(claimed)
+
+    async def _release_unknown(self) -> None:
+        """A claim whose answer was lost may have taken runs that we do not know of; nobody is to blame for that."""
+        while True:
+            try:
+                await self._store.release_unknown({task.run for task in self._held.values()})
+            except DatabaseAway:
+                continue
+            return
+
+    async def _declare_idle(self, tasks: int) -> bool:
+        """Ask to be notified, then claim once more: whoever enqueued before it did not know. True if that found any.
+
+        The declaration stays while there is little to do, and is taken back under a backlog, where a NOTIFY per
+        transaction would only slow down those who enqueue.
+        """
+        if self._idle:
+            return False
+        try:
+            await self._store.set_idle(True)
+        except DatabaseAway:
+            return False
+        self._idle = True
+        return await self._claim(tasks) > 0
+
+    async def _declare_busy(self) -> None:
+        self._idle = False
+        with contextlib.suppress(DatabaseAway):
+            await self._store.set_idle(False)
+
+    def forget_idle(self) -> None:
+        """The label of this supervisor was written anew, and it does not say idle."""
+        self._idle = False

@@ -1,0 +1,170 @@
+"""Group commit: whatever ended while the last commit was under way goes into the next one."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from logging import getLogger
+from typing import Any, NamedTuple
+
+import psycopg
+
+from underway.postgres.session import DatabaseAway
+from underway.postgres.store import Attempt, Continue, Finish, Store
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import Seen, settle
+
+log = getLogger("underway.supervisor")
+
+MOST_TOGETHER = 500
+_LOCKED_PAUSE = 0.05
+
+
+class Ended(NamedTuple):
+    """A task that ended, on its way to Postgres. `at` is when, on the monotonic clock."""
+
+    task: Task
+    row: Finish | Continue
+    spawned: list[dict[str, Any]]
+    at: float
+
+
+class Commits:
+    """Takes endings from the supervisor and makes them durable; a task stays held, and renewed, until then."""
+
+    def __init__(
+        self, store: Store, held: dict[int, Task], *, on_continue: Callable[[float], None], rng: random.Random
+    ) -> None:
+        self._store = store
+        self._held = held
+        self._on_continue = on_continue
+        self._rng = rng
+        self._waiting: list[Ended] = []
+        self._under_way = 0
+        self._locked = 0
+        self._submitted = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.outcomes: Counter[str] = Counter()
+
+    def submit(self, ended: Ended) -> None:
+        self._waiting.append(ended)
+        self._submitted.set()
+        self._empty.clear()
+
+    def uncommitted(self) -> int:
+        return len(self._waiting) + self._under_way + self._locked
+
+    async def flushed(self) -> None:
+        """Wait until everything submitted so far is durable or known to be lost."""
+        await self._empty.wait()
+
+    async def run(self) -> None:
+        while True:
+            await self._submitted.wait()
+            batch, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
+            if not self._waiting:
+                self._submitted.clear()
+            self._under_way = len(batch)
+            await self._commit(batch)
+            self._under_way = 0
+            if self.uncommitted() == 0:
+                self._empty.set()
+
+    async def _commit(self, batch: list[Ended]) -> None:
+        for kind in (Finish, Continue):
+            group = [ended for ended in batch if isinstance(ended.row, kind) and self._is_held(ended.task)]
+            if group:
+                await self._commit_group(group)
+
+    async def _commit_group(self, group: list[Ended]) -> None:
+        try:
+            done = await self._write(group)
+        except DatabaseAway as error:
+            log.warning("commit of %d attempts interrupted, it will be repeated: %s", len(group), error)
+            self._again(group)
+            return
+        except psycopg.Error as error:
+            await self._one_by_one(group, error)
+            return
+        missing = []
+        for ended in group:
+            if ended.task.run in done:
+                self._durable(ended)
+            else:
+                missing.append(ended)
+        if missing:
+            await self._sort_out(missing)
+
+    async def _write(self, group: list[Ended]) -> set[str]:
+        now = time.monotonic()
+        spawned = [spawn for ended in group for spawn in ended.spawned]
+        rows = [ended.row._replace(attempt=_as_of(ended, now)) for ended in group]
+        if isinstance(group[0].row, Finish):
+            return await self._store.finish([row for row in rows if isinstance(row, Finish)], spawned)
+        return await self._store.continue_([row for row in rows if isinstance(row, Continue)], spawned)
+
+    async def _one_by_one(self, group: list[Ended], error: psycopg.Error) -> None:
+        """Something in the group cannot be stored. Alone, only the one to blame fails, with its own message."""
+        if len(group) > 1:
+            for ended in group:
+                await self._commit_group([ended])
+            return
+        (ended,) = group
+        message = f"what this attempt handed over cannot be stored: {error}"
+        log.error("%s", message, extra={"about": {"run": ended.task.run}})
+        attempt = ended.row.attempt._replace(outcome="failed", error=message.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+        if ended.row.payload is None and not ended.spawned:
+            # Without payload and children there is nothing left to leave out; the reaper will take the run back.
+            log.error("this ending cannot be written at all, its lease will lapse", exc_info=error)
+            self._held.pop(ended.task.token, None)
+            return
+        self.submit(Ended(ended.task, settle(ended.task, Seen.UNSTORABLE, attempt, self._rng), [], ended.at))
+
+    async def _sort_out(self, missing: list[Ended]) -> None:
+        """Judge per run: locked by a stranger (again later), already recorded (done), or lost (dropped)."""
+        keys = [(ended.task.run, ended.task.token) for ended in missing]
+        try:
+            owned = await self._store.owned([run for run, _ in keys])
+            recorded = await self._store.recorded(keys)
+        except DatabaseAway:
+            self._again(missing)
+            return
+        locked = []
+        for ended, key in zip(missing, keys, strict=True):
+            if key in recorded:
+                self._durable(ended)
+            elif key in owned:
+                locked.append(ended)
+            else:
+                self._held.pop(ended.task.token, None)
+                log.warning("its run was taken from us, its ending is dropped", extra={"about": {"run": key[0]}})
+        if locked:
+            self._locked += len(locked)
+            asyncio.get_running_loop().call_later(_LOCKED_PAUSE, self._unlock, locked)
+
+    def _unlock(self, group: list[Ended]) -> None:
+        self._locked -= len(group)
+        self._again(group)
+
+    def _again(self, group: list[Ended]) -> None:
+        self._waiting = group + self._waiting
+        self._submitted.set()
+
+    def _durable(self, ended: Ended) -> None:
+        self._held.pop(ended.task.token, None)
+        self.outcomes[ended.row.attempt.outcome] += 1
+        if isinstance(ended.row, Continue):
+            self._on_continue(ended.row.delay)
+
+    def _is_held(self, task: Task) -> bool:
+        return task.token in self._held
+
+
+def _as_of(ended: Ended, now: float) -> Attempt:
+    """Postgres' clock decides: tell it how long ago things happened, not when."""
+    attempt = ended.row.attempt
+    ago = now - ended.at
+    started = None if attempt.started is None else attempt.started + ago
+    return attempt._replace(started=started, ended=ago)

@@ -1,0 +1,154 @@
+"""The workers of one supervisor: started, kept at strength with one spare, replaced, stopped."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+from collections.abc import Iterator
+from logging import getLogger
+
+from underway import wire
+from underway.manifest import Lane, Manifest, Step
+from underway.supervisor.keeper import children_of, kill_below
+from underway.supervisor.worker_process import Overseer, WorkerProcess
+
+log = getLogger("underway.supervisor")
+
+BOOT_SECONDS = 60.0
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 30.0
+
+
+class Crew:
+    """Keeps `size` workers at work and one more booted and idle, which takes a dead worker's place at once."""
+
+    def __init__(self, app: str, size: int, supervisor_id: str, overseer: Overseer) -> None:
+        self.size = size
+        self.active: list[WorkerProcess] = []
+        self.spare: WorkerProcess | None = None
+        self.booting: list[WorkerProcess] = []
+        self.first_manifest: asyncio.Future[Manifest] = asyncio.get_running_loop().create_future()
+        self.boot_error = ""
+        self.lanes: dict[Lane, Step] = {}
+        self._app = app
+        self._supervisor_id = supervisor_id
+        self._overseer = overseer
+        self._serial = itertools.count(1)
+        self._boot_failures = 0
+        self._stopping = False
+
+    @property
+    def workers(self) -> Iterator[WorkerProcess]:
+        """All that live, at whatever they are."""
+        yield from self.active
+        yield from self.booting
+        if self.spare is not None:
+            yield self.spare
+
+    def start(self) -> None:
+        for _ in range(self.size + 1):
+            self._boot()
+
+    def _boot(self) -> None:
+        serial = next(self._serial)
+        taken = {worker.slot for worker in self.workers}
+        slot = next(number for number in itertools.count(1) if number not in taken)
+        # The mark ends in a character that no number has: worker 1 must not be taken for worker 10.
+        worker = WorkerProcess(self._app, slot, f"{self._supervisor_id}/{serial};", self._overseer)
+        self.booting.append(worker)
+
+    def booted(self, worker: WorkerProcess, hello: wire.Hello) -> None:
+        worker.manifest = Manifest.from_json(hello.payload)
+        worker.lanes = dict(worker.manifest.lanes())
+        self.booting.remove(worker)
+        self._boot_failures = 0
+        if len(self.active) < self.size:
+            self.active.append(worker)
+        else:
+            self.spare = worker
+        self._changed()
+        if not self.first_manifest.done():
+            self.first_manifest.set_result(worker.manifest)
+        log.debug("worker booted", extra={"about": {"worker": worker.slot, "pid": worker.pid}})
+
+    def boot_failed(self, worker: WorkerProcess, failure: wire.BootFailed) -> None:
+        self.boot_error = failure.payload.decode(errors="replace")
+        log.error("the app does not import:\n%s", self.boot_error, extra={"about": {"worker": worker.slot}})
+
+    def remove(self, worker: WorkerProcess) -> None:
+        """After its death: the spare takes its place, and a new spare is booted."""
+        if worker in self.booting:
+            self.booting.remove(worker)
+            self._boot_failed(worker)
+            return
+        if worker is self.spare:
+            self.spare = None
+        else:
+            self.active.remove(worker)
+            if self.spare is not None:
+                self.active.append(self.spare)
+                self.spare = None
+        self._changed()
+        if not self._stopping:
+            self._boot()
+
+    def _boot_failed(self, worker: WorkerProcess) -> None:
+        if self._stopping:
+            return
+        self._boot_failures += 1
+        if not self.first_manifest.done():
+            evidence = self.boot_error or worker.output.evidence() or "no output"
+            self.first_manifest.set_exception(BootError(f"{worker.exit_text}\n{evidence}"))
+        pause = min(_FIRST_PAUSE * 2 ** min(self._boot_failures - 1, 10), _LONGEST_PAUSE) * random.uniform(0.8, 1.2)  # noqa: S311
+        log.error(
+            "worker did not boot (%s), trying again in %.1f s", worker.exit_text, pause,
+            extra={"about": {"worker": worker.slot, "pid": worker.pid}},
+        )  # fmt: skip
+        asyncio.get_running_loop().call_later(pause, self._boot_again)
+
+    def _boot_again(self) -> None:
+        if not self._stopping:
+            self._boot()
+
+    def _changed(self) -> None:
+        lanes: dict[Lane, Step] = {}
+        for worker in self.active:
+            lanes |= worker.lanes
+        self.lanes = lanes
+
+    def kill_slow_boots(self, now: float) -> None:
+        """A boot may take its time, but not for ever."""
+        for worker in self.booting:
+            if now - worker.started_at > BOOT_SECONDS:
+                log.error("worker did not boot within %.0f s", BOOT_SECONDS, extra={"about": {"worker": worker.slot}})
+                worker.kill()
+
+    def bury_adopted(self, others: set[int]) -> None:
+        """Kill and collect what was re-parented to us: whatever a dead worker left behind that hid from the search.
+
+        Only a dead worker's orphans come to us, since living workers are subreapers themselves. `others` are
+        children of ours that are no workers.
+        """
+        known = {worker.pid for worker in self.workers} | others
+        if strangers := children_of(os.getpid()) - known:
+            kill_below(None, strangers)
+        with contextlib.suppress(ChildProcessError):
+            while (exited := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if exited.si_pid in known:
+                    return  # its pidfd will tell; it hides the others, who are collected at the next call
+                os.waitpid(exited.si_pid, os.WNOHANG)
+
+    def stop_booting(self) -> None:
+        """No more replacements from here on."""
+        self._stopping = True
+
+    def kill_all(self) -> None:
+        self._stopping = True
+        for worker in list(self.workers):
+            worker.kill()
+
+
+
+class BootError(Exception):
+    """The first worker did not come up; the message holds its traceback or its last output."""

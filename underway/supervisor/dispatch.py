@@ -1,0 +1,197 @@
+"""Which worker gets which task, how many at once, and how many to claim."""
+
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from underway import wire
+from underway.manifest import Lane
+from underway.supervisor.crew import Crew
+from underway.supervisor.task import Task
+from underway.supervisor.worker_process import WorkerProcess
+
+# A worker is handed more than one task only of steps that take at most this long, and then as many as fill
+# HANDED_SECONDS: enough to hide the way to the supervisor and back.
+SHORT_SECONDS = 0.025
+HANDED_SECONDS = 0.01
+MOST_HANDED = 64
+# Whatever has waited so long behind a running task is taken back.
+PATIENCE_SECONDS = 0.05
+# So much work per worker is claimed ahead: enough to hide a claim, little enough to leave to other supervisors.
+AHEAD_SECONDS = 0.25
+MOST_AHEAD = 250
+MOST_CLAIMED = 500
+# A task that has waited so long in this supervisor goes back to Postgres, where others find it.
+STALE_SECONDS = 2.0
+
+
+class Dispatch:
+    """Tasks that wait in the supervisor, and the workers they go to."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self.ready: deque[Task] = deque()
+        self.suspects: deque[Task] = deque()
+        self._pace: dict[tuple[str, str], float] = {}
+        self._overall: float | None = None
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        for task in tasks:
+            (self.suspects if task.suspect else self.ready).append(task)
+
+    def took(self, lane: Lane, seconds: float) -> None:
+        """Learn from a finished attempt how long such tasks take."""
+        key = (lane.job, lane.step)
+        known = self._pace.get(key)
+        self._pace[key] = seconds if known is None else known + 0.2 * (seconds - known)
+        self._overall = seconds if self._overall is None else self._overall + 0.1 * (seconds - self._overall)
+
+    # Handing out
+
+    def pump(self) -> None:
+        """Give every worker what it can take. A suspect gets an idle worker to itself."""
+        if not self.ready and not self.suspects:
+            return
+        workers = self._crew.active
+        for worker in workers:
+            if not worker.tasks and worker.ready:
+                if self.suspects and self.suspects[0].lane in worker.lanes:
+                    self._hand(worker, [self.suspects.popleft()])
+                elif self.ready:
+                    self._hand(worker, self._next_for(worker, 1))
+        if not self.ready:
+            return
+        share = len(self.ready) // len(workers) + 1 if workers else 0
+        for worker in workers:
+            room = self._room(worker)
+            if room > 0 and self.ready:
+                self._hand(worker, self._next_for(worker, min(room, share)))
+
+    def _room(self, worker: WorkerProcess) -> int:
+        """How many more tasks this busy worker should be handed."""
+        running = next(iter(worker.tasks.values()), None)
+        if running is None or running.suspect or not worker.ready:
+            return 0
+        limit = min(self._handed_limit(running.lane), self._handed_limit(self.ready[0].lane))
+        if running.started_at is not None and time.monotonic() - running.started_at > SHORT_SECONDS:
+            return 0
+        # Only in half windows: a frame with many tasks costs little more than a frame with one.
+        return limit - len(worker.tasks) if len(worker.tasks) <= limit // 2 else 0
+
+    def _handed_limit(self, lane: Lane) -> int:
+        seconds = self._pace.get((lane.job, lane.step))
+        if seconds is None or seconds > SHORT_SECONDS:
+            return 1
+        return 1 + min(MOST_HANDED - 1, max(1, int(HANDED_SECONDS / max(seconds, 1e-6))))
+
+    def _next_for(self, worker: WorkerProcess, count: int) -> list[Task]:
+        ready = self.ready
+        if all(task.lane in worker.lanes for task in list(ready)[:count]):
+            return [ready.popleft() for _ in range(min(count, len(ready)))]
+        # Two generations of the app side by side: a task goes only to a worker whose own manifest has it.
+        chosen = [task for task in ready if task.lane in worker.lanes][:count]
+        for task in chosen:
+            ready.remove(task)
+        return chosen
+
+    def _hand(self, worker: WorkerProcess, tasks: list[Task]) -> None:
+        for task in tasks:
+            task.worker = worker
+            worker.tasks[task.token] = task
+        worker.send(
+            *(
+                wire.Task(
+                    task.run,
+                    task.token,
+                    task.lane.job,
+                    task.step.name,
+                    task.attempt,
+                    task.step.policy.timeout.total_seconds(),
+                    task.input,
+                )
+                for task in tasks
+            )
+        )
+
+    # Taking back
+
+    def take_back(self, worker: WorkerProcess) -> list[Task]:
+        """Take back what this worker has not begun, and return it.
+
+        The worker writes Started and then reads its inbox; we write Revoke and then read. So a task of which we do
+        not find a Started now will be skipped, whenever the worker gets to it, and can go elsewhere at once. One
+        that is found started is sorted out by the Skipped or the Result that follows.
+        """
+        behind = [task for task in worker.tasks.values() if task.started_at is None]
+        if not behind or not worker.send(*(wire.Revoke(task.token) for task in behind)):
+            return []  # it does not read: the revocation is on its way, but nothing is certain yet
+        worker.drain()
+        taken = [task for task in behind if task.started_at is None and task.token in worker.tasks]
+        for task in taken:
+            del worker.tasks[task.token]
+            worker.revoked.add(task.token)
+            task.worker = None
+        return taken
+
+    def take_back_waiting(self, now: float) -> None:
+        """Nothing waits long behind a running task."""
+        for worker in self._crew.active:
+            running = worker.current
+            if (
+                len(worker.tasks) > 1
+                and running is not None
+                and running.started_at is not None
+                and now - running.started_at > PATIENCE_SECONDS
+            ):
+                self.ready.extendleft(reversed(self.take_back(worker)))
+
+    def skipped(self, worker: WorkerProcess, token: int) -> None:
+        """The worker has skipped a task that it had already said to have started."""
+        worker.revoked.discard(token)
+        task = worker.tasks.pop(token, None)
+        if task is not None:
+            task.worker = task.started_at = None
+            self.ready.appendleft(task)
+
+    def stale(self, now: float) -> list[Task]:
+        """Tasks that have waited here too long while every worker is busy; they leave the line."""
+        stale = []
+        while self.ready and now - self.ready[0].claimed_at > STALE_SECONDS:
+            stale.append(self.ready.popleft())
+        return stale
+
+    def drop(self, task: Task) -> None:
+        """Forget a task that waits here; it is lost."""
+        for line in (self.ready, self.suspects):
+            if task in line:
+                line.remove(task)
+
+    def take_all(self) -> list[Task]:
+        """Everything that waits, for a supervisor that stops."""
+        waiting = [*self.suspects, *self.ready]
+        self.suspects.clear()
+        self.ready.clear()
+        return waiting
+
+    # Claiming
+
+    def demand(self) -> int:
+        """How many tasks to claim now."""
+        now = time.monotonic()
+        workers = [worker for worker in self._crew.active if worker.ready]
+        idle = sum(not worker.tasks for worker in workers)
+        steady = sum(self._is_steady(worker, now) for worker in workers)
+        ahead = 0 if self._overall is None else min(int(AHEAD_SECONDS / max(self._overall, 1e-6)), MOST_AHEAD)
+        waiting = len(self.ready) + sum(max(0, len(worker.tasks) - 1) for worker in workers)
+        target = idle + (idle + steady) * ahead
+        want = target - waiting
+        if idle > len(self.ready) or want * 2 >= target > 0:
+            return max(0, min(want, MOST_CLAIMED))
+        return 0
+
+    def _is_steady(self, worker: WorkerProcess, now: float) -> bool:
+        """Busy with something that will soon be over, as far as one can tell."""
+        running = worker.current
+        if not worker.tasks or (running is not None and running.suspect):
+            return False
+        return running is None or running.started_at is None or now - running.started_at < AHEAD_SECONDS

@@ -1,0 +1,88 @@
+"""Renews the leases of everything held, on a connection of its own, and hears notifications there in between."""
+
+import time
+from collections.abc import Callable
+from logging import getLogger
+
+from underway.postgres.session import DatabaseAway
+from underway.postgres.store import Renewal, Store
+from underway.postgres.wakeup import Wakeup
+from underway.supervisor.task import Task
+
+log = getLogger("underway.supervisor")
+
+# A lease is renewed four times in its life, so that three renewals may fail.
+RENEWALS_PER_LEASE = 4
+# New progress is written at most so often.
+PROGRESS_SECONDS = 1.0
+
+
+class Leases:
+    """One statement renews all tasks, however many; it skips rows that somebody has locked and never waits."""
+
+    def __init__(
+        self,
+        store: Store,
+        wakeup: Wakeup,
+        held: dict[int, Task],
+        *,
+        shortest_lease: Callable[[], float],
+        on_notify: Callable[[], None],
+        on_lost: Callable[[Task], None],
+    ) -> None:
+        self._store = store
+        self._wakeup = wakeup
+        self._held = held
+        self._shortest_lease = shortest_lease
+        self._on_notify = on_notify
+        self._on_lost = on_lost
+
+    async def run(self) -> None:
+        renewed_at = 0.0
+        while True:
+            period = self._shortest_lease() / RENEWALS_PER_LEASE
+            due = renewed_at + period - time.monotonic()
+            try:
+                if due <= 0:
+                    renewed_at = time.monotonic()
+                    await self.renew(list(self._held.values()))
+                elif reporting := [task for task in self._held.values() if task.progress is not None]:
+                    await self.renew(reporting)
+                if await self._wakeup.wait(min(max(due, 0.01), PROGRESS_SECONDS)):
+                    self._on_notify()
+            except DatabaseAway as error:
+                log.warning("leases could not be renewed: %s", error)
+                await self._wakeup.patience()
+
+    async def renew(self, tasks: list[Task]) -> None:
+        if not tasks:
+            return
+        progress = [_take_progress(task) for task in tasks]
+        sent_at = time.monotonic()
+        renewed = await self._store.renew(
+            [
+                Renewal(task.run, task.token, task.step.policy.lease.total_seconds(), note)
+                for task, note in zip(tasks, progress, strict=True)
+            ]
+        )
+        missing = []
+        for task in tasks:
+            if task.run in renewed:
+                task.lease_deadline = sent_at + task.step.policy.lease.total_seconds()
+            elif task.token in self._held:
+                missing.append(task)
+        if missing:
+            await self._sort_out(missing)
+
+    async def _sort_out(self, missing: list[Task]) -> None:
+        """A row that still shows our token was only locked by somebody: the next turn will renew it."""
+        owned = await self._store.owned([task.run for task in missing], on_leases=True)
+        for task in missing:
+            # Committed in the meantime: no longer held, hence not lost.
+            if (task.run, task.token) not in owned and task.token in self._held:
+                self._on_lost(task)
+
+
+def _take_progress(task: Task) -> str | None:
+    progress, task.progress = task.progress, None
+    return None if progress is None else progress.decode()

@@ -1,0 +1,108 @@
+"""Time, memory and lease limits of running tasks, enforced from outside."""
+
+import contextlib
+import signal
+from collections.abc import Iterable
+from logging import getLogger
+
+import psutil
+
+from underway import wire
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import Seen
+from underway.supervisor.worker_process import WorkerProcess
+
+log = getLogger("underway.supervisor")
+
+# Between the interrupt and the kill a step may clean up.
+CLEANUP_SECONDS = 5.0
+# A worker is killed before its lease lapses, so that the kill is over when somebody else may begin.
+LEASE_MARGIN = 0.05
+SAMPLE_SECONDS = 0.25
+
+
+class Limits:
+    """Looked at in every tick of the supervisor while something runs."""
+
+    def __init__(self) -> None:
+        self._sampled_at = 0.0
+
+    def enforce(self, workers: Iterable[WorkerProcess], now: float) -> None:
+        running = [worker for worker in workers if worker.tasks]
+        for worker in running:
+            task = worker.current
+            if task is not None and not self._kill_before_lapse(worker, task, now):
+                self._enforce_timeout(worker, task, now)
+        if now - self._sampled_at >= SAMPLE_SECONDS:
+            self._sampled_at = now
+            _enforce_memory(running)
+
+    def _kill_before_lapse(self, worker: WorkerProcess, task: Task, now: float) -> bool:
+        """Self-fencing: counted on our own clock from the sending of the last renewal that was accepted."""
+        margin = task.step.policy.lease.total_seconds() * LEASE_MARGIN
+        if now < task.lease_deadline - margin:
+            return False
+        if worker.kill_task(task, Seen.KILLED_LEASE):
+            log.error("killed: its lease could not be renewed in time", extra={"about": about_task(worker, task)})
+        return True
+
+    def _enforce_timeout(self, worker: WorkerProcess, task: Task, now: float) -> None:
+        assert task.started_at is not None
+        timeout = task.step.policy.timeout.total_seconds()
+        if now - task.started_at < timeout:
+            return
+        if task.stop_sent_at is None:
+            interrupt(worker, task, "timeout", now)
+            log.warning("interrupted after its timeout of %.1f s", timeout, extra={"about": about_task(worker, task)})
+        elif now - task.stop_sent_at >= CLEANUP_SECONDS and worker.kill_task(task, Seen.KILLED_TIMEOUT):
+            log.error("killed: it did not end within %.1f s of its timeout", CLEANUP_SECONDS,
+                      extra={"about": about_task(worker, task)})  # fmt: skip
+
+
+def interrupt(worker: WorkerProcess, task: Task, reason: str, now: float) -> None:
+    """Ask a step to stop. The frame names the task; the signal only says that there is a frame."""
+    task.stop_sent_at = now
+    worker.send(wire.Stop(task.token, reason))
+    worker.signal(signal.SIGUSR1)
+
+
+def _enforce_memory(workers: list[WorkerProcess]) -> None:
+    """Sum up each worker and all that hangs below it, in one pass over the process table."""
+    if not workers:
+        return
+    children: dict[int, list[psutil.Process]] = {}
+    for process in psutil.process_iter(["ppid"]):
+        children.setdefault(process.info["ppid"], []).append(process)
+    for worker in workers:
+        rss = _rss_below(worker.pid, children)
+        task = worker.current
+        if task is None:
+            continue
+        task.peak_rss = max(task.peak_rss, rss)
+        limit = task.step.policy.memory_limit
+        if limit is not None and rss > limit and worker.kill_task(task, Seen.KILLED_MEMORY):
+            log.error("killed: %s resident, its memory limit is %s", mebibytes(rss), mebibytes(limit),
+                      extra={"about": about_task(worker, task)})  # fmt: skip
+
+
+def _rss_below(pid: int, children: dict[int, list[psutil.Process]]) -> int:
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        total += psutil.Process(pid).memory_info().rss
+    for child in children.get(pid, ()):
+        total += _rss_below(child.pid, children)
+    return total
+
+
+def about_task(worker: WorkerProcess, task: Task) -> dict[str, object]:
+    return {
+        "worker": worker.slot,
+        "run": task.run,
+        "job": task.lane.job,
+        "step": task.lane.step,
+        "attempt": task.attempt,
+    }
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,118 @@
+"""Log lines of the supervisor, and the output of its workers among them."""
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from underway.supervisor.worker_process import WorkerProcess
+
+log = logging.getLogger("underway.worker")
+
+_CHUNK = 64 * 1024
+_TAIL = 8 * 1024
+_LONGEST_LINE = 16 * 1024
+
+
+class HumanFormatter(logging.Formatter):
+    """`12:34:56 INFO  message`, what the line is about behind it as `name=value`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{clock} {record.levelname[:7]:7} {record.getMessage()}"
+        about = getattr(record, "about", {})
+        if about:
+            text += "  " + " ".join(f"{name}={value}" for name, value in about.items())
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line, what the line is about as its members."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "about", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode(errors="replace")
+
+
+def configure(*, json: bool, level: int) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONFormatter() if json else HumanFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+def about(worker: "WorkerProcess") -> dict[str, Any]:
+    """Which worker, and which attempt it is at."""
+    fields: dict[str, Any] = {"worker": worker.slot}
+    task = worker.current
+    if task is not None:
+        fields |= {"run": task.run, "job": task.lane.job, "step": task.lane.step, "attempt": task.attempt}
+    return fields
+
+
+class WorkerOutput:
+    """A worker's stdout and stderr: logged line by line, the last of it kept as evidence."""
+
+    def __init__(self, pipe: int, worker: "WorkerProcess") -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pipe = pipe
+        self._worker = worker
+        self._line = bytearray()
+        self._tail = bytearray()
+
+    def read(self) -> bool:
+        """Take what is there, but no more than a chunk: a flood in one worker must not hold up the others."""
+        try:
+            data = os.read(self._pipe, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._pipe)
+            return False
+        self._tail = (self._tail + data)[-_TAIL:]
+        *lines, rest = (self._line + data).split(b"\n")
+        self._line = rest
+        if len(self._line) > _LONGEST_LINE:
+            lines.append(self._line)
+            self._line = bytearray()
+        for line in lines:
+            self._log(line)
+        return True
+
+    def read_rest(self) -> None:
+        """At the worker's death: the little that is left in the pipe."""
+        for _ in range(16):
+            if not self.read():
+                break
+        if self._line:
+            self._log(self._line)
+        self._loop.remove_reader(self._pipe)
+        os.close(self._pipe)
+
+    def forget(self) -> None:
+        """A new task begins: what was printed before is no evidence against it."""
+        self._tail.clear()
+
+    def evidence(self) -> str:
+        """The last 8 KB of output, without what Postgres could not store."""
+        return self._tail.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
+
+    def _log(self, line: bytearray) -> None:
+        if log.isEnabledFor(logging.INFO):
+            log.info("%s", line.decode(errors="replace"), extra={"about": about(self._worker)})

@@ -1,0 +1,51 @@
+"""Takes back runs whose lease has expired: their supervisor is gone, cut off, or stopped."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from logging import getLogger
+
+from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.store import Store
+
+log = getLogger("underway.supervisor")
+
+_LIMIT = 500
+_LONGEST_PERIOD = 5.0
+
+
+class Reaper:
+    """Any supervisor reaps; SKIP LOCKED decides which. It never needs to know who is alive: leases tell."""
+
+    def __init__(
+        self, store: Store, work: Session, *, shortest_lease: Callable[[], float], on_reaped: Callable[[], None]
+    ) -> None:
+        self._store = store
+        self._work = work
+        self._shortest_lease = shortest_lease
+        self._on_reaped = on_reaped
+        self._opened = work.opened
+        self._not_before = 0.0
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._reap()
+            except DatabaseAway as error:
+                log.warning("reaping interrupted: %s", error)
+            await asyncio.sleep(min(self._shortest_lease() / 4, _LONGEST_PERIOD))
+
+    async def _reap(self) -> None:
+        if self._work.opened != self._opened:
+            # The database was away: others could not renew either. Leave them one lease to come back.
+            self._opened = self._work.opened
+            self._not_before = time.monotonic() + self._shortest_lease()
+        if time.monotonic() < self._not_before:
+            return
+        while reaped := await self._store.reap(_LIMIT):
+            for run, _token, quarantined in reaped:
+                what = "quarantined: its lease expired once too often" if quarantined else "its lease expired"
+                log.warning("run taken back, %s", what, extra={"about": {"run": run}})
+            self._on_reaped()
+            if len(reaped) < _LIMIT:
+                return

@@ -1,0 +1,68 @@
+"""How a supervisor stops: which signal means what, in which order, with which exit code."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from enum import IntEnum
+from logging import getLogger
+
+log = getLogger("underway.supervisor")
+
+
+class ExitCode(IntEnum):
+    """What underway-supervisor returns."""
+
+    CLEAN = 0
+    KILLED_WORK = 1
+    USAGE = 2
+    APP_DOES_NOT_BOOT = 3
+    SCHEMA_DOES_NOT_FIT = 4
+    DATABASE_UNREACHABLE = 5
+
+
+EXIT_CODES = {
+    ExitCode.CLEAN: "stopped with nothing running, or idle with --until-idle",
+    ExitCode.KILLED_WORK: "stopped, and running steps had to be interrupted or killed; they were released",
+    ExitCode.USAGE: "wrong options, or no database named",
+    ExitCode.APP_DOES_NOT_BOOT: "the app does not import",
+    ExitCode.SCHEMA_DOES_NOT_FIT: "the schema is missing, too old or too new: underway migrate",
+    ExitCode.DATABASE_UNREACHABLE: "the database could not be reached at the start",
+}
+
+
+class StopRequest:
+    """What the signals ask for: `draining` after the first TERM, INT or HUP, `now` after a second one or QUIT."""
+
+    def __init__(self) -> None:
+        self.draining = asyncio.Event()
+        self.now = asyncio.Event()
+
+    def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._drain_then_now, number)
+        loop.add_signal_handler(signal.SIGQUIT, self._at_once)
+
+    def drain(self) -> None:
+        self.draining.set()
+
+    def _drain_then_now(self, number: signal.Signals) -> None:
+        if self.draining.is_set():
+            self._at_once()
+        else:
+            log.info("%s: finishing what runs, claiming nothing more; once more to stop now", number.name)
+            self.drain()
+
+    def _at_once(self) -> None:
+        log.warning("stopping now")
+        self.draining.set()
+        self.now.set()
+
+    async def settled(self, is_done: Callable[[], bool], seconds: float) -> bool:
+        """Wait until it is done, at most so long and not beyond a request to stop now; whether it is done."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not is_done():
+            if self.now.is_set() or asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True

@@ -1,0 +1,69 @@
+"""What a supervisor holds: a claimed run, from the claim until its end is durable or it is lost."""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from underway import manifest
+from underway.manifest import Lane
+from underway.postgres.store import Claimed
+
+if TYPE_CHECKING:
+    from underway.supervisor.worker_process import WorkerProcess
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """One attempt in the making. Times are of the monotonic clock."""
+
+    run: str
+    token: int
+    lane: Lane
+    step: manifest.Step
+    number: int
+    attempts: int
+    crashes: int
+    releases: int
+    priority: int
+    keep: float
+    input: bytes
+    claimed_at: float
+    lease_deadline: float
+    worker: "WorkerProcess | None" = None
+    started_at: float | None = None
+    stop_sent_at: float | None = None
+    peak_rss: int = 0
+    progress: bytes | None = None
+    ended: bool = field(default=False)
+
+    @property
+    def suspect(self) -> bool:
+        """Its process has died before: it runs alone, so that its next crash is its own."""
+        return self.crashes > 0
+
+    @property
+    def attempt(self) -> int:
+        """The number of this try at this step, from 1."""
+        return self.number + 1
+
+    def __str__(self) -> str:
+        return f"run={self.run} job={self.lane.job} step={self.lane.step} attempt={self.attempt}"
+
+
+def from_claim(claimed: Claimed, step: manifest.Step, sent_at: float) -> Task:
+    """`sent_at` is when the claim was sent: the lease began no earlier, so counting from it is on the safe side."""
+    return Task(
+        run=claimed.run,
+        token=claimed.token,
+        lane=claimed.lane,
+        step=step,
+        number=claimed.number,
+        attempts=claimed.attempts,
+        crashes=claimed.crashes,
+        releases=claimed.releases,
+        priority=claimed.priority,
+        keep=claimed.keep.total_seconds(),
+        input=claimed.input,
+        claimed_at=time.monotonic(),
+        lease_deadline=sent_at + step.policy.lease.total_seconds(),
+    )

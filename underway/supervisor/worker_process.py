@@ -1,0 +1,200 @@
+"""One worker as its supervisor sees it: a process, a socket, a pipe with its output, and the tasks it was given."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from underway import wire
+from underway.manifest import Lane, Manifest, Step
+from underway.supervisor.keeper import MARK, kill_below
+from underway.supervisor.logs import WorkerOutput
+from underway.supervisor.task import Task
+
+_READ = 256 * 1024
+
+
+class Overseer(Protocol):
+    """Whoever a worker process reports to."""
+
+    def received(self, worker: "WorkerProcess", message: wire.Message) -> None: ...
+    def settled(self) -> None: ...
+    def died(self, worker: "WorkerProcess") -> None: ...
+
+
+class WorkerProcess:
+    """Started at construction. All I/O is non-blocking: a worker that does not read cannot hold up its supervisor."""
+
+    def __init__(self, app: str, slot: int, mark: str, overseer: Overseer) -> None:
+        self.slot = slot
+        self.mark = mark
+        self.started_at = time.monotonic()
+        self.manifest: Manifest | None = None
+        self.lanes: dict[Lane, Step] = {}
+        self.tasks: dict[int, Task] = {}  # in the order handed out; the first is the one that runs
+        self.revoked: set[int] = set()
+        self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and why
+        self.died_writing = False
+        self.completed = 0
+        self._overseer = overseer
+        self._loop = asyncio.get_running_loop()
+        self._reader = wire.FrameReader()
+        self._unsent = bytearray()
+        self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)
+        pipe, their_output = os.pipe()
+        os.set_blocking(pipe, False)
+        # exec, never fork: the child has none of our memory, locks or descriptors. Its own session keeps Ctrl-C and
+        # a TERM for our whole group away from it.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=their_output,
+            stderr=their_output,
+            start_new_session=True,
+            env={**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1"},
+        )
+        theirs.close()
+        os.close(their_output)
+        self.output = WorkerOutput(pipe, self)
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._pidfd, self._on_death)
+        self._loop.add_reader(self._socket, self._on_readable)
+        self._loop.add_reader(pipe, self.output.read)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def ready(self) -> bool:
+        return self.manifest is not None and self.alive
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    @property
+    def current(self) -> Task | None:
+        """The task that runs, as far as the worker has told."""
+        for task in self.tasks.values():
+            return task if task.started_at is not None else None
+        return None
+
+    @property
+    def exit_text(self) -> str:
+        code = self._process.returncode
+        if code is None:
+            return "alive"
+        if code >= 0:
+            return f"exit code {code}"
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(-code).name}"
+        return f"signal {-code}"
+
+    @property
+    def exit_signal(self) -> int | None:
+        code = self._process.returncode
+        return -code if code is not None and code < 0 else None
+
+    # Talking
+
+    def send(self, *messages: wire.Message) -> bool:
+        """Whether all of it is in the worker's hands now; the rest follows when the worker reads."""
+        self._unsent += b"".join(wire.encode(message) for message in messages)
+        return self._flush()
+
+    def _flush(self) -> bool:
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            self._loop.add_writer(self._socket, self._flush)
+            return False
+        except OSError:
+            self._unsent.clear()  # it is dying; its pidfd will say so
+        self._loop.remove_writer(self._socket)
+        return not self._unsent
+
+    def _on_readable(self) -> None:
+        self._receive()
+        self._overseer.settled()
+
+    def _receive(self) -> bool:
+        """Read once and hand on what came; False when there was nothing to read."""
+        try:
+            data = self._socket.recv(_READ)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._socket)
+            self.died_writing = self._reader.incomplete
+            # Alive with its end closed: the user's code has closed our socket. It can tell us nothing any more.
+            if self.alive and not self._exited_soon():
+                self.kill()
+            return False
+        try:
+            for message in self._reader.feed(data):
+                self._overseer.received(self, message)
+        except wire.BrokenFrame:
+            self._loop.remove_reader(self._socket)
+            self.kill()
+            return False
+        return True
+
+    def drain(self) -> None:
+        """Hand on everything the worker has written until now."""
+        while self._receive():
+            pass
+
+    def _exited_soon(self) -> bool:
+        try:
+            return os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except OSError:
+            return True
+
+    # Dying
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill_task(self, task: Task, reason: str) -> bool:
+        """Kill the worker because of this task, unless its result has come in the meantime."""
+        self.drain()
+        if task.token not in self.tasks:
+            return False
+        self.kill_reason = (task.token, reason)
+        self.kill()
+        return True
+
+    def kill(self) -> None:
+        """SIGKILL the worker and everything below it; its death is reported later, like any other."""
+        kill_below(self.mark, [self.pid])
+
+    def _on_death(self) -> None:
+        if self._process.poll() is None:
+            return
+        self._loop.remove_reader(self._pidfd)
+        self.drain()
+        self.died_writing = self.died_writing or self._reader.incomplete
+        self.output.read_rest()
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        os.close(self._pidfd)
+        kill_below(self.mark)
+        self._overseer.died(self)
+        self._overseer.settled()
+
+
+WorkerFactory = Callable[[int, Overseer], WorkerProcess]

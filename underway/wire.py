@@ -1,0 +1,192 @@
+"""Frames between a supervisor and its workers: a length, a kind, a small JSON header, then opaque payload bytes.
+
+A frame is `length:u32 kind:u8 header_length:u32 header payload`, big-endian, the length counting what follows it.
+The header is a JSON array of the message's fields; the payload is the user's JSON, which the supervisor never
+parses. Both ends read with a FrameReader, which takes bytes in whatever pieces they come.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
+
+import orjson
+
+# A payload is at most 8 MiB; the rest is room for the header of a step that enqueues many runs (their inputs travel
+# there). Anything longer is not ours: a stray write into our socket, so the peer is treated as broken.
+MAX_FRAME = 256 * 1024 * 1024
+
+
+class Hello(NamedTuple):
+    """Worker: the app is imported; `payload` is the manifest."""
+
+    pid: int
+    payload: bytes
+
+
+class BootFailed(NamedTuple):
+    """Worker: the app does not import; `payload` is the traceback."""
+
+    payload: bytes
+
+
+class Task(NamedTuple):
+    """Supervisor: run this. `timeout` is in seconds from the start of the step; `attempt` counts from 1."""
+
+    run: str
+    token: int
+    job: str
+    step: str
+    attempt: int
+    timeout: float
+    payload: bytes
+
+
+class Started(NamedTuple):
+    """Worker: from here on a death is charged to this task. Sent before its payload is touched."""
+
+    token: int
+
+
+class Progress(NamedTuple):
+    token: int
+    payload: bytes
+
+
+class Log(NamedTuple):
+    token: int
+    level: int
+    logger: str
+    payload: bytes
+
+
+class Transaction(NamedTuple):
+    """Worker: the step has opened its own transaction on this backend, which must die with the worker."""
+
+    token: int
+    backend_pid: int
+
+
+class Result(NamedTuple):
+    """Worker: how the step ended. `payload` is the next step's input, the run's result, or the error's text.
+
+    `ending` is one of the ENDINGS; `placement` is (step, queue, priority, delay, keep) of the next step; `retry_after`
+    is what the step asked for; `spawned` are the runs to enqueue with the hand-over; times and sizes are in seconds
+    and bytes.
+    """
+
+    token: int
+    ending: str
+    placement: list[object] | None
+    retry_after: float | None
+    spawned: list[dict[str, object]]
+    seconds: float
+    cpu_seconds: float
+    peak_rss: int
+    payload: bytes
+
+
+class Stop(NamedTuple):
+    """Supervisor: interrupt this task if it is the one that runs. Followed by SIGUSR1."""
+
+    token: int
+    reason: str
+
+
+class Revoke(NamedTuple):
+    """Supervisor: do not start this task, which was handed ahead."""
+
+    token: int
+
+
+class Skipped(NamedTuple):
+    """Worker: a revoked task was not run."""
+
+    token: int
+
+
+ENDINGS = ("next", "done", "retry", "fail", "interrupted")
+Message: TypeAlias = (
+    Hello
+    | BootFailed
+    | Task
+    | Started
+    | Progress
+    | Log
+    | Transaction
+    | Result
+    | Stop
+    | Revoke
+    | Skipped
+)
+
+_KINDS: tuple[type[Message], ...] = (
+    Hello,
+    BootFailed,
+    Task,
+    Started,
+    Progress,
+    Log,
+    Transaction,
+    Result,
+    Stop,
+    Revoke,
+    Skipped,
+)
+_NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
+_HAS_PAYLOAD = tuple("payload" in kind._fields for kind in _KINDS)
+_HEAD = struct.Struct("!IBI")
+
+
+class BrokenFrame(Exception):
+    """The bytes are not frames of ours; the connection cannot be trusted any more."""
+
+
+def encode(message: Message) -> bytes:
+    number = _NUMBERS[type(message)]
+    if _HAS_PAYLOAD[number]:
+        header, payload = orjson.dumps(message[:-1]), message[-1]
+        assert isinstance(payload, bytes)
+    else:
+        header, payload = orjson.dumps(tuple(message)), b""
+    return _HEAD.pack(5 + len(header) + len(payload), number, len(header)) + header + payload
+
+
+class FrameReader:
+    """Turns bytes in any pieces into messages; keeps an incomplete frame until the rest arrives."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a frame was begun and not finished: at end of file, what died was writing."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Messages completed by these bytes. Raises BrokenFrame for bytes that no peer of ours writes."""
+        buffer = self._buffer
+        buffer += data
+        position = 0
+        try:
+            while len(buffer) - position >= _HEAD.size:
+                length, number, header_length = _HEAD.unpack_from(buffer, position)
+                if length > MAX_FRAME or number >= len(_KINDS) or header_length > length - 5:
+                    raise BrokenFrame(f"frame of kind {number} with length {length}")
+                end = position + 4 + length
+                if len(buffer) < end:
+                    break
+                start = position + _HEAD.size
+                position = end
+                yield _decode(number, buffer, start, start + header_length, end)
+        finally:
+            del buffer[:position]
+
+
+def _decode(number: int, buffer: bytearray, header: int, payload: int, end: int) -> Message:
+    try:
+        fields = orjson.loads(memoryview(buffer)[header:payload])
+        if _HAS_PAYLOAD[number]:
+            return _KINDS[number](*fields, bytes(memoryview(buffer)[payload:end]))
+        return _KINDS[number](*fields)
+    except (TypeError, ValueError) as error:
+        raise BrokenFrame(f"frame of kind {number}: {error}") from error

@@ -1,0 +1,3 @@
+from underway.worker.main import main
+
+main()

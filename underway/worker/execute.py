@@ -1,0 +1,162 @@
+"""Runs one task and says how it ended."""
+
+import time
+import traceback
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from underway import codec, context, wire
+from underway.app import Underway
+from underway.client import Run
+from underway.context import Context
+from underway.errors import Fail, Interrupt, JobDefinitionError, Retry
+from underway.handover import To
+from underway.ids import new_id
+from underway.job import CompiledStep, Job
+from underway.manifest import Placement
+from underway.worker.conversation import Conversation
+from underway.worker.guard import Guard
+from underway.worker.measure import Meter
+
+
+_LONGEST_ERROR = 32 * 1024
+_PROGRESS_SECONDS = 0.1
+
+
+class Executor:
+    """Executes the steps of one app, one task at a time."""
+
+    def __init__(self, app: Underway, conversation: Conversation, guard: Guard) -> None:
+        self._app = app
+        self._conversation = conversation
+        self._guard = guard
+        self._meter = Meter()
+        self._steps: dict[tuple[str, str], tuple[Job[Any, Any, Any], int]] = {}
+        for job in app.jobs.values():
+            for index, step in enumerate(job.compiled):
+                for name in (step.spec.name, *step.spec.formerly):
+                    self._steps[job.name, name] = (job, index)
+
+    def execute(self, task: wire.Task) -> wire.Result:
+        """The result of the step, whatever it does short of ending the process."""
+        self._meter.start()
+        spawned: list[dict[str, Any]] = []
+        placement: list[object] | None = None
+        retry_after: float | None = None
+        try:
+            job, index = self._steps[task.job, task.step]
+            step = job.compiled[index]
+            ending, payload, placement = self._handed_over(job, index, self._call(step, task, spawned))
+        except Interrupt as error:
+            ending, payload = "interrupted", _error_text(error, str(error))
+        except Fail as error:
+            ending, payload = "fail", _error_text(error)
+        except Retry as error:
+            ending, payload = "retry", _error_text(error)
+            retry_after = None if error.after is None else max(0.0, error.after.total_seconds())
+        except (SystemExit, KeyboardInterrupt) as error:
+            fix = "a step ends by returning To.next(...) or To.done(...), or by raising Fail or Retry"
+            ending, payload = "retry", _error_text(error, f"the step raised {type(error).__name__}: {fix}")
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is this attempt's failure
+            ending, payload = "retry", _error_text(error)
+        if ending not in ("next", "done"):
+            spawned = []
+        seconds, cpu_seconds, peak_rss = self._meter.stop()
+        return wire.Result(
+            task.token, ending, placement, retry_after, spawned, seconds, cpu_seconds, peak_rss, payload
+        )
+
+    def _call(self, step: CompiledStep, task: wire.Task, spawned: list[dict[str, Any]]) -> Any:
+        cx = Context(
+            run_id=UUID(task.run),
+            job=task.job,
+            step=step.spec.name,
+            attempt=task.attempt,
+            deadline=datetime.now(UTC) + timedelta(seconds=task.timeout),
+            report=self._reporter(task.token),
+            spawn=lambda job, value: self._spawn(spawned, job, value),
+        )
+        arguments = (cx, codec.decode(task.payload, step.input_type)) if step.takes_input else (cx,)
+        context.enter(cx)
+        try:
+            self._guard.begin(task.token)
+            try:
+                return step.function(*arguments)
+            finally:
+                self._guard.end()
+        finally:
+            context.enter(None)
+
+    def _handed_over(
+        self, job: Job[Any, Any, Any], index: int, returned: Any
+    ) -> tuple[str, bytes, list[object] | None]:
+        step = job.compiled[index]
+        if not isinstance(returned, To):
+            raise JobDefinitionError(
+                f"step {step.spec.name!r} returned {type(returned).__name__}; return To.next(value) or To.done(result)"
+            )
+        if returned.ends:
+            return "done", codec.encode(returned.value, step.result_type), None
+        if index + 1 == len(job.compiled):
+            raise JobDefinitionError(f"step {step.spec.name!r} is the last one: return To.done(result), not To.next")
+        following = job.compiled[index + 1]
+        placed = following.spec.placement
+        delay = placed.delay if returned.delay is None else returned.delay
+        placement: list[object] = [
+            following.spec.name,
+            placed.queue,
+            placed.priority,
+            delay.total_seconds(),
+            placed.keep.total_seconds(),
+        ]
+        return "next", codec.encode(returned.value, following.input_type), placement
+
+    def _reporter(self, token: int) -> Any:
+        reported_at = 0.0
+
+        def report(progress: dict[str, Any]) -> None:
+            nonlocal reported_at
+            now = time.monotonic()
+            if now - reported_at >= _PROGRESS_SECONDS:
+                reported_at = now
+                self._conversation.send(wire.Progress(token, orjson.dumps(progress)))
+                self._guard.raise_postponed()
+
+        return report
+
+    def _spawn(self, spawned: list[dict[str, Any]], job: Job[Any, Any, Any], value: Any) -> Run[Any]:
+        first = job.compiled[0]
+        placed: Placement = first.spec.placement
+        run_id = new_id()
+        spawned.append(
+            {
+                "id": str(run_id),
+                "job": job.name,
+                "step": first.spec.name,
+                "queue": placed.queue,
+                "priority": placed.priority,
+                "delay": placed.delay.total_seconds(),
+                "keep": placed.keep.total_seconds(),
+                "input": codec.encode(value, first.input_type).decode(),
+            }
+        )
+        return Run(self._app, run_id, job.result_type)
+
+
+def _error_text(error: BaseException, headline: str = "") -> bytes:
+    """The traceback as UTF-8 that Postgres can store, of bounded length; the message is its last line."""
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001 - the exception's own methods may raise
+        text = f"{type(error).__name__} (it cannot be printed)"
+    if headline:
+        text = f"{headline}\n\n{text}"
+    if len(text) > _LONGEST_ERROR:
+        half = _LONGEST_ERROR // 2
+        text = f"{text[:half]}\n... {len(text) - 2 * half:,} characters left out ...\n{text[-half:]}"
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace")
+
+

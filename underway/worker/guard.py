@@ -1,0 +1,80 @@
+"""Signals: the supervisor's request to stop a step, and the supervisor's end."""
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from underway import wire
+from underway.errors import Interrupt
+from underway.worker.conversation import Conversation, SupervisorGone
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Guard:
+    """SIGUSR1 means: look into the inbox. So a request that comes late, after its task, can never hit the next one."""
+
+    def __init__(self, conversation: Conversation, supervisor: int) -> None:
+        self._conversation = conversation
+        self._running: int | None = None
+        self._postponed: str | None = None
+        self.inbox: list[wire.Message] = []
+        signal.signal(signal.SIGUSR1, self._look)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        faulthandler.enable()
+        _arrange_end(supervisor)
+
+    def begin(self, token: int) -> None:
+        self._running = token
+
+    def end(self) -> None:
+        """From here on no interrupt is raised."""
+        self._running = None
+        self._postponed = None
+
+    def _look(self, _number: int, _frame: FrameType | None) -> None:
+        # Outside a step the main loop reads the inbox itself, and may be in the middle of it.
+        if self._running is None:
+            return
+        try:
+            for message in self._conversation.poll():
+                if isinstance(message, wire.Stop):
+                    if message.token == self._running:
+                        self._postponed = message.reason
+                else:
+                    self.inbox.append(message)
+        except SupervisorGone:
+            end_everything()
+        if not self._conversation.sending:
+            self.raise_postponed()
+
+    def raise_postponed(self) -> None:
+        """An interrupt in the middle of a frame would leave half of it on the wire; it comes right behind."""
+        if self._postponed is not None and self._running is not None:
+            reason, self._postponed = self._postponed, None
+            raise Interrupt(reason)
+
+
+def end_everything() -> NoReturn:
+    """The supervisor is gone: end this worker and its session at once. The keeper gets whatever is left."""
+    os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def _arrange_end(supervisor: int) -> None:
+    """Hear of the supervisor's death even while a step runs, and adopt the orphans of our own children.
+
+    The signal for that is SIGUSR1 and not SIGKILL: a worker killed at the same moment as its supervisor would leave
+    its children without a parent by which the keeper can find them.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
+    if os.getppid() != supervisor:
+        sys.exit("the supervisor has gone already")

@@ -1,0 +1,116 @@
+"""The worker's life: import the app, say hello, run tasks until the supervisor is gone."""
+
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections import deque
+
+from underway import wire
+from underway.app import Underway
+from underway.errors import AppNotFound
+from underway.loading import load
+from underway.worker.conversation import Conversation, SupervisorGone
+from underway.worker.execute import Executor
+from underway.worker.guard import Guard, end_everything
+
+_DID_NOT_BOOT = 3
+
+
+def main() -> None:
+    app_name, descriptor, supervisor = sys.argv[1:]
+    conversation = Conversation(socket.socket(fileno=int(descriptor)))
+    guard = Guard(conversation, int(supervisor))
+    forwarder = LogForwarder(conversation, guard)
+    logging.getLogger().addHandler(forwarder)
+    logging.getLogger().setLevel(logging.INFO)
+    try:
+        app = load(app_name)
+        if not isinstance(app, Underway):
+            raise AppNotFound(f"{app_name} is a {type(app).__name__}, not an Underway app")
+        manifest = app.manifest().to_json()
+        executor = Executor(app, conversation, guard)
+    except BaseException:  # noqa: BLE001 - also a SystemExit at import is a boot that failed
+        conversation.send(wire.BootFailed(traceback.format_exc().encode(errors="replace")))
+        sys.exit(_DID_NOT_BOOT)
+    conversation.send(wire.Hello(os.getpid(), manifest))
+    try:
+        Inbox(conversation, guard, executor, forwarder).work()
+    except SupervisorGone:
+        end_everything()
+
+
+class Inbox:
+    """Tasks handed to this worker, run in order unless they are revoked."""
+
+    def __init__(
+        self, conversation: Conversation, guard: Guard, executor: Executor, forwarder: "LogForwarder"
+    ) -> None:
+        self._conversation = conversation
+        self._guard = guard
+        self._executor = executor
+        self._forwarder = forwarder
+        self._tasks: deque[wire.Task] = deque()
+        self._revoked: set[int] = set()
+        self._pid = os.getpid()
+
+    def work(self) -> None:
+        while True:
+            while not self._tasks:
+                self._conversation.send()  # the last result, if nothing follows it
+                self._take(self._conversation.receive())
+            task = self._tasks.popleft()
+            # The result before and the start of this leave in one write. Then the inbox is read: whoever wrote a
+            # Revoke before seeing our Started can rely on its being found here.
+            self._conversation.send(wire.Started(task.token))
+            self._take(self._conversation.poll())
+            if task.token in self._revoked:
+                self._revoked.discard(task.token)
+                self._conversation.hold(wire.Skipped(task.token))
+                continue
+            self._forwarder.token = task.token
+            result = self._executor.execute(task)
+            if os.getpid() != self._pid:
+                os._exit(1)  # a child that the step forked has come back out of it
+            self._conversation.hold(result)
+            self._take(self._guard.inbox)
+            self._guard.inbox.clear()
+
+    def _take(self, messages: "wire.Iterator[wire.Message]") -> None:
+        for message in messages:
+            match message:
+                case wire.Task():
+                    self._tasks.append(message)
+                case wire.Revoke(token):
+                    self._revoked.add(token)
+                    for task in [task for task in self._tasks if task.token == token]:
+                        self._tasks.remove(task)
+                        self._revoked.discard(token)
+                        self._conversation.hold(wire.Skipped(token))
+                case wire.Stop():
+                    pass  # for a task that has ended meanwhile
+
+
+class LogForwarder(logging.Handler):
+    """Sends the log records of the user's code to the supervisor, which knows what they are about."""
+
+    def __init__(self, conversation: Conversation, guard: Guard) -> None:
+        super().__init__()
+        self._conversation = conversation
+        self._guard = guard
+        self._pid = os.getpid()
+        self.token = 0
+        self.setFormatter(logging.Formatter("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child has no supervisor to talk to
+        try:
+            text = self.format(record).encode(errors="replace")
+            self._conversation.send(wire.Log(self.token, record.levelno, record.name, text))
+        except SupervisorGone:
+            end_everything()
+        except Exception:  # noqa: BLE001
+            self.handleError(record)
+        self._guard.raise_postponed()

@@ -1,0 +1,49 @@
+"""What an attempt cost: wall-clock and CPU seconds, and the peak of its memory."""
+
+import contextlib
+import resource
+import time
+
+# The kernel keeps the peak of the whole process; reading and resetting it takes longer than a short task.
+_WORTH_A_LOOK = 0.01
+
+
+class Meter:
+    """Peak memory is this process' own; the supervisor adds what it samples of its children."""
+
+    def __init__(self) -> None:
+        self._peak_rss = 0
+        self._stale = True
+
+    def start(self) -> None:
+        if self._stale:
+            _reset_peak()
+            self._stale = False
+        self._cpu = _cpu_seconds()
+        self._started = time.perf_counter()
+
+    def stop(self) -> tuple[float, float, int]:
+        """Seconds, CPU seconds (with those of children that were waited for), peak resident bytes."""
+        seconds = time.perf_counter() - self._started
+        if seconds > _WORTH_A_LOOK or not self._peak_rss:
+            self._peak_rss = _read_peak()
+            self._stale = True
+        return seconds, _cpu_seconds() - self._cpu, self._peak_rss
+
+
+def _cpu_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def _read_peak() -> int:
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
