@@ -271,8 +271,9 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
     return [(f".{name}", getattr(value, name, None)) for name in names]
 
 
-def _trouble(value: Any, path: str, level: int = 1) -> str | None:
+def _trouble(value: Any, path: str, level: int = 1, modelled: bool = False) -> str | None:
     """The first thing in a value that JSON or jsonb cannot hold, whatever its type is said to be."""
+    modelled = modelled or _is_model(type(value))  # then pydantic may spell what we could not
     value = value.value if isinstance(value, enum.Enum) else value
     if isinstance(value, str):
         if "\0" in value:
@@ -285,18 +286,18 @@ def _trouble(value: Any, path: str, level: int = 1) -> str | None:
     elif isinstance(value, (float, Decimal)):
         if value.is_nan() if isinstance(value, Decimal) else not math.isfinite(value):
             return f"{path}: JSON has no NaN and no Infinity: pass None or a str"
-    elif (parts := _parts(_spell(value) if _is_model(type(value)) else value)) is not None:
+    elif (parts := _parts(value)) is not None:
         if level > MAX_DEPTH:
             return f"{path[:60]}...: more than {MAX_DEPTH} levels deep, or contains itself"
         for key in value if isinstance(value, dict) else ():
             if isinstance(key, bool) or not isinstance(key, _KEYS):
                 return f"{path}: has a key of type {type_name(type(key))}: keys travel as str"
-            if reason := _trouble(key, f"{path}, key {_show(key)}", level):
+            if reason := _trouble(key, f"{path}, key {_show(key)}", level, modelled):
                 return reason
         for name, part in parts:
-            if reason := _trouble(part, path + name, level + 1):
+            if reason := _trouble(part, path + name, level + 1, modelled):
                 return reason
-    elif type(value) not in _LEAVES and not isinstance(value, date):
+    elif not modelled and type(value) not in _LEAVES and not isinstance(value, date):
         return f"{path}: a `{type_name(type(value))}` cannot travel as JSON: pass what it is made from"
     return None
 

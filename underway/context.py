@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 from uuid import UUID
 
-from typing_extensions import Never, TypeVar
+from typing_extensions import TypeVar
 
 from underway.errors import InsideStep, InvalidOption
 

@@ -1,26 +1,26 @@
 """What underway raises.
 
-    UnderwayError
-    ├── NoDatabase              no database was named
-    ├── EmbeddedPostgresError   the embedded Postgres could not be started or used
-    ├── SchemaError             the schema in the database does not fit this code
-    │   ├── SchemaMissing       not migrated yet
-    │   ├── SchemaTooOld        this code needs a migration that has not been applied
-    │   └── SchemaTooNew        the database no longer supports code this old
-    ├── AppNotFound             APP names no module, file or attribute that could be imported
-    ├── ImportSideEffect        importing the app tried to do something
-    ├── InsideStep              a call that makes no sense inside a step
-    ├── JobDefinitionError      a job whose steps do not fit together
-    ├── InvalidOption           an option with a value it cannot take
-    ├── PayloadError            a value that cannot travel as JSON
-    ├── UnknownJob              the database or this app knows no job of that name
-    ├── RunNotFound             no run with that id (it may have left after its `keep`)
-    ├── RunFailed               the run ended as failed; carries its last error
-    └── RunCancelled            the run ended as cancelled
+UnderwayError
+├── NoDatabase              no database was named
+├── EmbeddedPostgresError   the embedded Postgres could not be started or used
+├── SchemaError             the schema in the database does not fit this code
+│   ├── SchemaMissing       not migrated yet
+│   ├── SchemaTooOld        this code needs a migration that has not been applied
+│   └── SchemaTooNew        the database no longer supports code this old
+├── AppNotFound             APP names no module, file or attribute that could be imported
+├── ImportSideEffect        importing the app tried to do something
+├── InsideStep              a call that makes no sense inside a step
+├── JobDefinitionError      a job whose steps do not fit together
+├── InvalidOption           an option with a value it cannot take
+├── PayloadError            a value that cannot travel as JSON
+├── UnknownJob              the database or this app knows no job of that name
+├── RunNotFound             no run with that id (it may have left after its `keep`)
+├── RunFailed               the run ended as failed; carries its last error
+└── RunCancelled            the run ended as cancelled
 
-    Retry(Exception)            raised by a step: try again
-    Fail(Exception)             raised by a step: never try again
-    Interrupt(BaseException)    raised in a step by the supervisor: stop now
+Retry(Exception)            raised by a step: try again
+Fail(Exception)             raised by a step: never try again
+Interrupt(BaseException)    raised in a step by the supervisor: stop now
 """
 
 from datetime import timedelta
@@ -106,7 +106,7 @@ class RunCancelled(UnderwayError):
     """The run ended as cancelled; it has no result."""
 
 
-class Retry(Exception):  # noqa: N818 - read as a verb where it is raised
+class Retry(Exception):
     """Raised by a step: this attempt failed, try again `after` this long (by the retry policy if not given).
 
     Counts against the policy's `max_attempts` like any other failure.
@@ -117,7 +117,7 @@ class Retry(Exception):  # noqa: N818 - read as a verb where it is raised
         self.after = after
 
 
-class Fail(Exception):  # noqa: N818
+class Fail(Exception):
     """Raised by a step: the run fails now, whatever the retry policy would allow."""
 
 

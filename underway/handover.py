@@ -1,9 +1,9 @@
 """What a step returns: where its run goes."""
 
 from datetime import timedelta
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic, Never, TypeAlias
 
-from typing_extensions import Never, TypeVar
+from typing_extensions import TypeVar
 
 from underway.errors import InvalidOption
 

@@ -5,9 +5,9 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Generic, Union, get_args, get_origin, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Generic, Never, Union, get_args, get_origin, get_type_hints, overload
 
-from typing_extensions import Never, TypeVar, Unpack
+from typing_extensions import TypeVar, Unpack
 
 from underway import codec, manifest, options
 from underway.context import Context
@@ -62,9 +62,7 @@ class Job(Generic[In, Next, Result]):
     `Next` is what the last step hands on; it is Never for a job that is complete.
     """
 
-    def __init__(
-        self, app: "Underway", name: str, steps: tuple[tuple[Callable[..., Any], manifest.Step], ...]
-    ) -> None:
+    def __init__(self, app: "Underway", name: str, steps: tuple[tuple[Callable[..., Any], manifest.Step], ...]) -> None:
         self._app = app
         self._steps = steps
         self.name = name
@@ -83,9 +81,13 @@ class Job(Generic[In, Next, Result]):
         return Job(self._app, self.name, (*self._steps, (function, _spec(function, given))))
 
     @overload
-    def enqueue(self: "Job[In, Never, Result]", value: In, *, conn: "psycopg.Connection[Any] | None" = None) -> "Run[Result]": ...
+    def enqueue(
+        self: "Job[In, Never, Result]", value: In, *, conn: "psycopg.Connection[Any] | None" = None
+    ) -> "Run[Result]": ...
     @overload
-    def enqueue(self: "Job[None, Never, Result]", *, conn: "psycopg.Connection[Any] | None" = None) -> "Run[Result]": ...
+    def enqueue(
+        self: "Job[None, Never, Result]", *, conn: "psycopg.Connection[Any] | None" = None
+    ) -> "Run[Result]": ...
     def enqueue(self, value: Any = None, *, conn: "psycopg.Connection[Any] | None" = None) -> "Run[Any]":
         """Enqueue a run. With `conn=` in your transaction: committed or rolled back with everything else in it.
 
@@ -148,7 +150,9 @@ def _compile(job: str, function: Callable[..., Any], spec: manifest.Step) -> Com
     input_type = None
     if len(parameters) == 2:
         if parameters[1].name not in hints:
-            raise JobDefinitionError(f"{where}: annotate the parameter {parameters[1].name!r} with the step's input type")
+            raise JobDefinitionError(
+                f"{where}: annotate the parameter {parameters[1].name!r} with the step's input type"
+            )
         input_type = hints[parameters[1].name]
     if "return" not in hints:
         raise JobDefinitionError(f"{where}: annotate what it returns: To[NextInput], or Done for the last step")
@@ -177,7 +181,9 @@ def _handed_over(where: str, annotation: Any) -> tuple[Any, Any]:
 
 
 def _union(kinds: list[Any]) -> Any:
-    real = [kind for kind in kinds if kind is not Never and str(kind) not in ("typing.Never", "typing_extensions.Never")]
+    real = [
+        kind for kind in kinds if kind is not Never and str(kind) not in ("typing.Never", "typing_extensions.Never")
+    ]
     return Union[tuple(real)] if real else Never  # noqa: UP007
 
 

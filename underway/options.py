@@ -59,7 +59,9 @@ def step(default_name: str, **options: Unpack[StepOptions]) -> Step:
         ),
         policy=Policy(
             retry=_checked("retry", options.get("retry", policy.retry), RetryPolicy, "a RetryPolicy"),
-            timeout=checked_duration("timeout", options.get("timeout", policy.timeout), least=timedelta(milliseconds=1)),
+            timeout=checked_duration(
+                "timeout", options.get("timeout", policy.timeout), least=timedelta(milliseconds=1)
+            ),
             memory_limit=_checked_size(options.get("memory_limit")),
             lease=checked_duration("lease", options.get("lease", policy.lease), least=_LEAST_LEASE),
             max_crashes=_checked_count("max_crashes", options.get("max_crashes", policy.max_crashes)),

@@ -106,17 +106,7 @@ class Skipped(NamedTuple):
 
 ENDINGS = ("next", "done", "retry", "fail", "interrupted")
 Message: TypeAlias = (
-    Hello
-    | BootFailed
-    | Task
-    | Started
-    | Progress
-    | Log
-    | Transaction
-    | Result
-    | Stop
-    | Revoke
-    | Skipped
+    Hello | BootFailed | Task | Started | Progress | Log | Transaction | Result | Stop | Revoke | Skipped
 )
 
 _KINDS: tuple[type[Message], ...] = (

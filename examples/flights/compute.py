@@ -189,12 +189,19 @@ def _hard_days(flights: pd.DataFrame) -> list[HardDay]:
     by_day = [(int(day), part, _tally(part)) for day, part in flights.groupby("day")]
     typical = float(np.median([tally.flights for _, _, tally in by_day]))
     hard = [
-        (tally.on_time / tally.flights, -float(np.nansum(part["arr_delay"])) / tally.flights, day, part, tally)
+        (day, part, tally)
         for day, part, tally in by_day
         if tally.on_time < tally.flights and tally.flights >= typical / 2
     ]
-    hard.sort(key=lambda entry: entry[:3])
-    return [HardDay(day, tally, _weather(part)) for _, _, day, part, tally in hard[:5]]
+
+    def hardness(entry: tuple[int, pd.DataFrame, Tally]) -> tuple[float, float, float, int]:
+        day, part, tally = entry
+        lost = tally.flights - tally.arrivals  # a flight that never came is worse than a late one
+        delay = float(np.nansum(part["arr_delay"]))
+        return tally.on_time / tally.flights, -lost / tally.flights, -delay / tally.flights, day
+
+    hard.sort(key=hardness)
+    return [HardDay(day, tally, _weather(part)) for day, part, tally in hard[:5]]
 
 
 def _ordinary_day(flights: pd.DataFrame) -> Weather:

@@ -213,7 +213,12 @@ def models(report: Report) -> Section:
     if report.model_unknown:
         unknown, cancelled = report.model_unknown, report.model_unknown_cancelled
         caption += f"The aircraft of {plural(unknown, 'flight')} ({percent(1 - known)}) is not known"
-        caption += f"; {cancelled:,} of these {'was' if cancelled == 1 else 'were'} cancelled." if cancelled else "."
+        if cancelled == unknown:
+            caption += "; it was cancelled." if unknown == 1 else "; all of these were cancelled."
+        else:
+            caption += (
+                f"; {cancelled:,} of these {'was' if cancelled == 1 else 'were'} cancelled." if cancelled else "."
+            )
     return Section(title, [table(columns, rows), _caption(caption.strip())])
 
 

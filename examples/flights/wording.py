@@ -6,6 +6,7 @@ from .figures import CANCELLED, DIVERTED, OUTCOMES, YEAR, HardDay, Report, Tally
 from .style import percent, plural, points, whole
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_FEWEST_FOR_A_BAD_DAY = 5
 _MANY = 60  # flights from which one more or less hardly matters
 
 
@@ -30,7 +31,7 @@ def lead(report: Report) -> str:
 def body(report: Report) -> str:
     sentences = [_scheduled(report)]
     if not report.flights:
-        sentences += [_failures(report.own), _delays(report.own), _hardest(report)]
+        sentences += [_delays(report.own), _hardest(report)]
     sentences.append(_previous(report))
     if not report.flights and report.own.flights < _MANY:
         change = points(1 / report.own.flights).removeprefix("+").replace("pts", "percentage points")
@@ -58,20 +59,19 @@ def _lead_of_few(report: Report) -> str:
 
 
 def _scheduled(report: Report) -> str:
-    subject, own = report.subject, report.own
-    flights = plural(own.flights, "flight")
+    subject, own, total = report.subject, report.own, report.partners_total
     airports = [origin.code for origin in report.origins]
     leaving = "from New York" if len(airports) > 1 else f"from {airports[0]}"
-    share = f"{_in_words(own.flights / report.everyone.flights)} of all that were to leave New York"
     if subject.kind == "carrier":
-        to = f" to {report.partners[0].name}" if report.partners_total == 1 else ""
-        return f"{report.name} scheduled {flights} {leaving}{to} in {subject.period}, {share}."
-    if report.partners_total == 1:
-        return (
-            f"{report.partners[0].name}, the only carrier, scheduled {flights} {leaving} in {subject.period}, {share}."
-        )
-    carriers = _NUMBERS[report.partners_total] if report.partners_total < len(_NUMBERS) else str(report.partners_total)
-    return f"{carriers.capitalize()} carriers scheduled {flights} {leaving} in {subject.period}, {share}."
+        who = report.name
+        leaving += f" to {report.partners[0].name}" if total == 1 else ""
+    elif total == 1:
+        who = f"{report.partners[0].name}, the only carrier,"
+    else:
+        who = f"{(_NUMBERS[total] if total < len(_NUMBERS) else str(total)).capitalize()} carriers"
+    share = f"{_in_words(own.flights / report.everyone.flights)} of all departures"
+    ended = "" if report.flights else f"; {_failures(own)}"
+    return f"{who} scheduled {plural(own.flights, 'flight')} {leaving} in {subject.period} ({share}){ended}."
 
 
 def _previous(report: Report) -> str:
@@ -93,13 +93,13 @@ def _previous(report: Report) -> str:
 def _failures(own: Tally) -> str:
     cancelled, diverted = own.cancelled, own.outcomes[DIVERTED]
     if not cancelled and not diverted:
-        return "None of these was cancelled or diverted."
+        return "none was cancelled or diverted"
     parts = [
         f"{whole(count)} {'was' if count == 1 else 'were'} {what}"
         for count, what in ((cancelled, f"cancelled ({_in_words(own.share(CANCELLED))})"), (diverted, "diverted"))
         if count
     ]
-    return f"Of these, {' and '.join(parts)}."
+    return " and ".join(parts)
 
 
 def _delays(own: Tally) -> str:
@@ -122,6 +122,8 @@ def _hardest(report: Report) -> str:
         return ""
     day: HardDay = report.hard_days[0]
     tally = day.tally
+    if tally.flights < _FEWEST_FOR_A_BAD_DAY:
+        return ""
     cancelled = f", {whole(tally.cancelled)} cancelled" if tally.cancelled else ""
     name = day_name[weekday(YEAR, report.subject.month, day.day)]
     return (

@@ -97,7 +97,7 @@ class Cluster:
         with self._locked():
             deadline = time.monotonic() + START_SECONDS
             while not (self.running and self._postmaster()[1] == "ready"):
-                # A starter may have been killed half-way: what it began is waited for, not started twice.
+                # a recovery may take longer than its starter waited: it goes on, and is not started twice
                 begun = self.running or self._postmaster()[0]
                 if not begun and self._launch():
                     return
@@ -135,6 +135,7 @@ class Cluster:
             try:
                 self._give_away(self._lock)
                 flock(lock, LOCK_EX)
+                self._held = lock
                 yield
             finally:
                 os.close(lock)
@@ -194,14 +195,11 @@ class Cluster:
         return (pid if b"-D %s " % os.fsencode(self.data) in command else 0), status
 
     def _launch(self) -> bool:
-        """Starts the server; False if what a killed server or starter left behind must be waited for."""
-        for leftover in [*self.folder.glob("install-*"), *self.folder.glob("initdb-*")]:  # of killed starters
-            shutil.rmtree(leftover, ignore_errors=True)
+        """Starts the server; False if what a killed one left behind has to end first."""
         self._copy_wheel()
         self._initdb()
-        if self._postmaster()[0]:  # a starter was killed before its postmaster had written the file
-            return False
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        for stale in (self.data / "postmaster.pid", Path(f"{self._socket}.lock")):  # we have the lock and looked
+            stale.unlink(missing_ok=True)  # Postgres would take a stranger, or a zombie, for its predecessor
         with suppress(FileNotFoundError):
             self.log.replace(self.log.with_name("log.old"))
         fixed = {"unix_socket_directories": f'"{self.folder}"', "unix_socket_permissions": "0700"}
@@ -214,8 +212,6 @@ class Cluster:
         except EmbeddedPostgresError as e:
             if "still in use" in str(e):  # by backends of a killed postmaster, which end at their next wait
                 self.log.unlink()  # log.old is to keep what the killed one said
-                return False
-            if self._postmaster()[0]:
                 return False
             if "not compatible with this version" in str(e):
                 raise EmbeddedPostgresError(
@@ -258,21 +254,30 @@ class Cluster:
         os.close(folder)
 
     def _temporary(self, prefix: str) -> Path:
-        """A folder to be renamed once it is complete: a kill leaves nothing incomplete under the final name."""
+        """A folder to be renamed once it is complete. What a kill left incomplete is removed."""
+        for leftover in self.folder.glob(prefix + "*"):
+            shutil.rmtree(leftover)
         new = Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder))
         self._give_away(new)
         return new
 
     def _run(self, program: str, *args: str | int | Path) -> None:
-        """Runs one of the binaries, as the owner of the folder."""
+        """Runs one of the binaries, as the owner of the folder.
+
+        It holds the lock as its stdin, so that it can be killed with us or without: what is begun is ended before the
+        next starter looks. (A pg_ctl that outlived its starter for 10 ms without the lock had the pid file of its
+        postmaster removed by the next, who then waited 60 s.) The postmaster gets /dev/null from pg_ctl.
+        """
         identity: dict[str, Any] = {}
         if os.geteuid() == 0:
             owner = self.folder.stat()
             identity = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-        with tempfile.TemporaryFile() as output:  # a pipe would stay open as long as anything it started lives
-            done = subprocess.run(
+        # A file, as a pipe would stay open as long as anything started lives; and Popen, as run() kills at Ctrl-C.
+        with (
+            tempfile.TemporaryFile() as output,
+            subprocess.Popen(
                 [self.bin_dir / program, *map(str, args)],
-                stdin=subprocess.DEVNULL,
+                stdin=self._held,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
@@ -280,11 +285,13 @@ class Cluster:
                 umask=0o077,
                 start_new_session=True,
                 **identity,
-            )
+            ) as process,
+        ):
+            code = process.wait()
             output.seek(0)
             said = output.read().decode(errors="replace").strip()
-        if done.returncode:
-            raise EmbeddedPostgresError(f"{program} failed ({done.returncode}): {said}{self._log_tail()}")
+        if code:
+            raise EmbeddedPostgresError(f"{program} failed ({code}): {said}{self._log_tail()}")
 
     def _log_tail(self) -> str:
         with suppress(OSError):

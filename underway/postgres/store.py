@@ -202,8 +202,7 @@ class Store:
     async def set_idle(self, idle: bool) -> None:
         await self._work.fetch("set_idle", {"id": self._owner, "idle": idle})
 
-    async def see(self) -> None:
-        await self._work.fetch("see_supervisor", {"id": self._owner})
+    async def forget_supervisors(self) -> None:
         await self._work.fetch("forget_supervisors")
 
     async def deregister(self) -> None:

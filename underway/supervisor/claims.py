@@ -18,6 +18,7 @@ POLL_SECONDS = 1.0
 POLL_SECONDS_DEAF = 0.2
 # After so many claims in a row that got all they asked for, there is a backlog.
 BACKLOG_CLAIMS = 5
+_STOP_SECONDS = 2.0
 # Results that wait for their commit; claims pause above.
 MOST_UNCOMMITTED = 2000
 
@@ -46,6 +47,7 @@ class Claims:
         self._woken = asyncio.Event()
         self._idle = False
         self._full_claims = 0
+        self._stopping = False
         self._short = False
         self._lanes = Lanes(())
         self._lanes_of: object = None
@@ -53,8 +55,15 @@ class Claims:
     def wake(self) -> None:
         self._woken.set()
 
+    async def stop(self, running: "asyncio.Task[None]") -> None:
+        """End the loop between two claims: one that is cut off may have taken runs that nobody knows of."""
+        self._stopping = True
+        self.wake()
+        await asyncio.wait([running], timeout=_STOP_SECONDS)
+        running.cancel()
+
     async def run(self) -> None:
-        while True:
+        while not self._stopping:
             self._woken.clear()
             tasks = self._demand()
             if tasks == 0:

@@ -5,12 +5,14 @@ import contextlib
 import itertools
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from logging import getLogger
 
 from underway import wire
 from underway.manifest import Lane, Manifest, Step
-from underway.supervisor.keeper import children_of, kill_below
+from underway.supervisor import keeper
 from underway.supervisor.worker_process import Overseer, WorkerProcess
 
 log = getLogger("underway.supervisor")
@@ -23,8 +25,9 @@ _LONGEST_PAUSE = 30.0
 class Crew:
     """Keeps `size` workers at work and one more booted and idle, which takes a dead worker's place at once."""
 
-    def __init__(self, app: str, size: int, supervisor_id: str, overseer: Overseer) -> None:
+    def __init__(self, app: str, size: int, supervisor_id: str) -> None:
         self.size = size
+        self.listener: Overseer | None = None  # hears what is said of tasks
         self.active: list[WorkerProcess] = []
         self.spare: WorkerProcess | None = None
         self.booting: list[WorkerProcess] = []
@@ -33,7 +36,6 @@ class Crew:
         self.lanes: dict[Lane, Step] = {}
         self._app = app
         self._supervisor_id = supervisor_id
-        self._overseer = overseer
         self._serial = itertools.count(1)
         self._boot_failures = 0
         self._stopping = False
@@ -47,18 +49,47 @@ class Crew:
             yield self.spare
 
     def start(self) -> None:
+        self._start_keeper()
         for _ in range(self.size + 1):
             self._boot()
+
+    def _start_keeper(self) -> None:
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", keeper.__file__, f"{self._supervisor_id}/"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def _boot(self) -> None:
         serial = next(self._serial)
         taken = {worker.slot for worker in self.workers}
         slot = next(number for number in itertools.count(1) if number not in taken)
         # The mark ends in a character that no number has: worker 1 must not be taken for worker 10.
-        worker = WorkerProcess(self._app, slot, f"{self._supervisor_id}/{serial};", self._overseer)
+        worker = WorkerProcess(self._app, slot, f"{self._supervisor_id}/{serial};", self)
         self.booting.append(worker)
 
-    def booted(self, worker: WorkerProcess, hello: wire.Hello) -> None:
+    # What worker processes report
+
+    def received(self, worker: WorkerProcess, message: wire.Message) -> None:
+        if isinstance(message, wire.Hello):
+            self._booted(worker, message)
+        elif isinstance(message, wire.BootFailed):
+            self._say_why(worker, message)
+        elif self.listener is not None:
+            self.listener.received(worker, message)
+
+    def settled(self) -> None:
+        if self.listener is not None:
+            self.listener.settled()
+
+    def died(self, worker: WorkerProcess) -> None:
+        self._remove(worker)
+        self._bury_adopted()
+        if self.listener is not None:
+            self.listener.died(worker)
+
+    def _booted(self, worker: WorkerProcess, hello: wire.Hello) -> None:
         worker.manifest = Manifest.from_json(hello.payload)
         worker.lanes = dict(worker.manifest.lanes())
         self.booting.remove(worker)
@@ -72,11 +103,11 @@ class Crew:
             self.first_manifest.set_result(worker.manifest)
         log.debug("worker booted", extra={"about": {"worker": worker.slot, "pid": worker.pid}})
 
-    def boot_failed(self, worker: WorkerProcess, failure: wire.BootFailed) -> None:
+    def _say_why(self, worker: WorkerProcess, failure: wire.BootFailed) -> None:
         self.boot_error = failure.payload.decode(errors="replace")
         log.error("the app does not import:\n%s", self.boot_error, extra={"about": {"worker": worker.slot}})
 
-    def remove(self, worker: WorkerProcess) -> None:
+    def _remove(self, worker: WorkerProcess) -> None:
         """After its death: the spare takes its place, and a new spare is booted."""
         if worker in self.booting:
             self.booting.remove(worker)
@@ -124,30 +155,41 @@ class Crew:
                 log.error("worker did not boot within %.0f s", BOOT_SECONDS, extra={"about": {"worker": worker.slot}})
                 worker.kill()
 
-    def bury_adopted(self, others: set[int]) -> None:
+    def _bury_adopted(self) -> None:
         """Kill and collect what was re-parented to us: whatever a dead worker left behind that hid from the search.
 
-        Only a dead worker's orphans come to us, since living workers are subreapers themselves. `others` are
-        children of ours that are no workers.
+        Only a dead worker's orphans come to us, since living workers are subreapers themselves.
         """
-        known = {worker.pid for worker in self.workers} | others
-        if strangers := children_of(os.getpid()) - known:
-            kill_below(None, strangers)
+        known = {worker.pid for worker in self.workers} | {self._keeper.pid}
+        if strangers := keeper.children_of(os.getpid()) - known:
+            keeper.kill_below(None, strangers)
         with contextlib.suppress(ChildProcessError):
             while (exited := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
                 if exited.si_pid in known:
-                    return  # its pidfd will tell; it hides the others, who are collected at the next call
+                    return  # its pidfd will tell; it hides the others, who are collected at the next death
                 os.waitpid(exited.si_pid, os.WNOHANG)
+
+    def keep_keeper(self) -> None:
+        if self._keeper.poll() is not None:
+            log.error("the keeper is gone, starting another")
+            self._start_keeper()
+
+    # Stopping
 
     def stop_booting(self) -> None:
         """No more replacements from here on."""
         self._stopping = True
 
-    def kill_all(self) -> None:
+    async def kill_all(self) -> None:
+        """Nothing that we started outlives this."""
         self._stopping = True
         for worker in list(self.workers):
             worker.kill()
-
+        while any(True for _ in self.workers):
+            await asyncio.sleep(0.002)
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        self._keeper.wait()
 
 
 class BootError(Exception):

@@ -59,12 +59,12 @@ class Dispatch:
                     self._hand(worker, [self.suspects.popleft()])
                 elif self.ready:
                     self._hand(worker, self._next_for(worker, 1))
-        if not self.ready:
-            return
-        share = len(self.ready) // len(workers) + 1 if workers else 0
+        share = len(self.ready) // max(len(workers), 1) + 1
         for worker in workers:
+            if not self.ready:
+                return
             room = self._room(worker)
-            if room > 0 and self.ready:
+            if room > 0:
                 self._hand(worker, self._next_for(worker, min(room, share)))
 
     def _room(self, worker: WorkerProcess) -> int:
@@ -153,12 +153,16 @@ class Dispatch:
             task.worker = task.started_at = None
             self.ready.appendleft(task)
 
-    def stale(self, now: float) -> list[Task]:
-        """Tasks that have waited here too long while every worker is busy; they leave the line."""
-        stale = []
-        while self.ready and now - self.ready[0].claimed_at > STALE_SECONDS:
-            stale.append(self.ready.popleft())
-        return stale
+    def overdue(self, now: float) -> list[Task]:
+        """Tasks to give back: waiting too long while all workers are busy, or under a lease that may have lapsed."""
+        overdue = []
+        for line in (self.ready, self.suspects):
+            for task in list(line):
+                if now - task.claimed_at <= STALE_SECONDS and now < task.lease_deadline:
+                    break  # they stand in the order in which they were claimed, but for a few that came back
+                line.remove(task)
+                overdue.append(task)
+        return overdue
 
     def drop(self, task: Task) -> None:
         """Forget a task that waits here; it is lost."""

@@ -62,6 +62,7 @@ class Limits:
 def interrupt(worker: WorkerProcess, task: Task, reason: str, now: float) -> None:
     """Ask a step to stop. The frame names the task; the signal only says that there is a frame."""
     task.stop_sent_at = now
+    task.stop_reason = reason
     worker.send(wire.Stop(task.token, reason))
     worker.signal(signal.SIGUSR1)
 

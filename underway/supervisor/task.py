@@ -1,7 +1,7 @@
 """What a supervisor holds: a claimed run, from the claim until its end is durable or it is lost."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from underway import manifest
@@ -32,9 +32,9 @@ class Task:
     worker: "WorkerProcess | None" = None
     started_at: float | None = None
     stop_sent_at: float | None = None
+    stop_reason: str | None = None
     peak_rss: int = 0
     progress: bytes | None = None
-    ended: bool = field(default=False)
 
     @property
     def suspect(self) -> bool:
@@ -45,9 +45,6 @@ class Task:
     def attempt(self) -> int:
         """The number of this try at this step, from 1."""
         return self.number + 1
-
-    def __str__(self) -> str:
-        return f"run={self.run} job={self.lane.job} step={self.lane.step} attempt={self.attempt}"
 
 
 def from_claim(claimed: Claimed, step: manifest.Step, sent_at: float) -> Task:

@@ -21,7 +21,6 @@ from underway.worker.conversation import Conversation
 from underway.worker.guard import Guard
 from underway.worker.measure import Meter
 
-
 _LONGEST_ERROR = 32 * 1024
 _PROGRESS_SECONDS = 0.1
 
@@ -60,14 +59,12 @@ class Executor:
         except (SystemExit, KeyboardInterrupt) as error:
             fix = "a step ends by returning To.next(...) or To.done(...), or by raising Fail or Retry"
             ending, payload = "retry", _error_text(error, f"the step raised {type(error).__name__}: {fix}")
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is this attempt's failure
+        except BaseException as error:
             ending, payload = "retry", _error_text(error)
         if ending not in ("next", "done"):
             spawned = []
         seconds, cpu_seconds, peak_rss = self._meter.stop()
-        return wire.Result(
-            task.token, ending, placement, retry_after, spawned, seconds, cpu_seconds, peak_rss, payload
-        )
+        return wire.Result(task.token, ending, placement, retry_after, spawned, seconds, cpu_seconds, peak_rss, payload)
 
     def _call(self, step: CompiledStep, task: wire.Task, spawned: list[dict[str, Any]]) -> Any:
         cx = Context(
@@ -150,7 +147,7 @@ def _error_text(error: BaseException, headline: str = "") -> bytes:
     """The traceback as UTF-8 that Postgres can store, of bounded length; the message is its last line."""
     try:
         text = "".join(traceback.format_exception(error))
-    except Exception:  # noqa: BLE001 - the exception's own methods may raise
+    except Exception:
         text = f"{type(error).__name__} (it cannot be printed)"
     if headline:
         text = f"{headline}\n\n{text}"
@@ -158,5 +155,3 @@ def _error_text(error: BaseException, headline: str = "") -> bytes:
         half = _LONGEST_ERROR // 2
         text = f"{text[:half]}\n... {len(text) - 2 * half:,} characters left out ...\n{text[-half:]}"
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace")
-
-

@@ -31,7 +31,7 @@ def main() -> None:
             raise AppNotFound(f"{app_name} is a {type(app).__name__}, not an Underway app")
         manifest = app.manifest().to_json()
         executor = Executor(app, conversation, guard)
-    except BaseException:  # noqa: BLE001 - also a SystemExit at import is a boot that failed
+    except BaseException:
         conversation.send(wire.BootFailed(traceback.format_exc().encode(errors="replace")))
         sys.exit(_DID_NOT_BOOT)
     conversation.send(wire.Hello(os.getpid(), manifest))
@@ -44,9 +44,7 @@ def main() -> None:
 class Inbox:
     """Tasks handed to this worker, run in order unless they are revoked."""
 
-    def __init__(
-        self, conversation: Conversation, guard: Guard, executor: Executor, forwarder: "LogForwarder"
-    ) -> None:
+    def __init__(self, conversation: Conversation, guard: Guard, executor: Executor, forwarder: "LogForwarder") -> None:
         self._conversation = conversation
         self._guard = guard
         self._executor = executor
@@ -111,6 +109,6 @@ class LogForwarder(logging.Handler):
             self._conversation.send(wire.Log(self.token, record.levelno, record.name, text))
         except SupervisorGone:
             end_everything()
-        except Exception:  # noqa: BLE001
+        except Exception:
             self.handleError(record)
         self._guard.raise_postponed()

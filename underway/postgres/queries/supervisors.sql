@@ -8,9 +8,6 @@ update underway.supervisor
 set idle = %(idle)s, seen_at = clock_timestamp()
 where id = %(id)s;
 
--- see_supervisor: still here
-update underway.supervisor set seen_at = clock_timestamp() where id = %(id)s;
-
 -- deregister_supervisor: leaving
 delete from underway.supervisor where id = %(id)s;
 

@@ -1,0 +1,85 @@
+"""The end of a supervisor's service: finish what runs, then interrupt, then kill; release the rest, charge nobody."""
+
+import asyncio
+import time
+from logging import getLogger
+
+from underway.postgres.session import DatabaseAway
+from underway.postgres.store import Store
+from underway.supervisor.commits import Commits
+from underway.supervisor.crew import Crew
+from underway.supervisor.dispatch import Dispatch
+from underway.supervisor.endings import Endings
+from underway.supervisor.limits import CLEANUP_SECONDS, about_task, interrupt
+from underway.supervisor.shutdown import StopRequest
+from underway.supervisor.verdict import Seen
+
+log = getLogger("underway.supervisor")
+
+_FLUSH_SECONDS = 10.0
+_DEATH_SECONDS = 5.0
+
+
+class Drain:
+    """Takes at most grace + 5 s to clean up + 5 s to die + 10 s to write."""
+
+    def __init__(
+        self, crew: Crew, dispatch: Dispatch, endings: Endings, commits: Commits, store: Store, stop: StopRequest
+    ) -> None:
+        self._crew = crew
+        self._dispatch = dispatch
+        self._endings = endings
+        self._commits = commits
+        self._store = store
+        self._stop = stop
+
+    async def run(self, grace: float) -> bool:
+        """Whether it was clean: everything that ran came to its own end, and is durable."""
+        self._crew.stop_booting()
+        self._endings.draining = True
+        self._release_waiting()
+        finished = await self._stop.settled(self._nothing_runs, grace)
+        if not finished and not self._stop.now.is_set():
+            self._interrupt()
+            await self._stop.settled(self._nothing_runs, CLEANUP_SECONDS)
+        if not self._nothing_runs():
+            await self._kill()
+        return await self._flush() and finished
+
+    def _release_waiting(self) -> None:
+        for task in self._dispatch.take_all():
+            self._endings.release(task)
+        for worker in self._crew.active:
+            for task in self._dispatch.take_back(worker):
+                self._endings.release(task)
+
+    def _nothing_runs(self) -> bool:
+        self._release_waiting()  # what a worker has skipped, or left behind
+        return not any(worker.tasks for worker in self._crew.active)
+
+    def _interrupt(self) -> None:
+        for worker in self._crew.active:
+            if (task := worker.current) is not None:
+                log.warning("interrupted: the supervisor stops", extra={"about": about_task(worker, task)})
+                interrupt(worker, task, "shutdown", time.monotonic())
+
+    async def _kill(self) -> None:
+        for worker in list(self._crew.active):
+            if (task := worker.current) is not None and worker.kill_task(task, Seen.KILLED_SHUTDOWN):
+                log.warning("killed: the supervisor stops", extra={"about": about_task(worker, task)})
+            elif worker.tasks:
+                worker.kill()
+        # A task is released only when its worker's death has been seen.
+        deadline = time.monotonic() + _DEATH_SECONDS
+        while not self._nothing_runs() and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+
+    async def _flush(self) -> bool:
+        try:
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                await self._commits.flushed()
+                await self._store.deregister()
+        except (TimeoutError, DatabaseAway):
+            log.error("the database is away: what could not be written is taken back when its leases expire")
+            return False
+        return True

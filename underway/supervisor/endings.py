@@ -1,0 +1,170 @@
+"""What workers say about tasks, and what their deaths mean for them: one verdict per attempt, on its way to Postgres."""
+
+import random
+import time
+from collections.abc import Callable
+from logging import getLogger
+
+from underway import wire
+from underway.postgres.store import Attempt
+from underway.supervisor.commits import Commits, Ended
+from underway.supervisor.dispatch import Dispatch
+from underway.supervisor.limits import about_task
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import VERDICTS, Next, Seen, settle, succeed
+from underway.supervisor.worker_process import WorkerProcess
+
+log = getLogger("underway.supervisor")
+worker_log = getLogger("underway.worker")
+
+
+class Endings:
+    """Listens to the crew. `on_settled` is called after each batch of messages, when workers may be free."""
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        commits: Commits,
+        held: dict[int, Task],
+        *,
+        rng: random.Random,
+        on_settled: Callable[[], None],
+    ) -> None:
+        self._dispatch = dispatch
+        self._commits = commits
+        self._held = held
+        self._rng = rng
+        self._on_settled = on_settled
+        self.draining = False
+
+    def received(self, worker: WorkerProcess, message: wire.Message) -> None:
+        match message:
+            case wire.Result():
+                self._ended(worker, message)
+            case wire.Started(token):
+                if task := worker.tasks.get(token):
+                    task.started_at = time.monotonic()
+                    worker.output.forget()
+            case wire.Skipped(token):
+                self._dispatch.skipped(worker, token)
+            case wire.Progress(token, payload):
+                if task := worker.tasks.get(token):
+                    task.progress = payload
+            case wire.Log(token, level, logger, payload):
+                self._forward(worker, worker.tasks.get(token), level, logger, payload)
+            case _:
+                log.error("a worker sent %s", type(message).__name__, extra={"about": {"worker": worker.slot}})
+                worker.kill()
+
+    def settled(self) -> None:
+        self._on_settled()
+
+    def died(self, worker: WorkerProcess) -> None:
+        tasks, worker.tasks = list(worker.tasks.values()), {}
+        for task in tasks:
+            task.worker = None
+            if task.token not in self._held:
+                continue  # lost: nothing may be written any more
+            if task.started_at is not None:
+                self.settle(task, _seen_of_death(worker, task), _evidence(worker), pid=worker.pid)
+            elif self.draining:
+                self.release(task)
+            else:
+                self._dispatch.add([task])
+        if not tasks and worker.kill_reason is None and worker.manifest is not None and not self.draining:
+            log.warning("an idle worker died: %s", worker.exit_text, extra={"about": {"worker": worker.slot}})
+
+    def _ended(self, worker: WorkerProcess, result: wire.Result) -> None:
+        task = worker.tasks.pop(result.token, None)
+        if task is None or task.token not in self._held:
+            return  # lost in the meantime: refused here already, as the fence would refuse it
+        self._dispatch.took(task.lane, result.seconds)
+        attempt = Attempt(
+            outcome="succeeded",
+            started=result.seconds,
+            pid=worker.pid,
+            cpu_seconds=result.cpu_seconds,
+            peak_rss=max(result.peak_rss, task.peak_rss),
+        )
+        text = result.payload.decode(errors="replace")
+        if result.ending in ("next", "done"):
+            following = None if result.placement is None else Next(*result.placement, text)  # type: ignore[arg-type]
+            row = succeed(task, attempt, following, text)
+            spawned = [{**spawn, "parent": task.run} for spawn in result.spawned]
+            self._commits.submit(Ended(task, row, spawned, time.monotonic()))
+        else:
+            seen = _seen_of_error(task, result.ending)
+            self.settle(task, seen, text, attempt=attempt, retry_after=result.retry_after)
+
+    def settle(
+        self,
+        task: Task,
+        seen: Seen,
+        error: str,
+        *,
+        pid: int | None = None,
+        attempt: Attempt | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """Put an ending that is no success on its way. `attempt` is what was measured, if anybody was left to."""
+        outcome = VERDICTS[seen].outcome
+        now = time.monotonic()
+        if attempt is None:
+            started = None if task.started_at is None else now - task.started_at
+            attempt = Attempt(outcome=outcome, started=started, pid=pid, peak_rss=task.peak_rss or None)
+        row = settle(task, seen, attempt._replace(outcome=outcome, error=error), self._rng, retry_after)
+        self._commits.submit(Ended(task, row, [], now))
+        if task.started_at is not None:
+            about = {"run": task.run, "job": task.lane.job, "step": task.lane.step, "attempt": task.attempt}
+            log.warning("attempt %s: %s", outcome, _headline(error), extra={"about": about})
+
+    def release(self, task: Task) -> None:
+        """Give back a task that was never started; nobody is charged."""
+        self.settle(task, Seen.NEVER_STARTED, "")
+
+    def lost(self, task: Task) -> None:
+        """The run is somebody else's now: nothing of ours may be written, and nothing may run on."""
+        self._held.pop(task.token, None)
+        log.warning("lease lost: its run was taken from us", extra={"about": {"run": task.run}})
+        worker = task.worker
+        if worker is None:
+            self._dispatch.drop(task)
+        elif task.started_at is not None:
+            worker.kill_task(task, "lease lost")
+        else:
+            self._dispatch.add(other for other in self._dispatch.take_back(worker) if other is not task)
+
+    def _forward(self, worker: WorkerProcess, task: Task | None, level: int, logger: str, payload: bytes) -> None:
+        if worker_log.isEnabledFor(level):
+            about = about_task(worker, task) if task else {"worker": worker.slot}
+            worker_log.log(level, "%s", payload.decode(errors="replace"), extra={"about": {**about, "logger": logger}})
+
+
+def _seen_of_death(worker: WorkerProcess, task: Task) -> Seen:
+    if worker.kill_reason is not None and worker.kill_reason[0] == task.token:
+        return Seen(worker.kill_reason[1])
+    return Seen.DIED
+
+
+def _seen_of_error(task: Task, ending: str) -> Seen:
+    if ending == "interrupted":
+        return Seen.INTERRUPTED_SHUTDOWN if task.stop_reason == "shutdown" else Seen.INTERRUPTED_TIMEOUT
+    return Seen.FAIL if ending == "fail" else Seen.RETRY
+
+
+def _evidence(worker: WorkerProcess) -> str:
+    """What is known of a worker that died with a task."""
+    text = f"the worker died: {worker.exit_text}"
+    if worker.kill_reason is not None:
+        text = f"the worker was {worker.kill_reason[1]}"
+    if worker.died_writing:
+        text += ", in the middle of writing"
+    if output := worker.output.evidence():
+        text += f"\nlast output:\n{output}"
+    return text
+
+
+def _headline(error: str) -> str:
+    """The one line of an error that says most: a traceback's last, anything else's first."""
+    lines = error.strip().splitlines() or ["no message"]
+    return (lines[-1] if lines[0].startswith("Traceback") else lines[0])[:200]

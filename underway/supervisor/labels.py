@@ -1,0 +1,58 @@
+"""What people see of a supervisor: its row in Postgres, and now and then a line in its log."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from logging import getLogger
+
+from underway.manifest import Manifest
+from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.store import Store
+
+log = getLogger("underway.supervisor")
+
+_LABEL_SECONDS = 60.0
+_SUMMARY_SECONDS = 10.0
+
+
+class Labels:
+    """Nothing depends on labels; they are written again every minute, and when the database has been away."""
+
+    def __init__(self, store: Store, work: Session, app: str, manifest: Manifest, *, on_label: Callable[[], None]):
+        self._store = store
+        self._work = work
+        self._app = app
+        self._manifest = manifest
+        self._on_label = on_label
+
+    async def write(self) -> None:
+        digest = hashlib.sha256(self._manifest.to_json()).hexdigest()
+        await self._store.register(pid=os.getpid(), app=self._app, manifest_hash=digest)
+        for job in self._manifest.jobs:
+            await self._store.register_job(job.name, job.steps[0].name, job.steps[0].placement)
+        self._on_label()
+
+    async def run(self) -> None:
+        while True:
+            opened, again_at = self._work.opened, time.monotonic() + _LABEL_SECONDS
+            while self._work.opened == opened and time.monotonic() < again_at:
+                await asyncio.sleep(1)
+            with contextlib.suppress(DatabaseAway):
+                await self.write()
+                await self._store.forget_supervisors()
+
+
+async def summarise(outcomes: Counter[str], running: Callable[[], int]) -> None:
+    """A line every ten seconds in which something ended."""
+    before: Counter[str] = Counter()
+    while True:
+        await asyncio.sleep(_SUMMARY_SECONDS)
+        changes = outcomes - before
+        before = Counter(outcomes)
+        if changes:
+            counts = ", ".join(f"{count:,} {name}" for name, count in sorted(changes.items()))
+            log.info("last %.0f s: %s; %d running", _SUMMARY_SECONDS, counts, running())

@@ -1,0 +1,162 @@
+"""Wires the loops of a supervisor to each other, and runs them until it is to stop."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Coroutine
+from logging import getLogger
+from typing import Any
+
+from underway.manifest import Manifest
+from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.store import Store
+from underway.postgres.wakeup import Wakeup
+from underway.supervisor.claims import Claims
+from underway.supervisor.commits import Commits
+from underway.supervisor.crew import Crew
+from underway.supervisor.dispatch import Dispatch
+from underway.supervisor.drain import Drain
+from underway.supervisor.endings import Endings
+from underway.supervisor.labels import Labels, summarise
+from underway.supervisor.leases import Leases
+from underway.supervisor.limits import Limits
+from underway.supervisor.promoter import Promoter
+from underway.supervisor.reaper import Reaper
+from underway.supervisor.shutdown import StopRequest
+from underway.supervisor.task import Task
+
+log = getLogger("underway.supervisor")
+
+_TICK_SECONDS = 0.05
+_IDLE_TICK_SECONDS = 0.5
+
+
+class Service:
+    """A supervisor at work: a crew on one side, a database on the other."""
+
+    def __init__(
+        self, app: str, manifest: Manifest, crew: Crew, store: Store, work: Session, leases: Session, stop: StopRequest
+    ) -> None:
+        self._manifest = manifest
+        self._crew = crew
+        self._store = store
+        self._stop = stop
+        self._held: dict[int, Task] = {}
+        self._looked_in_vain = asyncio.Event()
+        rng = random.Random()  # noqa: S311 - spreads retries
+        wakeup = Wakeup(leases)
+        self._dispatch = Dispatch(crew)
+        self._limits = Limits()
+        self._commits = Commits(store, self._held, on_continue=self._on_continue, rng=rng)
+        self._endings = Endings(self._dispatch, self._commits, self._held, rng=rng, on_settled=self._hand_out)
+        self._claims = Claims(
+            store,
+            crew,
+            self._dispatch,
+            self._held,
+            uncommitted=self._commits.uncommitted,
+            listening=lambda: wakeup.listening,
+            on_empty=self._looked_in_vain.set,
+        )
+        self._promoter = Promoter(store, on_promoted=self._claims.wake)
+        self._leases = Leases(
+            store,
+            wakeup,
+            self._held,
+            shortest_lease=self._shortest_lease,
+            on_notify=self._on_notify,
+            on_lost=self._endings.lost,
+        )
+        self._reaper = Reaper(
+            store, work, shortest_lease=self._shortest_lease, on_reaped=lambda: self._promoter.hint(0)
+        )
+        self._labels = Labels(store, work, app, manifest, on_label=self._claims.forget_idle)
+        crew.listener = self._endings
+
+    async def serve(self, *, grace: float, until_idle: bool) -> bool:
+        """Serve until told to stop; whether the stop was clean."""
+        await self._labels.write()
+        claiming = _start(self._claims.run())
+        loops = [
+            _start(loop)
+            for loop in (
+                self._leases.run(),
+                self._commits.run(),
+                self._reaper.run(),
+                self._promoter.run(),
+                self._labels.run(),
+                self._watch(),
+                summarise(self._commits.outcomes, self._running),
+            )
+        ]
+        if until_idle:
+            loops.append(_start(self._stop_when_idle()))
+        told = _start(self._stop.draining.wait())
+        try:
+            while not told.done():
+                done, _ = await asyncio.wait([told, claiming, *loops], return_when=asyncio.FIRST_COMPLETED)
+                for loop in done:
+                    loop.result()  # a loop that ended did so by a bug; it ends us, loudly
+                    if loop in loops:
+                        loops.remove(loop)
+            await self._claims.stop(claiming)
+            drain = Drain(self._crew, self._dispatch, self._endings, self._commits, self._store, self._stop)
+            return await drain.run(grace)
+        finally:
+            for loop in (told, claiming, *loops):
+                loop.cancel()
+            await asyncio.gather(told, claiming, *loops, return_exceptions=True)
+
+    def _hand_out(self) -> None:
+        """After a batch of messages: give free workers what there is, and ask for more."""
+        if not self._endings.draining:
+            self._dispatch.pump()
+            self._claims.wake()
+
+    def _on_notify(self) -> None:
+        self._promoter.hint(0)
+        self._claims.wake()
+
+    def _on_continue(self, delay: float) -> None:
+        if delay > 0:
+            self._promoter.hint(delay)
+        else:
+            self._claims.wake()
+
+    def _shortest_lease(self) -> float:
+        return min((step.policy.lease.total_seconds() for step in self._crew.lanes.values()), default=60.0)
+
+    def _running(self) -> int:
+        return sum(worker.current is not None for worker in self._crew.active)
+
+    async def _watch(self) -> None:
+        """Limits and patience; quick while something is held, slow while nothing is."""
+        while True:
+            await asyncio.sleep(_TICK_SECONDS if self._held or self._crew.booting else _IDLE_TICK_SECONDS)
+            now = time.monotonic()
+            self._crew.keep_keeper()
+            self._crew.kill_slow_boots(now)
+            if self._held:
+                self._limits.enforce(self._crew.active, now)
+                self._dispatch.take_back_waiting(now)
+                for task in self._dispatch.overdue(now):
+                    self._endings.release(task)
+                self._hand_out()
+
+    async def _stop_when_idle(self) -> None:
+        jobs = [job.name for job in self._manifest.jobs]
+        while True:
+            await self._looked_in_vain.wait()
+            self._looked_in_vain.clear()
+            if self._held or self._commits.uncommitted():
+                continue
+            with contextlib.suppress(DatabaseAway):
+                if not await self._store.has_work(jobs):
+                    log.info("nothing left to do")
+                    self._stop.drain()
+                    return
+
+
+def _start(loop: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+    return asyncio.get_running_loop().create_task(loop)
