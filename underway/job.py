@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import UnionType
@@ -176,7 +177,7 @@ def _handed_over(where: str, annotation: Any) -> tuple[Any, Any]:
         handed, result, *_ = (*get_args(branch), None)
         nexts.append(handed)
         # A bare Done leaves its type variable open; its default is None.
-        results.append(None if isinstance(result, TypeVar) or result is type(None) else result)  # type: ignore[arg-type]
+        results.append(None if isinstance(result, TypeVar) or result is type(None) else result)
     return _union(nexts), _union(results)
 
 
@@ -199,7 +200,7 @@ def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise JobDefinitionError(f"job {job!r}: two steps are (or were) named {name!r}; give one a name=")
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         if before.next_type is Never:
             raise JobDefinitionError(
                 f"job {job!r}: step {after.spec.name!r} can never be reached, "

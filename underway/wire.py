@@ -176,7 +176,13 @@ def _decode(number: int, buffer: bytearray, header: int, payload: int, end: int)
     try:
         fields = orjson.loads(memoryview(buffer)[header:payload])
         if _HAS_PAYLOAD[number]:
-            return _KINDS[number](*fields, bytes(memoryview(buffer)[payload:end]))
-        return _KINDS[number](*fields)
+            fields.append(bytes(memoryview(buffer)[payload:end]))
+        return _KINDS[number]._make(_checked(number, fields))
     except (TypeError, ValueError) as error:
         raise BrokenFrame(f"frame of kind {number}: {error}") from error
+
+
+def _checked(number: int, fields: list[object]) -> list[object]:
+    if len(fields) != len(_KINDS[number]._fields):
+        raise ValueError(f"{len(fields)} fields")
+    return fields

@@ -32,9 +32,9 @@ def conninfo(database: str) -> str:
         given = conninfo_to_dict(database)
     except psycopg.ProgrammingError:
         raise InvalidOption(
-            "the database is not a connection string: expected postgresql://user@host/name, key=value pairs, or embedded:"
+            "the database is no connection string: expected postgresql://user@host/name, key=value, or embedded:"
         ) from None
-    return make_conninfo("", **{**_PARAMETERS, **given})  # type: ignore[arg-type]
+    return make_conninfo("", **{**_PARAMETERS, **given})
 
 
 def label(database: str) -> str:

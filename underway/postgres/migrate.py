@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString, cast
+from typing import LiteralString
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -36,7 +36,7 @@ def migrations() -> tuple[Migration, ...]:
             header = re.search(r"^-- oldest code: (\d+)$", sql, re.MULTILINE)
             if header is None:
                 raise ValueError(f"{file.name} does not say '-- oldest code: N'")
-            found.append(Migration(int(match[1]), match[2], int(header[1]), cast(LiteralString, sql)))
+            found.append(Migration(int(match[1]), match[2], int(header[1]), sql))
     return tuple(sorted(found, key=lambda migration: migration.version))
 
 
@@ -53,7 +53,7 @@ def migrate(connection: psycopg.Connection) -> list[str]:
         if cursor.execute(sql["schema_exists"]).fetchone() != (True,):
             cursor.execute(sql["create_schema"])
             cursor.execute(sql["create_migration_table"])
-        applied = dict(cursor.execute(sql["applied_migrations"]).fetchall())
+        applied: dict[int, int] = dict(cursor.execute(sql["applied_migrations"]).fetchall())
         check_new_enough(applied)
         missing = [migration for migration in migrations() if migration.version not in applied]
         for migration in missing:

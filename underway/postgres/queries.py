@@ -7,7 +7,7 @@ first are for readers.
 import re
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString, cast
+from typing import LiteralString
 
 _HEADING = re.compile(r"^-- ([a-z_]+): .+$", re.MULTILINE)
 
@@ -21,7 +21,7 @@ def statements() -> dict[str, LiteralString]:
         for name, text in zip(parts[1::2], parts[2::2], strict=True):
             if name in found:
                 raise ValueError(f"two statements are named {name!r}")
-            found[name] = cast(LiteralString, _without_comments(text))
+            found[name] = _without_comments(text)
     return found
 
 

@@ -91,6 +91,25 @@ class Lanes:
         }
 
 
+# The statement's names for the fields of Continue, but for the last.
+_CONTINUE_ARRAYS = (
+    "ids",
+    "tokens",
+    "steps",
+    "queues",
+    "priorities",
+    "keeps",
+    "payloads",
+    "delays",
+    "numbers",
+    "attempts",
+    "crashes",
+    "releases",
+    "ran_steps",
+    "ran_numbers",
+)
+
+
 class Store:
     """One supervisor's view of the queue. `work` claims and commits, `leases` renews and never waits for `work`."""
 
@@ -107,7 +126,7 @@ class Store:
         )
         rows.sort(key=lambda row: (row[11], row[0]))
         return [
-            Claimed(run, token, Lane(queue, job, step), *counters, payload.encode())
+            Claimed._make((run, token, Lane(queue, job, step), *counters, payload.encode()))
             for run, token, queue, job, step, *counters, _rank, payload in rows
         ]
 
@@ -128,11 +147,9 @@ class Store:
 
     async def continue_(self, rows: Sequence[Continue], spawned: list[dict[str, Any]]) -> set[str]:
         """Like finish, for runs that go on."""
-        names = ("ids", "tokens", "steps", "queues", "priorities", "keeps", "payloads", "delays", "numbers")
-        names += ("attempts", "crashes", "releases", "ran_steps", "ran_numbers")
         *columns, notes = zip(*rows, strict=True)
         parameters = {
-            **{name: list(column) for name, column in zip(names, columns, strict=True)},
+            **{name: list(column) for name, column in zip(_CONTINUE_ARRAYS, columns, strict=True)},
             **self._attempt_arrays(notes),
             "spawned": orjson.dumps(spawned).decode(),
         }

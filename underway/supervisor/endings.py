@@ -1,4 +1,4 @@
-"""What workers say about tasks, and what their deaths mean for them: one verdict per attempt, on its way to Postgres."""
+"""What workers say about tasks, and what their deaths mean for them: one verdict per attempt."""
 
 import random
 import time
@@ -88,7 +88,7 @@ class Endings:
         )
         text = result.payload.decode(errors="replace")
         if result.ending in ("next", "done"):
-            following = None if result.placement is None else Next(*result.placement, text)  # type: ignore[arg-type]
+            following = None if result.placement is None else Next._make((*result.placement, text))
             row = succeed(task, attempt, following, text)
             spawned = [{**spawn, "parent": task.run} for spawn in result.spawned]
             self._commits.submit(Ended(task, row, spawned, time.monotonic()))

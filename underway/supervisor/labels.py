@@ -22,7 +22,9 @@ _SUMMARY_SECONDS = 10.0
 class Labels:
     """Nothing depends on labels; they are written again every minute, and when the database has been away."""
 
-    def __init__(self, store: Store, work: Session, app: str, manifest: Manifest, *, on_label: Callable[[], None]):
+    def __init__(
+        self, store: Store, work: Session, app: str, manifest: Manifest, *, on_label: Callable[[], None]
+    ) -> None:
         self._store = store
         self._work = work
         self._app = app

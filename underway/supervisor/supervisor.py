@@ -7,6 +7,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from logging import getLogger
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -91,7 +92,8 @@ async def _live(settings: Settings) -> int:
 async def _first_manifest(crew: Crew, stop: StopRequest) -> Manifest | None:
     """What the first worker can run; None if we were told to stop before it was up."""
     told = asyncio.ensure_future(stop.draining.wait())
-    await asyncio.wait([crew.first_manifest, told], return_when=asyncio.FIRST_COMPLETED)
+    waiting: list[asyncio.Future[Any]] = [crew.first_manifest, told]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     told.cancel()
     return crew.first_manifest.result() if crew.first_manifest.done() else None
 

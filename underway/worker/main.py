@@ -6,6 +6,7 @@ import socket
 import sys
 import traceback
 from collections import deque
+from collections.abc import Iterable
 
 from underway import wire
 from underway.app import Underway
@@ -75,7 +76,7 @@ class Inbox:
             self._take(self._guard.inbox)
             self._guard.inbox.clear()
 
-    def _take(self, messages: "wire.Iterator[wire.Message]") -> None:
+    def _take(self, messages: Iterable[wire.Message]) -> None:
         for message in messages:
             match message:
                 case wire.Task():

@@ -1,0 +1,99 @@
+"""Real supervisors, real workers, and ways to wait for what they do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import psycopg
+
+T = TypeVar("T")
+
+APPS = Path(__file__).parent / "apps"
+
+
+def eventually(look: Callable[[], T], *, within: float = 20.0, what: str = "") -> T:
+    """The first truthy answer of `look`; fails when there is none in time."""
+    deadline = time.monotonic() + within
+    while not (answer := look()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what or look}"
+        time.sleep(0.01)
+    return answer
+
+
+class Supervisor:
+    """`underway-supervisor` as a user starts it, its log in a file."""
+
+    def __init__(self, app: str, database: str, log: Path, *options: str, env: dict[str, str] | None = None) -> None:
+        self.log_file = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "underway.cli.supervisor", app, *options],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "UNDERWAY_DATABASE_URL": database, **(env or {})},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, within: float = 30.0) -> int:
+        """Its exit code."""
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the supervisor did not end within {within} s:\n{self.log[-3000:]}") from None
+
+    def until(self, text: str, within: float = 20.0) -> None:
+        """Wait for a text in its log."""
+        eventually(lambda: text in self.log, within=within, what=f"{text!r} in the log:\n{self.log[-3000:]}")
+
+    def workers(self) -> list[psutil.Process]:
+        """Its worker processes, the spare included."""
+        found = []
+        for child in psutil.Process(self.pid).children():
+            try:
+                if "underway.worker" in child.cmdline():
+                    found.append(child)
+            except psutil.Error:
+                continue
+        return found
+
+    def end(self) -> None:
+        """For fixtures: stop it, whatever state it is in, with all below it."""
+        if self.process.poll() is None:
+            below = psutil.Process(self.pid).children(recursive=True)
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(signal.SIGQUIT)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                for process in below:
+                    if process.is_running():
+                        process.kill()
+
+
+def states(connection: psycopg.Connection[Any]) -> dict[str, int]:
+    """How many runs are in which state."""
+    return dict(connection.execute("select state, count(*) from underway.runs group by state").fetchall())
+
+
+def outcomes(connection: psycopg.Connection[Any]) -> dict[str, int]:
+    """How many attempts ended how."""
+    return dict(connection.execute("select outcome, count(*) from underway.attempt group by outcome").fetchall())
