@@ -12,6 +12,7 @@ from postgres_servers import debian_server, server_url
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from underway import Underway
 from underway.postgres import migrate
 
 _numbers = itertools.count(1)
@@ -58,6 +59,22 @@ def connection(database: str) -> Iterator[psycopg.Connection[Any]]:
     """An autocommit connection to `database`."""
     with psycopg.connect(database, autocommit=True) as connection:
         yield connection
+
+
+@pytest.fixture
+def bind(database: str) -> Iterator[Callable[[Underway], Underway]]:
+    """Make an app of tests/apps use `database` for the length of the test."""
+    bound: list[Underway] = []
+
+    def to_database(app: Underway) -> Underway:
+        app._database = database
+        bound.append(app)
+        return app
+
+    yield to_database
+    for app in bound:
+        app.close()
+        app._database = None
 
 
 @pytest.fixture

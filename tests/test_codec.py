@@ -485,7 +485,7 @@ def order(**line: Any) -> Order:
         ([1j], Any, "value[0]:", "a `complex` cannot travel as JSON"),
         ([Order], Any, "value[0]:", "a `type` cannot travel as JSON"),
         (Customer.model_construct(name=5), Customer, "Customer:", "name"),  # type: ignore[arg-type]
-        (Customer.model_construct(name="x", credit=Decimal("NaN")), Customer, "Customer:", "credit: Input should be"),
+        (Customer.model_construct(name="x", credit=Decimal("NaN")), Customer, "Customer.credit:", "NaN"),
         (
             [dt.datetime(1850, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))],
             list[dt.datetime],

@@ -11,20 +11,15 @@ from underway import Underway
 
 
 def test_runs_flow_through_typed_steps(
-    database: str, connection: psycopg.Connection[Any], start_supervisor: Callable[..., Supervisor]
+    bind: Callable[[Underway], Underway],
+    connection: psycopg.Connection[Any],
+    start_supervisor: Callable[..., Supervisor],
 ) -> None:
-    app = Underway(database)
-    basic.app._database = database
-    try:
-        runs = basic.orders.enqueue_many([basic.Order(number) for number in range(50)])
-        supervisor = start_supervisor("basic", "--until-idle")
-        assert supervisor.wait() == 0
-        assert [run.result() for run in runs] == [f"sent order {number}" for number in range(50)]
-        assert states(connection) == {"succeeded": 50}
-        assert outcomes(connection) == {"succeeded": 100}
-        steps = [(attempt.step, attempt.number, attempt.outcome) for attempt in runs[0].attempts()]
-        assert steps == [("price", 1, "succeeded"), ("send", 1, "succeeded")]
-    finally:
-        basic.app.close()
-        basic.app._database = None
-        app.close()
+    bind(basic.app)
+    runs = basic.orders.enqueue_many([basic.Order(number) for number in range(50)])
+    assert start_supervisor("basic", "--until-idle").wait() == 0
+    assert [run.result() for run in runs] == [f"sent order {number}" for number in range(50)]
+    assert states(connection) == {"succeeded": 50}
+    assert outcomes(connection) == {"succeeded": 100}
+    steps = [(attempt.step, attempt.number, attempt.outcome) for attempt in runs[0].attempts()]
+    assert steps == [("price", 1, "succeeded"), ("send", 1, "succeeded")]
