@@ -49,6 +49,7 @@ class Commits:
         self.outcomes: Counter[str] = Counter()
 
     def submit(self, ended: Ended) -> None:
+        ended.task.ended = True
         self._waiting.append(ended)
         self._submitted.set()
         self._empty.clear()

@@ -1,5 +1,6 @@
 """Which worker gets which task, how many at once, and how many to claim."""
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -60,12 +61,20 @@ class Dispatch:
                 elif self.ready:
                     self._hand(worker, self._next_for(worker, 1))
         share = len(self.ready) // max(len(workers), 1) + 1
+        reserved = self._reserved_for_suspect(workers)
         for worker in workers:
             if not self.ready:
                 return
+            if worker is reserved:
+                continue
             room = self._room(worker)
             if room > 0:
                 self._hand(worker, self._next_for(worker, min(room, share)))
+
+    def _reserved_for_suspect(self, workers: list[WorkerProcess]) -> WorkerProcess | None:
+        """A worker that gets nothing more until it is idle: under a stream of short tasks none ever would be."""
+        able = [worker for worker in workers if self.suspects and self.suspects[0].lane in worker.lanes]
+        return min(able, key=lambda worker: len(worker.tasks), default=None)
 
     def _room(self, worker: WorkerProcess) -> int:
         """How many more tasks this busy worker should be handed."""
@@ -86,7 +95,7 @@ class Dispatch:
 
     def _next_for(self, worker: WorkerProcess, count: int) -> list[Task]:
         ready = self.ready
-        if all(task.lane in worker.lanes for task in list(ready)[:count]):
+        if all(task.lane in worker.lanes for task in itertools.islice(ready, count)):
             return [ready.popleft() for _ in range(min(count, len(ready)))]
         # Two generations of the app side by side: a task goes only to a worker whose own manifest has it.
         chosen = [task for task in ready if task.lane in worker.lanes][:count]

@@ -69,7 +69,7 @@ class Leases:
         for task in tasks:
             if task.run in renewed:
                 task.lease_deadline = sent_at + task.step.policy.lease.total_seconds()
-            elif task.token in self._held:
+            elif not task.ended:
                 missing.append(task)
         if missing:
             await self._sort_out(missing)
@@ -78,8 +78,7 @@ class Leases:
         """A row that still shows our token was only locked by somebody: the next turn will renew it."""
         owned = await self._store.owned([task.run for task in missing], on_leases=True)
         for task in missing:
-            # Committed in the meantime: no longer held, hence not lost.
-            if (task.run, task.token) not in owned and task.token in self._held:
+            if (task.run, task.token) not in owned and not task.ended:
                 self._on_lost(task)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterable
 from logging import getLogger
 
@@ -19,13 +20,15 @@ CLEANUP_SECONDS = 5.0
 # A worker is killed before its lease lapses, so that the kill is over when somebody else may begin.
 LEASE_MARGIN = 0.05
 SAMPLE_SECONDS = 0.25
+# A pass over a long process table must not take more of a core than this.
+SAMPLE_SHARE = 0.01
 
 
 class Limits:
     """Looked at in every tick of the supervisor while something runs."""
 
     def __init__(self) -> None:
-        self._sampled_at = 0.0
+        self._sample_at = 0.0
 
     def enforce(self, workers: Iterable[WorkerProcess], now: float) -> None:
         running = [worker for worker in workers if worker.tasks]
@@ -33,9 +36,10 @@ class Limits:
             task = worker.current
             if task is not None and not self._kill_before_lapse(worker, task, now):
                 self._enforce_timeout(worker, task, now)
-        if now - self._sampled_at >= SAMPLE_SECONDS:
-            self._sampled_at = now
-            _enforce_memory(running)
+        if now >= self._sample_at:
+            _enforce_memory([worker for worker in running if _runs_longer_than_a_sample(worker, now)])
+            took = time.monotonic() - now
+            self._sample_at = now + max(SAMPLE_SECONDS, took / SAMPLE_SHARE)
 
     def _kill_before_lapse(self, worker: WorkerProcess, task: Task, now: float) -> bool:
         """Self-fencing: counted on our own clock from the sending of the last renewal that was accepted."""
@@ -65,6 +69,12 @@ def interrupt(worker: WorkerProcess, task: Task, reason: str, now: float) -> Non
     task.stop_reason = reason
     worker.send(wire.Stop(task.token, reason))
     worker.signal(signal.SIGUSR1)
+
+
+def _runs_longer_than_a_sample(worker: WorkerProcess, now: float) -> bool:
+    """Whoever is through many tasks between two samples cannot be caught by one, so none is taken."""
+    task = worker.current
+    return task is not None and task.started_at is not None and now - task.started_at > SAMPLE_SECONDS
 
 
 def _enforce_memory(workers: list[WorkerProcess]) -> None:

@@ -35,6 +35,7 @@ class Task:
     stop_reason: str | None = None
     peak_rss: int = 0
     progress: bytes | None = None
+    ended: bool = False  # on its way to Postgres: from here on the commit judges whether the run is still ours
 
     @property
     def suspect(self) -> bool:
