@@ -1,7 +1,7 @@
 """What a step returns: where its run goes."""
 
 from datetime import timedelta
-from typing import Any, Generic, Never, TypeAlias
+from typing import Any, Generic, Never, TypeAlias, overload
 
 from typing_extensions import TypeVar
 
@@ -34,8 +34,14 @@ class To(Generic[Next, Result]):
             raise InvalidOption(f"delay must be a timedelta that is not negative, not {delay!r}")
         return To(value, ends=False, delay=delay)
 
+    @overload
     @staticmethod
-    def done(result: _Value = None) -> "To[Never, _Value]":  # type: ignore[assignment]
+    def done() -> "To[Never, None]": ...
+    @overload
+    @staticmethod
+    def done(result: _Value) -> "To[Never, _Value]": ...
+    @staticmethod
+    def done(result: Any = None) -> "To[Never, Any]":
         """End the run as succeeded; `Run.result()` returns this value."""
         return To(result, ends=True)
 

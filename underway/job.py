@@ -41,6 +41,13 @@ class CompiledStep:
     result_type: Any
 
 
+class StepAfterTheEnd:
+    """What a type checker sees in place of a job with a step behind one that always ends the run (it returns Done).
+
+    It can neither be enqueued nor be given another step. When the program runs, the job's check says the same.
+    """
+
+
 class NewJob:
     """A job without steps; give it the first one with `.step(...)`."""
 
@@ -69,6 +76,11 @@ class Job(Generic[In, Next, Result]):
         self.name = name
         app._declare(self)
 
+    # First, or a step that takes anything would seem to fit what a Done hands on: Never.
+    @overload
+    def step(
+        self: "Job[In, Never, Result]", function: Callable[..., Any], **given: Unpack[StepOptions]
+    ) -> StepAfterTheEnd: ...
     @overload
     def step(
         self, function: Callable[[Context, Next], To[N, R]], **given: Unpack[StepOptions]
@@ -77,7 +89,7 @@ class Job(Generic[In, Next, Result]):
     def step(
         self: "Job[In, None, Result]", function: Callable[[Context], To[N, R]], **given: Unpack[StepOptions]
     ) -> "Job[In, N, Result | R]": ...
-    def step(self, function: Callable[..., Any], **given: Unpack[StepOptions]) -> "Job[Any, Any, Any]":
+    def step(self, function: Callable[..., Any], **given: Unpack[StepOptions]) -> Any:
         """This job with one more step, whose input is what the step before it hands over."""
         return Job(self._app, self.name, (*self._steps, (function, _spec(function, given))))
 
