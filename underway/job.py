@@ -137,7 +137,8 @@ class Job(Generic[In, Next, Result]):
 def _spec(function: Callable[..., Any], given: StepOptions) -> manifest.Step:
     if not callable(function):
         raise JobDefinitionError(f"a step is a function, not {function!r}")
-    default = getattr(function, "__name__", type(function).__name__)
+    named = function.func if isinstance(function, functools.partial) else function
+    default = getattr(named, "__name__", type(named).__name__)
     return options.step(default, **given)
 
 
@@ -152,14 +153,18 @@ def _compile(job: str, function: Callable[..., Any], spec: manifest.Step) -> Com
         hints = get_type_hints(plain, include_extras=True)
     except NameError as error:
         raise JobDefinitionError(f"{where}: its annotations name something unknown: {error}") from error
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:  # some built-in ones have none
+        raise JobDefinitionError(f"{where}: a step takes (cx) or (cx, input), and {error}") from error
     parameters = [
         parameter
-        for parameter in inspect.signature(function).parameters.values()
+        for parameter in signature.parameters.values()
         if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    if len(parameters) not in (1, 2):
-        raise JobDefinitionError(f"{where}: a step takes (cx) or (cx, input), not {inspect.signature(function)}")
+    if len(parameters) not in (1, 2) or parameters[-1].kind is inspect.Parameter.KEYWORD_ONLY:
+        raise JobDefinitionError(f"{where}: a step takes (cx) or (cx, input), not {signature}")
     input_type = None
     if len(parameters) == 2:
         if parameters[1].name not in hints:

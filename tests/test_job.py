@@ -1,0 +1,496 @@
+"""Declaring jobs: what fits together, what does not, and what a worker says it can run."""
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Never, Optional, Union
+
+import msgspec
+import pytest
+
+from underway import Context, Done, InvalidOption, Job, JobDefinitionError, RetryPolicy, To, Underway
+from underway.job import NewJob
+from underway.manifest import Lane, Manifest, Placement, Policy, Step
+
+
+@dataclass
+class Order:
+    number: int
+
+
+@dataclass
+class Receipt:
+    text: str
+
+
+def price(cx: Context, order: Order) -> To[Receipt]:
+    return To.next(Receipt(str(order.number)))
+
+
+def price_or_stop(cx: Context, order: Order) -> To[Receipt, str]:
+    return To.done("")
+
+
+def send(cx: Context, receipt: Receipt) -> Done[int]:
+    return To.done(1)
+
+
+def post(cx: Context, receipt: Receipt) -> Done:
+    return To.done()
+
+
+def sweep(cx: Context) -> Done:
+    return To.done()
+
+
+def begin(cx: Context) -> To[None]:
+    return To.next(None)
+
+
+def many(cx: Context, orders: list[Order]) -> Done:
+    return To.done()
+
+
+def later_defined(cx: Context, order: "DefinedBelow") -> "To[DefinedBelow]":
+    return To.next(order)
+
+
+def takes_later_defined(cx: Context, order: "DefinedBelow") -> Done:
+    return To.done()
+
+
+@dataclass
+class DefinedBelow:
+    number: int
+
+
+@pytest.fixture
+def app() -> Underway:
+    return Underway("postgresql://nowhere")
+
+
+def chain(app: Underway, *functions: Callable[..., Any]) -> Job[Any, Any, Any]:
+    """A job of these steps, past the type checker."""
+    job: Any = app.job("job")
+    for function in functions:
+        job = job.step(function)
+    assert isinstance(job, Job)
+    return job
+
+
+def refusal(app: Underway, *functions: Callable[..., Any]) -> str:
+    """The message with which these steps are refused, both by the manifest and by an enqueue."""
+    job = chain(app, *functions)
+    with pytest.raises(JobDefinitionError) as refused:
+        app.manifest()
+    with pytest.raises(JobDefinitionError, match=re.escape(str(refused.value))):
+        job.enqueue(None)
+    with pytest.raises(JobDefinitionError, match=re.escape(str(refused.value))):
+        job.enqueue_many([])
+    return str(refused.value)
+
+
+# What does not fit
+
+
+def test_misfit_names_both_steps_and_both_types(app: Underway) -> None:
+    assert refusal(app, price, many) == (
+        "job 'job': step 'price' hands over Receipt, but step 'many' takes list[Order]"
+    )
+
+
+def test_a_step_without_input_needs_to_be_handed_none(app: Underway) -> None:
+    assert refusal(app, price, sweep) == "job 'job': step 'price' hands over Receipt, but step 'sweep' takes None"
+    chain(Underway(), begin, sweep).manifest()
+
+
+def test_a_step_after_the_end_is_refused(app: Underway) -> None:
+    message = refusal(app, price, send, post)
+    assert message == "job 'job': step 'post' can never be reached, step 'send' always ends the run (it returns Done)"
+
+
+def test_a_job_without_an_end_is_refused(app: Underway) -> None:
+    message = refusal(app, price_or_stop)
+    assert message.startswith("job 'job' has no end: its last step 'price_or_stop' hands over Receipt")
+
+
+def test_annotations_are_needed(app: Underway) -> None:
+    def no_input_type(cx, order) -> Done:  # type: ignore[no-untyped-def]
+        return To.done()
+
+    def no_return_type(cx: Context, order: Order):  # type: ignore[no-untyped-def]
+        return To.done()
+
+    assert "step 'no_input_type': annotate the parameter 'order'" in refusal(app, no_input_type)
+    assert "step 'no_return_type': annotate what it returns" in refusal(Underway(), no_return_type)
+    assert "annotate" in refusal(Underway(), lambda cx, order: To.done())
+
+
+def test_a_step_returns_a_hand_over(app: Underway) -> None:
+    def bare_value(cx: Context, order: Order) -> Receipt:
+        return Receipt("")
+
+    def nothing(cx: Context, order: Order) -> None: ...
+
+    def bare_to(cx: Context, order: Order) -> To:  # type: ignore[type-arg]
+        return To.done()
+
+    def perhaps(cx: Context, order: Order) -> Done | None:
+        return None
+
+    for function, said in ((bare_value, "Receipt"), (nothing, "None"), (bare_to, "To"), (perhaps, "| None")):
+        message = refusal(Underway(), function)
+        assert f"step {function.__name__!r}: it returns " in message
+        assert said in message
+        assert "a step returns To[NextInput], To[NextInput, Result] or Done[Result]" in message
+
+
+def test_a_step_takes_a_context_and_at_most_one_input() -> None:
+    def none() -> Done:
+        return To.done()
+
+    def two(cx: Context, order: Order, receipt: Receipt) -> Done:
+        return To.done()
+
+    def keyword(cx: Context, *, order: Order) -> Done:
+        return To.done()
+
+    assert "step 'keyword': a step takes (cx) or (cx, input), not (cx: " in refusal(Underway(), keyword)
+    assert "step 'none': a step takes (cx) or (cx, input), not ()" in refusal(Underway(), none)
+    assert "step 'two': a step takes (cx) or (cx, input), not (cx: " in refusal(Underway(), two)
+
+
+def test_coroutines_and_generators_are_refused() -> None:
+    async def coroutine(cx: Context) -> Done:
+        return To.done()
+
+    def generator(cx: Context) -> Any:
+        yield To.done()
+
+    class Called:
+        async def __call__(self, cx: Context) -> Done:
+            return To.done()
+
+    for function in (coroutine, generator, Called(), functools.partial(coroutine)):
+        assert "a step is a plain function, not a coroutine or a generator" in refusal(Underway(), function)
+
+
+def test_types_that_cannot_travel_are_refused() -> None:
+    def takes(cx: Context, value: Callable[[], None]) -> Done:
+        return To.done()
+
+    def ends(cx: Context, value: int) -> "Done[re.Pattern[str]]":
+        return To.done(re.compile(""))
+
+    assert "step 'takes': Callable" in refusal(Underway(), takes)
+    assert "step 'ends': Pattern[str] cannot travel as JSON" in refusal(Underway(), ends)
+
+
+def test_an_unknown_annotation_is_refused() -> None:
+    def step(cx: Context, value: "Nowhere") -> Done:  # type: ignore[name-defined]  # noqa: F821
+        return To.done()
+
+    assert "step 'step': its annotations name something unknown: name 'Nowhere'" in refusal(Underway(), step)
+
+
+def test_a_step_is_callable(app: Underway) -> None:
+    step: Any = "price"
+    with pytest.raises(JobDefinitionError, match="a step is a function, not 'price'"):
+        app.job("job").step(step)
+
+
+@pytest.mark.parametrize("step", [dict, int, print, Order, functools.partial(print)])
+def test_odd_callables_are_refused_and_not_crashed_upon(step: Any) -> None:
+    refusal(Underway(), step)
+
+
+# Names
+
+
+def test_two_jobs_of_one_name_are_refused(app: Underway) -> None:
+    chain(app, sweep)
+    with pytest.raises(JobDefinitionError, match="two jobs are named 'job'"):
+        app.job("job")
+
+
+def test_two_jobs_of_one_name_begun_together_are_refused(app: Underway) -> None:
+    first, second = app.job("job"), app.job("job")
+    first.step(sweep)
+    with pytest.raises(JobDefinitionError, match="two jobs are named 'job'"):
+        second.step(begin)
+
+
+def test_a_job_that_forks_is_refused(app: Underway) -> None:
+    begun = app.job("job").step(price)
+    begun.step(send)
+    with pytest.raises(JobDefinitionError, match="two jobs are named 'job'"):
+        begun.step(post)
+
+
+def test_two_steps_of_one_name_are_refused(app: Underway) -> None:
+    def again(cx: Context, order: Order) -> To[Order]:
+        return To.next(order)
+
+    job = app.job("job").step(again).step(again).step(price).step(post)
+    with pytest.raises(JobDefinitionError, match=r"job 'job': two steps are \(or were\) named 'again'"):
+        job.manifest()
+    named = Underway().job("job").step(again, name="first").step(again, name="second").step(price).step(post)
+    assert [step.name for step in named.manifest().steps] == ["first", "second", "price", "post"]
+
+
+@pytest.mark.parametrize("formerly", ["price", ("x", "price"), "send", ("y", "y")])
+def test_a_former_name_is_nobody_elses(app: Underway, formerly: Any) -> None:
+    job = app.job("job").step(price).step(send, formerly=formerly)
+    with pytest.raises(JobDefinitionError, match="two steps are"):
+        job.manifest()
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 201, None, 3])
+def test_a_job_has_a_name(app: Underway, name: Any) -> None:
+    with pytest.raises(InvalidOption, match="job must be a text of 1 to 200 characters"):
+        app.job(name)
+
+
+# What fits
+
+
+def test_step_returns_a_new_job(app: Underway) -> None:
+    new = app.job("job")
+    assert isinstance(new, NewJob)
+    begun = new.step(price)
+    whole = begun.step(send)
+    assert begun is not whole
+    assert repr(begun) == "<Job job: price>"
+    assert repr(whole) == "<Job job: price -> send>"
+    assert app.jobs == {"job": whole}
+    whole.manifest()
+    with pytest.raises(JobDefinitionError, match="has no end"):
+        begun.manifest()
+
+
+def test_forward_references_are_resolved_when_needed(app: Underway) -> None:
+    compiled = chain(app, later_defined, takes_later_defined).compiled
+    assert compiled[0].input_type is DefinedBelow
+    assert compiled[0].next_type is DefinedBelow
+    assert compiled[1].input_type is DefinedBelow
+
+
+def test_methods_callable_objects_and_partials_are_steps() -> None:
+    class Mailer:
+        def method(self, cx: Context, receipt: Receipt) -> Done[str]:
+            return To.done(receipt.text)
+
+        @classmethod
+        def of_class(cls, cx: Context, receipt: Receipt) -> Done[str]:
+            return To.done("")
+
+        @staticmethod
+        def static(cx: Context, receipt: Receipt) -> Done[str]:
+            return To.done("")
+
+        def __call__(self, cx: Context, receipt: Receipt) -> Done[str]:
+            return To.done("")
+
+    def with_more(cx: Context, receipt: Receipt, *, sender: str, copies: int = 1) -> Done[str]:
+        return To.done(sender)
+
+    def with_default(cx: Context, receipt: Receipt, copies: int = 1) -> Done[str]:
+        return To.done("")
+
+    @functools.wraps(with_default)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        return with_default(*args, **options)
+
+    def leading(sender: str, cx: Context, receipt: Receipt) -> Done[str]:
+        return To.done(sender)
+
+    steps: dict[str, Any] = {
+        "method": Mailer().method,
+        "of_class": Mailer.of_class,
+        "static": Mailer.static,
+        "Mailer": Mailer(),
+        "with_more": functools.partial(with_more, sender="me"),
+        "with_default": wrapped,
+        "leading": functools.partial(leading, "me"),
+    }
+    for name, function in steps.items():
+        (compiled,) = chain(Underway(), function).compiled
+        assert compiled.spec.name == name
+        assert compiled.takes_input
+        assert compiled.input_type is Receipt
+        assert compiled.next_type is Never
+        assert compiled.result_type is str
+
+
+def plain_done(cx: Context, order: Order) -> Done:
+    return To.done()
+
+
+def done_of_none(cx: Context, order: Order) -> Done[None]:
+    return To.done()
+
+
+def never_next(cx: Context, order: Order) -> To[Never, int]:
+    return To.done(1)
+
+
+def optional_result(cx: Context, order: Order) -> Done[str | None]:
+    return To.done()
+
+
+def union_of_ends(cx: Context, order: Order) -> Done[str] | Done[int]:
+    return To.done(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "result"),
+    [
+        (plain_done, None),
+        (done_of_none, None),
+        (never_next, int),
+        (optional_result, str | None),
+        (union_of_ends, str | int),
+    ],
+)
+def test_results(app: Underway, function: Any, result: Any) -> None:
+    job = chain(app, function)
+    assert job.compiled[0].next_type is Never
+    assert job.result_type == result or (result is None and job.result_type is type(None))
+
+
+def test_the_results_of_all_steps_together_are_the_jobs(app: Underway) -> None:
+    assert chain(app, price_or_stop, send).result_type == str | int
+    # To[Receipt] alone means To[Receipt, None]: as for a type checker
+    assert chain(Underway(), price, send).result_type == int | None
+
+
+def union_next(cx: Context, order: Order) -> To[Receipt, str] | Done[int]:
+    return To.done(1)
+
+
+def either(cx: Context, order: Order) -> "To[Receipt | Order]":
+    return To.next(order)
+
+
+def takes_either(cx: Context, value: Union[Order, Receipt, None]) -> Done:  # noqa: UP007
+    return To.done()
+
+
+def takes_optional(cx: Context, value: Optional[Receipt]) -> Done:  # noqa: UP045
+    return To.done()
+
+
+def takes_any(cx: Context, value: Any) -> Done:
+    return To.done()
+
+
+def takes_object(cx: Context, value: object) -> Done:
+    return To.done()
+
+
+def to_list(cx: Context) -> To[list[int]]:
+    return To.next([1])
+
+
+def takes_bare_list(cx: Context, value: list) -> Done:  # type: ignore[type-arg]
+    return To.done()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fits"),
+    [
+        (union_next, send, True),
+        (price, takes_optional, True),
+        (price, takes_either, True),
+        (either, takes_either, True),
+        (either, takes_optional, False),
+        (either, send, False),
+        (price, takes_any, True),
+        (price, takes_object, True),
+        (to_list, takes_bare_list, True),
+        (to_list, many, False),
+        (begin, takes_optional, True),
+    ],
+)
+def test_unions_and_wider_types_fit(app: Underway, before: Any, after: Any, fits: bool) -> None:
+    if fits:
+        chain(app, before, after).manifest()
+    else:
+        assert "hands over" in refusal(app, before, after)
+
+
+def test_the_hand_over_checks_its_delay() -> None:
+    delay: Any
+    for delay in (5, timedelta(seconds=-1), "1 s"):
+        with pytest.raises(InvalidOption, match="delay must be a timedelta that is not negative"):
+            To.next(1, delay=delay)
+    assert repr(To.next(1)) == "To.next(1)"
+    assert repr(To.done("x")) == "To.done('x')"
+
+
+# The manifest
+
+
+def test_manifest_of_defaults_and_of_all_options(app: Underway) -> None:
+    app.job("orders").step(price).step(
+        send,
+        name="deliver",
+        formerly=("send", "post"),
+        retry=RetryPolicy(max_attempts=3, jitter=0),
+        timeout=timedelta(seconds=5),
+        memory_limit="1 GiB",
+        lease=timedelta(seconds=30),
+        max_crashes=1,
+        queue="slow",
+        priority=-7,
+        delay=timedelta(hours=1),
+        keep=timedelta(days=1),
+    )
+    (job,) = app.manifest().jobs
+    assert job.name == "orders"
+    assert job.steps == (
+        Step("price", (), Placement("default", 0, timedelta(0), timedelta(days=14)), Policy()),
+        Step(
+            "deliver",
+            ("send", "post"),
+            Placement("slow", -7, timedelta(hours=1), timedelta(days=1)),
+            Policy(RetryPolicy(3, jitter=0), timedelta(seconds=5), 2**30, timedelta(seconds=30), 1),
+        ),
+    )
+    assert Policy() == Policy(RetryPolicy(), timedelta(minutes=15), None, timedelta(seconds=60), 3)
+
+
+def test_manifest_travels_as_json(app: Underway) -> None:
+    app.job('orders "\t\\ü').step(price, queue="a\nb", retry=RetryPolicy(2, timedelta(seconds=0.1))).step(
+        send, memory_limit="2 MiB", formerly="x", delay=timedelta(microseconds=1)
+    )
+    app.job("sweeps").step(sweep)
+    manifest = app.manifest()
+    assert manifest.database == "postgresql://nowhere"
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    with pytest.raises(msgspec.ValidationError):
+        Manifest.from_json(b'{"jobs": 1}')
+
+
+def test_lanes_are_those_of_every_step_under_every_name(app: Underway) -> None:
+    app.job("orders").step(price, queue="fast").step(send, formerly="post")
+    lanes = dict(app.manifest().lanes())
+    assert list(lanes) == [
+        Lane("fast", "orders", "price"),
+        Lane("default", "orders", "send"),
+        Lane("default", "orders", "post"),
+    ]
+    assert lanes[Lane("default", "orders", "post")].name == "send"
+
+
+def test_manifest_names_no_database_if_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNDERWAY_DATABASE_URL", raising=False)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    assert Underway().manifest() == Manifest((), None)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://second")
+    assert Underway().database == "postgresql://second"
+    monkeypatch.setenv("UNDERWAY_DATABASE_URL", "postgresql://first")
+    assert Underway().database == "postgresql://first"
+    assert Underway("postgresql://named").database == "postgresql://named"
