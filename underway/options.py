@@ -11,7 +11,8 @@ from underway.errors import InvalidOption
 from underway.manifest import Placement, Policy, Step
 from underway.retry import RetryPolicy
 
-_UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _LEAST_LEASE = timedelta(seconds=1)
 
 

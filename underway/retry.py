@@ -6,6 +6,9 @@ from datetime import timedelta
 
 from underway.errors import InvalidOption
 
+# As for any other duration: what Postgres can still add to its clock.
+_LONGEST = timedelta(days=365_000)
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -24,8 +27,16 @@ class RetryPolicy:
     jitter: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise InvalidOption(f"max_attempts must be at least 1 (the first try counts), not {self.max_attempts}")
+        if type(self.max_attempts) is not int or self.max_attempts < 1:
+            raise InvalidOption(f"max_attempts must be at least 1 (the first try counts), not {self.max_attempts!r}")
+        for interval in (self.initial_interval, self.max_interval):
+            if not isinstance(interval, timedelta) or interval > _LONGEST:
+                raise InvalidOption(
+                    f"initial_interval and max_interval must be timedeltas of at most 1000 years, not {interval!r}"
+                )
+        for number in (self.backoff_coefficient, self.jitter):
+            if not isinstance(number, int | float):
+                raise InvalidOption(f"backoff_coefficient and jitter must be numbers, not {number!r}")
         if self.initial_interval < timedelta(0) or self.max_interval < self.initial_interval:
             raise InvalidOption(
                 f"intervals must satisfy 0 <= initial_interval <= max_interval, "

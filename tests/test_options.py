@@ -1,0 +1,141 @@
+"""Each option of a step, with the values it takes and refuses, at the line where it is given."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from underway import Context, Done, InvalidOption, RetryPolicy, To, Underway
+from underway.options import StepOptions, step
+
+YEARS_1000 = timedelta(days=365_000)
+NAME = "must be a text of 1 to 200 characters"
+DURATION = "must be a timedelta"
+
+REFUSED: dict[str, tuple[str, list[Any]]] = {
+    "name": (f"name {NAME}|step {NAME}", ["", "a\0b", "x" * 201, 1, None, b"a"]),
+    "formerly": (f"formerly {NAME}", ["", ("ok", ""), (1,), ("a\0",)]),
+    "retry": ("retry must be a RetryPolicy", [3, None, {}, RetryPolicy]),
+    "timeout": ("timeout must be", [300, 1.5, None, timedelta(0), timedelta(seconds=-1), YEARS_1000 * 2, "5 min"]),
+    "memory_limit": (
+        'memory_limit must be at least 1 MiB, in bytes or like "1 GiB"',
+        [
+            0,
+            -1,
+            1023,
+            2**20 - 1,
+            1.5,
+            True,
+            "",
+            "1",
+            "GiB",
+            "1 PiB",
+            "-1 GiB",
+            "1 GiB!",
+            "0.5 MiB",
+            "1,5 GiB",
+            b"1 GiB",
+        ],
+    ),
+    "lease": ("lease must be", [60, None, timedelta(0), timedelta(milliseconds=999), YEARS_1000 * 2]),
+    "max_crashes": ("max_crashes must be a whole number of at least 1", [0, -1, 1.0, True, None, "3"]),
+    "queue": (f"queue {NAME}", ["", "a\0b", "x" * 201, 1, None]),
+    "priority": ("priority must be a whole number from -32768 to 32767", [-32769, 32768, 1.0, True, None, "1"]),
+    "delay": ("delay must be", [0, 1.5, None, timedelta(microseconds=-1), YEARS_1000 * 2]),
+    "keep": ("keep must be", [0, 14, None, timedelta(days=-1), YEARS_1000 * 2]),
+}
+
+ACCEPTED: dict[str, list[Any]] = {
+    "name": ["a", "x" * 200, 'tab\t "quote" \\ ü 🦆'],
+    "formerly": ["a", (), ("a", "b"), ["a"]],
+    "retry": [RetryPolicy(), RetryPolicy(max_attempts=1)],
+    "timeout": [timedelta(milliseconds=1), timedelta(days=30), YEARS_1000],
+    "memory_limit": [2**20, 2**40, "1 MiB", None],
+    "lease": [timedelta(seconds=1), timedelta(hours=1)],
+    "max_crashes": [1, 1000],
+    "queue": ["a", "x" * 200],
+    "priority": [-32768, 0, 32767],
+    "delay": [timedelta(0), YEARS_1000],
+    "keep": [timedelta(0), YEARS_1000],
+}
+
+
+def works(cx: Context) -> Done:
+    return To.done()
+
+
+def test_the_tables_above_know_every_option() -> None:
+    assert set(REFUSED) == set(ACCEPTED) == set(StepOptions.__annotations__)
+
+
+@pytest.mark.parametrize(("option", "value"), [(option, value) for option in REFUSED for value in REFUSED[option][1]])
+def test_a_bad_value_is_refused_where_it_is_given(option: str, value: Any) -> None:
+    given: Any = {option: value}
+    app = Underway()
+    with pytest.raises(InvalidOption, match=f"^({REFUSED[option][0]})"):
+        app.job("job").step(works, **given)
+    assert app.jobs == {}
+
+
+@pytest.mark.parametrize(("option", "value"), [(option, value) for option in ACCEPTED for value in ACCEPTED[option]])
+def test_a_good_value_is_taken(option: str, value: Any) -> None:
+    given: Any = {option: value}
+    Underway().job("job").step(works, **given).manifest()
+
+
+def test_an_unknown_option_is_refused_with_those_there_are() -> None:
+    given: Any = {"tries": 3}
+    with pytest.raises(InvalidOption, match="a step has no option 'tries'; it has name, formerly, retry, timeout"):
+        Underway().job("job").step(works, **given)
+
+
+def test_an_invalid_option_is_also_a_value_error() -> None:
+    assert issubclass(InvalidOption, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1 GiB", 2**30),
+        ("1GiB", 2**30),
+        (" 1 gib ", 2**30),
+        ("1.5 GiB", 3 * 2**29),
+        ("512 MiB", 2**29),
+        ("1024 KiB", 2**20),
+        ("2 TiB", 2**41),
+        ("1048576 B", 2**20),
+        ("2 MB", 2_000_000),
+        ("2000 kB", 2_000_000),
+        ("1 GB", 10**9),
+        ("1 TB", 10**12),
+        (123_456_789, 123_456_789),
+    ],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert step("works", memory_limit=text).policy.memory_limit == size
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_attempts": 0}, "max_attempts must be at least 1"),
+        ({"initial_interval": timedelta(seconds=-1)}, "0 <= initial_interval <= max_interval"),
+        ({"initial_interval": timedelta(minutes=2)}, "0 <= initial_interval <= max_interval"),
+        ({"backoff_coefficient": 0.5}, "backoff_coefficient must be at least 1"),
+        ({"backoff_coefficient": float("nan")}, "backoff_coefficient must be at least 1"),
+        ({"jitter": -0.1}, "jitter must lie between 0 and 1"),
+        ({"jitter": 1.1}, "jitter must lie between 0 and 1"),
+        ({"jitter": float("nan")}, "jitter must lie between 0 and 1"),
+        ({"max_attempts": "3"}, "max_attempts must be at least 1"),
+        ({"max_attempts": 2.5}, "max_attempts must be at least 1"),
+        ({"max_attempts": True}, "max_attempts must be at least 1"),
+        ({"initial_interval": 1}, "initial_interval and max_interval must be timedeltas"),
+        ({"max_interval": 60}, "at most 1000 years"),
+        ({"max_interval": timedelta(days=400_000)}, "at most 1000 years"),
+        ({"backoff_coefficient": "2"}, "backoff_coefficient and jitter must be numbers"),
+        ({"jitter": None}, "backoff_coefficient and jitter must be numbers"),
+    ],
+)
+def test_a_retry_policy_checks_its_values(given: Any, message: str) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        RetryPolicy(**given)
