@@ -64,18 +64,27 @@ def _import_file(file: Path) -> ModuleType:
     if not file.is_file():
         raise AppNotFound(f"there is no file {file}")
     root, name = file.parent, file.stem
+    packaged = (root / "__init__.py").exists()
     while (root / "__init__.py").exists():
         name, root = f"{root.name}.{name}", root.parent
+    if name in sys.stdlib_module_names:
+        importlib.import_module(name)  # before its folder is on the path, where others would find the app in its place
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    if name in sys.stdlib_module_names:
-        name = f"app_{name}"
-    if "." in name:
-        return importlib.import_module(name)
+    if packaged:
+        return importlib.import_module(name.removesuffix(".__init__"))
+    if (known := sys.modules.get(name)) is not None:
+        if getattr(known, "__file__", None) == str(file):
+            return known
+        name = f"app_{name}"  # somebody else's module keeps its name
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
