@@ -1,0 +1,278 @@
+"""The fence: nobody writes an attempt but the supervisor that holds its run, under exactly that token.
+
+The matrices are generated, so that a statement, a state or a kind of token cannot be left out by oversight.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from itertools import product
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from db import (
+    AGES_AGO,
+    IN_AN_HOUR,
+    LANES,
+    Connection,
+    dump,
+    finish,
+    go_on,
+    insert,
+    insert_held,
+    next_token,
+    open_store,
+    spawn,
+)
+from psycopg import sql
+
+from underway.postgres import runs
+from underway.postgres.queries import statements
+from underway.postgres.store import Attempt, Renewal, Store
+
+US, OTHERS = uuid4(), uuid4()
+
+Batch = list[tuple[str, int]]
+FencedWrite = Callable[[Store, Batch], Awaitable[set[str]]]
+
+
+async def _finish(store: Store, batch: Batch) -> set[str]:
+    return await store.finish([finish(run, token) for run, token in batch], [spawn(run) for run, _ in batch])
+
+
+async def _fail(store: Store, batch: Batch) -> set[str]:
+    rows = [finish(run, token, state="failed", payload=None, attempts=5) for run, token in batch]
+    return await store.finish(rows, [])
+
+
+async def _next(store: Store, batch: Batch) -> set[str]:
+    return await store.continue_([go_on(run, token) for run, token in batch], [spawn(run) for run, _ in batch])
+
+
+async def _retry(store: Store, batch: Batch) -> set[str]:
+    attempt = Attempt("failed", "oh", started=1.0)
+    rows = [go_on(run, token, step="step", payload=None, delay=9.0, attempt=attempt) for run, token in batch]
+    return await store.continue_(rows, [])
+
+
+async def _release(store: Store, batch: Batch) -> set[str]:
+    rows = [go_on(run, token, step="step", payload=None, attempt=Attempt("released")) for run, token in batch]
+    return await store.continue_(rows, [])
+
+
+async def _renew(store: Store, batch: Batch) -> set[str]:
+    return await store.renew([Renewal(run, token, 60.0, '{"done": 1}') for run, token in batch])
+
+
+# Every way to write under a token, by the statement it uses.
+FENCED: dict[str, list[FencedWrite]] = {
+    "finish_runs": [_finish, _fail],
+    "continue_runs": [_next, _retry, _release],
+    "renew_leases": [_renew],
+}
+FENCED_WRITES = [pytest.param(write, id=f"{name}-{write.__name__}") for name in FENCED for write in FENCED[name]]
+
+# Statements that ask for no token, since they may write whatever is in one of these situations.
+BY_SITUATION: dict[str, set[str]] = {
+    "claim_tasks": {"pending"},
+    "promote_runs": {"waiting and due"},
+    "cancel_run": {"pending", "waiting", "waiting and due"},
+    "reap_runs": {"lapsed, ours", "lapsed, others'"},
+    "release_unknown": {"in progress", "lapsed, ours"},
+}
+
+# Statements that only ever add rows of their own.
+ADDING = {
+    "enqueue_run": "inserts a run under a new id",
+    "copy_runs": "inserts runs under new ids",
+}
+
+SITUATIONS: dict[str, dict[str, Any]] = {
+    "in progress": {"state": "in_progress", "owner": str(US), "lease_until": IN_AN_HOUR},
+    "in progress, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_until": IN_AN_HOUR},
+    "pending": {"state": "pending"},
+    "waiting": {"state": "waiting", "due": IN_AN_HOUR},
+    "cancel requested": {"state": "in_progress", "owner": str(US), "lease_until": IN_AN_HOUR, "cancel_requested": True},
+    "finished": {},
+    "missing": {},
+}
+WITHOUT_TOKEN: dict[str, dict[str, Any]] = {
+    **SITUATIONS,
+    "waiting and due": {"state": "waiting", "due": AGES_AGO},
+    "lapsed, ours": {"state": "in_progress", "owner": str(US), "lease_until": AGES_AGO},
+    "lapsed, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_until": AGES_AGO},
+}
+del WITHOUT_TOKEN["cancel requested"]
+
+TOKENS = ("right", "older", "newer", "swapped")
+
+
+@pytest.fixture
+def any_connection(any_database: str) -> Any:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        yield connection
+
+
+def _pair(connection: Connection, situation: str, token: str) -> Batch:
+    """Two runs in this situation, with what a supervisor believes to be their tokens."""
+    keys = [(_put(connection, situation, number), number) for number in _numbers(connection)]
+    if token == "swapped":
+        (first, one), (second, two) = keys
+        return [(first, two), (second, one)]
+    off = {"right": 0, "older": -1, "newer": 1}[token]
+    return [(run, number + off) for run, number in keys]
+
+
+def _numbers(connection: Connection) -> list[int]:
+    # Far enough apart that one's newer token is not the other's.
+    return [[next_token(connection) for _ in range(3)][1] for _ in range(2)]
+
+
+def _put(connection: Connection, situation: str, token: int) -> str:
+    if situation == "missing":
+        return str(uuid4())
+    run = insert(connection, token=token, **WITHOUT_TOKEN.get(situation, SITUATIONS.get(situation, {})))
+    if situation == "finished":
+        assert runs.cancel(connection, UUID(run))
+    return run
+
+
+def test_every_statement_that_writes_an_attempt_is_in_a_matrix_or_only_adds() -> None:
+    writes = re.compile(
+        r"\b(update|insert\s+into|delete\s+from|merge\s+into|copy|truncate)\s+underway\.(run|attempt)\b"
+    )
+    found = {name for name, text in statements().items() if writes.search(text.lower())}
+    assert found == FENCED.keys() | BY_SITUATION.keys() | ADDING.keys()
+
+
+@pytest.mark.parametrize("name", ADDING)
+def test_a_statement_that_only_adds_does_nothing_else(name: str) -> None:
+    assert not re.search(r"\b(update|delete|merge|truncate)\b", statements()[name].lower())
+
+
+@pytest.mark.parametrize("write", FENCED_WRITES)
+def test_only_the_right_token_of_our_own_running_attempt_writes(
+    any_database: str, any_connection: Connection, write: FencedWrite
+) -> None:
+    connection = any_connection
+    insert_held(connection, US)  # a neighbour nobody names
+    wrong = []
+
+    async def all_cells() -> None:
+        async with open_store(any_database, US) as store:
+            for situation, token in product(SITUATIONS, TOKENS):
+                batch = _pair(connection, situation, token)
+                before = dump(connection)
+                written = await write(store, batch)
+                changed = dump(connection) != before
+                allowed = (situation, token) == ("in progress", "right")
+                if written != ({run for run, _ in batch} if allowed else set()) or changed != allowed:
+                    wrong.append((situation, token, written, changed))
+
+    asyncio.run(all_cells())
+    assert wrong == []
+
+
+@pytest.mark.parametrize("write", FENCED_WRITES)
+def test_in_one_batch_with_all_others_only_the_right_cell_writes(
+    any_database: str, any_connection: Connection, write: FencedWrite
+) -> None:
+    connection = any_connection
+    batches = {cell: _pair(connection, *cell) for cell in product(SITUATIONS, TOKENS)}
+    good = batches.pop(("in progress", "right"))
+    stale = [(run, token - 1) for run, token in good]  # the same runs named twice: an old attempt beside the new one
+    bad = [key for batch in batches.values() for key in batch]
+    before = dump(connection)
+
+    async def one_batch() -> set[str]:
+        async with open_store(any_database, US) as store:
+            return await write(store, [*bad[::2], *stale, *good, *bad[1::2]])
+
+    written = asyncio.run(one_batch())
+    assert written == {run for run, _ in good}
+    after = dump(connection)
+    for table in before:
+        gone = set(before[table]) - set(after[table])
+        came = set(after[table]) - set(before[table])
+        assert all(any(run in row for run in written) for row in gone)
+        # A child of a good run is new; whatever else is new belongs to a good run.
+        assert all('"job": "child"' in row or any(run in row for run in written) for row in came)
+    children = sum('"job": "child"' in row for row in after["run"])
+    assert children in (0, 2 * len(good))  # each good run is named twice, hence so are its children
+
+
+async def _write_by_situation(name: str, store: Store, connection: Connection, run: str) -> None:
+    if name == "release_unknown":
+        await store.release_unknown([])
+    elif name == "reap_runs":
+        await store.reap(100)
+    elif name == "promote_runs":
+        await store.promote(100)
+    elif name == "cancel_run":
+        runs.cancel(connection, UUID(run))
+    else:
+        await store.claim(LANES, 100, candidates=100, suspects=1)
+
+
+@pytest.mark.parametrize("name", BY_SITUATION)
+def test_what_asks_for_no_token_writes_in_its_situations_only(
+    any_database: str, any_connection: Connection, name: str
+) -> None:
+    connection = any_connection
+    wrong = []
+
+    async def all_cells() -> None:
+        async with open_store(any_database, US) as store:
+            for situation in WITHOUT_TOKEN:
+                connection.execute("truncate underway.run, underway.finished_run, underway.attempt")
+                run = _put(connection, situation, next_token(connection))
+                before = dump(connection)
+                await _write_by_situation(name, store, connection, run)
+                changed = dump(connection) != before
+                if changed != (situation in BY_SITUATION[name]):
+                    wrong.append((situation, changed))
+
+    asyncio.run(all_cells())
+    assert wrong == []
+
+
+def test_release_unknown_leaves_alone_what_its_supervisor_remembers(database: str, connection: Connection) -> None:
+    known, _ = insert_held(connection, US)
+    unknown, _ = insert_held(connection, US)
+
+    async def release() -> None:
+        async with open_store(database, US) as store:
+            await store.release_unknown([known])
+
+    asyncio.run(release())
+    rows = connection.execute("select id::text, state, owner, lease_until, releases, crashes from underway.run")
+    assert {row[0]: row[1:] for row in rows if row[0] == unknown} == {unknown: ("pending", None, None, 1, 0)}
+    assert connection.execute("select state, releases from underway.run where id = %s", [known]).fetchone() == (
+        "in_progress",
+        0,
+    )
+
+
+def test_a_token_is_fenced_in_the_writing_statement_not_before_it(database: str, connection: Connection) -> None:
+    """Read, then write, would let a run go to another supervisor in between; here it goes while the write waits.
+
+    The row is locked until the write has begun and been left out; with the lock gone its token has changed.
+    """
+    run, token = insert_held(connection, US)
+
+    async def late_write() -> tuple[set[str], set[str]]:
+        async with open_store(database, US) as store:
+            with psycopg.connect(database) as stranger:
+                stranger.execute(
+                    sql.SQL("update underway.run set token = nextval('underway.token'), owner = {}").format(
+                        sql.Literal(str(OTHERS))
+                    )
+                )
+                while_locked = await store.finish([finish(run, token)], [])
+                stranger.commit()
+            return while_locked, await store.finish([finish(run, token)], [])
+
+    assert asyncio.run(late_write()) == (set(), set())
+    assert connection.execute("select count(*) from underway.finished_run").fetchone() == (0,)
