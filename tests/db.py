@@ -52,10 +52,10 @@ def insert(connection: Connection, **columns: Any) -> str:
     return str(run)
 
 
-def insert_held(connection: Connection, owner: UUID, **columns: Any) -> tuple[str, int]:
-    """A run in progress, as a claim by `owner` leaves it. Returns its id and token."""
+def insert_held(connection: Connection, by: UUID, **columns: Any) -> tuple[str, int]:
+    """A run in progress, as a claim by this supervisor leaves it. Returns its id and token."""
     token = columns.pop("token", None) or next_token(connection)
-    held = {"state": "in_progress", "owner": str(owner), "token": token, "lease_until": IN_AN_HOUR}
+    held = {"state": "in_progress", "owner": str(by), "token": token, "lease_until": IN_AN_HOUR}
     return insert(connection, **{**held, **columns}), token
 
 

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from logging import getLogger
 
+import psycopg
+
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Renewal, Store
 from underway.postgres.wakeup import Wakeup
@@ -57,14 +59,18 @@ class Leases:
     async def renew(self, tasks: list[Task]) -> None:
         if not tasks:
             return
-        progress = [_take_progress(task) for task in tasks]
+        renewals = [
+            Renewal(task.run, task.token, task.step.policy.lease.total_seconds(), _take_progress(task))
+            for task in tasks
+        ]
         sent_at = time.monotonic()
-        renewed = await self._store.renew(
-            [
-                Renewal(task.run, task.token, task.step.policy.lease.total_seconds(), note)
-                for task, note in zip(tasks, progress, strict=True)
-            ]
-        )
+        try:
+            renewed = await self._store.renew(renewals)
+        except psycopg.Error as error:
+            log.warning("progress cannot be stored: %s", error)
+            sent_at = time.monotonic()
+            # Progress may be lost; it must cost nobody a lease.
+            renewed = await self._store.renew([renewal._replace(progress=None) for renewal in renewals])
         missing = []
         for task in tasks:
             if task.run in renewed:
@@ -84,4 +90,4 @@ class Leases:
 
 def _take_progress(task: Task) -> str | None:
     progress, task.progress = task.progress, None
-    return None if progress is None else progress.decode()
+    return None if progress is None else progress.decode(errors="replace")

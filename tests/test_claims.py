@@ -1,0 +1,620 @@
+"""Claims, the promoter and the reaper against a real Postgres: order, limits, suspects, fencing tokens, locked rows."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from db import (
+    AGES_AGO,
+    IN_AN_HOUR,
+    LANE,
+    LANES,
+    POLICY,
+    Connection,
+    claim,
+    finish,
+    go_on,
+    held_task,
+    insert,
+    insert_held,
+    row_of,
+    value,
+    with_store,
+)
+from psycopg import sql
+
+from underway.manifest import Lane, Placement, Policy
+from underway.postgres import runs
+from underway.postgres.session import Session
+from underway.postgres.store import Claimed, Lanes, Renewal, Store
+from underway.postgres.wakeup import Wakeup
+from underway.supervisor.leases import Leases
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import crash_delay
+
+
+def ago(minutes: float) -> sql.SQL:
+    """A rank or due time so many minutes before now."""
+    return sql.SQL(f"clock_timestamp() - interval '{minutes} minutes'")
+
+
+@pytest.fixture
+def us() -> UUID:
+    return uuid4()
+
+
+# Order
+
+
+def test_runs_are_claimed_in_the_order_of_their_rank(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        placed = {minutes: insert(connection, rank=ago(minutes)) for minutes in (3, 1, 5, 2, 4)}
+    assert [run.run for run in claim(any_database)] == [placed[minutes] for minutes in (5, 4, 3, 2, 1)]
+
+
+def test_the_oldest_rank_of_all_lanes_comes_first(any_database: str) -> None:
+    lanes = [Lane("default", "a", "x"), Lane("default", "a", "y"), Lane("other", "b", "x")]
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        for minutes in range(9):
+            queue, job, step = lanes[minutes % 3]
+            insert(connection, queue=queue, job=job, step=step, rank=ago(minutes))
+    served = Lanes((lane, POLICY) for lane in lanes)
+    claimed = [run.lane for _ in range(3) for run in claim(any_database, 3, lanes=served)]
+    assert claimed == [lanes[minutes % 3] for minutes in reversed(range(9))]
+
+
+def test_one_unit_of_priority_is_worth_one_minute_of_waiting(connection: Connection, database: str) -> None:
+    def enqueue(priority: int, waited: float) -> UUID:
+        with connection.transaction():
+            run = value(connection, "select underway.enqueue('job', priority => %s)", [priority])
+            connection.execute("update underway.run set rank = rank - %s where id = %s", [_minutes(waited), run])
+        return UUID(str(run))
+
+    with_store(database, _register)
+    fresh_and_urgent = enqueue(priority=10, waited=0)
+    ordinary = enqueue(priority=0, waited=0)
+    old = enqueue(priority=0, waited=10.5)
+    old_but_minor = enqueue(priority=-10, waited=9.5)
+    order = [old, fresh_and_urgent, ordinary, old_but_minor]
+    assert [run.run for run in claim(database)] == [str(run) for run in order]
+
+
+def test_a_retry_that_went_back_ranks_by_its_new_due_time(database: str, connection: Connection, us: UUID) -> None:
+    run, token = insert_held(connection, us, rank=AGES_AGO)
+    other = insert(connection, rank=ago(1))
+
+    async def give_back(store: Store) -> None:
+        await store.continue_([go_on(run, token, step=LANE.step, priority=0)], [])
+
+    with_store(database, give_back, us)
+    assert [claimed.run for claimed in claim(database)] == [other, run]
+
+
+def _minutes(number: float) -> timedelta:
+    return timedelta(minutes=number)
+
+
+async def _register(store: Store) -> None:
+    await store.register_job("job", "step", Placement())
+
+
+# What is claimed and what is not
+
+
+def test_lanes_that_nobody_here_serves_are_left_alone(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        strange = [insert(connection, **{part: "unknown"}, rank=AGES_AGO) for part in ("queue", "job", "step")]
+        known = insert(connection)
+        before = [row_of(connection, "run", run) for run in strange]
+        assert [run.run for run in claim(any_database)] == [known]
+        assert [row_of(connection, "run", run) for run in strange] == before
+
+
+def test_without_lanes_nothing_is_claimed(database: str, connection: Connection) -> None:
+    insert(connection)
+    assert claim(database, lanes=Lanes(())) == []
+
+
+def test_a_claim_takes_no_more_than_it_asked_for(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        for crashes in [0] * 12 + [1] * 3:
+            insert(connection, crashes=crashes)
+    assert [len(claim(any_database, 5)) for _ in range(4)] == [5, 5, 3, 1]
+
+
+@pytest.mark.parametrize("suspects", [0, 1, 2])
+def test_a_claim_takes_at_most_so_many_suspects(any_database: str, suspects: int) -> None:
+    lanes = [Lane("default", "a", "x"), Lane("default", "b", "x")]
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        for lane in lanes * 3:
+            insert(connection, queue=lane.queue, job=lane.job, step=lane.step, crashes=1, rank=AGES_AGO)
+            insert(connection, queue=lane.queue, job=lane.job, step=lane.step)
+    claimed = claim(any_database, lanes=Lanes((lane, POLICY) for lane in lanes), suspects=suspects)
+    assert sum(run.crashes > 0 for run in claimed) == suspects
+    assert sum(run.crashes == 0 for run in claimed) == 6
+
+
+def test_a_claim_says_what_the_row_says(any_database: str) -> None:
+    policy = Policy(lease=timedelta(seconds=90), max_crashes=7)
+    owner = uuid4()
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        columns = {"number": 4, "attempts": 2, "crashes": 1, "releases": 3, "priority": -5, "keep": timedelta(hours=30)}
+        run = insert(connection, **columns, input='{"a": "ü"}')
+        (claimed,) = claim(any_database, lanes=Lanes([(LANE, policy)]), owner=owner)
+        row = row_of(connection, "run", run)
+        assert row is not None
+        assert claimed == (run, row["token"], LANE, *columns.values(), '{"a": "ü"}'.encode())
+        assert (row["state"], row["owner"], row["max_crashes"]) == ("in_progress", str(owner), 7)
+        left = "select extract(epoch from lease_until - clock_timestamp())::float8 from underway.run"
+        assert 30 < value(connection, left) <= 90
+
+
+def test_a_delayed_run_is_claimed_only_after_it_was_promoted(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        due = insert(connection, state="waiting", due=AGES_AGO)
+        not_due = insert(connection, state="waiting", due=IN_AN_HOUR)
+        assert claim(any_database) == []
+        assert with_store(any_database, lambda store: store.promote(100)) == 1
+        assert [run.run for run in claim(any_database)] == [due]
+        row = row_of(connection, "run", not_due)
+        assert row is not None
+        assert row["state"] == "waiting"
+
+
+def test_promotion_is_bounded_and_takes_the_longest_due_first(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        for minutes in (1, 2, 3, 4, 5):
+            insert(connection, state="waiting", due=ago(minutes), rank=ago(minutes), number=minutes)
+        assert with_store(any_database, lambda store: store.promote(2)) == 2
+        promoted = connection.execute("select number from underway.run where state = 'pending' order by number")
+        assert [row[0] for row in promoted] == [4, 5]
+
+
+def test_the_promoter_knows_how_long_to_sleep(database: str, connection: Connection) -> None:
+    seconds = with_store(database, lambda store: store.seconds_until_due())
+    assert seconds is None
+    insert(connection, state="waiting", due=IN_AN_HOUR)
+    insert(connection, state="pending", due=AGES_AGO)
+    seconds = with_store(database, lambda store: store.seconds_until_due())
+    assert seconds is not None
+    assert 3000 < seconds <= 3600
+
+
+# Tokens, and many claimers
+
+
+def test_tokens_grow_and_never_come_back(database: str, connection: Connection, us: UUID) -> None:
+    run = insert(connection)
+    seen: list[int] = []
+
+    async def many_turns(store: Store) -> None:
+        for turn in range(6):
+            (claimed,) = await store.claim(LANES, 1, candidates=1, suspects=1)
+            seen.append(claimed.token)
+            if turn % 3 == 0:
+                await store.continue_([go_on(run, claimed.token, step=LANE.step)], [])
+            elif turn % 3 == 1:
+                await store.release_unknown([])
+            else:
+                connection.execute("update underway.run set lease_until = now() - interval '1 second'")
+                await store.reap(10)
+                connection.execute("update underway.run set due = now(), max_crashes = 100")
+                await store.promote(10)
+
+    with_store(database, many_turns, us)
+    assert seen == sorted(set(seen))
+    insert(connection)
+    assert claim(database)[0].token > seen[-1]
+
+
+def test_a_rolled_back_claim_uses_its_tokens_up(database: str, connection: Connection) -> None:
+    """Nobody can say whether its answer arrived, so the tokens must not come back."""
+    insert(connection)
+    with psycopg.connect(database) as other:
+        lost = value(other, "update underway.run set token = nextval('underway.token') returning token")
+        other.rollback()
+    assert claim(database)[0].token > lost
+
+
+@pytest.mark.parametrize("claimers", [16])
+def test_many_claimers_share_all_runs_and_none_is_claimed_twice(any_database: str, claimers: int) -> None:
+    total = 10_000
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        connection.execute(
+            "insert into underway.run (id, job, step, queue, keep, due, rank, state, input) "
+            "select gen_random_uuid(), 'job', 'step', 'default', '1 day', now(), now() - n * interval '1 ms', "
+            "'pending', '{}' from generate_series(1, %s) n",
+            [total],
+        )
+    taken: list[Claimed] = []
+    barrier = threading.Barrier(claimers)
+    failures: list[BaseException] = []
+
+    async def take_all(store: Store) -> list[Claimed]:
+        mine: list[Claimed] = []
+        wanted = 100
+        while True:
+            # Like the claim loop: look further down the lane after a short answer, since others lock its head.
+            got = await store.claim(LANES, 100, candidates=wanted, suspects=1)
+            mine += got
+            if not got and wanted > 2000:
+                return mine
+            wanted = 100 if len(got) == 100 else min(wanted * 4, 20_000)
+
+    def one_supervisor() -> None:
+        try:
+            barrier.wait(30)
+            taken.extend(with_store(any_database, take_all))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one_supervisor) for _ in range(claimers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    # One that came up empty may have met only locked rows at the very end: whoever is last takes the rest.
+    taken += claim(any_database, total)
+    assert len({run.run for run in taken}) == len(taken) == total
+    assert len({run.token for run in taken}) == total
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        rows = connection.execute("select id::text, token from underway.run where state = 'in_progress'").fetchall()
+        assert set(rows) == {(run.run, run.token) for run in taken}
+
+
+# Taking back
+
+
+@pytest.mark.parametrize("crashes", [0, 1, 2, 5, 6, 7, 20])
+def test_a_lapsed_lease_is_a_crash_and_backs_off(any_database: str, crashes: int) -> None:
+    owner = uuid4()
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, token = insert_held(
+            connection, owner, lease_until=AGES_AGO, crashes=crashes, max_crashes=100, number=3, attempts=2, priority=2
+        )
+        insert_held(connection, owner)
+        assert with_store(any_database, lambda store: store.reap(100)) == [(run, token, False)]
+        row = row_of(connection, "run", run)
+        assert row is not None
+        kept = {name: row[name] for name in ("state", "crashes", "number", "attempts", "owner", "lease_until", "token")}
+        assert kept == {
+            "state": "waiting",
+            "crashes": crashes + 1,
+            "number": 4,
+            "attempts": 2,
+            "owner": None,
+            "lease_until": None,
+            "token": token,
+        }
+        waits = "select extract(epoch from due - %s)::float8 from underway.run where id = %s"
+        attempt = row_of(connection, "attempt", run)
+        assert attempt is not None
+        # The same as the supervisor's own arithmetic for a crash it has seen itself.
+        assert value(connection, waits, [attempt["finished_at"], run]) == crash_delay(crashes + 1)
+        ahead = "select extract(epoch from due - rank)::float8 from underway.run where id = %s"
+        assert value(connection, ahead, [run]) == 120
+        assert (attempt["outcome"], attempt["number"], attempt["step"], attempt["token"]) == ("lost", 4, "step", token)
+        assert str(owner) in attempt["error"]
+
+
+def test_the_last_crash_that_is_allowed_quarantines_the_run(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, token = insert_held(connection, uuid4(), lease_until=AGES_AGO, crashes=2, max_crashes=3, number=2)
+        assert with_store(any_database, lambda store: store.reap(100)) == [(run, token, True)]
+        assert row_of(connection, "run", run) is None
+        finished, attempt = row_of(connection, "finished_run", run), row_of(connection, "attempt", run)
+        assert finished is not None
+        assert attempt is not None
+        assert (finished["state"], finished["crashes"], finished["input"]) == ("failed", 3, {"n": 1})
+        assert "quarantined after 3 crashes" in finished["error"]
+        assert (attempt["outcome"], attempt["number"], attempt["token"]) == ("lost", 3, token)
+
+
+def test_the_lost_attempt_names_the_host_of_its_supervisor(database: str, connection: Connection, us: UUID) -> None:
+    run, _ = insert_held(connection, us, lease_until=AGES_AGO)
+
+    async def reap(store: Store) -> None:
+        await store.register(pid=4711, app="app", manifest_hash="")
+        await store.reap(100)
+
+    with_store(database, reap, us)
+    attempt = row_of(connection, "attempt", run)
+    assert attempt is not None
+    assert (attempt["host"], attempt["pid"]) == ("testhost", 4711)
+
+
+def test_reaping_is_bounded_and_goes_on_where_it_stopped(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        lapsed = {insert_held(connection, uuid4(), lease_until=AGES_AGO)[0] for _ in range(5)}
+
+    async def turns(store: Store) -> list[list[tuple[str, int, bool]]]:
+        return [await store.reap(2) for _ in range(4)]
+
+    reaped = with_store(any_database, turns)
+    assert [len(turn) for turn in reaped] == [2, 2, 1, 0]
+    assert {run for turn in reaped for run, _, _ in turn} == lapsed
+
+
+def test_a_reaped_run_refuses_its_late_owner_and_serves_the_next(database: str, connection: Connection) -> None:
+    run, token = insert_held(connection, uuid4(), lease_until=AGES_AGO)
+
+    async def late(store: Store) -> None:
+        await store.reap(100)
+        assert await store.finish([finish(run, token)], []) == set()
+        assert await store.renew([Renewal(run, token, 60, None)]) == set()
+        connection.execute("update underway.run set due = now()")
+        await store.promote(100)
+        (again,) = await store.claim(LANES, 1, candidates=1, suspects=1)
+        assert again.token > token
+        assert await store.finish([finish(run, token)], []) == set()
+        assert await store.finish([finish(run, again.token)], []) == {run}
+
+    owner = UUID(str(value(connection, "select owner from underway.run")))
+    with_store(database, late, owner)
+    attempts = connection.execute("select token, outcome, number from underway.attempt order by token").fetchall()
+    assert [(outcome, number) for _, outcome, number in attempts] == [("lost", 1), ("succeeded", 2)]
+
+
+def test_a_claim_whose_answer_was_lost_is_given_back_without_charge(
+    any_database: str,
+) -> None:
+    owner = uuid4()
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, token = insert_held(connection, owner, rank=AGES_AGO, crashes=1, number=1)
+        with_store(any_database, lambda store: store.release_unknown([]), owner)
+        row = row_of(connection, "run", run)
+        assert row is not None
+        counters = {name: row[name] for name in ("state", "number", "attempts", "crashes", "releases", "owner")}
+        assert counters == {
+            "state": "pending",
+            "number": 1,
+            "attempts": 0,
+            "crashes": 1,
+            "releases": 1,
+            "owner": None,
+        }
+        assert claim(any_database)[0].token > token
+        assert value(connection, "select count(*) from underway.attempt") == 0
+
+
+# Cancel
+
+
+@pytest.mark.parametrize("state", ["pending", "waiting"])
+def test_cancelling_a_run_that_is_not_running_closes_it_at_once(any_database: str, state: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run = insert(connection, state=state, due=IN_AN_HOUR if state == "waiting" else AGES_AGO, attempts=1)
+        assert runs.cancel(connection, UUID(run))
+        assert not runs.cancel(connection, UUID(run))
+        assert runs.status(connection, UUID(run)) == "cancelled"
+        assert runs.outcome(connection, UUID(run)) == ("cancelled", None, "cancelled")
+        finished = row_of(connection, "finished_run", run)
+        assert finished is not None
+        assert (finished["input"], finished["attempts"]) == ({"n": 1}, 1)
+        assert claim(any_database) == []
+
+
+def test_cancel_in_a_transaction_that_is_rolled_back_never_was(database: str, connection: Connection) -> None:
+    run = insert(connection)
+    with psycopg.connect(database) as caller:
+        assert runs.cancel(caller, UUID(run))
+        caller.rollback()
+    assert runs.status(connection, UUID(run)) == "pending"
+
+
+# A row that a stranger has locked holds up no other
+
+
+@contextmanager
+def locked(database: str, run: str) -> Iterator[None]:
+    """A stranger's session that has locked the row of this run, as `select ... for update` by hand does."""
+    with psycopg.connect(database) as stranger:
+        stranger.execute("select from underway.run where id = %s for update", [run])
+        yield
+        stranger.rollback()
+
+
+class World:
+    """A store, and the runs of one statement of which the second is locked."""
+
+    def __init__(self, store: Store, batch: list[tuple[str, int]]) -> None:
+        self.store = store
+        self.batch = batch
+
+
+async def _renew(world: World) -> set[str]:
+    return await world.store.renew([Renewal(run, token, 60, None) for run, token in world.batch])
+
+
+async def _finish(world: World) -> set[str]:
+    return await world.store.finish([finish(run, token) for run, token in world.batch], [])
+
+
+async def _continue(world: World) -> set[str]:
+    return await world.store.continue_([go_on(run, token) for run, token in world.batch], [])
+
+
+async def _claim(world: World) -> set[str]:
+    return {run.run for run in await world.store.claim(LANES, 10, candidates=10, suspects=1)}
+
+
+async def _reap(world: World) -> set[str]:
+    return {run for run, _, _ in await world.store.reap(10)}
+
+
+@pytest.mark.parametrize(
+    ("statement", "columns"),
+    [
+        pytest.param(_renew, {}, id="renew"),
+        pytest.param(_finish, {}, id="finish"),
+        pytest.param(_continue, {}, id="continue"),
+        pytest.param(_claim, {"state": "pending", "owner": None}, id="claim"),
+        pytest.param(_reap, {"lease_until": AGES_AGO}, id="reap"),
+    ],
+)
+def test_a_locked_row_is_left_for_the_next_turn_and_the_others_are_not(
+    any_database: str, us: UUID, statement: Any, columns: dict[str, Any]
+) -> None:
+    """If a statement waited for the lock, it would run into its deadline here and raise."""
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        batch = [insert_held(connection, us, **columns) for _ in range(3)]
+    everyone = {run for run, _ in batch}
+    (stuck, _) = batch[1]
+
+    async def two_turns(store: Store) -> None:
+        with locked(any_database, stuck):
+            assert await statement(World(store, batch)) == everyone - {stuck}
+        assert stuck in await statement(World(store, batch))
+
+    with_store(any_database, two_turns, us)
+
+
+def test_promotion_and_release_leave_a_locked_row_for_the_next_turn(any_database: str, us: UUID) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        waiting = [insert(connection, state="waiting", due=AGES_AGO) for _ in range(3)]
+        held = [insert_held(connection, us)[0] for _ in range(3)]
+
+        async def turn(store: Store) -> None:
+            await store.promote(10)
+            await store.release_unknown([])
+
+        left = "select array_agg(id::text order by id) from underway.run where state <> 'pending'"
+        with locked(any_database, waiting[1]), locked(any_database, held[1]):
+            with_store(any_database, turn, us)
+            assert value(connection, left) == sorted([waiting[1], held[1]])
+        with_store(any_database, turn, us)
+        assert value(connection, left) is None
+
+
+# The lease loop's own judgement of what was not renewed
+
+
+class Renewing:
+    """A lease loop with a real store, driven turn by turn."""
+
+    def __init__(self, database: str, owner: UUID) -> None:
+        self.work, self.leases = Session(database), Session(database)
+        self.store = Store(self.work, self.leases, owner, "testhost")
+        self.held: dict[int, Task] = {}
+        self.lost: list[str] = []
+        self.loop = Leases(
+            self.store,
+            Wakeup(self.leases),
+            self.held,
+            shortest_lease=lambda: 60.0,
+            on_notify=lambda: None,
+            on_lost=lambda task: self.lost.append(task.run),
+        )
+
+    async def claim(self) -> None:
+        for claimed in await self.store.claim(LANES, 100, candidates=100, suspects=1):
+            self.held[claimed.token] = held_task(claimed)
+
+    async def renew(self) -> set[str]:
+        """One turn; which tasks have a new deadline."""
+        before = {token: task.lease_deadline for token, task in self.held.items()}
+        await self.loop.renew(list(self.held.values()))
+        return {task.run for token, task in self.held.items() if task.lease_deadline > before[token]}
+
+    async def close(self) -> None:
+        await self.work.close()
+        await self.leases.close()
+
+
+def _renewing(database: str, owner: UUID, play: Any) -> None:
+    async def main() -> None:
+        renewing = Renewing(database, owner)
+        try:
+            await renewing.claim()
+            await play(renewing)
+        finally:
+            await renewing.close()
+
+    asyncio.run(main())
+
+
+def test_a_locked_row_is_not_lost_and_is_renewed_next_turn(database: str, connection: Connection, us: UUID) -> None:
+    stuck, *free = [insert(connection) for _ in range(4)]
+
+    async def play(renewing: Renewing) -> None:
+        with locked(database, stuck):
+            assert await renewing.renew() == set(free)
+        assert renewing.lost == []
+        assert await renewing.renew() == {stuck, *free}
+        assert renewing.lost == []
+
+    _renewing(database, us, play)
+
+
+@pytest.mark.parametrize(
+    "theft",
+    [
+        pytest.param("update underway.run set token = nextval('underway.token')", id="new token"),
+        pytest.param("update underway.run set owner = gen_random_uuid()", id="new owner"),
+        pytest.param("update underway.run set state = 'pending', owner = null", id="taken back"),
+        pytest.param("update underway.run set cancel_requested = true", id="cancel requested"),
+        pytest.param("delete from underway.run", id="gone"),
+    ],
+)
+def test_a_row_that_is_no_longer_ours_is_lost(database: str, connection: Connection, us: UUID, theft: str) -> None:
+    stolen, kept = insert(connection), insert(connection)
+
+    async def play(renewing: Renewing) -> None:
+        connection.execute(theft + " where id = %s", [stolen])
+        assert await renewing.renew() == {kept}
+        assert renewing.lost == [stolen]
+
+    _renewing(database, us, play)
+
+
+def test_what_was_committed_while_it_was_renewed_is_not_lost(database: str, connection: Connection, us: UUID) -> None:
+    run = insert(connection)
+
+    async def play(renewing: Renewing) -> None:
+        (task,) = renewing.held.values()
+        task.ended = True
+        await renewing.store.finish([finish(run, task.token)], [])
+        await renewing.loop.renew([task])
+        assert renewing.lost == []
+
+    _renewing(database, us, play)
+
+
+def test_progress_travels_with_a_renewal_and_survives_one_without(
+    database: str, connection: Connection, us: UUID
+) -> None:
+    insert(connection)
+
+    async def play(renewing: Renewing) -> None:
+        (task,) = renewing.held.values()
+        task.progress = b'{"done": 1}'
+        for _ in range(2):
+            await renewing.renew()
+            assert value(connection, "select progress from underway.run") == {"done": 1}
+        assert task.progress is None
+
+    _renewing(database, us, play)
+
+
+@pytest.mark.parametrize("progress", [b'{"note": "\\u0000"}', b"\x00", b"\xff", b"{"], ids=repr)
+def test_progress_that_cannot_be_stored_costs_nobody_a_lease(
+    database: str, connection: Connection, us: UUID, progress: bytes
+) -> None:
+    bad, good = insert(connection), insert(connection)
+
+    async def play(renewing: Renewing) -> None:
+        tasks = {task.run: task for task in renewing.held.values()}
+        tasks[bad].progress = progress
+        tasks[good].progress = b'{"done": 2}'
+        assert await renewing.renew() == {bad, good}
+        assert await renewing.renew() == {bad, good}
+        assert renewing.lost == []
+
+    _renewing(database, us, play)
