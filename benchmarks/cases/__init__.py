@@ -1,0 +1,24 @@
+"""The benchmarks by name. Each is given a stage and returns its rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.cases import bulk, cpu, latency, replacement, throughput
+from benchmarks.cases.setting import Setting
+from benchmarks.model import Row
+
+
+@dataclass(frozen=True)
+class Case:
+    text: str
+    run: Callable[[Setting], list[Row]]
+
+
+CASES = {
+    "noop": Case("no-op runs of one step", throughput.noop),
+    "two_step": Case("no-op runs of two steps", throughput.two_step),
+    "cpu": Case("steps that burn 20 ms and 200 ms of CPU", cpu.run),
+    "latency": Case("from enqueue to the first line of the step, on an idle supervisor", latency.run),
+    "enqueue_many": Case("bulk enqueue", bulk.run),
+    "replacement": Case("from the SIGKILL of a busy worker to the next task in its place", replacement.run),
+}

@@ -1,0 +1,77 @@
+"""The machine the figures are of, and who else was using it."""
+
+import os
+import platform
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.stage import Stage
+
+
+@dataclass(frozen=True)
+class Machine:
+    cpu: str
+    cores: int
+    python: str
+    postgres: str
+    settings: dict[str, str]
+
+    @property
+    def line(self) -> str:
+        durability = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return f"{self.cpu}, {self.cores} cores; Python {self.python}; PostgreSQL {self.postgres} ({durability})"
+
+
+def describe(stage: Stage) -> Machine:
+    return Machine(
+        _cpu_model(),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        platform.python_version(),
+        str(stage.value("show server_version")).split()[0],
+        {name: str(stage.value("select current_setting(%s)", name)) for name in ("fsync", "synchronous_commit")},
+    )
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+class Neighbours:
+    """What spoils a measurement: how much of the machine others use, and a hypervisor that gives it away."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._busy, self._own, self._at = _busy_seconds(), self._own_seconds(), time.monotonic()
+
+    def share(self) -> float:
+        """The part of all cores that was used by others since construction, 0 to 1."""
+        others = (_busy_seconds() - self._busy) - (self._own_seconds() - self._own)
+        return max(0.0, others / (time.monotonic() - self._at) / (os.cpu_count() or 1))
+
+    def _own_seconds(self) -> float:
+        """Of this process, of the server, and of all below them; those that ended are in their parents' accounts."""
+        me = psutil.Process()
+        seconds = 0.0
+        for process in [me, *me.children(recursive=True), *self._stage.postgres_processes()]:
+            with suppress(psutil.Error):
+                seconds += sum(process.cpu_times()[:4])
+        return seconds
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times[:8]) - times.idle - getattr(times, "iowait", 0.0))
+
+
+def load() -> float:
+    return os.getloadavg()[0]

@@ -1,0 +1,74 @@
+"""What a benchmark measures and how its samples become a row of the table."""
+
+from dataclasses import dataclass, field
+from statistics import median
+
+OURS = "underway"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything. `cpu` maps the milliseconds a task burns to the number of tasks."""
+
+    runs: int = 40_000
+    two_step: int = 20_000
+    bulk: int = 100_000
+    cpu: tuple[tuple[int, int], ...] = ((20, 500), (200, 60))
+    latencies: int = 200
+    kills: int = 20
+    warm_up: int = 2000
+
+    @staticmethod
+    def quick() -> "Sizes":
+        return Sizes(6000, 3000, 20_000, ((20, 100), (200, 12)), 40, 4, 500)
+
+    def with_runs(self, runs: int) -> "Sizes":
+        """The same with so many runs wherever their number is what makes the measurement long."""
+        cpu = tuple((milliseconds, min(tasks, runs)) for milliseconds, tasks in self.cpu)
+        return Sizes(runs, runs, runs, cpu, min(self.latencies, runs), min(self.kills, runs), min(self.warm_up, runs))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured thing: its samples, and those of its limits, in the order of the rounds.
+
+    `floor` and `goal` are about the ratio to `judged_by` if that is named, else about the median itself.
+    """
+
+    name: str
+    unit: str
+    samples: dict[str, list[float]]
+    lower_is_better: bool = False
+    floor: float | None = None
+    goal: float | None = None
+    judged_by: str | None = None
+    notes: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> float:
+        return median(self.samples[OURS])
+
+    @property
+    def limits(self) -> list[str]:
+        return [name for name in self.samples if name != OURS]
+
+    def limit(self, name: str) -> float:
+        return median(self.samples[name])
+
+    def ratio(self, limit: str) -> float:
+        """The median over the pairs: what disturbs the machine for a while disturbs both halves of a pair."""
+        return median(a / b for a, b in zip(self.samples[OURS], self.samples[limit], strict=True))
+
+    @property
+    def judged(self) -> float:
+        return self.ours if self.judged_by is None else self.ratio(self.judged_by)
+
+    def meets(self, bound: float | None) -> bool | None:
+        if bound is None:
+            return None
+        return self.judged <= bound if self.lower_is_better else self.judged >= bound
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,0 +1,111 @@
+"""The one table at the end, and the file with every sample."""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks.machine import Machine
+from benchmarks.model import OURS, Row
+
+RESULTS = Path(__file__).parent / "results"
+_HEAD = ("", "underway", "lowest - highest", "limit in the same run", "", "ratio", "floor", "goal", "")
+
+
+def table(rows: list[Row]) -> str:
+    lines: list[tuple[str, ...]] = [_HEAD]
+    for row in rows:
+        limits = row.limits or [""]
+        lines += [_line(row, limit, first=number == 0) for number, limit in enumerate(limits)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = {0, 3}
+    texts = [
+        "  ".join(
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([texts[0], "-" * max(map(len, texts)), *texts[1:]])
+
+
+def _line(row: Row, limit: str, *, first: bool) -> tuple[str, ...]:
+    samples = row.samples[OURS]
+    spread = f"{_number(min(samples))} - {_number(max(samples))}" if len(samples) > 1 else ""
+    ours = (row.name, f"{_number(row.ours)} {row.unit}", spread) if first else ("", "", "")
+    beside = (limit, _number(row.limit(limit)), f"{row.ratio(limit):.3f}") if limit else ("", "", "")
+    judged = ("", "", "")
+    if limit in (row.judged_by, "") or (row.judged_by is None and first):
+        judged = (_bound(row, row.floor), _bound(row, row.goal), _verdict(row))
+    return (*ours, *beside, *judged)
+
+
+def _bound(row: Row, bound: float | None) -> str:
+    if bound is None:
+        return ""
+    return f"{'<' if row.lower_is_better else '>'} {f'{bound} x' if row.judged_by else _number(bound)}"
+
+
+def _verdict(row: Row) -> str:
+    if row.meets(row.goal):
+        return "goal met"
+    if row.floor is not None:
+        return "floor met" if row.meets(row.floor) else "BELOW FLOOR"
+    return "below goal" if row.goal is not None else ""
+
+
+def _number(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the figures depend on beside us. `neighbours`: the part of the machine that others used in each sample."""
+
+    machine: Machine
+    load_before: float
+    load_after: float
+    neighbours: list[float]
+    seconds: float
+
+
+def footer(rows: Iterable[Row], about: Circumstances) -> str:
+    lines = [_spent(row, spent) for row in rows if isinstance(spent := row.notes.get("cpu_microseconds_a_run"), dict)]
+    lines += [
+        "medians of the rounds; ratios are medians over the pairs; the pools take one task a message (chunksize=1)",
+        about.machine.line,
+        f"load average {about.load_before:.2f} before, {about.load_after:.2f} after; {about.seconds:.0f} s",
+    ]
+    if about.neighbours:
+        lines[-1] += (
+            f"; others used {median(about.neighbours):.0%} of the machine during the median sample,"
+            f" {max(about.neighbours):.0%} during the worst"
+        )
+    return "\n".join(lines)
+
+
+def _spent(row: Row, spent: dict[str, float]) -> str:
+    """The CPU time of a run by whom; what is not the workers' is overhead, and that figure does not mind neighbours."""
+    parts = {name: spent[name] for name in ("workers", "supervisor", "postgres")}
+    return (
+        f"{row.name}: CPU microseconds a run: "
+        + ", ".join(f"{name} {value:,.0f}" for name, value in parts.items())
+        + f" (workers' share {parts['workers'] / max(sum(parts.values()), 1e-9):.3f})"
+    )
+
+
+def save(rows: Iterable[Row], about: Circumstances, options: object) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
+    document = {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "circumstances": asdict(about),
+        "options": options,
+        "rows": [asdict(row) for row in rows],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path

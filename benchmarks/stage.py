@@ -1,0 +1,160 @@
+"""A Postgres with default durability, and supervisors on it, as a user would have them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psutil
+import psycopg
+
+from benchmarks.app import app
+from underway.postgres.embedded import Cluster
+
+APP = "benchmarks.app:app"
+_ROOT = Path(__file__).parent.parent
+_LOOK_SECONDS = 0.25
+_PATIENCE_SECONDS = 600.0
+
+
+class Stage:
+    """One server, one database, and what one asks of them between measurements."""
+
+    def __init__(self, cluster: Cluster, url: str, folder: Path) -> None:
+        self.cluster = cluster
+        self.url = url
+        self.folder = folder
+        self._connection = psycopg.connect(url, autocommit=True)
+
+    def value(self, query: LiteralString, *parameters: object) -> Any:
+        row = self._connection.execute(query, parameters).fetchone()
+        return None if row is None else row[0]
+
+    def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
+        return self._connection.execute(query).fetchall()
+
+    def exported(self) -> bytes:
+        """The table of runs as COPY wants it back."""
+        with self._connection.cursor().copy("copy underway.run to stdout") as copy:
+            return b"".join(copy)
+
+    def imported(self, rows: bytes) -> None:
+        with self._connection.cursor().copy("copy underway.run from stdin") as copy:
+            copy.write(rows)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def clear(self) -> None:
+        """The same start for every round: empty tables, nothing for autovacuum or a checkpoint to do soon."""
+        self._connection.execute("truncate underway.finished_run, underway.attempt")
+        self._connection.execute("vacuum analyze underway.run")
+        self._connection.execute("checkpoint")
+
+    def empty(self) -> None:
+        """Throw away what no supervisor was there to run."""
+        self._connection.execute("truncate underway.run, underway.finished_run, underway.attempt")
+
+    def drained(self, enqueue: Callable[[], object], runs: int) -> float:
+        """Seconds from the start of the first attempt to the end of the last run, by the database's clock.
+
+        The supervisor sees nothing of the backlog before its one transaction commits.
+        """
+        self.clear()
+        enqueue()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        # Rarely: whoever looks takes CPU from what is measured.
+        while self.value("select exists (select from underway.run)"):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"runs are left after {_PATIENCE_SECONDS} s")
+            time.sleep(_LOOK_SECONDS)
+        succeeded = self.value("select count(*) from underway.finished_run where state = 'succeeded'")
+        if succeeded != runs:
+            raise AssertionError(f"{succeeded} of {runs} runs succeeded: this measurement is worth nothing")
+        return float(
+            self.value(
+                "select extract(epoch from (select max(finished_at) from underway.finished_run)"
+                " - (select min(started_at) from underway.attempt))"
+            )
+        )
+
+    def postgres_processes(self) -> list[psutil.Process]:
+        """The postmaster and all it has started."""
+        postmaster = psutil.Process(int((self.cluster.data / "postmaster.pid").read_text().split()[0]))
+        return [postmaster, *postmaster.children()]
+
+    @contextmanager
+    def supervisor(self, procs: int) -> "Iterator[Supervisor]":
+        """A supervisor that has booted all its workers, the spare too."""
+        running = Supervisor(self, procs)
+        try:
+            running.await_boots(procs + 1)
+            yield running
+        finally:
+            running.end()
+
+
+class Supervisor:
+    """`underway-supervisor` in a process of its own. Verbose: its log says when a worker has booted."""
+
+    def __init__(self, stage: Stage, procs: int) -> None:
+        self.log = stage.folder / "supervisor.log"
+        with self.log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "underway.cli.supervisor", APP, "--procs", str(procs), "--verbose"],
+                cwd=_ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "UNDERWAY_DATABASE_URL": stage.url},
+            )
+        self.process = psutil.Process(self._process.pid)
+
+    def await_boots(self, count: int) -> None:
+        """Wait until so many workers have booted since the start."""
+        deadline = time.monotonic() + 60
+        while self.log.read_bytes().count(b"worker booted") < count:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the supervisor does not come up:\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.05)
+
+    def workers(self) -> list[psutil.Process]:
+        return [child for child in self.process.children() if "underway.worker" in child.cmdline()]
+
+    def end(self) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(3)  # SIGQUIT: now
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def set_up() -> Iterator[Stage]:
+    """A cluster in a temporary folder, all its settings Postgres' own: fsync on, synchronous commits."""
+    # below /tmp: the user as whom the server of root runs must be able to enter every folder above
+    folder = Path(tempfile.mkdtemp(prefix="underway-bench-", dir="/tmp"))
+    logs = Path(tempfile.mkdtemp(prefix="underway-bench-logs-"))
+    cluster = Cluster(folder)
+    try:
+        cluster.start()
+        cluster.create_database("bench")
+        os.environ["UNDERWAY_DATABASE_URL"] = cluster.url("bench")
+        app.migrate()
+        stage = Stage(cluster, cluster.url("bench"), logs)
+        try:
+            yield stage
+        finally:
+            stage.close()
+            app.close()
+    finally:
+        cluster.stop("immediate")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(logs, ignore_errors=True)

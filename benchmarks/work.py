@@ -1,0 +1,37 @@
+"""The work itself, exactly the same functions here and in the pools that underway is compared with."""
+
+import os
+import socket
+import time
+from contextlib import suppress
+
+_LONG_SECONDS = 600
+
+
+def nothing(_value: int) -> None:
+    """The no-op: what remains is the price of getting there and back."""
+
+
+def identity(value: int) -> int:
+    """The first of two steps."""
+    return value
+
+
+def burn(milliseconds: int) -> None:
+    """Use so much CPU time, however long that takes: a neighbour's load makes it slower, never cheaper."""
+    end = time.process_time() + milliseconds / 1000
+    while time.process_time() < end:
+        pass
+
+
+def clock(_value: int) -> int:
+    """When this line was reached. CLOCK_MONOTONIC is one for all processes of a machine."""
+    return time.monotonic_ns()
+
+
+def announce(address: str) -> None:
+    """Tell the benchmark who runs and since when, then hold the worker until it is killed."""
+    reached = time.monotonic_ns()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mouth, suppress(OSError):
+        mouth.sendto(f"{os.getpid()} {reached}".encode(), address)
+    time.sleep(_LONG_SECONDS)

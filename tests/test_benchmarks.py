@@ -1,0 +1,31 @@
+"""The benchmarks run to their end. How fast they are is no matter of tests."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).parent.parent
+
+
+def test_every_benchmark_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--runs", "10"],
+        cwd=_ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    table, result = done.stdout, Path(done.stdout.split()[-1])
+    try:
+        rows = json.loads(result.read_text())["rows"]
+    finally:
+        result.unlink()
+    names = ["no-op, one step", "no-op, two steps", "CPU, 20 ms a task", "CPU, 200 ms a task", "idle latency, median"]
+    assert [row["name"] for row in rows][:5] == names
+    assert all(name in table for name in names)
+    assert all(sample > 0 for row in rows for samples in row["samples"].values() for sample in samples)
+    assert "fsync on" in table
