@@ -17,7 +17,7 @@ from underway import Context, Done, Fail, RetryPolicy, To, Underway
 
 from .figures import Draft, Filed, Report, Selection, Subject
 
-app = Underway()
+app = Underway(os.environ.get("UNDERWAY_DATABASE_URL", "embedded:"))
 
 
 def select(cx: Context, subject: Subject) -> To[Selection]:

@@ -1,0 +1,59 @@
+# Everything a fresh machine needs is Python 3.11+ and make: each target does its own set-up, in .venv.
+
+# The newest Python there is; make PYTHON=/path/to/python3 ... names another.
+# Each is run, not only looked up: a pyenv shim exists for Pythons that are off, and Debian splits ensurepip off.
+PYTHONS = python3.14 python3.13 python3.12 python3.11 python3
+PYTHON ?= $(shell for python in $(PYTHONS); do \
+	$$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	echo $$python && break; done)
+BIN = .venv/bin
+
+# Extra arguments for demo, bench and pytest: make demo ARGS="--limit 20"
+ARGS =
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test lint bench chaos clean
+# A stamp whose recipe was interrupted must not count.
+.DELETE_ON_ERROR:
+
+help: ## Show this list
+	@echo "underway: durable step functions on Postgres. Needs Python 3.11+; the rest is set up in .venv."
+	@echo
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@echo
+	@echo 'Arguments go through ARGS, as in: make demo ARGS="--limit 20"  or  make test ARGS="-k retry"'
+
+demo: .venv/.examples ## Render 185 PDF reports about real flights; Ctrl-C, and again: it goes on
+	@$(BIN)/python -m examples.flights.demo $(ARGS)
+
+test: lint ## Lint, types, and the tests on a real Postgres (a few minutes)
+	@echo "pytest"
+	@$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+
+lint: .venv/.test ## Ruff and mypy --strict
+	@echo "ruff, mypy"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo "not formatted; run: $(BIN)/ruff format"; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+
+bench: .venv/.test ## Measure: how fast, beside process pools of the same size
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: .venv/.test ## Kill and stop things at random, for minutes
+	@$(BIN)/python -m pytest -m chaos --timeout=1800 $(ARGS)
+
+clean: ## Remove .venv and the caches; the reports stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each extra. By environment, since -c alone leaves the packages that build packages to chance.
+.venv/.%: export PIP_CONSTRAINT = constraints.txt
+.venv/.%: export PIP_BUILD_CONSTRAINT = constraints.txt
+.venv/.%: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "underway needs Python 3.11 or newer with venv (Debian: apt install python3-venv)" \
+		"and found none. If there is one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
+		{ $(PYTHON) --version && echo "making .venv" && $(PYTHON) -m venv --clear .venv; }
+	@echo "installing underway[$*] into .venv (once; a minute or so)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@

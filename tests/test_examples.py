@@ -1,0 +1,142 @@
+"""The examples, executed as a user would."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from harness import eventually, states
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(*arguments: str, database: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, "UNDERWAY_DATABASE_URL": database},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def example(name: str, database: str, cwd: Path) -> str:
+    """What it prints."""
+    ended = python(str(ROOT / "examples" / name), database=database, cwd=cwd)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def demo(database: str, reports: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    return python("-m", "examples.flights.demo", "--reports", str(reports), *options, database=database)
+
+
+def pdfs(reports: Path) -> dict[Path, float]:
+    """The reports there are, and when they were written."""
+    return {path: path.stat().st_mtime for path in reports.glob("*/*.pdf")}
+
+
+def check_reports(reports: Path, expected: int) -> None:
+    found = pdfs(reports)
+    assert len(found) == expected
+    for path in found:
+        content = path.read_bytes()
+        assert content.startswith(b"%PDF")
+        assert len(re.findall(rb"/Type /Page\b", content)) in (2, 3), path
+    assert not list(reports.glob("*/.*.draft"))
+
+
+def rendered_once(connection: psycopg.Connection[Any]) -> bool:
+    counts = connection.execute(
+        "select count(*) from underway.attempt where step in ('render', 'file') group by run_id, step"
+    ).fetchall()
+    return {count for (count,) in counts} == {1}
+
+
+def test_welcome_email(database: str, tmp_path: Path) -> None:
+    assert example("welcome_email.py", database, tmp_path) == "succeeded: welcomed Ferris\n"
+
+
+def test_a_failing_email_does_not_render_the_receipt_again(database: str, tmp_path: Path) -> None:
+    receipt = tmp_path / "reports/receipts/42.pdf"
+    assert example("order_receipts.py", database, tmp_path).splitlines() == [
+        "generate 1: succeeded",
+        "email 1: failed",
+        "email 2: failed",
+        "email 3: succeeded",
+        "PDFs rendered: 1",
+        f"succeeded: emailed {receipt}",
+    ]
+    assert receipt.read_bytes().startswith(b"%PDF")
+
+
+def test_demo_renders_and_knows_when_it_has(database: str, connection: psycopg.Connection[Any], tmp_path: Path) -> None:
+    first = demo(database, tmp_path, "--limit", "4")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "4 reports in " in first.stdout
+    assert str(tmp_path) in first.stdout
+    for step in ("select", "compute", "render", "file"):
+        assert re.search(rf"^{step} +4 +4 +\d+\.\d +\d+\.\d +[1-9]\d* MiB", first.stdout, re.MULTILINE), first.stdout
+    assert re.search(r"^all +4 +16 ", first.stdout, re.MULTILINE), first.stdout
+    check_reports(tmp_path, 4)
+
+    second = demo(database, tmp_path, "--limit", "4")
+    assert second.returncode == 0
+    assert "All 4 reports are there already" in second.stdout
+    assert "--again" in second.stdout
+    assert states(connection) == {"succeeded": 4}
+
+    # What somebody removed is rendered anew, and nothing else.
+    next(iter(pdfs(tmp_path))).unlink()
+    third = demo(database, tmp_path, "--limit", "4")
+    assert "4 reports: 3 there already, 0 left from before, 1 ordered now" in third.stdout
+    assert states(connection) == {"succeeded": 5}
+    check_reports(tmp_path, 4)
+
+
+def test_interrupted_demo_goes_on_where_it_was(
+    database: str, connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    # More than a supervisor holds at once, so that the interrupt surely finds some of them waiting.
+    total = 60
+    options = ["--limit", str(total), "--procs", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "examples.flights.demo", "--reports", str(tmp_path), *options],
+        cwd=ROOT,
+        env={**os.environ, "UNDERWAY_DATABASE_URL": database},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    eventually(lambda: len(pdfs(tmp_path)) >= 3, within=40, what="the first reports")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    before = pdfs(tmp_path)
+    assert f"Stopped with {len(before)} of {total} reports" in said
+    assert "The same command again goes on" in said
+    assert 3 <= len(before) < total
+    assert states(connection).get("in_progress", 0) == 0
+
+    again = demo(database, tmp_path, *options)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{len(before)} there already, {total - len(before)} left from before, 0 ordered now" in again.stdout
+    check_reports(tmp_path, total)
+    after = pdfs(tmp_path)
+    assert {path: after[path] for path in before} == before
+    assert states(connection) == {"succeeded": total}
+    assert rendered_once(connection)
+
+
+@pytest.mark.parametrize("option", ["--procs", "--limit"])
+def test_demo_refuses_numbers_that_make_no_sense(database: str, tmp_path: Path, option: str) -> None:
+    ended = demo(database, tmp_path, option, "0")
+    assert ended.returncode == 2
+    assert "must be at least 1" in ended.stderr
