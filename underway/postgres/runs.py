@@ -1,7 +1,7 @@
 """What a client asks of Postgres, on any psycopg connection: enqueue, look, cancel."""
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -54,7 +54,8 @@ def copy_runs(
 ) -> None:
     """Many runs at once by COPY, inside a transaction of the connection's: all of them or none."""
     with connection.transaction():
-        ((now,),) = _fetch(connection, "clock")
+        ((microseconds,),) = _fetch(connection, "clock")
+        now = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
         with _cursor(connection) as cursor, cursor.copy(statements()["copy_runs"]) as copy:
             for chunk in _copy_chunks(runs, _constant_columns(now, job, step, placement)):
                 copy.write(chunk)

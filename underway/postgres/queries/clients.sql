@@ -17,8 +17,8 @@ where exists (select from underway.supervisor where idle);
 -- copy_runs: many new runs at once; the constant columns travel with each row
 copy underway.run (id, input, job, step, queue, priority, keep, due, rank, state) from stdin;
 
--- clock: the database's time, which copy_runs cannot ask for
-select clock_timestamp() as now;
+-- clock: the database's time, which copy_runs cannot ask for; a number, for the caller's DateStyle may be any
+select (extract(epoch from clock_timestamp()) * 1000000)::int8 as microseconds;
 
 -- wake_supervisors: after copy_runs, in the same transaction
 select pg_notify('underway', %(queue)s) where exists (select from underway.supervisor where idle);
