@@ -117,6 +117,9 @@ from underway.run
 where id = any(%(ids)s::uuid[]) and owner = %(owner)s and state = 'in_progress' and not cancel_requested;
 
 -- recorded_attempts: which of these attempts are already written, by a commit whose answer was lost
+--
+-- An attempt that is recorded as lost was written by a reaper, not by us.
 select a.run_id::text, a.token
 from underway.attempt a
-join unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token) on a.run_id = g.id and a.token = g.token;
+join unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token) on a.run_id = g.id and a.token = g.token
+where a.run_id = any(%(ids)s::uuid[]) and a.outcome <> 'lost';

@@ -1,0 +1,223 @@
+"""How Postgres executes the supervisor's statements: by index, whatever else is in the table, known to it or not.
+
+A plan that reads the backlog shows in no other test, and makes every claim a hundred times dearer.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from db import LANES, Connection, claim, finish, go_on, open_store, spawn, value
+from harness import eventually
+from psycopg.rows import TupleRow
+
+from underway.manifest import Lane, Policy
+from underway.postgres.queries import statements
+from underway.postgres.session import Session
+from underway.postgres.store import Lanes, Renewal, Store
+
+US = uuid4()
+
+Plan = dict[str, Any]
+
+
+class Explaining(Session):
+    """A supervisor's session, which asks Postgres for the plan of each statement in place of its rows."""
+
+    def __init__(self, conninfo: str, options: str = "") -> None:
+        super().__init__(conninfo)
+        self._explain = f"explain (format json{options}) "
+        self.plans: dict[str, Plan] = {}
+
+    async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
+        connection = await self.open()
+        cursor = await connection.execute(self._explain + statements()[statement], parameters)
+        row = await cursor.fetchone()
+        assert row is not None
+        self.plans[statement] = row[0][0]["Plan"]
+        return []
+
+
+async def _claim(store: Store, batch: list[tuple[str, int]]) -> object:
+    served = [(Lane("default", f"job{n}", "step"), Policy()) for n in range(20)]
+    return await store.claim(Lanes(served), 50, candidates=200, suspects=1)
+
+
+async def _finish(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.finish([finish(*key) for key in batch], [spawn(run) for run, _ in batch])
+
+
+async def _continue(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.continue_([go_on(*key) for key in batch], [])
+
+
+async def _renew(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.renew([Renewal(run, token, 60.0, None) for run, token in batch])
+
+
+async def _owned(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.owned([run for run, _ in batch])
+
+
+async def _recorded(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.recorded(batch)
+
+
+async def _release_unknown(store: Store, batch: list[tuple[str, int]]) -> object:
+    await store.release_unknown(run for run, _ in batch)
+    return None
+
+
+async def _reap(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.reap(500)
+
+
+async def _promote(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.promote(1000)
+
+
+USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
+    "claim_tasks": _claim,
+    "finish_runs": _finish,
+    "continue_runs": _continue,
+    "renew_leases": _renew,
+    "owned_runs": _owned,
+    "recorded_attempts": _recorded,
+    "release_unknown": _release_unknown,
+    "reap_runs": _reap,
+    "promote_runs": _promote,
+}
+
+
+def nodes(plan: Plan) -> Iterator[Plan]:
+    yield plan
+    for below in plan.get("Plans", []):
+        yield from nodes(below)
+
+
+def load(connection: Connection, count: int, columns: str, values: str) -> None:
+    """Many runs at once; `n` numbers them."""
+    connection.execute(
+        f"insert into underway.run (id, queue, step, keep, due, rank, input, {columns}) "
+        f"select gen_random_uuid(), 'default', 'step', '1 day', now(), now() - n * interval '1 s', '{{}}', {values} "
+        f"from generate_series(1, {count}) n"
+    )
+
+
+@pytest.fixture
+def full(any_database: str) -> Iterator[tuple[str, Connection]]:
+    """A database with a backlog of everything, of which the planner has not been told yet."""
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        connection.execute("alter table underway.run set (autovacuum_enabled = off)")
+        load(connection, 50_000, "job, state", "'job' || n % 40, 'pending'")
+        load(connection, 50_000, "job, state", "'job' || n % 40, 'waiting'")
+        load(connection, 2_000, "job, state, crashes", "'job' || n % 40, 'pending', 1")
+        load(
+            connection,
+            5_000,
+            "job, state, owner, lease_until, token",
+            f"'job' || n % 40, 'in_progress', '{US}', now() + n * interval '1 s', n",
+        )
+        yield any_database, connection
+
+
+def plans_of(database: str, batch: list[tuple[str, int]]) -> dict[str, Plan]:
+    async def explain_all() -> dict[str, Plan]:
+        work, leases = Explaining(database), Explaining(database)
+        try:
+            store = Store(work, leases, US, "testhost")
+            for use in USES.values():
+                await use(store, batch)
+            return work.plans | leases.plans
+        finally:
+            await work.close()
+            await leases.close()
+
+    return asyncio.run(explain_all())
+
+
+def test_no_statement_reads_through_the_runs(full: tuple[str, Connection]) -> None:
+    database, connection = full
+    query = "select id::text, token from underway.run where state = 'in_progress' order by random() limit %s"
+    for known in ("never analysed", "analysed"):
+        if known == "analysed":
+            connection.execute("analyze underway.run")
+        for size in (1, 200):
+            plans = plans_of(database, connection.execute(query, [size]).fetchall())
+            assert plans.keys() == USES.keys()
+            # The lanes of a claim, and its suspects, come in the order of an index of their own.
+            probes = [node["Index Name"] for node in nodes(plans["claim_tasks"]) if node.get("Alias") in ("p", "p_1")]
+            assert sorted(probes) == ["run_lane", "run_suspect"]
+            for name, plan in plans.items():
+                reading = [node for node in nodes(plan) if node.get("Relation Name") in ("run", "attempt")]
+                kinds = {node["Node Type"] for node in reading} - {"ModifyTable"}
+                assert kinds <= {"Index Scan", "Index Only Scan", "Tid Scan"}, (known, size, name, kinds)
+                # By a condition: an index can also be read from end to end, which is no better.
+                for node in reading:
+                    if node["Node Type"].startswith("Index"):
+                        partial = ("run_in_progress", "run_waiting")
+                        assert "Index Cond" in node or node["Index Name"] in partial, (known, size, name, node)
+
+
+@pytest.mark.parametrize("analysed", [False, True], ids=["never analysed", "analysed"])
+def test_a_claim_touches_as_many_pages_beside_a_hundred_times_the_backlog(any_database: str, analysed: bool) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        connection.execute("alter table underway.run set (autovacuum_enabled = off)")
+        touched = []
+        for backlog in (1_000, 99_000):
+            load(connection, backlog, "job, state", "'job', 'pending'")
+            if analysed:
+                connection.execute("analyze underway.run")
+            touched.append(asyncio.run(_pages_of_a_claim(any_database)))
+    few, many = touched
+    assert many <= 1.5 * few
+    assert many <= MOST_PAGES
+
+
+# For a claim of 50 it is 11 to 15 a run: to find it, for the new row version, and for that one's index entries.
+MOST_PAGES = 1000
+
+
+async def _pages_of_a_claim(database: str) -> int:
+    session = Explaining(database, ", analyze, buffers")
+    try:
+        await Store(session, session, US, "testhost").claim(LANES, 50, candidates=50, suspects=1)
+        plan = session.plans["claim_tasks"]
+        assert plan["Actual Rows"] == 50
+        return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+    finally:
+        await session.close()
+
+
+@pytest.mark.parametrize("held", [8, 64])
+def test_renewals_touch_no_index(any_database: str, held: int) -> None:
+    """Heap-only updates: an index over the lease would make every one of them an insert into all indexes."""
+    turns = 20
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        connection.execute("alter table underway.run set (autovacuum_enabled = off)")
+        load(connection, held, "job, state", "'job', 'pending'")
+        batch = [(run.run, run.token) for run in claim(any_database, held, owner=US)]
+        assert len(batch) == held
+        # Right after a claim of many some still have to find a page with room for a second version of each run.
+        asyncio.run(_renew_often(any_database, US, batch, 1))
+        before = _settled_updates(connection, 2 * held)
+        asyncio.run(_renew_often(any_database, US, batch, turns))
+        after = _settled_updates(connection, 2 * held + turns * held)
+        assert after - before == turns * held
+
+
+async def _renew_often(database: str, owner: UUID, batch: list[tuple[str, int]], turns: int) -> None:
+    async with open_store(database, owner) as store:
+        for _ in range(turns):
+            assert len(await store.renew([Renewal(run, token, 60.0, None) for run, token in batch])) == len(batch)
+    # A backend reports its counts at the latest when it ends, which it has been told to just now.
+
+
+def _settled_updates(connection: Connection, updates: int) -> int:
+    """How many of this many updates were heap-only, once Postgres has counted them all."""
+    query = "select n_tup_upd = %s from pg_stat_user_tables where relid = 'underway.run'::regclass"
+    eventually(lambda: value(connection, query, [updates]))
+    return int(value(connection, "select n_tup_hot_upd from pg_stat_user_tables where relname = 'run'"))
