@@ -55,5 +55,5 @@ clean: ## Remove .venv and the caches; the reports stay
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
 		{ $(PYTHON) --version && echo "making .venv" && $(PYTHON) -m venv --clear .venv; }
 	@echo "installing underway[$*] into .venv (once; a minute or so)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[$*]'
 	@touch $@

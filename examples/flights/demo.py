@@ -55,9 +55,8 @@ def _render(options: argparse.Namespace) -> int:
         console.print("To render them anew, add --again (with make: make demo ARGS=--again)")
         return 0
     there = watch.done
-    console.print(
-        f"{len(orders)} reports: {there} there already, {watch.left - new} left from before, {new} ordered now"
-    )
+    parts = [(there, "there already"), (watch.left - new, "left from before"), (new, "ordered now")]
+    console.print(f"{len(orders)} reports: " + ", ".join(f"{count} {what}" for count, what in parts if count))
 
     log = options.reports / "supervisor.log"
     began = time.monotonic()
@@ -112,7 +111,7 @@ def _supervisor(procs: int, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def _stop(supervisor: "subprocess.Popen[bytes]") -> None:
-    console.print("\nStopping: the running reports are being finished (Ctrl-C once more: stop at once)")
+    console.print("\nStopping: the running steps are being finished; Ctrl-C again stops at once")
     supervisor.terminate()
     try:
         supervisor.wait()

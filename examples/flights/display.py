@@ -62,7 +62,9 @@ class Watch:
         return f"{self.rate:.1f}/s, {minutes}:{seconds:02} left"
 
     def troubles(self) -> str:
-        return f"{self.missed} failed attempts, {self.failed} failed reports"
+        if not self.missed + self.failed:
+            return "no failures"
+        return f"{self.missed} attempts did not succeed, {self.failed} reports failed"
 
     def follow(self, console: Console, supervisor: "subprocess.Popen[bytes]", procs: int) -> None:
         """Show it until all is done or the supervisor has ended."""
@@ -94,9 +96,9 @@ class Watch:
     def _lines(self, workers: int) -> list[Text]:
         running = [f"  {step:8} {_title(subject)}" for subject, step in self.running[:workers]]
         running += [""] * (workers - len(running))  # so that what follows does not jump up and down
-        ahead = max(0, len(self.running) - workers)
+        claimed = max(0, len(self.running) - workers)
         return [Text(line, "cyan") for line in running] + [
-            Text(f"  {ahead} more in hand, {self.troubles()}", "red" if self.failed else "dim")
+            Text(f"  {claimed} more claimed, {self.troubles()}", "red" if self.failed else "dim")
         ]
 
     def _follow_in_lines(self, console: Console, supervisor: "subprocess.Popen[bytes]") -> None:
