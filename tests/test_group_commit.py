@@ -1,0 +1,446 @@
+"""Group commit with a real store: one bad payload, a lost answer, a locked or lost row hurt nobody but themselves."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from db import LANES, STEP, Connection, claim, held_task, insert, next_token, row_of, spawn, value
+from psycopg.rows import TupleRow
+
+from underway.manifest import Step
+from underway.postgres import runs
+from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.store import Attempt, Claimed, Store
+from underway.supervisor.commits import MOST_TOGETHER, Commits, Ended
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import Next, Seen, settle, succeed
+
+NEXT = Next("next", "default", 0, 0.0, 60.0, '{"n": 2}')
+ENDINGS = ["done", "next"]
+
+
+class Interrupted(Session):
+    """A session that a test can cut off around a statement, as a failing network or server does."""
+
+    def __init__(self, conninfo: str) -> None:
+        super().__init__(conninfo)
+        self.cut: Callable[[str, int], Awaitable[None]] | None = None  # called with "before" and the backend's pid
+
+    async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
+        if self.cut is None or statement not in ("finish_runs", "continue_runs"):
+            return await super().fetch(statement, parameters)
+        cut, self.cut = self.cut, None
+        pid = (await self.open()).info.backend_pid
+        await cut("before", pid)
+        rows = await super().fetch(statement, parameters)
+        # The server has committed, but its answer is lost on the way.
+        await cut("after", pid)
+        return rows
+
+
+class Committing:
+    """The commit loop of one supervisor, with everything pending in the database held by it."""
+
+    def __init__(self, database: str) -> None:
+        self.owner = uuid4()
+        self.work = Interrupted(database)
+        self.leases = Session(database)
+        self.store = Store(self.work, self.leases, self.owner, "testhost")
+        self.held: dict[int, Task] = {}
+        self.continued: list[float] = []
+        self.commits = Commits(self.store, self.held, on_continue=self.continued.append, rng=random.Random(1))
+
+    async def claim(self, step: Step = STEP) -> None:
+        for claimed in await self.store.claim(LANES, 1000, candidates=1000, suspects=1000):
+            task = held_task(claimed)
+            task.step = step
+            self.held[claimed.token] = task
+
+    def task(self, run: str) -> Task:
+        (task,) = [task for task in self.held.values() if task.run == run]
+        return task
+
+    def submit(
+        self, run: str, payload: str = '"good"', *, ending: str = "done", spawned: list[dict[str, Any]] | None = None
+    ) -> Task:
+        """The end of a successful attempt, as the supervisor passes it on."""
+        task = self.task(run)
+        following = NEXT._replace(payload=payload) if ending == "next" else None
+        row = succeed(task, Attempt("succeeded", started=1.0, pid=7), following, payload)
+        self.commits.submit(Ended(task, row, spawned or [], asyncio.get_running_loop().time()))
+        return task
+
+    def fail(self, run: str, seen: Seen = Seen.RETRY, error: str = "oh") -> Task:
+        task = self.task(run)
+        row = settle(task, seen, Attempt("failed", error, started=1.0), random.Random(1))
+        self.commits.submit(Ended(task, row, [], asyncio.get_running_loop().time()))
+        return task
+
+
+def play(database: str, script: Callable[[Committing], Awaitable[None]], *, step: Step = STEP) -> Committing:
+    """Claim everything, let the script submit endings while the loop runs, and return once all is flushed."""
+
+    async def main() -> Committing:
+        committing = Committing(database)
+        await committing.claim(step)
+        loop = asyncio.create_task(committing.commits.run())
+        flushed = asyncio.create_task(_scripted(committing, script))
+        try:
+            await asyncio.wait([loop, flushed], return_when=asyncio.FIRST_COMPLETED, timeout=60)
+            if loop.done():
+                loop.result()
+            assert flushed.done(), "not flushed"
+            flushed.result()
+        finally:
+            for running in (loop, flushed):
+                running.cancel()
+            await asyncio.gather(loop, flushed, return_exceptions=True)
+            await committing.work.close()
+            await committing.leases.close()
+        return committing
+
+    return asyncio.run(main())
+
+
+async def _scripted(committing: Committing, script: Callable[[Committing], Awaitable[None]]) -> None:
+    await script(committing)
+    await committing.commits.flushed()
+
+
+def attempts_of(connection: Connection, run: str) -> list[tuple[str, int]]:
+    rows = connection.execute("select outcome, number from underway.attempt where run_id = %s order by token", [run])
+    return [(outcome, number) for outcome, number in rows]
+
+
+# Payloads that cannot be stored
+
+BAD_PAYLOADS = [
+    pytest.param('"\\u0000"', "\\u0000", id="escaped NUL"),
+    pytest.param('"\x00"', "NUL", id="raw NUL"),
+    pytest.param('{"open": ', "json", id="invalid JSON"),
+    pytest.param("", "json", id="nothing"),
+    pytest.param('"\\ud800"', "surrogate", id="lone surrogate"),
+    pytest.param("[" * 100_000 + "]" * 100_000, "stack depth", id="too deep"),
+]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(("payload", "message"), BAD_PAYLOADS)
+def test_only_the_payload_that_cannot_be_stored_becomes_a_failed_attempt(
+    database: str, connection: Connection, payload: str, message: str, ending: str
+) -> None:
+    first, bad, last = (insert(connection) for _ in range(3))
+
+    async def script(committing: Committing) -> None:
+        committing.submit(first, ending=ending)
+        committing.submit(bad, payload, ending=ending)
+        committing.submit(last, ending=ending)
+
+    committing = play(database, script)
+    assert committing.held == {}
+    assert committing.commits.outcomes == {"succeeded": 2, "failed": 1}
+    for good in (first, last):
+        assert attempts_of(connection, good) == [("succeeded", 1)]
+        assert runs.status(connection, UUID(good)) == ("succeeded" if ending == "done" else "pending")
+    row, attempt = row_of(connection, "run", bad), row_of(connection, "attempt", bad)
+    assert row is not None
+    assert attempt is not None
+    # It stays where it was, with the input it had, and backs off like after any failure.
+    assert (row["state"], row["step"], row["attempts"], row["input"]) == ("waiting", "step", 1, {"n": 1})
+    assert (attempt["outcome"], attempt["number"], attempt["pid"]) == ("failed", 1, 7)
+    assert attempt["error"].startswith("what this attempt handed over cannot be stored:")
+    assert message.lower() in attempt["error"].lower()
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        pytest.param({"input": '"\\u0000"'}, id="escaped NUL"),
+        pytest.param({"input": "{"}, id="invalid JSON"),
+        pytest.param({"queue": None}, id="no queue"),
+        pytest.param({"priority": 40_000}, id="priority out of range"),
+        pytest.param({"id": "not a uuid"}, id="no id"),
+    ],
+)
+def test_a_child_that_cannot_be_stored_fails_its_parent_alone(
+    any_database: str, ending: str, flaw: dict[str, Any]
+) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        good, bad = insert(connection), insert(connection)
+
+        async def script(committing: Committing) -> None:
+            committing.submit(bad, ending=ending, spawned=[spawn(bad), spawn(bad, **flaw)])
+            committing.submit(good, ending=ending, spawned=[spawn(good)])
+
+        play(any_database, script)
+        assert attempts_of(connection, good) == [("succeeded", 1)]
+        assert attempts_of(connection, bad) == [("failed", 1)]
+        assert value(connection, "select count(*) from underway.run where job = 'child'") == 1
+
+
+def test_a_child_with_an_id_that_exists_fails_its_parent_alone(database: str, connection: Connection) -> None:
+    good, bad, other = insert(connection), insert(connection), insert(connection, state="waiting")
+
+    async def script(committing: Committing) -> None:
+        committing.submit(bad, spawned=[spawn(bad, id=other)])
+        committing.submit(good)
+
+    play(database, script)
+    assert attempts_of(connection, bad) == [("failed", 1)]
+    assert attempts_of(connection, good) == [("succeeded", 1)]
+
+
+def test_a_payload_that_cannot_be_stored_fails_the_run_when_no_attempt_is_left(
+    database: str, connection: Connection
+) -> None:
+    most = STEP.policy.retry.max_attempts
+    run = insert(connection, attempts=most - 1, number=most - 1)
+
+    async def script(committing: Committing) -> None:
+        committing.submit(run, '"\\u0000"')
+
+    play(database, script)
+    outcome = runs.outcome(connection, UUID(run))
+    assert outcome is not None
+    assert outcome[0] == "failed"
+    assert "cannot be stored" in (outcome[2] or "")
+    assert attempts_of(connection, run) == [("failed", most)]
+
+
+def test_an_ending_that_cannot_be_written_at_all_is_let_go(database: str, connection: Connection) -> None:
+    """Nothing of it can be left out, so the reaper must find it; it must not be tried again for ever."""
+    bad, good = insert(connection), insert(connection)
+
+    async def script(committing: Committing) -> None:
+        committing.fail(bad, error="a\0b")
+        committing.fail(good)
+
+    committing = play(database, script)
+    assert committing.held == {}
+    assert runs.status(connection, UUID(bad)) == "in_progress"
+    assert attempts_of(connection, bad) == []
+    assert attempts_of(connection, good) == [("failed", 1)]
+
+
+# Commits whose answer is lost
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_commit_cut_off_by_a_lost_connection_counts_once(any_database: str, ending: str, when: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        batch = [insert(connection) for _ in range(3)]
+
+        async def kill(moment: str, pid: int) -> None:
+            if moment == when:
+                # Waits until the backend is gone.
+                assert value(connection, "select pg_terminate_backend(%s, 10000)", [pid])
+                if moment == "after":
+                    await committing_now[0].work.close()
+                    raise_lost()
+
+        committing_now: list[Committing] = []
+
+        async def script(committing: Committing) -> None:
+            committing_now.append(committing)
+            committing.work.cut = kill
+            for run in batch:
+                committing.submit(run, ending=ending, spawned=[spawn(run)])
+
+        committing = play(any_database, script)
+        assert committing.held == {}
+        assert committing.work.opened == 2
+        assert committing.commits.outcomes == {"succeeded": 3}
+        for run in batch:
+            assert attempts_of(connection, run) == [("succeeded", 1)]
+            assert runs.status(connection, UUID(run)) == ("succeeded" if ending == "done" else "pending")
+        assert value(connection, "select count(*) from underway.run where job = 'child'") == 3
+
+
+def raise_lost() -> None:
+    raise DatabaseAway("server closed the connection unexpectedly")
+
+
+def test_a_commit_that_took_effect_counts_even_if_its_run_went_on_meanwhile(
+    database: str, connection: Connection
+) -> None:
+    """The answer is lost, another supervisor claims the next step, and then the commit is repeated."""
+    run = insert(connection)
+    others: list[Claimed] = []
+
+    async def lose_answer(moment: str, pid: int) -> None:
+        if moment == "after":
+            connection.execute("update underway.run set step = 'step'")  # a lane that the helper claims
+            others.extend(await asyncio.to_thread(claim, database))
+            raise_lost()
+
+    async def script(committing: Committing) -> None:
+        committing.work.cut = lose_answer
+        committing.submit(run, ending="next")
+
+    committing = play(database, script)
+    assert committing.commits.outcomes == {"succeeded": 1}
+    assert attempts_of(connection, run) == [("succeeded", 1)]
+    row = row_of(connection, "run", run)
+    assert row is not None
+    assert (row["state"], row["token"], row["input"]) == ("in_progress", others[0].token, "good")
+
+
+# Rows that are locked or lost
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_locked_run_is_committed_once_it_is_unlocked_and_the_others_at_once(any_database: str, ending: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        stuck, *free = [insert(connection) for _ in range(3)]
+
+        async def script(committing: Committing) -> None:
+            with psycopg.connect(any_database) as stranger:
+                for run in (free[0], stuck, free[1]):
+                    committing.submit(run, ending=ending)
+                stranger.execute("select from underway.run where id = %s for update", [stuck])
+                # The loop has not run yet: nothing has been awaited since the rows were submitted.
+                while len(committing.held) > 1:
+                    await asyncio.sleep(0.001)
+                assert [task.run for task in committing.held.values()] == [stuck]
+                assert committing.commits.uncommitted() >= 1  # neither flushed nor forgotten
+                assert all(attempts_of(connection, run) == [("succeeded", 1)] for run in free)
+                assert attempts_of(connection, stuck) == []
+                stranger.rollback()
+
+        committing = play(any_database, script)
+        assert committing.held == {}
+        assert attempts_of(connection, stuck) == [("succeeded", 1)]
+
+
+def test_a_lost_run_is_dropped_and_nothing_of_it_is_written(database: str, connection: Connection) -> None:
+    lost, kept = insert(connection), insert(connection)
+
+    async def script(committing: Committing) -> None:
+        connection.execute("update underway.run set token = %s where id = %s", [next_token(connection), lost])
+        committing.submit(lost, spawned=[spawn(lost)])
+        committing.submit(kept)
+
+    committing = play(database, script)
+    assert committing.held == {}
+    assert committing.commits.outcomes == {"succeeded": 1}
+    assert runs.status(connection, UUID(lost)) == "in_progress"
+    assert attempts_of(connection, lost) == []
+    assert value(connection, "select count(*) from underway.run where job = 'child'") == 0
+
+
+@pytest.mark.parametrize("max_crashes", [1, 3])
+def test_a_run_that_was_reaped_is_lost_although_its_attempt_is_recorded(
+    database: str, connection: Connection, max_crashes: int
+) -> None:
+    """Recorded by the reaper: that must not pass for a commit of ours whose answer was lost."""
+    run = insert(connection)
+
+    async def script(committing: Committing) -> None:
+        connection.execute(
+            "update underway.run set lease_until = now() - interval '1 s', max_crashes = %s", [max_crashes]
+        )
+        assert len(await committing.store.reap(10)) == 1
+        committing.submit(run, ending="next")
+
+    committing = play(database, script)
+    assert committing.held == {}
+    assert committing.commits.outcomes == {}
+    assert committing.continued == []
+    assert attempts_of(connection, run) == [("lost", 1)]
+
+
+def test_what_is_no_longer_held_is_not_written(database: str, connection: Connection) -> None:
+    """The lease loop found it lost after its end was submitted."""
+    run, other = insert(connection), insert(connection)
+
+    async def script(committing: Committing) -> None:
+        del committing.held[committing.submit(run).token]
+        committing.submit(other)
+
+    play(database, script)
+    assert attempts_of(connection, run) == []
+    assert attempts_of(connection, other) == [("succeeded", 1)]
+
+
+# Children, groups, and what an attempt row says
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_children_appear_exactly_with_the_commit_of_their_parent(any_database: str, ending: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        stuck, free = insert(connection), insert(connection)
+        late = [spawn(stuck, '"now"', priority=3), spawn(stuck, '"later"', delay=60.0)]
+        early = spawn(free, '"other"')
+        children = "select array_agg(input #>> '{}' order by input) from underway.run where job = 'child'"
+
+        async def script(committing: Committing) -> None:
+            with psycopg.connect(any_database) as stranger:
+                stranger.execute("select from underway.run where id = %s for update", [stuck])
+                committing.submit(stuck, ending=ending, spawned=late)
+                committing.submit(free, ending=ending, spawned=[early])
+                while len(committing.held) > 1:
+                    await asyncio.sleep(0.001)
+                assert value(connection, children) == ["other"]
+                stranger.rollback()
+
+        play(any_database, script)
+        assert value(connection, children) == ["later", "now", "other"]
+        now, later = (row_of(connection, "run", child["id"]) for child in late)
+        assert now is not None
+        assert later is not None
+        assert (now["state"], later["state"], now["priority"], now["token"]) == ("pending", "waiting", 3, 0)
+
+
+def test_a_failed_attempt_and_a_good_one_are_committed_together(database: str, connection: Connection) -> None:
+    bad, final, good = (insert(connection) for _ in range(3))
+
+    async def script(committing: Committing) -> None:
+        committing.fail(bad)
+        committing.fail(final, Seen.FAIL)
+        committing.submit(good)
+
+    committing = play(database, script)
+    assert committing.commits.outcomes == {"succeeded": 1, "failed": 2}
+    assert [runs.status(connection, UUID(run)) for run in (bad, final, good)] == ["waiting", "failed", "succeeded"]
+    assert committing.continued
+    assert 0.5 <= committing.continued[0] <= 1.0  # what its promoter is told
+
+
+def test_more_than_one_group_is_committed_to_the_last(database: str, connection: Connection) -> None:
+    total = 2 * MOST_TOGETHER - 1
+    connection.execute(
+        "insert into underway.run (id, job, step, queue, keep, due, rank, state, input) "
+        "select gen_random_uuid(), 'job', 'step', 'default', '1 day', now(), now(), 'pending', '{}' "
+        "from generate_series(1, %s)",
+        [total],
+    )
+
+    async def script(committing: Committing) -> None:
+        for task in list(committing.held.values()):
+            committing.submit(task.run)
+
+    play(database, script)
+    assert value(connection, "select count(*) from underway.finished_run") == total
+    assert value(connection, "select count(*) from underway.attempt") == total
+    assert value(connection, "select count(*) from underway.run") == 0
+
+
+def test_an_attempt_that_never_started_leaves_no_row(database: str, connection: Connection) -> None:
+    run = insert(connection)
+
+    async def script(committing: Committing) -> None:
+        task = committing.task(run)
+        row = settle(task, Seen.NEVER_STARTED, Attempt("released"), random.Random(1))
+        committing.commits.submit(Ended(task, row, [], asyncio.get_running_loop().time()))
+
+    play(database, script)
+    after = row_of(connection, "run", run)
+    assert after is not None
+    assert (after["state"], after["releases"], after["number"], after["crashes"]) == ("pending", 1, 0, 0)
+    assert attempts_of(connection, run) == []
