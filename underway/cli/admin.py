@@ -8,8 +8,15 @@ import click
 from underway.app import Underway
 from underway.errors import UnderwayError
 
+_EPILOG = """\b
+Exit codes:
+  0  done
+  1  it could not be done, and the message says why
+  2  wrong options
+"""
 
-@click.group(context_settings={"max_content_width": 80})
+
+@click.group(epilog=_EPILOG, context_settings={"max_content_width": 80})
 @click.version_option(package_name="underway")
 def main() -> None:
     """Durable step functions on Postgres.
@@ -32,7 +39,7 @@ def migrate(database: str | None) -> None:
         click.echo("the schema is up to date")
 
 
-@main.command()
+@main.command(short_help="Register the jobs of APP for `select underway.enqueue(...)`.")
 @click.argument("app")
 def sync(app: str) -> None:
     """Register the jobs of APP, so that `select underway.enqueue(...)` knows them.

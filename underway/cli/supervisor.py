@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import textwrap
 
 import click
 
@@ -10,7 +11,8 @@ from underway.supervisor.shutdown import EXIT_CODES
 from underway.supervisor.supervisor import Settings, supervise
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(
-    f"  {code:d}  {code.name.lower().replace('_', '-')}: {text}" for code, text in EXIT_CODES.items()
+    textwrap.fill(f"  {code:d}  {code.name.lower().replace('_', '-')}: {text}", 76, subsequent_indent="     ")
+    for code, text in EXIT_CODES.items()
 )
 
 

@@ -1,0 +1,168 @@
+"""The two commands as people meet them: help, errors, exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from harness import APPS
+
+from underway.supervisor.shutdown import EXIT_CODES
+
+ADMIN = "underway.cli.admin"
+SUPERVISOR = "underway.cli.supervisor"
+NOWHERE = "host=127.0.0.1 port=1 user=me password=hunter2"
+
+
+def command(
+    module: str, *arguments: str, database: str | None = None, cwd: Path = APPS
+) -> subprocess.CompletedProcess[str]:
+    named = ("UNDERWAY_DATABASE_URL", "DATABASE_URL")
+    environment = {key: value for key, value in os.environ.items() if key not in named}
+    if database is not None:
+        environment["UNDERWAY_DATABASE_URL"] = database
+    # A wide terminal must not stretch it
+    environment |= {"COLUMNS": "200", "LINES": "50"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, env=environment, cwd=cwd, timeout=60
+    )
+
+
+HELP = [
+    (ADMIN, ()),
+    (ADMIN, ("migrate",)),
+    (ADMIN, ("sync",)),
+    (ADMIN, ("db",)),
+    (ADMIN, ("db", "stop")),
+    (ADMIN, ("db", "url")),
+    (SUPERVISOR, ()),
+]
+
+
+@pytest.mark.parametrize(("module", "arguments"), HELP)
+def test_help_fits_a_terminal(module: str, arguments: tuple[str, ...]) -> None:
+    done = command(module, *arguments, "--help")
+    assert done.returncode == 0
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
+    assert "..." not in done.stdout.replace("[OPTIONS] COMMAND [ARGS]...", "").replace("enqueue(...)", "")
+
+
+def test_help_lists_the_exit_codes() -> None:
+    text = command(SUPERVISOR, "--help").stdout
+    for code in EXIT_CODES:
+        assert f"\n    {code:d}  {code.name.lower().replace('_', '-')}: " in text
+    text = command(ADMIN, "--help").stdout
+    for number in (0, 1, 2):
+        assert f"\n    {number}  " in text
+
+
+@pytest.mark.parametrize("name", ["underway", "underway-supervisor"])
+def test_the_commands_are_installed_and_say_their_version(name: str) -> None:
+    done = subprocess.run([Path(sys.executable).parent / name, "--version"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "version 0." in done.stdout
+
+
+def test_migrate(empty_database: str) -> None:
+    first = command(ADMIN, "migrate", database=empty_database)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "applied 0001_initial\n" in first.stdout
+    again = command(ADMIN, "migrate", "--database", empty_database, database=NOWHERE)
+    assert (again.returncode, again.stdout) == (0, "the schema is up to date\n")
+
+
+def test_sync(database: str) -> None:
+    done = command(ADMIN, "sync", "basic.py:app", database=database)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "registered orders\nregistered numbers\n"
+    assert command(ADMIN, "sync", "basic:app", database=database).returncode == 0
+    with psycopg.connect(database) as connection:
+        assert connection.execute("select name, step from underway.job order by name").fetchall() == [
+            ("numbers", "number"),
+            ("orders", "price"),
+        ]
+
+
+BAD_APPS = {
+    "nowhere:app": "there is no module 'nowhere'",
+    "nowhere.py:app": "there is no file ",
+    "basic.py:nothing": "basic.py has no attribute 'nothing'",
+    "basic.py": "is not of the form module:attribute or path/to/file.py:attribute",
+    "basic.py:orders": "basic.py:orders is a Job, not an Underway app",
+}
+
+
+@pytest.mark.parametrize("app", BAD_APPS)
+def test_a_bad_app(app: str, database: str) -> None:
+    done = command(ADMIN, "sync", app, database=database)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert BAD_APPS[app] in done.stderr
+    assert "Traceback" not in done.stderr
+    supervised = command(SUPERVISOR, app, database=database)
+    assert supervised.returncode == 3
+    assert BAD_APPS[app] in supervised.stdout + supervised.stderr
+
+
+def test_an_app_that_raises_is_a_traceback(tmp_path: Path, database: str) -> None:
+    (tmp_path / "raising.py").write_text("raise RuntimeError('on import')\n")
+    for module, code in ((ADMIN, 1), (SUPERVISOR, 3)):
+        arguments = ["sync"] if module == ADMIN else []
+        done = command(module, *arguments, "raising.py:app", database=database, cwd=tmp_path)
+        assert done.returncode == code
+        assert "RuntimeError: on import" in done.stderr + done.stdout
+        assert 'raising.py", line 1' in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"), [(ADMIN, ("migrate",)), (ADMIN, ("sync", "basic.py:app")), (SUPERVISOR, ("basic.py:app",))]
+)
+class TestDatabases:
+    """The same refusals by every command that needs a database."""
+
+    def test_none_named(self, module: str, arguments: tuple[str, ...]) -> None:
+        done = command(module, *arguments)
+        assert done.returncode == (2 if module == SUPERVISOR else 1)
+        assert "no database: set UNDERWAY_DATABASE_URL" in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+
+    def test_unreachable(self, module: str, arguments: tuple[str, ...]) -> None:
+        done = command(module, *arguments, database=NOWHERE)
+        assert done.returncode == (5 if module == SUPERVISOR else 1)
+        assert "onnection refused" in done.stdout + done.stderr
+        assert "hunter2" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+
+    def test_no_address_at_all(self, module: str, arguments: tuple[str, ...]) -> None:
+        done = command(module, *arguments, database="mysql://me:hunter2@there")
+        assert done.returncode == (2 if module == SUPERVISOR else 1)
+        assert "the database is no connection string" in done.stdout + done.stderr
+        assert "hunter2" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+
+    def test_without_the_schema(self, module: str, arguments: tuple[str, ...], empty_database: str) -> None:
+        done = command(module, *arguments, database=empty_database)
+        if "migrate" in arguments:
+            assert done.returncode == 0
+            return
+        assert done.returncode == (4 if module == SUPERVISOR else 1)
+        assert "run 'underway migrate'" in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("basic.py:app", "--procs", "0"), ("basic.py:app", "--grace", "-1"), ("basic.py:app", "--tries")]
+)
+def test_wrong_options(arguments: tuple[str, ...]) -> None:
+    done = command(SUPERVISOR, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: ")
+
+
+def test_an_unknown_command() -> None:
+    done = command(ADMIN, "enqueue")
+    assert done.returncode == 2
+    assert "No such command 'enqueue'" in done.stderr
