@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -40,7 +40,7 @@ def migrations() -> tuple[Migration, ...]:
     return tuple(sorted(found, key=lambda migration: migration.version))
 
 
-def migrate(connection: psycopg.Connection) -> list[str]:
+def migrate(connection: psycopg.Connection[Any]) -> list[str]:
     """Apply what is missing, all of it in one transaction, and return the names of what was applied.
 
     Safe when several start at once: the others wait and find nothing to do. Every statement names its schema, so the

@@ -1,0 +1,324 @@
+"""Migrations: from nothing, again, all at once, too old, too new, and by people who may not."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from db import Connection, value
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import dict_row
+
+from underway import Underway
+from underway.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
+from underway.postgres import migrate, runs
+from underway.postgres.session import Session
+
+KNOWN = migrate.migrations()
+NEWEST = KNOWN[-1].version
+ALL = [f"{migration.version:04d}_{migration.name}" for migration in KNOWN]
+
+
+def run_cli(*arguments: str, database: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command underway as a user starts it."""
+    environment = {name: text for name, text in os.environ.items() if not name.endswith("DATABASE_URL")}
+    if database is not None:
+        environment["UNDERWAY_DATABASE_URL"] = database
+    return subprocess.run(
+        [sys.executable, "-m", "underway.cli.admin", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def history(connection: Connection) -> list[tuple[int, str, int]]:
+    query = "select version, name, oldest_code from underway.migration order by version"
+    return connection.execute(query).fetchall()
+
+
+@pytest.fixture
+def empty(empty_database: str) -> Iterator[Connection]:
+    """A connection in psycopg's default mode to a database without the schema."""
+    with psycopg.connect(empty_database) as connection:
+        yield connection
+
+
+# The files
+
+
+def test_migrations_are_numbered_without_gaps_and_say_which_code_they_allow() -> None:
+    assert [migration.version for migration in KNOWN] == list(range(1, len(KNOWN) + 1))
+    assert all(1 <= migration.oldest_code <= migration.version for migration in KNOWN)
+
+
+# From nothing, and again
+
+
+def test_an_empty_database_gets_the_schema_and_a_history_of_its_own(empty_database: str) -> None:
+    with psycopg.connect(empty_database) as connection:
+        assert migrate.migrate(connection) == ALL
+    with psycopg.connect(empty_database) as connection:
+        assert history(connection) == [(step.version, step.name, step.oldest_code) for step in KNOWN]
+        assert runs.applied_migrations(connection) == {step.version: step.oldest_code for step in KNOWN}
+        tables = connection.execute("select tablename from pg_tables where schemaname = 'underway'").fetchall()
+        assert {"run", "finished_run", "attempt", "migration"} <= {name for (name,) in tables}
+        assert value(connection, "select count(*) from pg_class where relnamespace = 'public'::regnamespace") == 0
+
+
+def test_a_second_migration_finds_nothing_to_do_and_changes_nothing(connection: Connection) -> None:
+    def catalog() -> list[tuple[Any, ...]]:
+        return connection.execute(
+            "select oid, relname, xmin::text from pg_class where relnamespace = 'underway'::regnamespace order by oid"
+        ).fetchall()
+
+    before = catalog(), history(connection)
+    assert migrate.migrate(connection) == []
+    assert (catalog(), history(connection)) == before
+
+
+def test_the_schema_works_on_the_oldest_postgres_too(any_database: str) -> None:
+    with psycopg.connect(any_database) as connection:
+        assert migrate.migrate(connection) == []
+        assert len(history(connection)) == len(ALL)
+
+
+@pytest.mark.parametrize("path", ["", "public, pg_temp", '"$user", elsewhere'])
+def test_the_search_path_is_neither_used_nor_changed(empty: Connection, path: str) -> None:
+    empty.execute("create schema elsewhere")
+    # Somebody else's tables of the same names, first in the path.
+    empty.execute("create table elsewhere.run (mine int); create table elsewhere.migration (version int)")
+    empty.execute("select set_config('search_path', %s, false)", [path])
+    migrate.migrate(empty)
+    assert value(empty, "show search_path") == path
+    assert value(empty, "select count(*) from elsewhere.migration") == 0
+    assert value(empty, "select count(*) from underway.run") == 0
+
+
+def test_rows_as_dicts_do_not_confuse_it(empty_database: str) -> None:
+    with psycopg.connect(empty_database, row_factory=dict_row) as connection:
+        assert migrate.migrate(connection) == ALL
+        assert migrate.migrate(connection) == []
+
+
+def test_in_the_callers_transaction_it_is_the_caller_who_commits(empty_database: str) -> None:
+    with psycopg.connect(empty_database) as connection:
+        connection.execute("create table theirs ()")
+        assert migrate.migrate(connection) == ALL
+        connection.rollback()
+        assert runs.applied_migrations(connection) is None
+        assert value(connection, "select to_regclass('theirs')") is None
+
+        assert migrate.migrate(connection) == ALL
+        connection.commit()
+        assert migrate.migrate(connection) == []
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(empty: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = migrate.Migration(NEWEST + 1, "broken", 1, "create table underway.half (); select 1 / 0")
+    monkeypatch.setattr(migrate, "migrations", lambda: (*KNOWN, broken))
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate.migrate(empty)
+    assert value(empty, "select to_regnamespace('underway')") is None
+
+
+def test_an_upgrade_applies_only_what_is_missing(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = migrate.Migration(NEWEST + 1, "more", 1, "create table underway.more ()")
+    monkeypatch.setattr(migrate, "migrations", lambda: (*KNOWN, new))
+    with pytest.raises(SchemaTooOld):
+        migrate.check(runs.applied_migrations(connection))
+    assert migrate.migrate(connection) == [f"{NEWEST + 1:04d}_more"]
+    migrate.check(runs.applied_migrations(connection))
+
+
+@pytest.mark.parametrize("starters", [8])
+def test_of_many_that_start_at_once_one_applies_and_all_succeed(empty_database: str, starters: int) -> None:
+    barrier = threading.Barrier(starters)
+    applied: list[list[str]] = []
+    failures: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            with psycopg.connect(empty_database) as connection:
+                barrier.wait(30)
+                applied.append(migrate.migrate(connection))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(starters)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert sorted(applied, key=len) == [[]] * (starters - 1) + [ALL]
+
+
+# A schema that does not fit
+
+Change = Callable[[Connection], None]
+
+
+def _forget_all(connection: Connection) -> None:
+    connection.execute("drop schema underway cascade")
+
+
+def _no_history(connection: Connection) -> None:
+    connection.execute("truncate underway.migration")
+
+
+def _older(connection: Connection) -> None:
+    connection.execute("update underway.migration set version = version - 1")
+
+
+def _newer(connection: Connection) -> None:
+    connection.execute("insert into underway.migration values (%s, 'contracted', %s)", [NEWEST + 2, NEWEST + 1])
+
+
+MISFITS = [
+    pytest.param(_forget_all, SchemaMissing, "underway migrate", id="missing"),
+    pytest.param(_no_history, SchemaMissing, "underway migrate", id="without history"),
+    pytest.param(_older, SchemaTooOld, "underway migrate", id="too old"),
+    pytest.param(_newer, SchemaTooNew, "install the newer version", id="too new"),
+]
+
+
+@pytest.mark.parametrize(("change", "expected", "advice"), MISFITS)
+def test_a_schema_that_does_not_fit_is_refused_with_advice(
+    database: str,
+    connection: Connection,
+    change: Callable[[Connection], None],
+    expected: type[SchemaError],
+    advice: str,
+) -> None:
+    change(connection)
+    with pytest.raises(expected, match=advice):
+        migrate.check(runs.applied_migrations(connection))
+
+    async def supervisor() -> None:
+        session = Session(database)
+        try:
+            await session.open()
+        finally:
+            await session.close()
+
+    with pytest.raises(expected, match=advice):
+        asyncio.run(supervisor())
+
+    app = Underway(database)
+    try:
+        with pytest.raises(expected, match=advice), app.connection():
+            pass
+    finally:
+        app.close()
+
+
+def test_code_that_is_too_old_does_not_migrate_either(connection: Connection) -> None:
+    _newer(connection)
+    before = history(connection)
+    with pytest.raises(SchemaTooNew):
+        migrate.migrate(connection)
+    assert history(connection) == before
+
+
+def test_a_newer_schema_that_allows_this_code_is_used(connection: Connection) -> None:
+    connection.execute("insert into underway.migration values (%s, 'expanded', %s)", [NEWEST + 1, NEWEST])
+    migrate.check(runs.applied_migrations(connection))
+    assert migrate.migrate(connection) == []
+
+
+def test_asking_for_the_schema_leaves_the_callers_transaction_usable(empty: Connection) -> None:
+    empty.execute("create table theirs ()")
+    assert runs.applied_migrations(empty) is None
+    assert value(empty, "select count(*) from theirs") == 0
+
+
+# The command
+
+
+def test_the_command_migrates_once_and_says_so(empty_database: str) -> None:
+    first, second = run_cli("migrate", "--database", empty_database), run_cli("migrate", database=empty_database)
+    assert (first.returncode, first.stdout, first.stderr) == (0, "".join(f"applied {name}\n" for name in ALL), "")
+    assert (second.returncode, second.stdout, second.stderr) == (0, "the schema is up to date\n", "")
+
+
+def test_the_command_says_what_is_wrong_without_a_traceback(database: str, connection: Connection) -> None:
+    _newer(connection)
+    result = run_cli("migrate", database=database)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "install the newer version of underway" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_command_asks_for_a_database(database: str) -> None:
+    result = run_cli("migrate")
+    assert result.returncode == 1
+    assert "UNDERWAY_DATABASE_URL" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+SECRET = "open-sesame"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param(f"postgresql://me:{SECRET}@127.0.0.1:1/shop", id="refused"),
+        pytest.param(f"host=127.0.0.1 port=1 user=me password={SECRET}", id="refused, key=value"),
+        pytest.param(f"postgresql://me:{SECRET}@no-such-host.invalid/shop", id="unknown host"),
+        pytest.param(f"postgresql://me:{SECRET}@127.0.0.1:notaport/shop", id="bad port"),
+        pytest.param(f"postgresql://me:{SECRET}@127.0.0.1:1/shop?nonsense={SECRET}", id="bad option"),
+        pytest.param(f"postgresql//me:{SECRET}@127.0.0.1/shop", id="no URL"),
+        pytest.param(f"host=127.0.0.1 password='{SECRET}", id="open quote"),
+    ],
+)
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_an_error_never_shows_the_password(url: str, by: str) -> None:
+    result = run_cli("migrate", "--database", url) if by == "option" else run_cli("migrate", database=url)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert SECRET not in result.stderr + result.stdout
+
+
+# Roles
+
+
+@pytest.fixture
+def stranger(database: str, connection: Connection) -> Iterator[str]:
+    """The URL of a role that may use the schema, but create nothing in this database."""
+    role = sql.Identifier("underway_reader")
+    connection.execute(sql.SQL("drop role if exists {}").format(role))
+    connection.execute(sql.SQL("create role {} login").format(role))
+    connection.execute(sql.SQL("grant usage on schema underway to {}").format(role))
+    connection.execute(sql.SQL("grant select on all tables in schema underway to {}").format(role))
+    yield make_conninfo(database, user="underway_reader")
+    connection.execute(sql.SQL("drop owned by {}").format(role))
+    connection.execute(sql.SQL("drop role {}").format(role))
+
+
+def test_a_role_that_may_create_nothing_can_find_that_there_is_nothing_to_do(stranger: str) -> None:
+    with psycopg.connect(stranger) as connection:
+        assert migrate.migrate(connection) == []
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("create schema another")
+    result = run_cli("migrate", database=stranger)
+    assert (result.returncode, result.stdout) == (0, "the schema is up to date\n")
+
+
+def test_a_role_that_may_create_nothing_is_told_so_when_there_is_something(
+    stranger: str, connection: Connection
+) -> None:
+    connection.execute("drop schema underway cascade")
+    result = run_cli("migrate", database=stranger)
+    assert result.returncode == 1
+    assert "permission denied" in result.stderr
+    assert "Traceback" not in result.stderr
