@@ -175,6 +175,8 @@ class FrameReader:
 def _decode(number: int, buffer: bytearray, header: int, payload: int, end: int) -> Message:
     try:
         fields = orjson.loads(memoryview(buffer)[header:payload])
+        if type(fields) is not list:
+            raise ValueError("a header that is no array")
         if _HAS_PAYLOAD[number]:
             fields.append(bytes(memoryview(buffer)[payload:end]))
         return _KINDS[number]._make(_checked(number, fields))
