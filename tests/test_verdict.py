@@ -1,0 +1,204 @@
+"""What each ending means for its run, cell by cell."""
+
+import random
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from underway.manifest import Lane, Policy, Step
+from underway.postgres.queries import statements
+from underway.postgres.store import Attempt, Continue, Finish
+from underway.retry import RetryPolicy
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import VERDICTS, Charge, Next, Seen, crash_delay, settle, succeed
+
+POLICY = Policy(retry=RetryPolicy(max_attempts=4, initial_interval=timedelta(seconds=8), jitter=0.5), max_crashes=3)
+STARTED = Attempt("to be replaced", error="what happened", started=2.0, pid=7, cpu_seconds=1.5, peak_rss=99)
+NEVER = STARTED._replace(started=None)
+
+
+def task(**counters: int) -> Task:
+    given: dict[str, Any] = {"number": 5, "attempts": 0, "crashes": 0, "releases": 2, **counters}
+    return Task(
+        run="run",
+        token=11,
+        lane=Lane("queue", "job", "old name"),
+        step=Step("step", formerly=("old name",), policy=POLICY),
+        priority=-3,
+        keep=60.0,
+        input=b"{}",
+        claimed_at=0.0,
+        lease_deadline=60.0,
+        **given,
+    )
+
+
+def settled(
+    seen: Seen, *, attempt: Attempt = STARTED, after: float | None = None, **counters: int
+) -> Finish | Continue:
+    attempt = attempt._replace(outcome=VERDICTS[seen].outcome)
+    return settle(task(**counters), seen, attempt, random.Random(1), after)
+
+
+def goes_on(row: Finish | Continue) -> Continue:
+    assert isinstance(row, Continue)
+    return row
+
+
+def ends(row: Finish | Continue) -> Finish:
+    assert isinstance(row, Finish)
+    return row
+
+
+def test_the_table_cell_by_cell() -> None:
+    assert {
+        Seen.NEXT: ("succeeded", Charge.NOTHING),
+        Seen.DONE: ("succeeded", Charge.NOTHING),
+        Seen.RETRY: ("failed", Charge.ATTEMPT),
+        Seen.FAIL: ("failed", Charge.FAILURE),
+        Seen.INTERRUPTED_TIMEOUT: ("timed_out", Charge.ATTEMPT),
+        Seen.INTERRUPTED_SHUTDOWN: ("released", Charge.RELEASE),
+        Seen.KILLED_TIMEOUT: ("timed_out", Charge.ATTEMPT),
+        Seen.KILLED_MEMORY: ("out_of_memory", Charge.CRASH),
+        Seen.KILLED_SHUTDOWN: ("released", Charge.RELEASE),
+        Seen.KILLED_LEASE: ("released", Charge.RELEASE),
+        Seen.DIED: ("crashed", Charge.CRASH),
+        Seen.OUT_OF_MEMORY: ("out_of_memory", Charge.CRASH),
+        Seen.NEVER_STARTED: ("released", Charge.RELEASE),
+        Seen.UNSTORABLE: ("failed", Charge.ATTEMPT),
+    } == VERDICTS
+    assert set(VERDICTS) == set(Seen), "an ending without a verdict"
+
+
+def test_every_outcome_can_be_stored(connection: psycopg.Connection[Any]) -> None:
+    for outcome in {verdict.outcome for verdict in VERDICTS.values()}:
+        connection.execute(
+            """insert into underway.attempt (run_id, token, number, finished_at, step, outcome)
+            values (%s, 1, 1, now(), 'step', %s)""",
+            [uuid4(), outcome],
+        )
+
+
+ATTEMPTS = [seen for seen in Seen if VERDICTS[seen].charge is Charge.ATTEMPT]
+CRASHES = [seen for seen in Seen if VERDICTS[seen].charge is Charge.CRASH]
+RELEASES = [seen for seen in Seen if VERDICTS[seen].charge is Charge.RELEASE]
+
+
+@pytest.mark.parametrize("seen", ATTEMPTS)
+def test_an_attempt_is_charged_and_backs_off(seen: Seen) -> None:
+    for attempts in range(3):
+        row = goes_on(settled(seen, attempts=attempts, crashes=1))
+        assert (row.attempts, row.crashes, row.releases, row.number) == (attempts + 1, 1, 2, 6)
+        longest = 8.0 * 2**attempts
+        assert longest / 2 <= row.delay <= longest
+    row = goes_on(settled(seen, after=0.0))
+    assert row.delay == 0, "what the step asked for, also when that is nothing"
+    assert goes_on(settled(seen, after=3600.0)).delay == 3600
+
+
+@pytest.mark.parametrize("seen", ATTEMPTS)
+@pytest.mark.parametrize("after", [None, 1.0])
+def test_the_last_attempt_fails_the_run(seen: Seen, after: float | None) -> None:
+    # more than allowed: somebody has lowered max_attempts since
+    for attempts in (3, 4, 10):
+        row = ends(settled(seen, attempts=attempts, crashes=2, after=after))
+        assert (row.state, row.payload, row.attempts, row.crashes) == ("failed", None, attempts + 1, 2)
+        assert row.attempt.error == "what happened"
+        assert row.attempt.outcome == VERDICTS[seen].outcome
+
+
+def test_a_failure_fails_the_run_at_once() -> None:
+    row = ends(settled(Seen.FAIL))
+    assert (row.run, row.token, row.state, row.payload) == ("run", 11, "failed", None)
+    assert (row.attempts, row.crashes) == (1, 0)
+
+
+@pytest.mark.parametrize("seen", CRASHES)
+def test_a_crash_is_charged_and_makes_a_suspect(seen: Seen) -> None:
+    for crashes in range(2):
+        row = goes_on(settled(seen, crashes=crashes, attempts=3))
+        assert (row.attempts, row.crashes, row.releases, row.number) == (3, crashes + 1, 2, 6)
+        assert row.delay == crash_delay(crashes + 1) == 2**crashes
+
+
+@pytest.mark.parametrize("seen", CRASHES)
+def test_the_last_crash_quarantines_the_run_with_evidence(seen: Seen) -> None:
+    for crashes in (2, 3, 7):
+        row = ends(settled(seen, crashes=crashes, attempts=1))
+        assert (row.state, row.payload, row.attempts, row.crashes) == ("failed", None, 1, crashes + 1)
+        assert row.attempt.error == f"quarantined after {crashes + 1} crashes: what happened"
+        assert row.attempt.outcome == VERDICTS[seen].outcome
+
+
+def test_one_crash_is_not_two() -> None:
+    only = task()
+    only.step = Step("step", policy=Policy(max_crashes=1))
+    row = ends(settle(only, Seen.DIED, STARTED, random.Random(1)))
+    assert row.attempt.error == "quarantined after 1 crash: what happened"
+
+
+@pytest.mark.parametrize("seen", RELEASES)
+def test_a_release_is_free_however_often(seen: Seen) -> None:
+    for attempts, crashes, releases in ((0, 0, 0), (3, 2, 0), (50, 50, 1000)):
+        row = goes_on(settled(seen, attempts=attempts, crashes=crashes, releases=releases))
+        assert (row.attempts, row.crashes, row.releases) == (attempts, crashes, releases + 1)
+        assert row.delay == 0
+
+
+@pytest.mark.parametrize("seen", [*ATTEMPTS, *CRASHES, *RELEASES])
+def test_whoever_goes_on_stays_where_it_is(seen: Seen) -> None:
+    row = goes_on(settled(seen))
+    assert (row.run, row.token, row.payload) == ("run", 11, None)
+    # the name it was claimed under: a rename must not move what is queued
+    assert (row.step, row.queue, row.priority, row.keep) == ("old name", "queue", -3, 60.0)
+    assert (row.ran_step, row.ran_number) == ("old name", 6)
+    assert row.number == 6
+    assert goes_on(settled(seen, attempt=NEVER)).number == 5, "never begun is no attempt"
+
+
+def test_success_ends_the_run_or_takes_it_to_the_next_step() -> None:
+    before = task(attempts=2, crashes=1)
+    finish = ends(succeed(before, STARTED, None, "[1]"))
+    assert finish == Finish("run", 11, "succeeded", "[1]", 2, 1, STARTED)
+    following = Next("after", "other queue", 9, 30.0, 120.0, "[2]")
+    row = goes_on(succeed(before, STARTED, following, "ignored"))
+    assert (row.step, row.queue, row.priority, row.delay, row.keep, row.payload) == following
+    # the counters are those of a step: a new one begins at zero
+    assert (row.number, row.attempts, row.crashes, row.releases) == (0, 0, 0, 0)
+    assert (row.ran_step, row.ran_number, row.attempt) == ("old name", 6, STARTED)
+
+
+def test_a_suspect_is_one_whose_process_died() -> None:
+    assert not task(attempts=9, releases=9).suspect
+    assert task(crashes=1).suspect
+    assert task(number=0).attempt == 1
+
+
+def test_suspects_wait_longer_each_time_up_to_a_minute() -> None:
+    assert [crash_delay(crashes) for crashes in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert crash_delay(10_000) == 60
+
+
+def test_the_reaper_lets_suspects_wait_as_long(connection: psycopg.Connection[Any]) -> None:
+    """Two ways to find a crash, in Python and in SQL, and one back-off."""
+    for crashes in (*range(9), 50):
+        connection.execute(
+            """insert into underway.run (id, due, rank, keep, state, queue, job, step, input, crashes, max_crashes,
+                lease_until, token, owner)
+            values (%s, now(), now(), '1 day', 'in_progress', 'q', 'j', 's', '{}', %s, 1000, now() - interval '1 s',
+                1, gen_random_uuid())""",
+            [uuid4(), crashes],
+        )
+    with connection.transaction():
+        reaped = connection.execute(statements()["reap_runs"], {"limit": 100}).fetchall()
+        assert len(reaped) == 10
+        found = connection.execute(
+            "select crashes, extract(epoch from due - now())::float8, state, number from underway.run"
+        ).fetchall()
+    assert found
+    for crashes, delay, state, number in found:
+        assert delay == pytest.approx(crash_delay(crashes), abs=0.001)
+        assert (state, number) == ("waiting", 1)
