@@ -160,7 +160,7 @@ class Dispatch:
         task = worker.tasks.pop(token, None)
         if task is not None:
             task.worker = task.started_at = None
-            self.ready.appendleft(task)
+            (self.suspects if task.suspect else self.ready).appendleft(task)
 
     def overdue(self, now: float) -> list[Task]:
         """Tasks to give back: waiting too long while all workers are busy, or under a lease that may have lapsed."""

@@ -1,0 +1,435 @@
+"""Which worker gets which task: pure logic over workers that are no processes."""
+
+import time
+from typing import Any
+
+import pytest
+
+from underway import wire
+from underway.manifest import Lane, Step
+from underway.supervisor import dispatch
+from underway.supervisor.dispatch import (
+    AHEAD_SECONDS,
+    MOST_AHEAD,
+    MOST_CLAIMED,
+    MOST_HANDED,
+    PATIENCE_SECONDS,
+    SHORT_SECONDS,
+    STALE_SECONDS,
+    Dispatch,
+)
+from underway.supervisor.task import Task
+from underway.supervisor.worker_process import WorkerProcess
+
+LANE = Lane("queue", "job", "step")
+OTHER = Lane("queue", "job", "other")
+
+
+class StubWorker:
+    """A worker process as Dispatch sees it: what it was sent, and a socket that may be full."""
+
+    def __init__(self, *lanes: Lane) -> None:
+        self.lanes = {lane: Step(lane.step) for lane in lanes or (LANE, OTHER)}
+        self.tasks: dict[int, Task] = {}
+        self.revoked: set[int] = set()
+        self.ready = True
+        self.reads = True
+        self.sent: list[wire.Message] = []
+        self.starts_when_drained: list[int] = []
+
+    @property
+    def current(self) -> Task | None:
+        return WorkerProcess.current.fget(self)  # type: ignore[attr-defined, no-any-return]
+
+    def send(self, *messages: wire.Message) -> bool:
+        self.sent += messages
+        return self.reads
+
+    def drain(self) -> None:
+        """Messages that were under way: Started of these."""
+        for token in self.starts_when_drained:
+            self.tasks[token].started_at = time.monotonic()
+
+    def start(self, *, ago: float = 0.0) -> Task:
+        task = next(iter(self.tasks.values()))
+        task.started_at = time.monotonic() - ago
+        return task
+
+    def finish(self) -> None:
+        del self.tasks[next(iter(self.tasks))]
+
+    @property
+    def tokens(self) -> list[int]:
+        return list(self.tasks)
+
+
+class StubCrew:
+    def __init__(self, *workers: StubWorker) -> None:
+        self.active = list(workers)
+
+
+def on(*workers: StubWorker) -> Dispatch:
+    crew: Any = StubCrew(*workers)
+    return Dispatch(crew)
+
+
+def task(token: int, *, lane: Lane = LANE, crashes: int = 0, age: float = 0.0, lease: float = 60.0) -> Task:
+    now = time.monotonic()
+    return Task(
+        run=f"run {token}",
+        token=token,
+        lane=lane,
+        step=Step("step now"),
+        number=2,
+        attempts=0,
+        crashes=crashes,
+        releases=0,
+        priority=0,
+        keep=1.0,
+        input=b"input",
+        claimed_at=now - age,
+        lease_deadline=now - age + lease,
+    )
+
+
+def tasks(count: int, **options: Any) -> list[Task]:
+    return [task(token, **options) for token in range(1, count + 1)]
+
+
+def learn(line: Dispatch, seconds: float, lane: Lane = LANE) -> None:
+    line.took(lane, seconds)
+
+
+# Handing out
+
+
+def test_each_idle_worker_gets_one_in_order() -> None:
+    workers = [StubWorker() for _ in range(3)]
+    line = on(*workers)
+    line.add(tasks(5))
+    line.pump()
+    assert [worker.tokens for worker in workers] == [[1], [2], [3]]
+    assert [waiting.token for waiting in line.ready] == [4, 5]
+    (sent,) = workers[0].sent
+    assert sent == wire.Task("run 1", 1, "job", "step now", 3, 900.0, b"input")
+    assert workers[0].tasks[1].worker is workers[0]  # type: ignore[comparison-overlap]
+    line.pump()
+    assert [worker.tokens for worker in workers] == [[1], [2], [3]], "of unknown length: nothing handed ahead"
+
+
+def test_a_worker_that_is_not_ready_gets_nothing() -> None:
+    worker = StubWorker()
+    worker.ready = False
+    line = on(worker)
+    line.add(tasks(1))
+    line.pump()
+    assert worker.tokens == []
+    assert len(line.ready) == 1
+
+
+def test_a_task_goes_only_to_a_worker_whose_manifest_has_it() -> None:
+    old, new = StubWorker(LANE), StubWorker(OTHER)
+    line = on(old, new)
+    line.add([task(1, lane=OTHER), task(2, lane=OTHER), task(3), task(4)])
+    line.pump()
+    assert (old.tokens, new.tokens) == ([3], [1])
+    assert [waiting.token for waiting in line.ready] == [2, 4]
+    old.finish()
+    line.pump()
+    assert old.tokens == [4]
+
+
+def test_short_tasks_are_handed_ahead_and_shared() -> None:
+    first, second = StubWorker(), StubWorker()
+    line = on(first, second)
+    learn(line, 0.001)
+    line.add(tasks(12))
+    line.pump()
+    assert len(first.tasks) > 1
+    assert len(second.tasks) > 1
+    assert abs(len(first.tasks) - len(second.tasks)) <= 2
+    assert first.tokens == sorted(first.tokens)
+    everything = [*first.tokens, *second.tokens, *(waiting.token for waiting in line.ready)]
+    assert sorted(everything) == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most"),
+    [(0.0, MOST_HANDED), (1e-9, MOST_HANDED), (0.001, 11), (0.01, 2), (SHORT_SECONDS, 2), (0.03, 1), (60.0, 1)],
+)
+def test_how_many_are_handed_depends_on_their_length(seconds: float, most: int) -> None:
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, seconds)
+    line.add(tasks(500))
+    for _ in range(5):
+        line.pump()
+    assert len(worker.tasks) == most
+
+
+def test_nothing_is_handed_behind_a_task_that_takes_long() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add([task(1)])
+    line.pump()
+    worker.start(ago=SHORT_SECONDS + 0.001)
+    line.add(tasks(5)[1:])
+    line.pump()
+    assert worker.tokens == [1]
+
+
+def test_nothing_long_is_handed_behind_a_short_task() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    learn(line, 10.0, OTHER)
+    line.add([task(1)])
+    line.pump()
+    line.add([task(2, lane=OTHER)])
+    line.pump()
+    assert worker.tokens == [1]
+
+
+def test_the_length_is_learned_step_by_step() -> None:
+    line = on(StubWorker())
+    learn(line, 0.001)
+    for _ in range(30):
+        learn(line, 1.0)
+    assert line._handed_limit(LANE) == 1
+    assert line._handed_limit(OTHER) == 1, "unknown"
+    for _ in range(60):
+        learn(line, 0.001)
+    assert line._handed_limit(LANE) > 1
+
+
+# Suspects
+
+
+def test_a_suspect_waits_for_an_idle_worker_and_has_it_alone() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add([task(1), task(99, crashes=1), *tasks(9)[1:]])
+    assert [suspect.token for suspect in line.suspects] == [99]
+    line.pump()
+    assert 99 not in worker.tokens or worker.tokens == [99]
+    for _ in range(20):
+        if worker.tokens == [99]:
+            break
+        assert 99 not in worker.tokens, "handed ahead"
+        worker.finish()
+        line.pump()
+    assert worker.tokens == [99], "it gets its turn"
+    line.pump()
+    assert worker.tokens == [99], "nothing behind it"
+    worker.start()
+    line.pump()
+    assert worker.tokens == [99]
+
+
+def test_a_suspect_goes_only_where_it_is_known() -> None:
+    worker = StubWorker(OTHER)
+    line = on(worker)
+    line.add([task(1, crashes=2), task(2, lane=OTHER)])
+    line.pump()
+    assert worker.tokens == [2]
+
+
+# Taking back
+
+
+def test_what_was_not_begun_is_taken_back() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add(tasks(8))
+    line.pump()
+    line.pump()
+    handed = worker.tokens
+    assert len(handed) == 8
+    worker.start()
+    worker.sent.clear()
+    taken = line.take_back(worker)  # type: ignore[arg-type]
+    assert [back.token for back in taken] == handed[1:]
+    assert worker.sent == [wire.Revoke(token) for token in handed[1:]]
+    assert worker.tokens == [1]
+    assert worker.revoked == set(handed[1:])
+    assert all(back.worker is None for back in taken)
+    assert line.take_back(worker) == []  # type: ignore[arg-type]
+
+
+def test_what_began_in_the_meantime_stays() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add(tasks(3))
+    line.pump()
+    line.pump()
+    worker.start()
+    worker.starts_when_drained = [2]
+    assert [back.token for back in line.take_back(worker)] == [3]  # type: ignore[arg-type]
+    assert worker.tokens == [1, 2]
+    assert worker.revoked == {3}
+
+
+def test_nothing_is_certain_while_the_worker_does_not_read() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add(tasks(3))
+    line.pump()
+    line.pump()
+    worker.start()
+    worker.reads = False
+    assert line.take_back(worker) == []  # type: ignore[arg-type]
+    assert worker.tokens == [1, 2, 3]
+
+
+def test_what_waits_behind_a_long_task_goes_elsewhere_in_its_old_order() -> None:
+    slow, other = StubWorker(), StubWorker()
+    line = on(slow, other)
+    learn(line, 0.001)
+    line.add(tasks(6))
+    other.ready = False
+    line.pump()
+    line.pump()
+    assert slow.tokens == [1, 2, 3, 4, 5, 6]
+    now = time.monotonic()
+    line.take_back_waiting(now)
+    assert len(slow.tasks) == 6, "not begun: it may be starting up"
+    slow.start()
+    line.take_back_waiting(now + PATIENCE_SECONDS / 2)
+    assert len(slow.tasks) == 6, "not yet"
+    line.add([task(7)])
+    line.take_back_waiting(time.monotonic() + PATIENCE_SECONDS + 0.01)
+    assert slow.tokens == [1]
+    assert [waiting.token for waiting in line.ready] == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_skipped_task_comes_back_in_front() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    line.add([task(1)])
+    line.pump()
+    begun = worker.start()
+    worker.revoked.add(1)
+    line.add([task(2)])
+    line.skipped(worker, 1)  # type: ignore[arg-type]
+    assert [waiting.token for waiting in line.ready] == [1, 2]
+    assert (begun.worker, begun.started_at) == (None, None)
+    assert worker.revoked == set()
+    line.skipped(worker, 77)  # type: ignore[arg-type]  # taken back already: only the mark is to be forgotten
+    assert len(line.ready) == 2
+
+
+def test_a_skipped_suspect_is_still_a_suspect() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    line.add([task(1, crashes=1)])
+    line.pump()
+    worker.start()
+    line.skipped(worker, 1)  # type: ignore[arg-type]
+    assert [waiting.token for waiting in line.suspects] == [1]
+    assert not line.ready
+
+
+def test_overdue_tasks_are_given_back() -> None:
+    line = on(StubWorker())
+    stale, lapsed, fresh = task(1, age=STALE_SECONDS + 1), task(2, lease=0.0), task(3)
+    suspect = task(4, crashes=1, age=STALE_SECONDS + 1)
+    line.add([stale, lapsed, fresh, suspect])
+    assert {overdue.token for overdue in line.overdue(time.monotonic() + 0.001)} == {1, 2, 4}
+    assert [waiting.token for waiting in line.ready] == [3]
+    assert not line.suspects
+    assert line.overdue(time.monotonic()) == []
+
+
+def test_dropping_and_taking_all() -> None:
+    line = on(StubWorker())
+    known = [task(1), task(2), task(3, crashes=1)]
+    line.add(known)
+    line.drop(known[0])
+    line.drop(known[0])
+    line.drop(task(9))
+    assert {waiting.token for waiting in line.take_all()} == {2, 3}
+    assert line.take_all() == []
+
+
+# Claiming
+
+
+def test_without_workers_nothing_is_claimed() -> None:
+    assert on().demand() == 0
+    unready = StubWorker()
+    unready.ready = False
+    assert on(unready).demand() == 0
+
+
+def test_idle_workers_ask_for_one_each_at_first() -> None:
+    line = on(StubWorker(), StubWorker())
+    assert line.demand() == 2
+    line.add(tasks(2))
+    assert line.demand() == 0
+    line.pump()
+    assert line.demand() == 0, "both busy, and nobody knows for how long"
+
+
+def test_short_tasks_are_claimed_ahead_but_not_without_limit() -> None:
+    line = on(StubWorker(), StubWorker())
+    learn(line, 0.02)
+    assert line.demand() == 2 + 2 * int(AHEAD_SECONDS / 0.02)
+    line = on(StubWorker())
+    learn(line, 0.0)
+    assert line.demand() == 1 + MOST_AHEAD
+    line = on(*(StubWorker() for _ in range(40)))
+    learn(line, 0.0)
+    assert line.demand() == MOST_CLAIMED
+
+
+def test_long_tasks_are_left_to_others() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 10.0)
+    assert line.demand() == 1
+    line.add([task(1)])
+    line.pump()
+    worker.start(ago=1.0)
+    assert line.demand() == 0
+
+
+def test_little_is_not_worth_a_claim_while_there_is_work() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 0.01)
+    line.add(tasks(30))
+    line.pump()
+    worker.start()
+    before = len(line.ready)
+    assert line.demand() == 0
+    while line.demand() == 0:
+        line.ready.popleft()
+    assert len(line.ready) <= before * 0.6
+
+
+def test_a_worker_stuck_in_one_task_or_with_a_suspect_counts_for_nothing_ahead() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add([task(1)])
+    line.pump()
+    worker.start()
+    assert line.demand() > 0
+    worker.start(ago=AHEAD_SECONDS + 0.01)
+    assert line.demand() == 0
+    suspicious = StubWorker()
+    line = on(suspicious)
+    learn(line, 0.001)
+    line.add([task(1, crashes=1)])
+    line.pump()
+    suspicious.start()
+    assert line.demand() == 0
+
+
+def test_the_limits_are_in_proportion() -> None:
+    assert dispatch.HANDED_SECONDS < SHORT_SECONDS < PATIENCE_SECONDS < AHEAD_SECONDS < STALE_SECONDS
