@@ -1,0 +1,357 @@
+"""Any sequence of what supervisors and clients do to runs, compared with a model of a few lines.
+
+Two supervisors share a database; each may be late, forget, or lose its leases. Hypothesis looks for an order of
+events after which tables and model differ.
+"""
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, ClassVar, NamedTuple, TypeVar
+from uuid import UUID, uuid4
+
+import psycopg
+from db import Connection
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from underway import manifest
+from underway.ids import new_id
+from underway.manifest import Lane, Placement, Policy
+from underway.postgres import runs
+from underway.postgres.session import Session
+from underway.postgres.store import Attempt, Continue, Finish, Lanes, Renewal, Store
+from underway.retry import RetryPolicy
+from underway.supervisor.task import Task, from_claim
+from underway.supervisor.verdict import VERDICTS, Charge, Next, Seen, settle, succeed
+
+T = TypeVar("T")
+
+STEPS = ("one", "two", "three")
+MOST_ATTEMPTS, MOST_CRASHES = 3, 2
+# So long that no run becomes due by itself while an example is played.
+HOUR = timedelta(hours=1)
+POLICY = Policy(
+    retry=RetryPolicy(max_attempts=MOST_ATTEMPTS, initial_interval=HOUR, max_interval=HOUR), max_crashes=MOST_CRASHES
+)
+LANES = Lanes((Lane("default", "job", step), POLICY) for step in STEPS)
+OWNERS = (uuid4(), uuid4())
+
+# Those for which the model has no arithmetic of its own do not differ from one that is here.
+UNSUCCESSFUL = (
+    Seen.RETRY,
+    Seen.FAIL,
+    Seen.KILLED_TIMEOUT,
+    Seen.DIED,
+    Seen.KILLED_SHUTDOWN,
+    Seen.NEVER_STARTED,
+)
+ENDINGS = st.sampled_from((Seen.NEXT, Seen.DONE, *UNSUCCESSFUL))
+picks = st.integers(min_value=0, max_value=10_000)
+
+
+class Key(NamedTuple):
+    """What entitles a supervisor to write."""
+
+    owner: UUID
+    run: str
+    token: int
+
+
+@dataclass
+class ModelRun:
+    id: str
+    state: str
+    step: int = 0
+    input: int = 0
+    number: int = 0
+    attempts: int = 0
+    crashes: int = 0
+    releases: int = 0
+    token: int = 0
+    owner: UUID | None = None
+    recorded: list[tuple[str, int, str]] = field(default_factory=list)
+
+    def live_row(self) -> tuple[Any, ...]:
+        owner = self.owner and str(self.owner)
+        counters = (self.number, self.attempts, self.crashes, self.releases)
+        return (self.state, STEPS[self.step], self.input, *counters, self.token, owner)
+
+    def finished_row(self) -> tuple[Any, ...]:
+        succeeded = self.state == "succeeded"
+        kept = (None, True) if succeeded else (self.input, False)
+        return (self.state, STEPS[self.step], *kept, self.attempts, self.crashes, self.releases)
+
+    @property
+    def finished(self) -> bool:
+        return self.state in ("succeeded", "failed", "cancelled")
+
+    def record(self, outcome: str) -> None:
+        self.number += 1
+        self.recorded.append((STEPS[self.step], self.number, outcome))
+
+    def end(self, seen: Seen) -> None:
+        """The rules of DESIGN.md, promise 7, once more and independently."""
+        self.owner = None
+        outcome, charge = VERDICTS[seen]
+        if seen is not Seen.NEVER_STARTED:
+            self.record(outcome)
+        if seen is Seen.DONE:
+            self.state = "succeeded"
+        elif seen is Seen.NEXT:
+            self.state = "pending"
+            self.step += 1
+            self.input += 1
+            self.number = self.attempts = self.crashes = self.releases = 0
+        elif charge is Charge.RELEASE:
+            self.state = "pending"
+            self.releases += 1
+        elif charge is Charge.CRASH:
+            self.crash()
+        else:
+            self.attempts += 1
+            used_up = charge is Charge.FAILURE or self.attempts >= MOST_ATTEMPTS
+            self.state = "failed" if used_up else "waiting"
+
+    def crash(self) -> None:
+        self.owner = None
+        self.crashes += 1
+        self.state = "failed" if self.crashes >= MOST_CRASHES else "waiting"
+
+
+class World:
+    """The database, and one event loop for all examples."""
+
+    def __init__(self, database: str, connection: Connection, runner: asyncio.Runner) -> None:
+        self.connection = connection
+        self.runner = runner
+        self.session = Session(database)
+        self.stores = {owner: Store(self.session, self.session, owner, "testhost") for owner in OWNERS}
+
+    def run(self, asked: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(asked)
+
+
+class RunMachine(RuleBasedStateMachine):
+    world: ClassVar[World]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world.connection.execute("truncate underway.run, underway.finished_run, underway.attempt")
+        self.model: dict[str, ModelRun] = {}
+        self.held: dict[Key, Task] = {}
+        self.stale: list[tuple[Key, Task]] = []
+        self.newest_token = 0
+
+    # What clients do
+
+    @rule(delayed=st.booleans(), priority=st.integers(-2, 2))
+    def enqueue(self, delayed: bool, priority: int) -> None:
+        run = new_id()
+        placement = Placement(priority=priority, delay=HOUR if delayed else timedelta(0))
+        runs.insert_run(self.world.connection, run, "job", STEPS[0], placement, b"0")
+        self.model[str(run)] = ModelRun(str(run), "waiting" if delayed else "pending")
+
+    @precondition(lambda self: self.model)
+    @rule(pick=picks)
+    def cancel(self, pick: int) -> None:
+        run = list(self.model.values())[pick % len(self.model)]
+        possible = run.state in ("pending", "waiting")
+        assert runs.cancel(self.world.connection, UUID(run.id)) == possible
+        if possible:
+            run.state = "cancelled"
+
+    # What supervisors do
+
+    @rule(owner=st.sampled_from(OWNERS), tasks=st.integers(1, 4), suspects=st.integers(0, 1))
+    def claim(self, owner: UUID, tasks: int, suspects: int) -> None:
+        pending = [run for run in self.model.values() if run.state == "pending"]
+        suspicious = sum(run.crashes > 0 for run in pending)
+        expected = min(tasks, len(pending) - suspicious + min(suspects, suspicious))
+        claimed = self.world.run(self.world.stores[owner].claim(LANES, tasks, candidates=tasks, suspects=suspects))
+        assert len(claimed) == expected
+        assert sum(one.crashes > 0 for one in claimed) <= suspects
+        for token in sorted(one.token for one in claimed):
+            assert token > self.newest_token
+            self.newest_token = token
+        for one in claimed:
+            run = self.model[one.run]
+            assert run.state == "pending"
+            run.state, run.owner, run.token = "in_progress", owner, one.token
+            step = manifest.Step(one.lane.step, policy=POLICY)
+            self.held[Key(owner, one.run, one.token)] = from_claim(one, step, 0.0)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, endings=st.lists(ENDINGS, min_size=1, max_size=3), late=st.booleans())
+    def commit(self, pick: int, endings: list[Seen], late: bool) -> None:
+        """One group commit of a supervisor, perhaps with an ending in it that comes too late."""
+        keys = list(self.held)
+        owner = keys[pick % len(keys)].owner
+        ended = dict(zip([key for key in keys if key.owner == owner], endings, strict=False))
+        rows = [self._row(self.held[key], seen) for key, seen in ended.items()]
+        if late and self.stale:
+            key, task = self.stale[pick % len(self.stale)]
+            if key.run not in {row.run for row in rows}:
+                rows.append(self._row(task, endings[-1]))
+        expected = {key.run for key in ended}
+        assert self._write(owner, rows) == expected
+        for key, seen in ended.items():
+            # A job's last step cannot go on.
+            last = self.model[key.run].step == len(STEPS) - 1
+            self.model[key.run].end(Seen.DONE if last and seen is Seen.NEXT else seen)
+            self._let_go(key)
+
+    @precondition(lambda self: self.held)
+    @rule(owner=st.sampled_from(OWNERS))
+    def renew(self, owner: UUID) -> None:
+        mine = [key for key in self.held if key.owner == owner]
+        if mine:
+            renewals = [Renewal(key.run, key.token, 60.0, None) for key in mine]
+            assert self.world.run(self.world.stores[owner].renew(renewals)) == {key.run for key in mine}
+
+    @rule(owner=st.sampled_from(OWNERS), remembered=st.integers(0, 2))
+    def forget(self, owner: UUID, remembered: int) -> None:
+        """The answer of a claim was lost: the supervisor gives back what it does not know."""
+        mine = [key for key in self.held if key.owner == owner]
+        self.world.run(self.world.stores[owner].release_unknown(key.run for key in mine[:remembered]))
+        for key in mine[remembered:]:
+            self.model[key.run].end(Seen.NEVER_STARTED)
+            self._let_go(key)
+
+    @precondition(lambda self: self.held)
+    @rule(picked=st.lists(picks, min_size=1, max_size=3), by=st.sampled_from(OWNERS))
+    def lapse_and_reap(self, picked: list[int], by: UUID) -> None:
+        keys = list(self.held)
+        lapsed = {keys[pick % len(keys)] for pick in picked}
+        query = "update underway.run set lease_until = now() - interval '1 s' where id = any(%s::uuid[])"
+        self.world.connection.execute(query, [[key.run for key in lapsed]])
+        reaped = self.world.run(self.world.stores[by].reap(100))
+        for key in lapsed:
+            run = self.model[key.run]
+            run.record("lost")
+            run.crash()
+            self._let_go(key)
+        assert set(reaped) == {(key.run, key.token, self.model[key.run].finished) for key in lapsed}
+        # A crash waits seconds only, and an example may take as long.
+        self.world.connection.execute("update underway.run set due = due + interval '1 hour' where state = 'waiting'")
+
+    @rule(picked=st.lists(picks, max_size=3))
+    def promote(self, picked: list[int]) -> None:
+        waiting = [run for run in self.model.values() if run.state == "waiting"]
+        due = {waiting[pick % len(waiting)].id for pick in picked} if waiting else set()
+        query = "update underway.run set due = now() - interval '1 s' where id = any(%s::uuid[])"
+        self.world.connection.execute(query, [list(due)])
+        assert self.world.run(self.world.stores[OWNERS[0]].promote(100)) == len(due)
+        for run in due:
+            self.model[run].state = "pending"
+
+    # What must have no effect
+
+    @precondition(lambda self: self.stale)
+    @rule(pick=picks, seen=ENDINGS)
+    def write_late(self, pick: int, seen: Seen) -> None:
+        key, task = self.stale[pick % len(self.stale)]
+        assert self._write(key.owner, [self._row(task, seen)]) == set()
+        store = self.world.stores[key.owner]
+        assert self.world.run(store.renew([Renewal(key.run, key.token, 60.0, '"late"')])) == set()
+
+    @precondition(lambda self: len(self.held) > 1)
+    @rule(owner=st.sampled_from(OWNERS), seen=ENDINGS)
+    def write_with_swapped_tokens(self, owner: UUID, seen: Seen) -> None:
+        tasks = [task for key, task in self.held.items() if key.owner == owner]
+        if len(tasks) > 1:
+            rows = [self._row(task, seen) for task in tasks]
+            tokens = [row.token for row in rows]
+            swapped = [row._replace(token=token) for row, token in zip(rows, tokens[1:] + tokens[:1], strict=True)]
+            assert self._write(owner, swapped) == set()
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, seen=ENDINGS)
+    def write_as_another(self, pick: int, seen: Seen) -> None:
+        key = list(self.held)[pick % len(self.held)]
+        (other,) = set(OWNERS) - {key.owner}
+        assert self._write(other, [self._row(self.held[key], seen)]) == set()
+
+    # What always holds
+
+    @invariant()
+    def tables_and_model_agree(self) -> None:
+        live = self._rows(
+            "select id::text, state, step, input, number, attempts, crashes, releases, token, owner::text "
+            "from underway.run"
+        )
+        finished = self._rows(
+            "select id::text, state, step, input, result is not null, attempts, crashes, releases "
+            "from underway.finished_run"
+        )
+        assert not live.keys() & finished.keys()
+        assert live == {run.id: run.live_row() for run in self.model.values() if not run.finished}
+        assert finished == {run.id: run.finished_row() for run in self.model.values() if run.finished}
+        attempts: dict[str, list[tuple[str, int, str]]] = {}
+        rows = self.world.connection.execute(
+            "select run_id::text, step, number, outcome from underway.attempt order by token"
+        )
+        for run, *attempt in rows:
+            attempts.setdefault(run, []).append(tuple(attempt))
+        assert attempts == {run.id: run.recorded for run in self.model.values() if run.recorded}
+
+    @invariant()
+    def attempts_at_a_step_are_numbered_without_gaps(self) -> None:
+        gaps = self.world.connection.execute(
+            "select run_id, step from underway.attempt group by run_id, step "
+            "having array_agg(number order by token) <> array(select generate_series(1, count(*)::int))"
+        )
+        assert gaps.fetchall() == []
+
+    @invariant()
+    def only_what_is_in_progress_has_an_owner_and_a_lease(self) -> None:
+        odd = self.world.connection.execute(
+            "select id, state from underway.run "
+            "where num_nonnulls(owner, lease_until) <> case state when 'in_progress' then 2 else 0 end"
+        )
+        assert odd.fetchall() == []
+
+    def _rows(self, query: str) -> dict[str, tuple[Any, ...]]:
+        return {row[0]: row[1:] for row in self.world.connection.execute(query)}
+
+    def _row(self, task: Task, seen: Seen) -> Finish | Continue:
+        started = None if seen is Seen.NEVER_STARTED else 0.5
+        attempt = Attempt(VERDICTS[seen].outcome, error="what happened", started=started)
+        index = STEPS.index(task.lane.step)
+        if seen in (Seen.NEXT, Seen.DONE):
+            following = None
+            if seen is Seen.NEXT and index + 1 < len(STEPS):
+                following = Next(STEPS[index + 1], "default", 0, 0.0, 60.0, str(int(task.input) + 1))
+            return succeed(task, attempt, following, str(int(task.input) + 1))
+        row = settle(task, seen, attempt, random.Random(0))
+        if isinstance(row, Continue) and row.delay:
+            return row._replace(delay=HOUR.total_seconds())
+        return row
+
+    def _write(self, owner: UUID, rows: list[Finish | Continue]) -> set[str]:
+        store, written = self.world.stores[owner], set()
+        if finishing := [row for row in rows if isinstance(row, Finish)]:
+            written |= self.world.run(store.finish(finishing, []))
+        if continuing := [row for row in rows if isinstance(row, Continue)]:
+            written |= self.world.run(store.continue_(continuing, []))
+        return written
+
+    def _let_go(self, key: Key) -> None:
+        self.stale.append((key, self.held.pop(key)))
+
+
+def test_runs_do_what_the_model_says(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection, asyncio.Runner() as runner:
+        RunMachine.world = World(database, connection, runner)
+        try:
+            run_state_machine_as_test(
+                RunMachine,
+                settings=settings(
+                    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+                ),
+            )
+        finally:
+            runner.run(RunMachine.world.session.close())
