@@ -128,6 +128,7 @@ class Job(Generic[In, Next, Result]):
         return Union[tuple(kinds)] if kinds else None  # noqa: UP007
 
     def manifest(self) -> manifest.Job:
+        """The job as pure data. Raises JobDefinitionError if its steps do not fit together."""
         return manifest.Job(self.name, tuple(step.spec for step in self.compiled))
 
     def __repr__(self) -> str:

@@ -1,0 +1,172 @@
+"""The public names and the signatures of the main calls: a change here is a change for every user."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import underway
+from underway import Context, Job, Retry, RetryPolicy, Run, To, Underway
+from underway.job import NewJob
+from underway.options import StepOptions
+
+NAMES = [
+    "AppNotFound",
+    "Attempt",
+    "Context",
+    "Done",
+    "EmbeddedPostgresError",
+    "Fail",
+    "ImportSideEffect",
+    "InsideStep",
+    "Interrupt",
+    "InvalidOption",
+    "Job",
+    "JobDefinitionError",
+    "NoDatabase",
+    "PayloadError",
+    "Retry",
+    "RetryPolicy",
+    "Run",
+    "RunCancelled",
+    "RunFailed",
+    "RunNotFound",
+    "SchemaError",
+    "SchemaMissing",
+    "SchemaTooNew",
+    "SchemaTooOld",
+    "Status",
+    "To",
+    "Underway",
+    "UnderwayError",
+]
+
+
+def test_the_public_names() -> None:
+    assert underway.__all__ == NAMES
+    assert sorted(underway.__all__) == underway.__all__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_explained(name: str) -> None:
+    thing = getattr(underway, name)
+    if name == "Done":
+        return  # an alias of To, which explains it
+    assert thing.__doc__
+    assert not thing.__doc__.startswith(f"{name}("), "what a dataclass writes by itself"
+    for attribute, method in vars(thing).items():
+        if not attribute.startswith("_") and inspect.isfunction(inspect.unwrap(method)):
+            assert method.__doc__, f"{name}.{attribute}"
+
+
+def test_errors_are_one_tree() -> None:
+    errors = [getattr(underway, name) for name in NAMES if inspect.isclass(getattr(underway, name))]
+    errors = [error for error in errors if issubclass(error, BaseException)]
+    outside = {error.__name__ for error in errors if not issubclass(error, underway.UnderwayError)}
+    assert outside == {"Fail", "Interrupt", "Retry"}
+    assert not issubclass(underway.Interrupt, Exception), "`except Exception` in a step must not swallow it"
+    assert issubclass(underway.Fail, Exception)
+
+
+def test_every_error_is_drawn_in_the_tree() -> None:
+    from underway import errors
+
+    drawn = errors.__doc__ or ""
+    for name, thing in vars(errors).items():
+        if inspect.isclass(thing) and issubclass(thing, BaseException) and thing.__module__ == errors.__name__:
+            assert f" {name} " in f" {drawn} ".replace("\n", " \n ").replace("(", " ("), name
+
+
+SIGNATURES: dict[Callable[..., Any], str] = {
+    Underway: "(database: str | None = None) -> None",
+    Underway.job: "(self, name: str) -> underway.job.NewJob",
+    Underway.get_run: "(self, run_id: uuid.UUID | str) -> underway.client.Run[typing.Any]",
+    Underway.migrate: "(self) -> list[str]",
+    Underway.sync: "(self) -> list[str]",
+    Underway.run: "(self, procs: int = 2, *, until_idle: bool = False) -> int",
+    Underway.close: "(self) -> None",
+    Job.enqueue: "(self, value: typing.Any = None, *, conn: 'psycopg.Connection[Any] | None' = None) -> 'Run[Any]'",
+    Job.enqueue_many: (
+        "(self: 'Job[In, Never, Result]', values: collections.abc.Iterable[~In], *, "
+        "conn: 'psycopg.Connection[Any] | None' = None) -> 'list[Run[Result]]'"
+    ),
+    Run.status: "(self) -> underway.client.Status",
+    Run.wait: "(self, timeout: datetime.timedelta | float | None = None) -> underway.client.Status",
+    Run.result: "(self, timeout: datetime.timedelta | float | None = None) -> ~R",
+    Run.attempts: "(self) -> list[underway.client.Attempt]",
+    Run.cancel: "(self) -> bool",
+    Context.enqueue: "(self, job: 'Job[_In, Never, _R]', value: ~_In) -> 'Run[_R]'",
+    Context.progress: "(self, done: float, total: float | None = None, note: str = '') -> None",
+    Retry: "(message: str = '', *, after: datetime.timedelta | None = None) -> None",
+    To.next: "(value: ~_Value, *, delay: datetime.timedelta | None = None) -> 'To[_Value, Never]'",
+    To.done: "(result: typing.Any = None) -> 'To[Never, Any]'",
+}
+
+
+@pytest.mark.parametrize("call", SIGNATURES, ids=lambda call: call.__qualname__)
+def test_signatures(call: Callable[..., Any]) -> None:
+    assert str(inspect.signature(call)) == SIGNATURES[call]
+
+
+def test_step_takes_a_function_and_the_options() -> None:
+    for step in (NewJob.step, Job.step):
+        assert list(inspect.signature(step).parameters) == ["self", "function", "given"]
+    assert list(StepOptions.__annotations__) == [
+        "name",
+        "formerly",
+        "retry",
+        "timeout",
+        "memory_limit",
+        "lease",
+        "max_crashes",
+        "queue",
+        "priority",
+        "delay",
+        "keep",
+    ]
+    described = StepOptions.__doc__ or ""
+    assert [option for option in StepOptions.__annotations__ if f"`{option}`" not in described] == []
+
+
+def test_what_a_step_sees() -> None:
+    public = {name for name in dir(Context) if not name.startswith("_")}
+    assert public == {"attempt", "deadline", "enqueue", "job", "log", "progress", "run_id", "step"}
+
+
+def test_what_an_attempt_tells() -> None:
+    assert list(inspect.signature(underway.Attempt).parameters) == [
+        "step",
+        "number",
+        "outcome",
+        "error",
+        "started_at",
+        "finished_at",
+        "host",
+        "pid",
+        "cpu_seconds",
+        "peak_rss",
+    ]
+
+
+def test_states_are_texts() -> None:
+    assert [str(status) for status in underway.Status] == [
+        "pending",
+        "waiting",
+        "in_progress",
+        "succeeded",
+        "failed",
+        "cancelled",
+    ]
+
+
+def test_the_retry_policys_defaults() -> None:
+    policy = RetryPolicy()
+    assert (policy.max_attempts, policy.backoff_coefficient, policy.jitter) == (5, 2.0, 0.5)
+    assert (policy.initial_interval.total_seconds(), policy.max_interval.total_seconds()) == (1, 60)
+
+
+def test_the_package_is_typed() -> None:
+    from importlib.resources import files
+
+    assert files("underway").joinpath("py.typed").is_file()
