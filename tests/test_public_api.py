@@ -86,7 +86,7 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Underway.sync: "(self) -> list[str]",
     Underway.run: "(self, procs: int = 2, *, until_idle: bool = False) -> int",
     Underway.close: "(self) -> None",
-    Job.enqueue: "(self, value: typing.Any = None, *, conn: 'psycopg.Connection[Any] | None' = None) -> 'Run[Any]'",
+    Job.enqueue: "(self, value: Any = None, *, conn: 'psycopg.Connection[Any] | None' = None) -> 'Run[Any]'",
     Job.enqueue_many: (
         "(self: 'Job[In, Never, Result]', values: collections.abc.Iterable[~In], *, "
         "conn: 'psycopg.Connection[Any] | None' = None) -> 'list[Run[Result]]'"
@@ -100,7 +100,7 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Context.progress: "(self, done: float, total: float | None = None, note: str = '') -> None",
     Retry: "(message: str = '', *, after: datetime.timedelta | None = None) -> None",
     To.next: "(value: ~_Value, *, delay: datetime.timedelta | None = None) -> 'To[_Value, Never]'",
-    To.done: "(result: typing.Any = None) -> 'To[Never, Any]'",
+    To.done: "(result: Any = None) -> 'To[Never, Any]'",
 }
 
 
