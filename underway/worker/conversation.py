@@ -3,11 +3,13 @@
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Iterator
 
 from underway import wire
 
 _READ = 256 * 1024
+_MAIN_THREAD = threading.main_thread().ident
 
 
 class SupervisorGone(Exception):
@@ -15,32 +17,58 @@ class SupervisorGone(Exception):
 
 
 class Conversation:
-    """Blocking both ways, but for `poll`. A supervisor that does not read slows the worker down, no more."""
+    """Blocking both ways, but for `poll`. A supervisor that does not read slows the worker down, no more.
+
+    Threads of a step may log while its result is sent, and a signal handler may log in the middle of that: frames go
+    out one after the other whoever sends them.
+    """
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._reader = wire.FrameReader()
         self._unsent = b""
-        self.sending = False
+        self._lock = threading.RLock()
+        self._busy = False
+        self.sending = False  # the main thread is: an interrupt has to wait
         # A step that forks must not leave a child that can talk to the supervisor, or keep the wire open.
-        os.register_at_fork(after_in_child=end.close)
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._lock = threading.RLock()  # another thread of the parent may have held it
+        self._socket.close()
 
     def hold(self, message: wire.Message) -> None:
         """Send this together with what is sent next."""
-        self._unsent += wire.encode(message)
+        frame = wire.encode(message)
+        with self._lock:
+            self._unsent += frame
 
     def send(self, message: wire.Message | None = None) -> None:
         """Send what was held, and this."""
-        data, self._unsent = self._unsent, b""
-        if message is not None:
-            data += wire.encode(message)
-        self.sending = True
+        frame = b"" if message is None else wire.encode(message)
+        in_main_thread = threading.get_ident() == _MAIN_THREAD
+        was_sending = self.sending
+        if in_main_thread:
+            self.sending = True
         try:
-            self._socket.sendall(data)
+            with self._lock:
+                self._unsent += frame
+                if not self._busy:  # else a signal handler interrupted this very thread: it will send this too
+                    self._send_all()
         except OSError as error:
             raise SupervisorGone from error
         finally:
-            self.sending = False
+            if in_main_thread:
+                self.sending = was_sending
+
+    def _send_all(self) -> None:
+        self._busy = True
+        try:
+            while self._unsent:
+                data, self._unsent = self._unsent, b""
+                self._socket.sendall(data)
+        finally:
+            self._busy = False
 
     def receive(self) -> Iterator[wire.Message]:
         """Wait for something to come."""
