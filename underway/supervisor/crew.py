@@ -156,17 +156,22 @@ class Crew:
                 worker.kill()
 
     def _bury_adopted(self) -> None:
-        """Kill and collect what was re-parented to us: whatever a dead worker left behind that hid from the search.
+        """Kill what was re-parented to us: whatever a dead worker left behind that hid from the search.
 
         Only a dead worker's orphans come to us, since living workers are subreapers themselves.
         """
         known = {worker.pid for worker in self.workers} | {self._keeper.pid}
         if strangers := keeper.children_of(os.getpid()) - known:
             keeper.kill_below(None, strangers)
+        self.collect_adopted()
+
+    def collect_adopted(self) -> None:
+        """Collect orphans that have died, or they stay as zombies."""
+        known = {worker.pid for worker in self.workers} | {self._keeper.pid}
         with contextlib.suppress(ChildProcessError):
             while (exited := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
                 if exited.si_pid in known:
-                    return  # its pidfd will tell; it hides the others, who are collected at the next death
+                    return  # its pidfd will tell; it hides the others, who are collected at the next tick
                 os.waitpid(exited.si_pid, os.WNOHANG)
 
     def keep_keeper(self) -> None:

@@ -136,6 +136,7 @@ class Service:
             await asyncio.sleep(_TICK_SECONDS if self._held or self._crew.booting else _IDLE_TICK_SECONDS)
             now = time.monotonic()
             self._crew.keep_keeper()
+            self._crew.collect_adopted()
             self._crew.kill_slow_boots(now)
             if self._held:
                 self._limits.enforce(self._crew.active, now)

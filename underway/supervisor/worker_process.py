@@ -18,6 +18,8 @@ from underway.supervisor.logs import WorkerOutput
 from underway.supervisor.task import Task
 
 _READ = 256 * 1024
+# More than a socket holds: what was written before a drain began is found within so many bytes.
+_MOST_BUFFERED = 512 * 1024
 
 
 class Overseer(Protocol):
@@ -127,12 +129,12 @@ class WorkerProcess:
         self._receive()
         self._overseer.settled()
 
-    def _receive(self) -> bool:
-        """Read once and hand on what came; False when there was nothing to read."""
+    def _receive(self) -> int:
+        """Read once and hand on what came; the number of bytes, 0 when there was nothing to read."""
         try:
             data = self._socket.recv(_READ)
         except BlockingIOError:
-            return False
+            return 0
         except OSError:
             data = b""
         if not data:
@@ -141,20 +143,21 @@ class WorkerProcess:
             # Alive with its end closed: the user's code has closed our socket. It can tell us nothing any more.
             if self.alive and not self._exited_soon():
                 self.kill()
-            return False
+            return 0
         try:
             for message in self._reader.feed(data):
                 self._overseer.received(self, message)
         except wire.BrokenFrame:
             self._loop.remove_reader(self._socket)
             self.kill()
-            return False
-        return True
+            return 0
+        return len(data)
 
     def drain(self) -> None:
-        """Hand on everything the worker has written until now."""
-        while self._receive():
-            pass
+        """Hand on everything the worker has written until now, and no end of what it goes on writing meanwhile."""
+        left = _MOST_BUFFERED
+        while left > 0 and (read := self._receive()):
+            left -= read
 
     def _exited_soon(self) -> bool:
         try:
