@@ -1,0 +1,171 @@
+"""Steps that run into their limits."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from underway import Context, Done, Fail, Interrupt, RetryPolicy, To, Underway, wire
+
+app = Underway()
+
+once = RetryPolicy(max_attempts=1)
+second = timedelta(seconds=1)
+
+
+def hold_the_gil(seconds: float) -> None:
+    """As C code does that knows nothing of Python: no other thread and no signal handler runs meanwhile."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # or usleep would end at the first signal
+    ctypes.PyDLL(None).usleep(ctypes.c_uint(int(seconds * 1_000_000)))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+
+
+# Soft timeouts
+
+
+def tidy(cx: Context, folder: str) -> Done:
+    while True:
+        try:
+            with contextlib.suppress(Exception):
+                time.sleep(60)
+        finally:
+            time.sleep(0.3)
+            Path(folder, str(cx.run_id)).write_text("cleaned")
+
+
+def catches_it(cx: Context) -> Done[str]:
+    try:
+        time.sleep(60)
+    except Interrupt:
+        return To.done("partial result")
+    return To.done("whole result")
+
+
+def beside_a_thread(cx: Context) -> Done:
+    # The interrupt must find the step, whatever its threads are writing at that moment.
+    stopped = threading.Event()
+
+    def chatter() -> None:
+        while not stopped.wait(0.0005):
+            cx.log.info("chatter")
+
+    threads = [threading.Thread(target=chatter) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(60)
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+    return To.done()
+
+
+def takes_the_signal(cx: Context) -> Done:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    return To.done()
+
+
+tidying = app.job("tidying").step(tidy, timeout=second / 2, retry=once)
+catching = app.job("catching").step(catches_it, timeout=second / 2, retry=once)
+chattering = app.job("chattering").step(beside_a_thread, timeout=second / 2, retry=once)
+taking = app.job("taking").step(takes_the_signal)
+
+
+# Hard timeouts
+
+
+def stubborn(cx: Context, how: str) -> Done:
+    match how:
+        case "in C":
+            hold_the_gil(60)
+        case "ignores it":
+            while True:
+                with contextlib.suppress(BaseException):
+                    time.sleep(60)
+        case "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(60)
+        case "floods the log":
+            while True:
+                with contextlib.suppress(BaseException):
+                    logging.getLogger("flood").info("x" * 200)
+        case "floods the wire":
+            # Faster than the supervisor can read; nobody hears of level 1.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+            frames = unsent = memoryview(wire.encode(wire.Log(0, 1, "flood", b"x")) * 2000)
+            while True:
+                unsent = unsent[os.write(int(sys.argv[2]), unsent) :] or frames
+    return To.done()
+
+
+stubbornness = app.job("stubbornness").step(stubborn, timeout=second / 2, retry=once)
+
+
+# Memory
+
+
+def fill(cx: Context, how: str) -> Done:
+    code = "import time; x = bytearray(b'x') * (400 << 20); time.sleep(60)"
+    match how:
+        case "itself":
+            exec(code)
+        case "child":
+            subprocess.run([sys.executable, "-c", code])
+        case "detached child":
+            subprocess.run([sys.executable, "-c", code], start_new_session=True, env={})
+    return To.done()
+
+
+def modest(cx: Context) -> Done:
+    block = bytearray(b"x") * (50 << 20)
+    time.sleep(1)
+    del block
+    return To.done()
+
+
+filling = app.job("filling").step(fill, memory_limit="250 MiB", max_crashes=1)
+modesty = app.job("modesty").step(modest, memory_limit="250 MiB")
+
+
+# Neighbours
+
+
+def edge(cx: Context, number: int) -> Done:
+    # Ends around its timeout, which is enforced a tick (50 ms) late at most.
+    end = time.monotonic() + random.uniform(0.03, 0.12)
+    while time.monotonic() < end:
+        pass
+    return To.done()
+
+
+def calm(cx: Context, number: int) -> Done:
+    time.sleep(random.uniform(0, 0.003))
+    return To.done()
+
+
+def sleeper(cx: Context, seconds: float) -> Done:
+    time.sleep(seconds)
+    return To.done()
+
+
+def busy_in_c(cx: Context, seconds: float) -> Done:
+    if cx.attempt > 1:
+        raise Fail("run twice")
+    hold_the_gil(seconds)
+    return To.done()
+
+
+edges = app.job("edges").step(edge, timeout=timedelta(milliseconds=50), retry=once)
+calms = app.job("calms").step(calm, retry=once)
+sleepers = app.job("sleepers").step(sleeper)
+c_code = app.job("c-code").step(busy_in_c, lease=second)

@@ -1,0 +1,166 @@
+"""Time, memory and lease limits, enforced from outside against whatever a step does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from apps import limits
+from harness import Supervisor, eventually, outcomes, states
+
+from underway import Status, Underway
+from underway.client import Run
+
+
+def test_a_timeout_interrupts_the_step_which_may_clean_up(
+    bind: Callable[[Underway], Underway],
+    connection: psycopg.Connection[Any],
+    start_supervisor: Callable[..., Supervisor],
+    tmp_path: Path,
+) -> None:
+    bind(limits.app)
+    tidy = limits.tidying.enqueue(str(tmp_path))
+    catching = limits.catching.enqueue()
+    chattering = [limits.chattering.enqueue() for _ in range(4)]
+    assert start_supervisor("limits", "--procs", "3", "--until-idle").wait() == 0
+    # `except Exception` in the step has not swallowed it, its `finally` had the time it took.
+    assert (tmp_path / str(tidy.id)).read_text() == "cleaned"
+    for run in (tidy, *chattering):
+        assert run.status() is Status.FAILED
+        (attempt,) = run.attempts()
+        assert (attempt.number, attempt.outcome) == (1, "timed_out")
+        assert "Interrupt" in (attempt.error or "")
+        assert attempt.started_at is not None
+        assert 0.5 <= (attempt.finished_at - attempt.started_at).total_seconds() < 5
+    assert _counters(connection, tidy) == (1, 0)
+    # A step that has something to hand over in spite of it may do so.
+    assert catching.result() == "partial result"
+
+
+def test_a_step_that_takes_the_signal_away_does_not_take_it_from_others(
+    bind: Callable[[Underway], Underway],
+    start_supervisor: Callable[..., Supervisor],
+    tmp_path: Path,
+) -> None:
+    bind(limits.app)
+    limits.taking.enqueue()
+    tidy = limits.tidying.enqueue(str(tmp_path))
+    assert start_supervisor("limits", "--procs", "1", "--until-idle").wait() == 0
+    assert (tmp_path / str(tidy.id)).read_text() == "cleaned"
+    assert [attempt.outcome for attempt in tidy.attempts()] == ["timed_out"]
+
+
+def test_what_does_not_heed_the_interrupt_is_killed(
+    bind: Callable[[Underway], Underway],
+    connection: psycopg.Connection[Any],
+    start_supervisor: Callable[..., Supervisor],
+) -> None:
+    bind(limits.app)
+    hows = ["in C", "ignores it", "stopped", "floods the log", "floods the wire"]
+    runs = limits.stubbornness.enqueue_many(hows)
+    supervisor = start_supervisor("limits", "--procs", str(len(hows) + 1))
+    eventually(lambda: states(connection) == {"in_progress": len(hows)})
+    # Neither the stopped nor the flooding one keeps the supervisor from others.
+    assert limits.calms.enqueue(1).wait(3) is Status.SUCCEEDED
+    for how, run in zip(hows, runs, strict=True):
+        assert run.wait(40) is Status.FAILED, how
+        (attempt,) = run.attempts()
+        assert (attempt.number, attempt.outcome) == (1, "timed_out"), how
+        assert (attempt.error or "").startswith("the worker was killed: timeout"), how
+        assert attempt.started_at is not None
+        # The timeout of half a second, five to clean up.
+        assert 5.4 < (attempt.finished_at - attempt.started_at).total_seconds() < 15, how
+        assert _counters(connection, run) == (1, 0), how
+    assert limits.calms.enqueue(2).wait(10) is Status.SUCCEEDED
+    assert supervisor.process.poll() is None
+
+
+def test_what_exceeds_its_memory_limit_is_killed(
+    bind: Callable[[Underway], Underway],
+    connection: psycopg.Connection[Any],
+    start_supervisor: Callable[..., Supervisor],
+) -> None:
+    bind(limits.app)
+    hows = ["itself", "child", "detached child"]
+    runs = limits.filling.enqueue_many(hows)
+    modest = limits.modesty.enqueue()
+    assert start_supervisor("limits", "--procs", "2", "--until-idle").wait() == 0
+    for how, run in zip(hows, runs, strict=True):
+        assert run.status() is Status.FAILED, how
+        (attempt,) = run.attempts()
+        assert (attempt.number, attempt.outcome) == (1, "out_of_memory"), how
+        assert (attempt.error or "").startswith("quarantined after 1 crash: the worker was killed: memory"), how
+        assert (attempt.peak_rss or 0) > 250 * 2**20, how
+        assert _counters(connection, run) == (0, 1), how
+    assert modest.status() is Status.SUCCEEDED
+
+
+def test_an_interrupt_never_hits_the_next_task(
+    bind: Callable[[Underway], Underway],
+    connection: psycopg.Connection[Any],
+    start_supervisor: Callable[..., Supervisor],
+) -> None:
+    bind(limits.app)
+    for number in range(80):
+        limits.edges.enqueue(number)
+        limits.calms.enqueue_many(range(5))
+    assert start_supervisor("limits", "--procs", "2", "--until-idle").wait(60) == 0
+    # Without a retry allowed, an interrupt that went astray would have failed somebody.
+    told = connection.execute(
+        """select r.job, r.state, a.outcome, count(*)
+        from underway.runs r join underway.attempt a on a.run_id = r.id where a.number = 1 group by 1, 2, 3"""
+    ).fetchall()
+    ended = {(job, state, outcome): count for job, state, outcome, count in told}
+    assert ended.pop(("calms", "succeeded", "succeeded")) == 400
+    on_time = ended.pop(("edges", "succeeded", "succeeded"))
+    late = ended.pop(("edges", "failed", "timed_out"))
+    assert ended == {}
+    assert on_time + late == 80
+    assert sum(outcomes(connection).values()) == 480
+
+
+def test_a_long_task_never_blocks_those_handed_ahead_behind_it(
+    bind: Callable[[Underway], Underway],
+    connection: psycopg.Connection[Any],
+    start_supervisor: Callable[..., Supervisor],
+) -> None:
+    bind(limits.app)
+    # All of one step, so that the short ones are what the supervisor expects of the long one.
+    short = limits.sleepers.enqueue_many([0.0005] * 600)
+    long = limits.sleepers.enqueue(4)
+    short += limits.sleepers.enqueue_many([0.0005] * 600)
+    assert start_supervisor("limits", "--procs", "2", "--until-idle").wait() == 0
+    assert outcomes(connection) == {"succeeded": 1201}
+    (ending,) = long.attempts()
+    assert ending.started_at is not None
+    row = connection.execute(
+        """select extract(epoch from max(finished_at) - %s)::float8, max(number)
+        from underway.attempt where run_id <> %s""",
+        (ending.started_at, long.id),
+    ).fetchone()
+    assert row is not None
+    last_short, number = row
+    assert last_short < 2
+    assert number == 1
+
+
+def test_a_step_that_holds_the_gil_for_three_leases_runs_once(
+    bind: Callable[[Underway], Underway],
+    connection: psycopg.Connection[Any],
+    start_supervisor: Callable[..., Supervisor],
+) -> None:
+    bind(limits.app)
+    runs = limits.c_code.enqueue_many([3.5, 3.5])
+    # A second supervisor would take whatever the first one loses.
+    supervisors = [start_supervisor("limits", "--procs", "2") for _ in range(2)]
+    for run in runs:
+        assert run.wait(30) is Status.SUCCEEDED
+    assert outcomes(connection) == {"succeeded": 2}
+    for supervisor in supervisors:
+        assert "lease" not in supervisor.log
+
+
+def _counters(connection: psycopg.Connection[Any], run: Run[Any]) -> tuple[int, int]:
+    row = connection.execute("select attempts, crashes from underway.runs where id = %s", (run.id,)).fetchone()
+    assert row is not None
+    return row[0], row[1]
