@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, ForwardRef, Literal, NamedTuple, NewType, NotRequired, Optional
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
@@ -228,10 +229,11 @@ def records(members: list[Kind]) -> st.SearchStrategy[Kind]:
             st.fixed_dictionaries({}, optional=values),
             modelled,
         ),
-        lambda: made(NamedTuple("Tuple", list(types.items()))),  # type: ignore[misc]
+        lambda: made(NamedTuple("Tuple", list(types.items()))),
     ]
     if modelled:
-        kinds.append(lambda: made(pydantic.create_model("Model", **types)))
+        declared: dict[str, Any] = {name: (tp, ...) for name, tp in types.items()}
+        kinds.append(lambda: made(pydantic.create_model("Model", **declared)))
     return st.sampled_from(kinds).map(lambda make: make())
 
 
@@ -242,7 +244,7 @@ def containers(inner: st.SearchStrategy[Kind]) -> st.SearchStrategy[Kind]:
         inner.map(lambda k: Kind(tuple[k.type, ...], st.lists(k.values, max_size=3).map(tuple), k.modelled)),  # type: ignore[name-defined]
         st.tuples(inner, inner).map(
             lambda pair: Kind(
-                tuple[pair[0].type, pair[1].type],  # type: ignore[name-defined]
+                tuple[pair[0].type, pair[1].type],  # type: ignore[misc]
                 st.tuples(pair[0].values, pair[1].values),
                 pair[0].modelled and pair[1].modelled,
             )
@@ -250,7 +252,7 @@ def containers(inner: st.SearchStrategy[Kind]) -> st.SearchStrategy[Kind]:
         st.sampled_from(hashable).map(lambda k: Kind(set[k.type], st.sets(k.values, max_size=3), k.modelled)),  # type: ignore[name-defined]
         st.tuples(st.sampled_from(keys), inner).map(
             lambda pair: Kind(
-                dict[pair[0].type, pair[1].type],  # type: ignore[name-defined]
+                dict[pair[0].type, pair[1].type],  # type: ignore[misc]
                 st.dictionaries(pair[0].values, pair[1].values, max_size=3),
                 pair[1].modelled,
             )
@@ -260,6 +262,7 @@ def containers(inner: st.SearchStrategy[Kind]) -> st.SearchStrategy[Kind]:
 
 
 kinds = st.recursive(st.sampled_from(leaves), containers, max_leaves=6)
+kinds |= st.lists(kinds, min_size=1, max_size=3).flatmap(records)
 
 
 @relaxed
@@ -484,7 +487,7 @@ def order(**line: Any) -> Order:
         ([threading.Lock()], list[Any], "value[0]:", "a `lock` cannot travel as JSON"),
         ([1j], Any, "value[0]:", "a `complex` cannot travel as JSON"),
         ([Order], Any, "value[0]:", "a `type` cannot travel as JSON"),
-        (Customer.model_construct(name=5), Customer, "Customer:", "name"),  # type: ignore[arg-type]
+        (Customer.model_construct(name=5), Customer, "Customer:", "name"),
         (Customer.model_construct(name="x", credit=Decimal("NaN")), Customer, "Customer.credit:", "NaN"),
         (
             [dt.datetime(1850, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))],
@@ -501,8 +504,6 @@ def test_refused_with_its_place(value: Any, expected: Any, place: str, problem: 
         encode(value, expected)
     assert str(refused.value).startswith(place)
     assert problem in str(refused.value)
-    if place.startswith("value"):
-        assert f"(annotated as {type_name(expected)})" in str(refused.value)
 
 
 def test_an_integer_too_long_to_print() -> None:
@@ -516,6 +517,19 @@ def test_private_state_of_a_model_is_not_lost_in_silence() -> None:
     customer._session = 7
     with pytest.raises(PayloadError, match=r"Customer._session: 7 would arrive as 0"):
         encode(customer, Customer)
+
+
+def test_a_model_may_hold_what_only_pydantic_can_spell() -> None:
+    class Files(pydantic.BaseModel, extra="allow"):
+        path: Path
+        count: int
+
+    travels(Files(path=Path("a/b"), count=1, more=[1]), Files)  # type: ignore[call-arg]
+    travels([Files(path=Path("a/b"), count=1)], list[Files])
+    with pytest.raises(PayloadError, match=r"^Files: count: Input should be a valid integer"):
+        encode(Files.model_construct(path=Path("a"), count="x"), Files)
+    with pytest.raises(PayloadError, match=r"^Files.more: a `date` would arrive as a `str`"):
+        encode(Files(path=Path("a"), count=1, more=dt.date(2024, 1, 1)), Files)  # type: ignore[call-arg]
 
 
 def test_an_escaped_backslash_is_no_nul() -> None:
@@ -593,8 +607,8 @@ def test_size() -> None:
         (b'{"name": 5}', Customer, "Customer: Customer: name: Input should be a valid string"),
         (b'[{"name": 5}]', list[Customer], "list[Customer]: value[0]: name: Input should be a valid string"),
         (b'"pink"', Colour, "Invalid enum value 'pink'"),
-        (b"nope", Order, "the data does not fit Order: JSONDecodeError"),
-        (b"", Any, "the data does not fit Any: JSONDecodeError"),
+        (b"nope", Order, "the data does not fit Order: Order: JSONDecodeError"),
+        (b"", Any, "the data does not fit Any: value: JSONDecodeError"),
         (b"18446744073709551616", int, "Expected `int`, got `float`"),
         (b"null", Order, "Expected `object`, got `null`"),
         (b"[" * 3000 + b"]" * 3000, Any, "depth"),
@@ -636,21 +650,21 @@ class Hostile:
     def explode(self, *_: object) -> Any:
         raise RuntimeError("boom")
 
-    __repr__ = __str__ = __eq__ = __iter__ = __len__ = __bool__ = explode  # type: ignore[assignment]
+    __repr__ = __str__ = __eq__ = __iter__ = __len__ = __bool__ = explode
     __hash__ = object.__hash__
 
 
 class HostileText(str):
-    __str__ = __repr__ = __eq__ = Hostile.explode  # type: ignore[assignment]
+    __str__ = __repr__ = __eq__ = Hostile.explode
     __hash__ = str.__hash__
 
 
 class HostileDict(dict[str, Any]):
-    items = keys = __repr__ = __eq__ = __iter__ = Hostile.explode  # type: ignore[assignment]
+    items = keys = __repr__ = __eq__ = __iter__ = Hostile.explode
 
 
 class Unspeakable(Exception):
-    __str__ = __repr__ = Hostile.explode  # type: ignore[assignment]
+    __str__ = __repr__ = Hostile.explode
 
 
 class Undumpable(pydantic.BaseModel):

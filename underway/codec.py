@@ -5,6 +5,7 @@ read, or would read as something else, is refused where it was made. orjson writ
 typed values of it; pydantic models are known by their methods, pydantic is never imported.
 """
 
+import contextlib
 import dataclasses
 import enum
 import math
@@ -36,6 +37,8 @@ _NO_KEYS |= {"Custom"}  # a model
 # What _trouble need not look into
 _LEAVES = (NoneType, time, timedelta, UUID, bytes, bytearray, memoryview, msgspec.UnsetType)
 _KEYS = (str, int, float, Decimal, enum.Enum, date, time, timedelta, UUID, bytes)
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxother = _BRIEFLY.maxstring = 100
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # not the text u0000 after a backslash, which is written as two
 _EXPONENT = re.compile(rb"e\+?1[6-9][],}]")  # perhaps of a float; if so, this finds it and skips strings:
@@ -80,15 +83,16 @@ class Codec:
         except Exception as error:
             if get_origin(self.type) not in (Union, UnionType):
                 hint = "; tag its members (msgspec.Struct, tag=True)" if "unions" in str(error) else ""
-                raise PayloadError(f"{self.name} cannot travel as JSON: {_said(error)}{hint}") from error
+                raise PayloadError(f"{self.name} cannot travel as JSON: {error}{hint}") from error
             # A | B and B | A are the same type to Python, so their order must not matter
             self._members = [codec_for(member) for member in sorted(get_args(self.type), key=type_name)]
+        hooks = bool(self._members)
         for path, node in nodes:
             if reason := _never(node):
                 raise PayloadError(f"{self.name} cannot travel as JSON: {path} {reason}")
-        kinds = {_kind(node) for _, node in nodes} or {"Custom"}
-        hooks = "Custom" in kinds or any(_odd_keys(node) for _, node in nodes)
-        self._plain = not hooks and kinds <= _PLAIN
+            odd_keys = isinstance(node, shapes.DictType) and _kind(node.key_type) not in ("Str", "Any")
+            hooks = hooks or odd_keys or isinstance(node, shapes.CustomType)
+        self._plain = not hooks and all(_kind(node) in _PLAIN for _, node in nodes)
         # Passing options costs as much as a small value itself: only for types that need them
         self._out: dict[str, Any] = {"str_keys": True, "enc_hook": _spell} if hooks else {}
         self._in: dict[str, Any] = {"str_keys": True, "dec_hook": _build} if hooks else {}
@@ -99,21 +103,11 @@ class Codec:
         """JSON that decodes to an equal value, also after a stay in a jsonb column; PayloadError if there is none."""
         try:
             data = self._dump(value)
+            reason = self._flaw(value, data, max_payload)
         except Exception as error:
-            raise self._refusal(value, error) from error
-        if len(data) > max_payload:
-            raise PayloadError(
-                f"{self.name}: a payload of {len(data):,} bytes, and max_payload is {max_payload:,}: "
-                f"keep it in a table or a file store and pass its key"
-            )
-        try:
-            if b"\\u0000" in data and _NUL.search(data):
-                raise PayloadError(f"{self._root}: holds a NUL character, which Postgres cannot store")
-            back = self._load(orjson.loads(data))
-            if not _equal(value, back) and (reason := _difference(value, back, self._root)):
-                raise PayloadError(reason)
-        except Exception as error:
-            raise self._refusal(value, error) from error
+            raise PayloadError(self._trouble(value) or self._misfit(error)) from error
+        if reason:
+            raise PayloadError(reason)
         return data
 
     def decode(self, data: bytes | str) -> Any:
@@ -121,8 +115,9 @@ class Codec:
         try:
             return self._load(orjson.loads(data))
         except Exception as error:
-            hint = "; give a new field a default: older data lacks it" if "missing required" in str(error) else ""
-            raise PayloadError(f"the data does not fit {self.name}: {_said(error)}{hint}") from error
+            misfit = self._misfit(error)
+            hint = "; give a new field a default: older data lacks it" if "missing required" in misfit else ""
+            raise PayloadError(f"the data does not fit {self.name}: {misfit}{hint}") from error
 
     def _dump(self, value: Any) -> bytes:
         try:
@@ -138,36 +133,47 @@ class Codec:
     def _load(self, tree: Any) -> Any:
         if self.type is Any:
             return tree
-        if self._members:
-            return self._load_member(tree)
-        try:
+        if not self._members:
             return msgspec.convert([tree], self._box, **self._in).value
-        except Exception as error:
-            problem, _, place = _said(error).partition(" - at `")  # then $[0].lines[3]` or key` in `$[0].prices`
-            path = self._root + place.rpartition("$[0]")[2].rstrip("`")
-            raise PayloadError(f"{path}{', a key' if place.startswith('key') else ''}: {problem}") from error
-
-    def _load_member(self, tree: Any) -> Any:
-        """By the member that would have written just this, else by the first that can read it."""
         fits = []
         for member in self._members:
-            try:
+            with contextlib.suppress(Exception):  # another may fit
                 fits.append(member._load(tree))
                 if orjson.loads(member._dump(fits[-1])) == tree:
-                    return fits[-1]
-            except Exception:  # noqa: S112 - another may fit
-                continue
+                    return fits[-1]  # it would have written just this
         if not fits:
             raise PayloadError(f"{self._root}: fits no member of {self.name}")
         return fits[0]
 
-    def _refusal(self, value: Any, error: Exception) -> PayloadError:
+    def _flaw(self, value: Any, data: bytes, max_payload: int) -> str | None:
+        if len(data) > max_payload:
+            sizes = f"a payload of {len(data):,} bytes, and max_payload is {max_payload:,}"
+            return f"{self.name}: {sizes}: keep it in a table or a file store and pass its key"
+        if b"\\u0000" in data and _NUL.search(data):
+            return self._trouble(value) or f"{self._root}: holds a NUL character, which Postgres cannot store"
+        back = self._load(orjson.loads(data))
+        if _equal(value, back):
+            return None
+        return self._trouble(value) or _difference(value, back, self._root)
+
+    def _trouble(self, value: Any) -> str | None:
         try:
-            reason = _trouble(value, self._root)
-        except Exception:  # a hostile value may raise anything when looked at: then the first error has to do
-            reason = None
-        reason = reason or (_said(error) if isinstance(error, PayloadError) else f"{self._root}: {_said(error)}")
-        return PayloadError(reason if self._root == self.name else f"{reason} (annotated as {self.name})")
+            return _trouble(value, self._root)
+        except Exception:  # a hostile value may raise anything when looked at
+            return None
+
+    def _misfit(self, error: Exception) -> str:
+        """What an error says, path first; msgspec ends with "- at `$[0].lines[3]`" or "- at `key` in `$[0].prices`"."""
+        try:
+            text = str(error)
+        except Exception:
+            text = ""
+        if isinstance(error, PayloadError):
+            return text
+        problem, _, place = text.partition(" - at `")
+        path = self._root + place.rpartition("$[0]")[2].rstrip("`") + (", a key" if place.startswith("key") else "")
+        kind = "" if isinstance(error, msgspec.ValidationError) else f"{type(error).__name__}: "
+        return f"{path}: {kind}{problem}"
 
 
 _codec = lru_cache(maxsize=4096)(Codec)
@@ -216,10 +222,6 @@ def _never(node: shapes.Type) -> str | None:
     return None
 
 
-def _odd_keys(node: shapes.Type) -> bool:
-    return isinstance(node, shapes.DictType) and _kind(node.key_type) not in ("Str", "Any")
-
-
 def _kind(node: shapes.Type) -> str:
     return type(node).__name__.removesuffix("Type")
 
@@ -230,8 +232,8 @@ def _is_model(kind: type) -> bool:
 
 def _spell(value: Any) -> Any:
     """A value msgspec does not know, in terms of those it knows."""
-    if _is_model(type(value)):  # round_trip leaves out what is computed; "error": a wrong field is not a warning
-        return value.model_dump(mode="json", by_alias=True, round_trip=True, warnings="error")
+    if _is_model(type(value)):  # round_trip leaves out what is computed; a warning's reason is found by comparing
+        return value.model_dump(mode="json", by_alias=True, round_trip=True, warnings=False)
     if isinstance(value, date):  # of a subclass, like all that follow; the comparison will tell whether it is equal
         return value.isoformat()
     for plain in (str, int, float):
@@ -331,15 +333,6 @@ def _equal(value: Any, back: Any) -> bool:
 
 def _show(value: Any) -> str:
     try:
-        return reprlib.repr(value)
+        return _BRIEFLY.repr(value)
     except Exception:
         return f"<{type(value).__name__}>"
-
-
-def _said(error: Exception) -> str:
-    try:
-        text = str(error)
-    except Exception:
-        text = ""
-    known = isinstance(error, (PayloadError, msgspec.ValidationError))
-    return text if known else f"{type(error).__name__}: {text}"

@@ -121,7 +121,7 @@ class Job(Generic[In, Next, Result]):
         _check_chain(self.name, steps)
         return steps
 
-    @property
+    @functools.cached_property
     def result_type(self) -> Any:
         """The union of what the steps may end with."""
         kinds = [step.result_type for step in self.compiled if step.result_type is not Never]

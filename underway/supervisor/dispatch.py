@@ -13,7 +13,7 @@ from underway.supervisor.worker_process import WorkerProcess
 
 # A worker is handed more than one task only of steps that take at most this long, and then as many as fill
 # HANDED_SECONDS: enough to hide the way to the supervisor and back.
-SHORT_SECONDS = 0.025
+SHORT_SECONDS = 0.05
 HANDED_SECONDS = 0.01
 MOST_HANDED = 64
 # Whatever has waited so long behind a running task is taken back.

@@ -96,7 +96,7 @@ class Executor:
                 f"step {step.spec.name!r} returned {type(returned).__name__}; return To.next(value) or To.done(result)"
             )
         if returned.ends:
-            return "done", codec.encode(returned.value, step.result_type), None
+            return "done", codec.encode(returned.value, job.result_type), None
         if index + 1 == len(job.compiled):
             raise JobDefinitionError(f"step {step.spec.name!r} is the last one: return To.done(result), not To.next")
         following = job.compiled[index + 1]

@@ -32,13 +32,13 @@ back as (
         lease_until = null,
         progress = null
     from lapsed l
-    where r.id = l.id and r.token = l.token and not l.quarantined
+    where r.id = any(array(select id from lapsed)) and r.id = l.id and r.token = l.token and not l.quarantined
     returning r.id, r.token, r.number, r.step, l.owner, 'back' as what
 ),
 gone as (
     delete from underway.run r
     using lapsed l
-    where r.id = l.id and r.token = l.token and l.quarantined
+    where r.id = any(array(select id from lapsed)) and r.id = l.id and r.token = l.token and l.quarantined
     returning r.*, l.crashes as all_crashes, l.owner as last_owner
 ),
 filed as (
