@@ -37,10 +37,10 @@ def test_the_examples_run_in_order(empty_database: str, tmp_path: Path) -> None:
     python("enqueue.py")
     (sql,) = blocks("sql")
     with psycopg.connect(empty_database) as connection:
-        connection.execute(sql)  # type: ignore[call-overload]
+        connection.execute(sql)
     # Cancelling comes last in the fragment and needs a run that nobody has claimed yet, so none is served before it
     # but the one that is waited for.
-    program = f"""
+    program = """
         import subprocess, sys
         from shop import app, order_receipt, GenerateReceipt
         runs = [order_receipt.enqueue(GenerateReceipt(1))]
