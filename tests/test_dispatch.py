@@ -7,9 +7,9 @@ import pytest
 
 from underway import wire
 from underway.manifest import Lane, Step
-from underway.supervisor import dispatch
 from underway.supervisor.dispatch import (
     AHEAD_SECONDS,
+    HANDED_SECONDS,
     MOST_AHEAD,
     MOST_CLAIMED,
     MOST_HANDED,
@@ -155,7 +155,15 @@ def test_short_tasks_are_handed_ahead_and_shared() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "most"),
-    [(0.0, MOST_HANDED), (1e-9, MOST_HANDED), (0.001, 11), (0.01, 2), (SHORT_SECONDS, 2), (0.03, 1), (60.0, 1)],
+    [
+        (0.0, MOST_HANDED),
+        (1e-9, MOST_HANDED),
+        (HANDED_SECONDS / 10.5, 11),
+        (HANDED_SECONDS, 2),
+        (SHORT_SECONDS, 2),
+        (SHORT_SECONDS * 1.01, 1),
+        (60.0, 1),
+    ],
 )
 def test_how_many_are_handed_depends_on_their_length(seconds: float, most: int) -> None:
     worker = StubWorker()
@@ -432,4 +440,4 @@ def test_a_worker_stuck_in_one_task_or_with_a_suspect_counts_for_nothing_ahead()
 
 
 def test_the_limits_are_in_proportion() -> None:
-    assert dispatch.HANDED_SECONDS < SHORT_SECONDS < PATIENCE_SECONDS < AHEAD_SECONDS < STALE_SECONDS
+    assert HANDED_SECONDS < SHORT_SECONDS <= PATIENCE_SECONDS < AHEAD_SECONDS < STALE_SECONDS
