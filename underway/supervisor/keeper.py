@@ -31,19 +31,23 @@ def kill_below(mark: str | None, roots: Iterable[int] = ()) -> int:
     return len(frozen)
 
 
+def parents() -> dict[int, int]:
+    """The parent of every process that is not a zombie."""
+    return _processes()[0]
+
+
 def children_of(pid: int) -> set[int]:
-    parents, _sessions = _processes()
-    return {child for child, parent in parents.items() if parent == pid}
+    return {child for child, parent in parents().items() if parent == pid}
 
 
 def _belonging(mark: str | None, roots: set[int]) -> set[int]:
-    parents, sessions = _processes()
-    found = {pid for pid in parents if pid in roots or (mark and _has_mark(pid, mark))}
+    parent_of, sessions = _processes()
+    found = {pid for pid in parent_of if pid in roots or (mark and _has_mark(pid, mark))}
     # A session is led by a worker or by a descendant of one, so whoever is in it belongs to us.
     led = {pid for pid in found if sessions[pid] == pid}
     while True:
         more = {
-            pid for pid, parent in parents.items() if pid not in found and (parent in found or sessions[pid] in led)
+            pid for pid, parent in parent_of.items() if pid not in found and (parent in found or sessions[pid] in led)
         }
         if not more:
             return found - {os.getpid()}

@@ -1,14 +1,11 @@
 """Time, memory and lease limits of running tasks, enforced from outside."""
 
-import contextlib
 import signal
-import time
 from collections.abc import Iterable
 from logging import getLogger
 
-import psutil
-
 from underway import wire
+from underway.supervisor.memory import SAMPLE_SECONDS, Memory
 from underway.supervisor.task import Task
 from underway.supervisor.verdict import Seen
 from underway.supervisor.worker_process import WorkerProcess
@@ -19,15 +16,13 @@ log = getLogger("underway.supervisor")
 CLEANUP_SECONDS = 5.0
 # A worker is killed before its lease lapses, so that the kill is over when somebody else may begin.
 LEASE_MARGIN = 0.05
-SAMPLE_SECONDS = 0.25
-# A pass over a long process table must not take more of a core than this.
-SAMPLE_SHARE = 0.01
 
 
 class Limits:
     """Looked at in every tick of the supervisor while something runs."""
 
     def __init__(self) -> None:
+        self._memory = Memory()
         self._sample_at = 0.0
 
     def enforce(self, workers: Iterable[WorkerProcess], now: float) -> None:
@@ -37,9 +32,8 @@ class Limits:
             if task is not None and not self._kill_before_lapse(worker, task, now):
                 self._enforce_timeout(worker, task, now)
         if now >= self._sample_at:
-            _enforce_memory([worker for worker in running if _runs_longer_than_a_sample(worker, now)])
-            took = time.monotonic() - now
-            self._sample_at = now + max(SAMPLE_SECONDS, took / SAMPLE_SHARE)
+            self._sample_at = now + SAMPLE_SECONDS
+            self._enforce_memory([worker for worker in running if _runs_longer_than_a_sample(worker, now)])
 
     def _kill_before_lapse(self, worker: WorkerProcess, task: Task, now: float) -> bool:
         """Self-fencing: counted on our own clock from the sending of the last renewal that was accepted."""
@@ -62,6 +56,18 @@ class Limits:
             log.error("killed: it did not end within %.1f s of its timeout", CLEANUP_SECONDS,
                       extra={"about": about_task(worker, task)})  # fmt: skip
 
+    def _enforce_memory(self, workers: list[WorkerProcess]) -> None:
+        sizes = self._memory.sample(worker.pid for worker in workers)
+        for worker in workers:
+            task, rss = worker.current, sizes[worker.pid]
+            if task is None:
+                continue
+            task.peak_rss = max(task.peak_rss, rss)
+            limit = task.step.policy.memory_limit
+            if limit is not None and rss > limit and worker.kill_task(task, Seen.KILLED_MEMORY):
+                log.error("killed: %s resident, its memory limit is %s", mebibytes(rss), mebibytes(limit),
+                          extra={"about": about_task(worker, task)})  # fmt: skip
+
 
 def interrupt(worker: WorkerProcess, task: Task, reason: str, now: float) -> None:
     """Ask a step to stop. The frame names the task; the signal only says that there is a frame."""
@@ -75,34 +81,6 @@ def _runs_longer_than_a_sample(worker: WorkerProcess, now: float) -> bool:
     """Whoever is through many tasks between two samples cannot be caught by one, so none is taken."""
     task = worker.current
     return task is not None and task.started_at is not None and now - task.started_at > SAMPLE_SECONDS
-
-
-def _enforce_memory(workers: list[WorkerProcess]) -> None:
-    """Sum up each worker and all that hangs below it, in one pass over the process table."""
-    if not workers:
-        return
-    children: dict[int, list[psutil.Process]] = {}
-    for process in psutil.process_iter(["ppid"]):
-        children.setdefault(process.info["ppid"], []).append(process)
-    for worker in workers:
-        rss = _rss_below(worker.pid, children)
-        task = worker.current
-        if task is None:
-            continue
-        task.peak_rss = max(task.peak_rss, rss)
-        limit = task.step.policy.memory_limit
-        if limit is not None and rss > limit and worker.kill_task(task, Seen.KILLED_MEMORY):
-            log.error("killed: %s resident, its memory limit is %s", mebibytes(rss), mebibytes(limit),
-                      extra={"about": about_task(worker, task)})  # fmt: skip
-
-
-def _rss_below(pid: int, children: dict[int, list[psutil.Process]]) -> int:
-    total = 0
-    with contextlib.suppress(psutil.Error):
-        total += psutil.Process(pid).memory_info().rss
-    for child in children.get(pid, ()):
-        total += _rss_below(child.pid, children)
-    return total
 
 
 def about_task(worker: WorkerProcess, task: Task) -> dict[str, object]:
