@@ -14,6 +14,7 @@ import pytest
 from apps import clients
 from apps.clients import STRANGE, Order
 from harness import APPS, Supervisor, eventually, states
+from psycopg import sql
 from psycopg.rows import dict_row, namedtuple_row
 
 from underway import (
@@ -379,6 +380,21 @@ def test_what_becomes_of_runs(app: Underway, connection: Connection, database: s
     assert stranger.get_run(order.id).result() == {"number": 7, "note": STRANGE}
     stranger.close()
     assert supervisor.process.poll() is None
+
+
+def test_the_databases_own_styles_do_not_matter(
+    app: Underway, connection: Connection, database: str, start_supervisor: Start
+) -> None:
+    # What an old application has made its database's default: psycopg reads neither style
+    for setting in ("datestyle = 'SQL, DMY'", "intervalstyle = 'iso_8601'", "timezone = 'Asia/Kathmandu'"):
+        connection.execute(sql.SQL("alter database {} set " + setting).format(sql.Identifier(connection.info.dbname)))
+    (many,) = clients.handing.enqueue_many([1])
+    runs = [many, clients.handing.enqueue(1)]
+    start_supervisor("clients")
+    for run in runs:
+        assert run.result(20) == "from 1"
+        for attempt in run.attempts():
+            assert abs(attempt.finished_at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 def test_children_exist_if_their_parent_succeeded(

@@ -14,6 +14,7 @@ from underway.postgres.queries import statements
 from underway.postgres.store import job_parameters
 
 _COPY_CHUNK = 256 * 1024
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class AttemptRow(NamedTuple):
@@ -55,7 +56,7 @@ def copy_runs(
     """Many runs at once by COPY, inside a transaction of the connection's: all of them or none."""
     with connection.transaction():
         ((microseconds,),) = _fetch(connection, "clock")
-        now = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+        now = _instant(microseconds)
         with _cursor(connection) as cursor, cursor.copy(statements()["copy_runs"]) as copy:
             for chunk in _copy_chunks(runs, _constant_columns(now, job, step, placement)):
                 copy.write(chunk)
@@ -114,7 +115,8 @@ def job_of(connection: psycopg.Connection[Any], run_id: UUID) -> str | None:
 
 
 def attempts(connection: psycopg.Connection[Any], run_id: UUID) -> list[AttemptRow]:
-    return [AttemptRow(*row) for row in _fetch(connection, "run_attempts", {"id": run_id})]
+    rows = map(AttemptRow._make, _fetch(connection, "run_attempts", {"id": run_id}))
+    return [row._replace(started_at=_instant(row.started_at), finished_at=_instant(row.finished_at)) for row in rows]
 
 
 def cancel(connection: psycopg.Connection[Any], run_id: UUID) -> bool:
@@ -133,6 +135,10 @@ def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | 
             return dict(_fetch(connection, "applied_migrations"))
     except SchemaMissing:
         return None
+
+
+def _instant(microseconds: Any) -> Any:
+    return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
 
 
 def _fetch(connection: psycopg.Connection[Any], name: str, parameters: Any = None) -> list[tuple[Any, ...]]:

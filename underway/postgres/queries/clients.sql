@@ -38,8 +38,9 @@ union all
 select job from underway.finished_run where id = %(id)s
 limit 1;
 
--- run_attempts: the attempts of a run in the order they were made
-select step, number, outcome, error, started_at, finished_at, host, pid, cpu_seconds, peak_rss
+-- run_attempts: the attempts of a run in the order they were made; times as for clock
+select step, number, outcome, error, (extract(epoch from started_at) * 1000000)::int8 as started_at,
+    (extract(epoch from finished_at) * 1000000)::int8 as finished_at, host, pid, cpu_seconds, peak_rss
 from underway.attempt
 where run_id = %(id)s
 order by token;
