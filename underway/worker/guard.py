@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ from underway.worker.conversation import Conversation, SupervisorGone
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_KEEPER_SECONDS = 1.0
 _STOP_SIGNAL = int(signal.SIGUSR1)
 _STOP_SIGNALS = (_STOP_SIGNAL,)
 
@@ -79,7 +81,12 @@ class Guard:
 
 
 def end_everything() -> NoReturn:
-    """The supervisor is gone: end this worker and its session at once. The keeper gets whatever is left."""
+    """The supervisor is gone: do nothing more, and be killed by the keeper with everything below.
+
+    It finds by their parent those of our children that hide from it otherwise, so we must not end before them. Only
+    if it is gone too, we end this worker and its session ourselves.
+    """
+    time.sleep(_KEEPER_SECONDS)
     os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
