@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -69,15 +70,15 @@ def second(cx: Context, value: str) -> Done[str]:
 
 def tries_what_is_refused(cx: Context, run_id: str) -> Done[list[str]]:
     """The refusals of what makes no sense in a step."""
-    attempts = {
-        "enqueue": lambda: echoes.enqueue(1),
-        "enqueue_many": lambda: echoes.enqueue_many([1]),
-        "wait": lambda: app.get_run(run_id).wait(),
-        "result": lambda: app.get_run(run_id).result(),
-        "run": lambda: app.run(),
-    }
+    calls: list[Callable[[], Any]] = [
+        lambda: echoes.enqueue(1),
+        lambda: echoes.enqueue_many([1]),
+        lambda: app.get_run(run_id).wait(),
+        lambda: app.get_run(run_id).result(),
+        lambda: app.run(),
+    ]
     said = []
-    for call in attempts.values():
+    for call in calls:
         try:
             call()
         except InsideStep as error:
