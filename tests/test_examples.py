@@ -104,8 +104,8 @@ def test_demo_renders_and_knows_when_it_has(database: str, connection: psycopg.C
 def test_interrupted_demo_goes_on_where_it_was(
     database: str, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
-    # More than a supervisor holds at once, so that the interrupt surely finds some of them waiting.
-    total = 60
+    # So many that the interrupt surely finds some of them waiting.
+    total = 30
     options = ["--limit", str(total), "--procs", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "examples.flights.demo", "--reports", str(tmp_path), *options],
