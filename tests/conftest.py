@@ -1,6 +1,7 @@
 """A migrated database of its own for every test, and supervisors that end with it."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from underway import Underway
 from underway.postgres import migrate
 
 _numbers = itertools.count(1)
+
+# A developer's own database is nobody's business here, least of all that of a test that expects none to be named.
+for _name in ("UNDERWAY_DATABASE_URL", "DATABASE_URL"):
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture(scope="session")

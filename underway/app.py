@@ -159,7 +159,7 @@ class Underway:
         refuse_inside_step("app.run", "a supervisor already runs this step")
         address = self._address()
         self.migrate()
-        command = [sys.executable, "-m", "underway.cli.supervisor", address, "--procs", str(procs)]
+        command = [sys.executable, "-P", "-m", "underway.cli.supervisor", address, "--procs", str(procs)]
         if until_idle:
             command.append("--until-idle")
         return _run_in_foreground(command)

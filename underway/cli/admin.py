@@ -47,7 +47,7 @@ def sync(app: str) -> None:
     A running supervisor does this at its start.
     """
     # User code runs in a child only: what it prints, starts or breaks is not ours.
-    sys.exit(subprocess.run([sys.executable, "-m", "underway.cli.sync", app], check=False).returncode)
+    sys.exit(subprocess.run([sys.executable, "-P", "-m", "underway.cli.sync", app], check=False).returncode)
 
 
 @main.group()

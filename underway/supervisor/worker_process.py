@@ -52,10 +52,11 @@ class WorkerProcess:
         self._socket.setblocking(False)
         pipe, their_output = os.pipe()
         os.set_blocking(pipe, False)
+        # -P: a types.py beside the app must not be taken for the standard library's while we are still importing that.
         # exec, never fork: the child has none of our memory, locks or descriptors. Its own session keeps Ctrl-C and
         # a TERM for our whole group away from it.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=their_output,
