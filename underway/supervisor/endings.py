@@ -75,6 +75,7 @@ class Endings:
             log.warning("an idle worker died: %s", worker.exit_text, extra={"about": {"worker": worker.slot}})
 
     def _ended(self, worker: WorkerProcess, result: wire.Result) -> None:
+        worker.output.read_to_end_of_task()
         task = worker.tasks.pop(result.token, None)
         if task is None or task.token not in self._held:
             return  # lost in the meantime: refused here already, as the fence would refuse it

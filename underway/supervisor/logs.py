@@ -75,6 +75,8 @@ class WorkerOutput:
         self._worker = worker
         self._line = bytearray()
         self._tail = bytearray()
+        self.behind = False  # messages have come since the pipe was read
+        self._fresh = bytearray()  # of the tail, what was read in this turn of the loop
 
     def read(self) -> bool:
         """Take what is there, but no more than a chunk: a flood in one worker must not hold up the others."""
@@ -85,6 +87,9 @@ class WorkerOutput:
         if not data:
             self._loop.remove_reader(self._pipe)
             return False
+        if not self._fresh:
+            self._loop.call_soon(self._fresh.clear)
+        self._fresh += data
         self._tail = (self._tail + data)[-_TAIL:]
         *lines, rest = (self._line + data).split(b"\n")
         self._line = rest
@@ -100,14 +105,25 @@ class WorkerOutput:
         for _ in range(16):
             if not self.read():
                 break
-        if self._line:
-            self._log(self._line)
+        self._end_line()
         self._loop.remove_reader(self._pipe)
         os.close(self._pipe)
 
+    def read_to_end_of_task(self) -> None:
+        """A task has ended: what it has printed is in the pipe already, or was read with the end of one before it."""
+        if self.behind:
+            self.behind = False
+            self.read()
+        self._end_line()
+
+    def _end_line(self) -> None:
+        if self._line:
+            self._log(self._line)
+            self._line = bytearray()
+
     def forget(self) -> None:
-        """A new task begins: what was printed before is no evidence against it."""
-        self._tail.clear()
+        """A new task begins: what was printed before is no evidence against it, what came with the news may be."""
+        self._tail = self._fresh[-_TAIL:]
 
     def evidence(self) -> str:
         """The last 8 KB of output, without what Postgres could not store."""

@@ -70,7 +70,7 @@ class WorkerProcess:
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._on_death)
         self._loop.add_reader(self._socket, self._on_readable)
-        self._loop.add_reader(pipe, self.output.read)
+        self._loop.add_reader(pipe, self._on_output)
 
     @property
     def pid(self) -> int:
@@ -130,6 +130,12 @@ class WorkerProcess:
         self._receive()
         self._overseer.settled()
 
+    def _on_output(self) -> None:
+        """First hear of which task it is, if that is news."""
+        self._receive()
+        self.output.read()
+        self._overseer.settled()
+
     def _receive(self) -> int:
         """Read once and hand on what came; the number of bytes, 0 when there was nothing to read."""
         try:
@@ -145,6 +151,7 @@ class WorkerProcess:
             if self.alive and not self._exited_soon():
                 self.kill()
             return 0
+        self.output.behind = True
         try:
             for message in self._reader.feed(data):
                 self._overseer.received(self, message)
