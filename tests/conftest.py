@@ -17,6 +17,9 @@ from underway import Underway
 from underway.postgres import migrate
 
 _numbers = itertools.count(1)
+# Of this process: several may share one server.
+_PREFIX = f"underway_test_{os.getpid()}"
+_TEMPLATE = sql.Identifier(f"{_PREFIX}_template")
 
 # A developer's own database is nobody's business here, least of all that of a test that expects none to be named.
 for _name in ("UNDERWAY_DATABASE_URL", "DATABASE_URL"):
@@ -29,6 +32,8 @@ def server() -> Iterator[str]:
     with server_url() as url:
         _make_template(url)
         yield url
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(sql.SQL("drop database {}").format(_TEMPLATE))
 
 
 @pytest.fixture(scope="session")
@@ -100,17 +105,17 @@ def start_supervisor(database: str, tmp_path: Path) -> Iterator[Callable[..., Su
 
 def _make_template(server: str) -> None:
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute("drop database if exists underway_template")
-        connection.execute("create database underway_template")
-    with psycopg.connect(make_conninfo(server, dbname="underway_template")) as connection:
+        connection.execute(sql.SQL("drop database if exists {}").format(_TEMPLATE))
+        connection.execute(sql.SQL("create database {}").format(_TEMPLATE))
+    with psycopg.connect(make_conninfo(server, dbname=f"{_PREFIX}_template")) as connection:
         migrate.migrate(connection)
 
 
 def _fresh_database(server: str, *, template: bool) -> Iterator[str]:
-    name = f"underway_test_{next(_numbers)}"
+    name = f"{_PREFIX}_{next(_numbers)}"
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
-        source = sql.SQL("template underway_template") if template else sql.SQL("")
+        source = sql.SQL("template {}").format(_TEMPLATE) if template else sql.SQL("")
         connection.execute(sql.SQL("create database {} {}").format(sql.Identifier(name), source))
         yield make_conninfo(server, dbname=name)
         connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))

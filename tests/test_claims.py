@@ -85,15 +85,28 @@ def test_one_unit_of_priority_is_worth_one_minute_of_waiting(connection: Connect
     assert [run.run for run in claim(database)] == [str(run) for run in order]
 
 
-def test_a_retry_that_went_back_ranks_by_its_new_due_time(database: str, connection: Connection, us: UUID) -> None:
-    run, token = insert_held(connection, us, rank=AGES_AGO)
-    other = insert(connection, rank=ago(1))
+def test_a_run_keeps_its_place_in_line_through_its_steps(database: str, connection: Connection, us: UUID) -> None:
+    begun, token = insert_held(connection, us, due=ago(2), rank=ago(2))
+    later = insert(connection, due=ago(1), rank=ago(1))
 
-    async def give_back(store: Store) -> None:
-        await store.continue_([go_on(run, token, step=LANE.step, priority=0)], [])
+    async def hand_over(store: Store) -> None:
+        await store.continue_([go_on(begun, token, step=LANE.step)], [])
 
-    with_store(database, give_back, us)
-    assert [claimed.run for claimed in claim(database)] == [other, run]
+    with_store(database, hand_over, us)
+    assert [claimed.run for claimed in claim(database)] == [begun, later]
+
+
+def test_a_run_that_has_to_wait_ranks_by_when_it_is_due(database: str, connection: Connection, us: UUID) -> None:
+    retried, token = insert_held(connection, us, due=ago(2), rank=ago(2))
+    later = insert(connection, due=ago(1), rank=ago(1))
+
+    async def back_off(store: Store) -> None:
+        await store.continue_([go_on(retried, token, step=LANE.step, delay=0.001)], [])
+        await asyncio.sleep(0.01)
+        await store.promote(10)
+
+    with_store(database, back_off, us)
+    assert [claimed.run for claimed in claim(database)] == [later, retried]
 
 
 def _minutes(number: float) -> timedelta:

@@ -73,12 +73,10 @@ def _reports() -> Path:
     return Path(os.environ.get("UNDERWAY_REPORTS", "reports")).absolute()
 
 
-# The later a step, the more it is preferred: what was begun is finished first. Otherwise a run that has done one step
-# stands behind all that were enqueued before it did, and of 185 reports all come at the very end.
 flight_report = (
     app.job("flight-report")
     .step(select, timeout=timedelta(minutes=1))
-    .step(compute, timeout=timedelta(minutes=1), memory_limit="1 GiB", priority=60)
-    .step(render, timeout=timedelta(minutes=2), memory_limit="1 GiB", priority=120, retry=RetryPolicy(max_attempts=3))
-    .step(file, priority=180, retry=RetryPolicy(max_attempts=10))
+    .step(compute, timeout=timedelta(minutes=1), memory_limit="1 GiB")
+    .step(render, timeout=timedelta(minutes=2), memory_limit="1 GiB", retry=RetryPolicy(max_attempts=3))
+    .step(file, retry=RetryPolicy(max_attempts=10))
 )
