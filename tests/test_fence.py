@@ -78,7 +78,7 @@ FENCED_WRITES = [pytest.param(write, id=f"{name}-{write.__name__}") for name in 
 BY_SITUATION: dict[str, set[str]] = {
     "claim_tasks": {"pending"},
     "promote_runs": {"waiting and due"},
-    "cancel_run": {"pending", "waiting", "waiting and due"},
+    "cancel_run": {"pending", "waiting", "waiting, in our name", "waiting and due"},
     "reap_runs": {"lapsed, ours", "lapsed, others'"},
     "release_unknown": {"in progress", "lapsed, ours"},
 }
@@ -94,6 +94,8 @@ SITUATIONS: dict[str, dict[str, Any]] = {
     "in progress, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_until": IN_AN_HOUR},
     "pending": {"state": "pending"},
     "waiting": {"state": "waiting", "due": IN_AN_HOUR},
+    # Nothing leaves a row like this; the state alone must be reason enough to refuse.
+    "waiting, in our name": {"state": "waiting", "due": IN_AN_HOUR, "owner": str(US)},
     "cancel requested": {"state": "in_progress", "owner": str(US), "lease_until": IN_AN_HOUR, "cancel_requested": True},
     "finished": {},
     "missing": {},
