@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -15,19 +15,6 @@ from underway.postgres.store import job_parameters
 
 _COPY_CHUNK = 256 * 1024
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class AttemptRow(NamedTuple):
-    step: str
-    number: int
-    outcome: str
-    error: str | None
-    started_at: datetime | None
-    finished_at: datetime
-    host: str | None
-    pid: int | None
-    cpu_seconds: float | None
-    peak_rss: int | None
 
 
 def insert_run(
@@ -114,9 +101,12 @@ def job_of(connection: psycopg.Connection[Any], run_id: UUID) -> str | None:
     return rows[0][0] if rows else None
 
 
-def attempts(connection: psycopg.Connection[Any], run_id: UUID) -> list[AttemptRow]:
-    rows = map(AttemptRow._make, _fetch(connection, "run_attempts", {"id": run_id}))
-    return [row._replace(started_at=_instant(row.started_at), finished_at=_instant(row.finished_at)) for row in rows]
+def attempts(connection: psycopg.Connection[Any], run_id: UUID) -> list[tuple[Any, ...]]:
+    """Step, number, outcome, error, start, end, host, pid, CPU seconds, peak bytes of each."""
+    return [
+        (step, number, outcome, error, _instant(started), _instant(finished), *rest)
+        for step, number, outcome, error, started, finished, *rest in _fetch(connection, "run_attempts", {"id": run_id})
+    ]
 
 
 def cancel(connection: psycopg.Connection[Any], run_id: UUID) -> bool:
