@@ -20,12 +20,14 @@ def test_a_timeout_interrupts_the_step_which_may_clean_up(
 ) -> None:
     bind(limits.app)
     tidy = limits.tidying.enqueue(str(tmp_path))
+    late = limits.late.enqueue(limits.Slow(1))
     catching = limits.catching.enqueue()
     chattering = [limits.chattering.enqueue() for _ in range(4)]
     assert start_supervisor("limits", "--procs", "3", "--until-idle").wait() == 0
     # `except Exception` in the step has not swallowed it, its `finally` had the time it took.
     assert (tmp_path / str(tidy.id)).read_text() == "cleaned"
-    for run in (tidy, *chattering):
+    # An interrupt that comes while the input is decoded is not lost: there is nothing to clean up, and no kill.
+    for run in (tidy, late, *chattering):
         assert run.status() is Status.FAILED
         (attempt,) = run.attempts()
         assert (attempt.number, attempt.outcome) == (1, "timed_out")

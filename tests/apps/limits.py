@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -75,6 +76,23 @@ def takes_the_signal(cx: Context) -> Done:
     return To.done()
 
 
+@dataclass
+class Slow:
+    """Takes its time to be decoded."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if "underway.worker" in sys.orig_argv:
+            time.sleep(self.seconds)
+
+
+def begins_late(cx: Context, slow: Slow) -> Done:
+    time.sleep(60)
+    return To.done()
+
+
+late = app.job("late").step(begins_late, timeout=second / 2, retry=once)
 tidying = app.job("tidying").step(tidy, timeout=second / 2, retry=once)
 catching = app.job("catching").step(catches_it, timeout=second / 2, retry=once)
 chattering = app.job("chattering").step(beside_a_thread, timeout=second / 2, retry=once)

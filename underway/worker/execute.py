@@ -79,8 +79,8 @@ class Executor:
         arguments = (cx, codec.decode(task.payload, step.input_type)) if step.takes_input else (cx,)
         context.enter(cx)
         try:
-            self._guard.begin(task.token)
             try:
+                self._guard.begin(task.token)
                 return step.function(*arguments)
             finally:
                 self._guard.end()

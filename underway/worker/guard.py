@@ -29,6 +29,7 @@ class Guard:
         self._conversation = conversation
         self._running: int | None = None
         self._postponed: str | None = None
+        self._called_early = False
         self.inbox: list[wire.Message] = []
         signal.signal(_STOP_SIGNAL, self._look)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -38,6 +39,9 @@ class Guard:
     def begin(self, token: int) -> None:
         self._take_signal_back()
         self._running = token
+        if self._called_early:
+            self._called_early = False
+            self._look(_STOP_SIGNAL, None)
 
     def end(self) -> None:
         """From here on no interrupt is raised."""
@@ -53,6 +57,7 @@ class Guard:
     def _look(self, _number: int, _frame: FrameType | None) -> None:
         # Outside a step the main loop reads the inbox itself, and may be in the middle of it.
         if self._running is None:
+            self._called_early = True  # perhaps for the task whose input is just being decoded
             return
         try:
             for message in self._conversation.poll():
