@@ -58,6 +58,18 @@ def test_runs_are_claimed_in_the_order_of_their_rank(any_database: str) -> None:
     assert [run.run for run in claim(any_database)] == [placed[minutes] for minutes in (5, 4, 3, 2, 1)]
 
 
+def test_of_more_candidates_than_it_takes_a_claim_takes_the_oldest(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        placed = {minutes: insert(connection, rank=ago(minutes), crashes=minutes == 5) for minutes in range(1, 9)}
+
+    async def turns(store: Store) -> list[set[str]]:
+        """Within one answer only the store sorts, so a turn is a set."""
+        return [{run.run for run in await store.claim(LANES, 2, candidates=8, suspects=1)} for _ in range(4)]
+
+    order = [{8, 7}, {6, 5}, {4, 3}, {2, 1}]
+    assert with_store(any_database, turns) == [{placed[minutes] for minutes in turn} for turn in order]
+
+
 def test_the_oldest_rank_of_all_lanes_comes_first(any_database: str) -> None:
     lanes = [Lane("default", "a", "x"), Lane("default", "a", "y"), Lane("other", "b", "x")]
     with psycopg.connect(any_database, autocommit=True) as connection:
