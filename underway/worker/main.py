@@ -21,7 +21,9 @@ _DID_NOT_BOOT = 3
 
 def main() -> None:
     app_name, descriptor, supervisor = sys.argv[1:]
-    conversation = Conversation(socket.socket(fileno=int(descriptor)))
+    wire_end = socket.socket(fileno=int(descriptor))
+    wire_end.set_inheritable(False)  # passed to us by exec; what the user's code starts must not have it
+    conversation = Conversation(wire_end)
     guard = Guard(conversation, int(supervisor))
     forwarder = LogForwarder(conversation, guard)
     logging.getLogger().addHandler(forwarder)
