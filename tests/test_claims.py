@@ -60,7 +60,7 @@ def test_runs_are_claimed_in_the_order_of_their_rank(any_database: str) -> None:
 
 def test_of_more_candidates_than_it_takes_a_claim_takes_the_oldest(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        placed = {minutes: insert(connection, rank=ago(minutes), crashes=minutes == 5) for minutes in range(1, 9)}
+        placed = {minutes: insert(connection, rank=ago(minutes), crashes=int(minutes == 5)) for minutes in range(1, 9)}
 
     async def turns(store: Store) -> list[set[str]]:
         """Within one answer only the store sorts, so a turn is a set."""
