@@ -36,17 +36,24 @@ def main(names: tuple[str, ...], rounds: int | None, quick: bool, runs: int | No
     began = time.monotonic()
     load_before = machine.load()
     neighbours: list[float] = []
+    unfinished = ""
     with progress() as say, stage.set_up() as prepared:
         described = machine.describe(prepared)
         for name in dict.fromkeys(names or CASES):
             pairs = Pairs(prepared, rounds, patience, _about(name, say))
-            rows += CASES[name].run(Setting(prepared, sizes, pairs))
+            try:
+                rows += pairs.judged(CASES[name].run(Setting(prepared, sizes, pairs)))
+            except (KeyboardInterrupt, SystemExit):  # minutes of measuring are not to be lost with the rest
+                unfinished = name
+                break
             neighbours += pairs.neighbours
     about = report.Circumstances(described, load_before, machine.load(), neighbours, time.monotonic() - began)
     print(report.table(rows))
     print()
     print(report.footer(rows, about))
     print(report.save(rows, about, {"rounds": rounds, "sizes": asdict(sizes)}))
+    if unfinished:
+        sys.exit(f"stopped during {unfinished}: the table is of what was finished before")
 
 
 def _about(name: str, say: Say) -> Say:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ class Machine:
     python: str
     postgres: str
     settings: dict[str, str]
+    code: str
 
     @property
     def line(self) -> str:
         durability = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-        return f"{self.cpu}, {self.cores} cores; Python {self.python}; PostgreSQL {self.postgres} ({durability})"
+        software = f"Python {self.python}; PostgreSQL {self.postgres} ({durability})"
+        return f"underway {self.code}; {self.cpu}, {self.cores} cores; {software}"
 
 
 def describe(stage: Stage) -> Machine:
@@ -33,7 +36,19 @@ def describe(stage: Stage) -> Machine:
         platform.python_version(),
         str(stage.value("show server_version")).split()[0],
         {name: str(stage.value("select current_setting(%s)", name)) for name in ("fsync", "synchronous_commit")},
+        _code(),
     )
+
+
+def _code() -> str:
+    """The commit that is measured; in a copy without git, what its file COMMIT says."""
+    root = Path(__file__).parent.parent
+    if (note := root / "COMMIT").exists():
+        return note.read_text().strip()
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return said.stdout.strip() or "of an unknown commit"
 
 
 def _cpu_model() -> str:

@@ -43,6 +43,7 @@ class Row:
     goal: float | None = None
     judged_by: str | None = None
     notes: dict[str, object] = field(default_factory=dict)
+    disturbed: float | None = None  # the part of the machine that others used in the worst of its samples, if too much
 
     @property
     def ours(self) -> float:

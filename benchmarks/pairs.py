@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from benchmarks.machine import Neighbours
+from benchmarks.model import Row
 from benchmarks.stage import Stage
 
 T = TypeVar("T")
 
 # Above this part of the machine used by others a sample says more about them than about us.
-_QUIET = 0.05
+QUIET = 0.05
 _LOOK_SECONDS = 0.5
 
 
@@ -41,13 +42,17 @@ class Pairs:
             order = [*order[1:], order[0]]
         return samples
 
+    def watched(self, form: Callable[[], T]) -> T:
+        """One sample that is not repeated."""
+        return self._sample(form, time.monotonic())
+
     def _sample(self, form: Callable[[], T], deadline: float) -> T:
         while True:
             self._await_quiet(deadline)
             others = Neighbours(self.stage)
             value = form()
             share = others.share()
-            if share <= _QUIET or time.monotonic() > deadline:
+            if share <= QUIET or time.monotonic() > deadline:
                 self.neighbours.append(share)
                 return value
 
@@ -55,5 +60,11 @@ class Pairs:
         while time.monotonic() < deadline:
             others = Neighbours(self.stage)
             time.sleep(_LOOK_SECONDS)
-            if others.share() <= _QUIET:
+            if others.share() <= QUIET:
                 return
+
+    def judged(self, rows: list[Row]) -> list[Row]:
+        """These rows, marked as disturbed if the machine was not quiet: a median over noise is still noise."""
+        if not self.neighbours or max(self.neighbours) <= QUIET:
+            return rows
+        return [replace(row, disturbed=max(self.neighbours)) for row in rows]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from benchmarks import app, peers, work
@@ -40,7 +41,7 @@ def run(setting: Setting) -> list[Row]:
     for name, form in forms.items():
         setting.pairs.say(name)
         with _ear() as ear:
-            samples[name] = form(setting, ear)
+            samples[name] = setting.pairs.watched(partial(form, setting, ear))
     setting.stage.empty()
     return [Row("killed worker's slot busy again", "ms", samples, lower_is_better=True, goal=20)]
 
