@@ -36,6 +36,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.draining = asyncio.Event()
         self.now = asyncio.Event()
+        self._signalled = False
 
     def listen(self) -> None:
         loop = asyncio.get_running_loop()
@@ -47,9 +48,11 @@ class StopRequest:
         self.draining.set()
 
     def _drain_then_now(self, number: signal.Signals) -> None:
-        if self.draining.is_set():
+        if self._signalled:
             self._at_once()
-        else:
+            return
+        self._signalled = True
+        if not self.draining.is_set():
             log.info("%s: finishing what runs, claiming nothing more; once more to stop now", number.name)
             self.drain()
 
