@@ -158,6 +158,8 @@ class Commits:
         self.outcomes[ended.row.attempt.outcome] += 1
         if isinstance(ended.row, Continue):
             self._on_continue(ended.row.delay)
+        if ended.task.suspect:
+            self._on_continue(0)  # one is held at a time, and this one no more
 
     def _is_held(self, task: Task) -> bool:
         return task.token in self._held
