@@ -30,6 +30,7 @@ log = getLogger("underway.supervisor")
 
 _TICK_SECONDS = 0.05
 _IDLE_TICK_SECONDS = 0.5
+_CANCEL_SECONDS = 0.5
 
 
 class Service:
@@ -104,9 +105,7 @@ class Service:
             drain = Drain(self._crew, self._dispatch, self._endings, self._commits, self._store, self._stop)
             return await drain.run(grace)
         finally:
-            for loop in (told, claiming, *loops):
-                loop.cancel()
-            await asyncio.gather(told, claiming, *loops, return_exceptions=True)
+            await _end([told, claiming, *loops])
 
     def _hand_out(self) -> None:
         """After a batch of messages: give free workers what there is, and ask for more."""
@@ -161,3 +160,16 @@ class Service:
 
 def _start(loop: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
     return asyncio.get_running_loop().create_task(loop)
+
+
+async def _end(loops: "list[asyncio.Task[Any]]") -> None:
+    """Cancel them until they have ended.
+
+    Once is not enough: up to Python 3.11 wait_for, which psycopg uses too, swallows a cancellation that comes together
+    with what was waited for. (A supervisor that was told to stop then never did.)
+    """
+    while living := [loop for loop in loops if not loop.done()]:
+        for loop in living:
+            loop.cancel()
+        await asyncio.wait(living, timeout=_CANCEL_SECONDS)
+    await asyncio.gather(*loops, return_exceptions=True)
