@@ -386,10 +386,12 @@ class Fleet:
         self.faults.append(f"supervisor {serving.mark}: {text}\n{excerpt}")
 
     def workers(self) -> list[psutil.Process]:
+        """Not of those that do not serve yet: if its very first worker is killed, a supervisor gives up at once."""
         workers = []
         for serving in self.serving:
             with suppress(psutil.Error):
-                workers += serving.supervisor.workers()
+                if "serving" in serving.supervisor.log:
+                    workers += serving.supervisor.workers()
         return workers
 
     def stop(self) -> None:
