@@ -599,3 +599,11 @@ main()
     program = "from underway import Underway; app = Underway(); app.run()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert "a REPL has no file to import" in done.stderr
+
+
+def test_a_program_that_enqueued_ends_by_itself(database: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.partition("if __name__")[0] + "job.enqueue(1)\nprint('enqueued')\n")
+    environment = {"PATH": "/usr/bin:/bin", "UNDERWAY_DATABASE_URL": database}
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "enqueued\n", "")

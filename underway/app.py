@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,9 @@ class Underway:
                 with psycopg.connect(url) as connection:
                     migrate.check(runs.applied_migrations(connection))
                 self._pool = psycopg_pool.ConnectionPool(url, min_size=0, max_size=4, open=True)
+                # Left to the interpreter's end, it waits there for threads that are gone already: from Python 3.13
+                # on a program that had enqueued never ended.
+                weakref.finalize(self, self._pool.close)
             return self._pool
 
     def close(self) -> None:
