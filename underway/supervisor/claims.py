@@ -19,6 +19,8 @@ POLL_SECONDS_DEAF = 0.2
 # After so many claims in a row that got all they asked for, there is a backlog.
 BACKLOG_CLAIMS = 5
 _STOP_SECONDS = 2.0
+# So long after a claim was interrupted it may still take effect: a statement lives at most 10 s.
+UNKNOWN_SECONDS = 12.0
 # Results that wait for their commit; claims pause above.
 MOST_UNCOMMITTED = 2000
 
@@ -47,6 +49,7 @@ class Claims:
         self._woken = asyncio.Event()
         self._idle = False
         self._full_claims = 0
+        self._unknown_until = 0.0
         self._stopping = False
         self._short = False
         self._lanes = Lanes(())
@@ -83,6 +86,7 @@ class Claims:
         return self._dispatch.demand() if self._uncommitted() < MOST_UNCOMMITTED else 0
 
     async def _claim(self, tasks: int) -> int:
+        await self._release_unknown()
         sent_at = time.monotonic()
         steps = self._crew.lanes
         if steps is not self._lanes_of:
@@ -95,7 +99,7 @@ class Claims:
             claimed = await self._store.claim(self._lanes, tasks, candidates=candidates, suspects=suspects)
         except DatabaseAway as error:
             log.warning("claim interrupted: %s", error)
-            await self._release_unknown()
+            self._unknown_until = time.monotonic() + UNKNOWN_SECONDS
             return 0
         self._short = len(claimed) < tasks
         held = [from_claim(run, steps[run.lane], sent_at) for run in claimed]
@@ -105,13 +109,17 @@ class Claims:
         return len(claimed)
 
     async def _release_unknown(self) -> None:
-        """A claim whose answer was lost may have taken runs that we do not know of; nobody is to blame for that."""
-        while True:
-            try:
-                await self._store.release_unknown({task.run for task in self._held.values()})
-            except DatabaseAway:
-                continue
+        """A claim whose answer was lost may have taken runs that we do not know of; nobody is to blame for that.
+
+        It may even do so later, in a backend that has not noticed yet that we are gone: so before each claim for a
+        while, and never beside one.
+        """
+        if not self._unknown_until:
             return
+        with contextlib.suppress(DatabaseAway):
+            await self._store.release_unknown({task.run for task in self._held.values()})
+            if time.monotonic() > self._unknown_until:
+                self._unknown_until = 0.0
 
     async def _declare_idle(self, tasks: int) -> bool:
         """Ask to be notified, then claim once more: whoever enqueued before it did not know. True if that found any.
@@ -134,5 +142,6 @@ class Claims:
             await self._store.set_idle(False)
 
     def forget_idle(self) -> None:
-        """The label of this supervisor was written anew, and it does not say idle."""
+        """The label of this supervisor was written anew, and it does not say idle: look, and say so again."""
         self._idle = False
+        self.wake()
