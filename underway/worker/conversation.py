@@ -1,6 +1,5 @@
 """The worker's end of the wire."""
 
-import contextlib
 import os
 import socket
 import threading
@@ -88,7 +87,3 @@ class Conversation:
             raise SupervisorGone
         # A list, not a generator: a signal handler that polls must not find half a frame taken.
         return list(self._reader.feed(data))
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.close()

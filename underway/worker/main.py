@@ -59,6 +59,7 @@ class Inbox:
     def work(self) -> None:
         while True:
             while not self._tasks:
+                self._revoked.clear()  # they came too late, for tasks that are done
                 self._conversation.send()  # the last result, if nothing follows it
                 self._take(self._conversation.receive())
             task = self._tasks.popleft()
