@@ -17,6 +17,7 @@ log = logging.getLogger("underway.worker")
 _CHUNK = 64 * 1024
 _TAIL = 8 * 1024
 _LONGEST_LINE = 16 * 1024
+_FRESH_SECONDS = 0.25
 
 
 class HumanFormatter(logging.Formatter):
@@ -76,7 +77,8 @@ class WorkerOutput:
         self._line = bytearray()
         self._tail = bytearray()
         self.behind = False  # messages have come since the pipe was read
-        self._fresh = bytearray()  # of the tail, what was read in this turn of the loop
+        self._fresh = bytearray()  # of the tail, what was read just now
+        self._fresh_at = 0.0
 
     def read(self) -> bool:
         """Take what is there, but no more than a chunk: a flood in one worker must not hold up the others."""
@@ -87,9 +89,8 @@ class WorkerOutput:
         if not data:
             self._loop.remove_reader(self._pipe)
             return False
-        if not self._fresh:
-            self._loop.call_soon(self._fresh.clear)
-        self._fresh += data
+        self._fresh = (self._what_is_fresh() + data)[-_TAIL:]
+        self._fresh_at = time.monotonic()
         self._tail = (self._tail + data)[-_TAIL:]
         *lines, rest = (self._line + data).split(b"\n")
         self._line = rest
@@ -122,8 +123,15 @@ class WorkerOutput:
             self._line = bytearray()
 
     def forget(self) -> None:
-        """A new task begins: what was printed before is no evidence against it, what came with the news may be."""
-        self._tail = self._fresh[-_TAIL:]
+        """A new task begins: what was printed before is no evidence against it.
+
+        What came just before the news may be: the traceback of a task that crashed at once is often read before we
+        hear that it had started.
+        """
+        self._tail = self._what_is_fresh()
+
+    def _what_is_fresh(self) -> bytearray:
+        return self._fresh if time.monotonic() - self._fresh_at < _FRESH_SECONDS else bytearray()
 
     def evidence(self) -> str:
         """The last 8 KB of output, without what Postgres could not store."""
