@@ -1,6 +1,7 @@
 """The end of a supervisor's service: finish what runs, then interrupt, then kill; release the rest, charge nobody."""
 
 import asyncio
+import contextlib
 import time
 from logging import getLogger
 
@@ -18,6 +19,7 @@ log = getLogger("underway.supervisor")
 
 _FLUSH_SECONDS = 10.0
 _DEATH_SECONDS = 5.0
+_LABEL_SECONDS = 1.0
 
 
 class Drain:
@@ -78,8 +80,11 @@ class Drain:
         try:
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._commits.flushed()
-                await self._store.deregister()
-        except (TimeoutError, DatabaseAway):
+        except TimeoutError:
             log.error("the database is away: what could not be written is taken back when its leases expire")
             return False
+        # A label that stays behind does no harm, and is no reason to call the stop unclean.
+        with contextlib.suppress(TimeoutError, DatabaseAway):
+            async with asyncio.timeout(_LABEL_SECONDS):
+                await self._store.deregister()
         return True
