@@ -1,7 +1,6 @@
 """What a user may say about a step or a run, checked where it is said."""
 
 import re
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypedDict
 
@@ -112,6 +111,3 @@ def _checked(option: str, value: Any, kind: type[Any], text: str) -> Any:
     if not isinstance(value, kind):
         raise InvalidOption(f"{option} must be {text}, not {value!r}")
     return value
-
-
-StepFunction = Callable[..., Any]

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 from underway import wire
@@ -206,6 +205,3 @@ class WorkerProcess:
         kill_below(self.mark)
         self._overseer.died(self)
         self._overseer.settled()
-
-
-WorkerFactory = Callable[[int, Overseer], WorkerProcess]
