@@ -90,10 +90,6 @@ class PayloadError(UnderwayError, ValueError):
     """A value that cannot travel as JSON, or does not fit the type it should have."""
 
 
-class UnknownJob(UnderwayError):
-    """Nobody has declared or registered a job of that name."""
-
-
 class RunNotFound(UnderwayError):
     """No run has this id. A finished run leaves the database after its `keep`."""
 

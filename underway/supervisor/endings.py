@@ -116,8 +116,7 @@ class Endings:
         row = settle(task, seen, attempt._replace(outcome=outcome, error=error), self._rng, retry_after)
         self._commits.submit(Ended(task, row, [], now))
         if task.started_at is not None:
-            about = {"run": task.run, "job": task.lane.job, "step": task.lane.step, "attempt": task.attempt}
-            log.warning("attempt %s: %s", outcome, _headline(error), extra={"about": about})
+            log.warning("attempt %s: %s", outcome, _headline(error), extra={"about": task.about})
 
     def release(self, task: Task) -> None:
         """Give back a task that was never started; nobody is charged."""

@@ -84,13 +84,7 @@ def _runs_longer_than_a_sample(worker: WorkerProcess, now: float) -> bool:
 
 
 def about_task(worker: WorkerProcess, task: Task) -> dict[str, object]:
-    return {
-        "worker": worker.slot,
-        "run": task.run,
-        "job": task.lane.job,
-        "step": task.lane.step,
-        "attempt": task.attempt,
-    }
+    return {"worker": worker.slot, **task.about}
 
 
 def mebibytes(size: int) -> str:

@@ -60,11 +60,8 @@ def configure(*, json: bool, level: int) -> None:
 
 def about(worker: "WorkerProcess") -> dict[str, Any]:
     """Which worker, and which attempt it is at."""
-    fields: dict[str, Any] = {"worker": worker.slot}
     task = worker.current
-    if task is not None:
-        fields |= {"run": task.run, "job": task.lane.job, "step": task.lane.step, "attempt": task.attempt}
-    return fields
+    return {"worker": worker.slot, **(task.about if task is not None else {})}
 
 
 class WorkerOutput:

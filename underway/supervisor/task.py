@@ -43,6 +43,11 @@ class Task:
         return self.crashes > 0
 
     @property
+    def about(self) -> dict[str, object]:
+        """What a log line about it names."""
+        return {"run": self.run, "job": self.lane.job, "step": self.lane.step, "attempt": self.attempt}
+
+    @property
     def attempt(self) -> int:
         """The number of this try at this step, from 1."""
         return self.number + 1

@@ -42,7 +42,6 @@ class WorkerProcess:
         self.revoked: set[int] = set()
         self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and why
         self.died_writing = False
-        self.completed = 0
         self._overseer = overseer
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
@@ -100,11 +99,6 @@ class WorkerProcess:
         with contextlib.suppress(ValueError):
             return f"signal {signal.Signals(-code).name}"
         return f"signal {-code}"
-
-    @property
-    def exit_signal(self) -> int | None:
-        code = self._process.returncode
-        return -code if code is not None and code < 0 else None
 
     # Talking
 
