@@ -1,6 +1,6 @@
 """How much of the machine is left for the work when the steps burn CPU: the share of multiprocessing.Pool."""
 
-from benchmarks import app, peers, work
+from benchmarks import app, limits, work
 from benchmarks.cases.measured import Backlog
 from benchmarks.cases.setting import PROCS, Setting
 from benchmarks.model import OURS, Row
@@ -22,8 +22,8 @@ def _burn(setting: Setting, supervisor: Supervisor, milliseconds: int, tasks: in
     samples = setting.pairs.alternate(
         {
             OURS: backlog.rate,
-            peers.POOL: lambda: peers.pool_rate(PROCS, work.burn, values),
-            peers.EXECUTOR: lambda: peers.executor_rate(PROCS, work.burn, values),
+            limits.POOL: lambda: limits.pool_rate(PROCS, work.burn, values),
+            limits.EXECUTOR: lambda: limits.executor_rate(PROCS, work.burn, values),
         },
         f"{milliseconds} ms, ",
     )
@@ -34,6 +34,6 @@ def _burn(setting: Setting, supervisor: Supervisor, milliseconds: int, tasks: in
         samples,
         floor=floor,
         goal=goal,
-        judged_by=peers.POOL,
+        judged_by=limits.POOL,
         notes={"tasks": tasks, "cpu_microseconds_a_run": backlog.microseconds},
     )

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import chain
 from statistics import median
 
-from benchmarks import app, peers, work
+from benchmarks import app, limits, work
 from benchmarks.cases.setting import PROCS, Setting
 from benchmarks.model import OURS, Row, percentile
 
@@ -17,7 +17,7 @@ _WARM_UP = 10
 
 
 def run(setting: Setting) -> list[Row]:
-    forms = {OURS: _ours, peers.POOL: _pool, peers.EXECUTOR: _executor}
+    forms = {OURS: _ours, limits.POOL: _pool, limits.EXECUTOR: _executor}
     with setting.stage.supervisor(PROCS):
         samples = setting.pairs.alternate({name: partial(form, setting) for name, form in forms.items()})
     medians = {name: [median(sample) for sample in taken] for name, taken in samples.items()}
@@ -51,12 +51,12 @@ def _await_finished(setting: Setting, runs: int) -> None:
 
 
 def _pool(setting: Setting) -> list[float]:
-    with peers.pool(PROCS) as pool:
+    with limits.pool(PROCS) as pool:
         return _in_process(setting.sizes.latencies, lambda: pool.apply(work.clock, (0,)))
 
 
 def _executor(setting: Setting) -> list[float]:
-    with peers.executor(PROCS) as executor:
+    with limits.executor(PROCS) as executor:
         return _in_process(setting.sizes.latencies, lambda: executor.submit(work.clock, 0).result())
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from benchmarks import app, peers, work
+from benchmarks import app, limits, work
 from benchmarks.cases.setting import PROCS, Setting
 from benchmarks.model import OURS, Row
 
@@ -36,7 +36,7 @@ class Ear:
 
 
 def run(setting: Setting) -> list[Row]:
-    forms = {OURS: _ours, peers.POOL: _pool, f"{peers.EXECUTOR}, built anew": _executor}
+    forms = {OURS: _ours, limits.POOL: _pool, f"{limits.EXECUTOR}, built anew": _executor}
     samples = {}
     for name, form in forms.items():
         setting.pairs.say(name)
@@ -60,7 +60,7 @@ def _ours(setting: Setting, ear: Ear) -> list[float]:
 
 
 def _pool(setting: Setting, ear: Ear) -> list[float]:
-    with peers.pool(PROCS) as pool:
+    with limits.pool(PROCS) as pool:
         for _ in range(setting.sizes.kills + PROCS):
             pool.apply_async(work.announce, (ear.address,))
         busy = [ear.next()[0] for _ in range(PROCS)]
@@ -86,14 +86,14 @@ def _executor(setting: Setting, ear: Ear) -> list[float]:
     """It does not survive a dead worker: everything in it is lost, and it has to be made anew."""
     samples = []
     for _ in range(setting.sizes.kills):
-        with suppress(BrokenProcessPool), peers.executor(PROCS) as executor:
+        with suppress(BrokenProcessPool), limits.executor(PROCS) as executor:
             doomed = executor.submit(work.announce, ear.address)
             pid, _reached = ear.next()
             time.sleep(0.1)
             killed_at = time.monotonic_ns()
             os.kill(pid, signal.SIGKILL)
             doomed.result(_PATIENCE_SECONDS)
-        with peers.cold_executor(PROCS) as executor:
+        with limits.cold_executor(PROCS) as executor:
             executor.submit(work.announce, ear.address)
             pid, reached = ear.next()
             samples.append((reached - killed_at) / 1e6)

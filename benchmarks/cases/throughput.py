@@ -1,6 +1,6 @@
 """No-op runs of one and of two steps a second."""
 
-from benchmarks import app, peers, work
+from benchmarks import app, limits, work
 from benchmarks.cases.measured import Backlog
 from benchmarks.cases.setting import PROCS, Setting
 from benchmarks.model import OURS, Row
@@ -14,8 +14,8 @@ def noop(setting: Setting) -> list[Row]:
         samples = setting.pairs.alternate(
             {
                 OURS: backlog.rate,
-                peers.POOL: lambda: peers.pool_rate(PROCS, work.nothing, values),
-                peers.EXECUTOR: lambda: peers.executor_rate(PROCS, work.nothing, values),
+                limits.POOL: lambda: limits.pool_rate(PROCS, work.nothing, values),
+                limits.EXECUTOR: lambda: limits.executor_rate(PROCS, work.nothing, values),
             },
         )
     notes = {"runs": len(values), "cpu_microseconds_a_run": backlog.microseconds}
@@ -28,7 +28,7 @@ def two_step(setting: Setting) -> list[Row]:
         backlog = Backlog(setting.stage, supervisor, app.two_step, values)
         backlog.warm_up(setting.sizes.warm_up)
         samples = setting.pairs.alternate(
-            {OURS: backlog.rate, peers.POOL: lambda: peers.pool_two_step_rate(PROCS, values)},
+            {OURS: backlog.rate, limits.POOL: lambda: limits.pool_two_step_rate(PROCS, values)},
         )
     notes = {"runs": len(values), "cpu_microseconds_a_run": backlog.microseconds}
     return [Row("no-op, two steps", "runs/s", samples, goal=15_000, notes=notes)]
