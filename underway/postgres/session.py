@@ -10,7 +10,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, tuple_row
 
-from underway.postgres import migrate
+from underway.postgres import columns, migrate
 from underway.postgres.queries import statements
 
 log = getLogger("underway.postgres")
@@ -137,9 +137,11 @@ class Session:
 
 
 async def _connect(conninfo: str, prepare_threshold: int | None) -> psycopg.AsyncConnection[TupleRow]:
-    return await psycopg.AsyncConnection.connect(
+    connection = await psycopg.AsyncConnection.connect(
         conninfo, autocommit=True, prepare_threshold=prepare_threshold, row_factory=tuple_row
     )
+    columns.register(connection)
+    return connection
 
 
 async def _applied_migrations(connection: psycopg.AsyncConnection[TupleRow]) -> dict[int, int] | None:

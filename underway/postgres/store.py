@@ -1,13 +1,14 @@
 """What a supervisor asks of Postgres, statement by statement. Every write of an attempt is fenced in its SQL."""
 
+import time
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
 
 from underway.manifest import Lane, Placement, Policy
+from underway.postgres.columns import Float4s, Float8s, Int2s, Int4s, Int8s, Texts, UUIDs
 from underway.postgres.session import Session
 
 
@@ -21,45 +22,47 @@ class Claimed(NamedTuple):
     attempts: int
     crashes: int
     releases: int
-    priority: int
-    keep: timedelta
     input: bytes
 
 
 class Attempt(NamedTuple):
-    """What the attempt row will say. Times are seconds before the commit; `started` is None for a task never begun."""
+    """What the attempt row will say.
+
+    Times are instants of our monotonic clock; Postgres is told how long ago they were. `started` is None for a task
+    that never was, `ended` None for now.
+    """
 
     outcome: str
     error: str | None = None
     started: float | None = None
-    ended: float = 0.0
+    ended: float | None = None
     pid: int | None = None
     cpu_seconds: float | None = None
     peak_rss: int | None = None
 
 
 class Finish(NamedTuple):
-    """The run ends: its row moves to finished_run. `payload` is the result."""
+    """The run ends: its row moves to finished_run. `payload` is the result, as JSON in UTF-8."""
 
     run: str
     token: int
     state: str
-    payload: str | None
+    payload: bytes | None
     attempts: int
     crashes: int
     attempt: Attempt
 
 
 class Continue(NamedTuple):
-    """The run goes on: at its next step with `payload`, or at the same step with the input it has (None)."""
+    """The run goes on: at its next step with `payload`, or at the same step with what it has (None)."""
 
     run: str
     token: int
     step: str
-    queue: str
-    priority: int
-    keep: float
-    payload: str | None
+    queue: str | None
+    priority: int | None
+    keep: float | None
+    payload: bytes | None
     delay: float
     number: int
     attempts: int
@@ -78,36 +81,18 @@ class Renewal(NamedTuple):
 
 
 class Lanes:
-    """Lanes with the policies they are claimed under, as arrays for the claim."""
+    """Lanes with the policies they are claimed under, as columns for the claim."""
 
     def __init__(self, lanes: Iterable[tuple[Lane, Policy]]) -> None:
         served = list(lanes)
+        self.lanes = [lane for lane, _ in served]
         self.parameters = {
-            "queues": [lane.queue for lane, _ in served],
-            "jobs": [lane.job for lane, _ in served],
-            "steps": [lane.step for lane, _ in served],
-            "leases": [policy.lease.total_seconds() for _, policy in served],
-            "max_crashes": [policy.max_crashes for _, policy in served],
+            "queues": Texts(lane.queue for lane in self.lanes),
+            "jobs": Texts(lane.job for lane in self.lanes),
+            "steps": Texts(lane.step for lane in self.lanes),
+            "leases": Float8s(policy.lease.total_seconds() for _, policy in served),
+            "max_crashes": Int4s(policy.max_crashes for _, policy in served),
         }
-
-
-# The statement's names for the fields of Continue, but for the last.
-_CONTINUE_ARRAYS = (
-    "ids",
-    "tokens",
-    "steps",
-    "queues",
-    "priorities",
-    "keeps",
-    "payloads",
-    "delays",
-    "numbers",
-    "attempts",
-    "crashes",
-    "releases",
-    "ran_steps",
-    "ran_numbers",
-)
 
 
 class Store:
@@ -120,51 +105,75 @@ class Store:
         self._host = host
 
     async def claim(self, lanes: Lanes, tasks: int, *, candidates: int, suspects: int) -> list[Claimed]:
+        """At most so many runs, in the order of their ranks."""
         rows = await self._work.fetch(
             "claim_tasks",
             {**lanes.parameters, "owner": self._owner, "tasks": tasks, "candidates": candidates, "suspects": suspects},
         )
-        rows.sort(key=lambda row: (row[11], row[0]))
+        served = lanes.lanes
         return [
-            Claimed._make((run, token, Lane(queue, job, step), *counters, payload.encode()))
-            for run, token, queue, job, step, *counters, _rank, payload in rows
+            Claimed(run, token, served[lane - 1], number, attempts, crashes, releases, payload.encode())
+            for run, token, lane, number, attempts, crashes, releases, payload in rows
         ]
 
-    async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[str]:
-        """Commit these and return the runs for which the fence held; the others are locked by somebody or lost."""
-        ids, tokens, states, payloads, attempts, crashes, notes = zip(*rows, strict=True)
+    async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[int]:
+        """Commit these and return the tokens for which the fence held; the others are locked by somebody or lost."""
+        runs, tokens, states, payloads, attempts, crashes, notes = zip(*rows, strict=True)
         parameters = {
-            "ids": list(ids),
-            "tokens": list(tokens),
-            "states": list(states),
-            "payloads": list(payloads),
-            "attempts": list(attempts),
-            "crashes": list(crashes),
-            **self._attempt_arrays(notes),
+            "ids": UUIDs(runs),
+            "tokens": Int8s(tokens),
+            "states": Texts(states),
+            "payloads": Texts(payloads),
+            "attempts": Int4s(attempts),
+            "crashes": Int4s(crashes),
+            **self._attempt_columns(notes),
             "spawned": orjson.dumps(spawned).decode(),
         }
-        return {row[0] for row in await self._work.fetch("finish_runs", parameters)}
+        return {token for token, _woken in await self._work.fetch("finish_runs", parameters)}
 
-    async def continue_(self, rows: Sequence[Continue], spawned: list[dict[str, Any]]) -> set[str]:
-        """Like finish, for runs that go on."""
-        *columns, notes = zip(*rows, strict=True)
+    async def continue_(
+        self, rows: Sequence[Continue], spawned: list[dict[str, Any]], keep: Sequence[Policy | None] | None = None
+    ) -> dict[int, int | None]:
+        """Like finish, for runs that go on.
+
+        A run for which `keep` has a policy stays ours, claimed anew under it: the new token is returned with the old.
+        """
+        keep = [None] * len(rows) if keep is None else keep
+        columns = dict(zip(Continue._fields, zip(*rows, strict=True), strict=True))
         parameters = {
-            **{name: list(column) for name, column in zip(_CONTINUE_ARRAYS, columns, strict=True)},
-            **self._attempt_arrays(notes),
+            "ids": UUIDs(columns["run"]),
+            "tokens": Int8s(columns["token"]),
+            "steps": Texts(columns["step"]),
+            "queues": Texts(columns["queue"]),
+            "priorities": Int2s(columns["priority"]),
+            "keeps": Float8s(columns["keep"]),
+            "payloads": Texts(columns["payload"]),
+            "delays": Float8s(columns["delay"]),
+            "numbers": Int4s(columns["number"]),
+            "attempts": Int4s(columns["attempts"]),
+            "crashes": Int4s(columns["crashes"]),
+            "releases": Int4s(columns["releases"]),
+            "ran_steps": Texts(columns["ran_step"]),
+            "ran_numbers": Int4s(columns["ran_number"]),
+            "leases": Float8s(None if policy is None else policy.lease.total_seconds() for policy in keep),
+            "max_crashes": Int4s(None if policy is None else policy.max_crashes for policy in keep),
+            **self._attempt_columns(columns["attempt"]),
             "spawned": orjson.dumps(spawned).decode(),
         }
-        return {row[0] for row in await self._work.fetch("continue_runs", parameters)}
+        return {token: kept for token, kept, _woken in await self._work.fetch("continue_runs", parameters)}
 
-    def _attempt_arrays(self, notes: Iterable[Attempt]) -> dict[str, Any]:
+    def _attempt_columns(self, notes: Iterable[Attempt]) -> dict[str, Any]:
+        """Postgres' clock decides: it is told how long ago things happened, not when."""
         outcomes, errors, started, ended, pids, cpu_seconds, peak_rss = zip(*notes, strict=True)
+        now = time.monotonic()
         return {
-            "outcomes": list(outcomes),
-            "errors": list(errors),
-            "started": list(started),
-            "ended": list(ended),
-            "pids": list(pids),
-            "cpu_seconds": list(cpu_seconds),
-            "peak_rss": list(peak_rss),
+            "outcomes": Texts(outcomes),
+            "errors": Texts(errors),
+            "started": Float8s(None if at is None else now - at for at in started),
+            "ended": Float8s(0.0 if at is None else now - at for at in ended),
+            "pids": Int4s(pids),
+            "cpu_seconds": Float4s(cpu_seconds),
+            "peak_rss": Int8s(peak_rss),
             "owner": self._owner,
             "host": self._host,
         }
@@ -172,26 +181,26 @@ class Store:
     async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> set[tuple[str, int]]:
         """Which of these runs are still ours, with their tokens; asked on the connection that the caller uses."""
         session = self._leases if on_leases else self._work
-        return set(await session.fetch("owned_runs", {"ids": list(runs), "owner": self._owner}))
+        return set(await session.fetch("owned_runs", {"ids": UUIDs(runs), "owner": self._owner}))
 
     async def recorded(self, attempts: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
         ids, tokens = zip(*attempts, strict=True)
-        return set(await self._work.fetch("recorded_attempts", {"ids": list(ids), "tokens": list(tokens)}))
+        return set(await self._work.fetch("recorded_attempts", {"ids": UUIDs(ids), "tokens": Int8s(tokens)}))
 
     async def renew(self, renewals: Sequence[Renewal]) -> set[str]:
         """Extend leases; the runs not returned are locked by somebody or lost."""
         ids, tokens, leases, progress = zip(*renewals, strict=True)
         parameters = {
-            "ids": list(ids),
-            "tokens": list(tokens),
-            "leases": list(leases),
-            "progress": list(progress),
+            "ids": UUIDs(ids),
+            "tokens": Int8s(tokens),
+            "leases": Float8s(leases),
+            "progress": Texts(progress),
             "owner": self._owner,
         }
-        return {row[0] for row in await self._leases.fetch("renew_leases", parameters)}
+        return {run for (run,) in await self._leases.fetch("renew_leases", parameters)}
 
     async def release_unknown(self, known: Iterable[str]) -> None:
-        await self._work.fetch("release_unknown", {"owner": self._owner, "known": list(known)})
+        await self._work.fetch("release_unknown", {"owner": self._owner, "known": UUIDs(known)})
 
     async def reap(self, limit: int) -> list[tuple[str, int, bool]]:
         """Take back expired runs: (run, token, quarantined) of each."""

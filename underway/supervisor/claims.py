@@ -70,6 +70,7 @@ class Claims:
             self._woken.clear()
             tasks = self._demand()
             if tasks == 0:
+                await self._release_unknown()
                 await self._woken.wait()
                 continue
             claimed = await self._claim(tasks)
@@ -96,10 +97,11 @@ class Claims:
         # Other claimers lock the same candidates first; after a short answer look further down the lane.
         candidates = min(tasks * 4, 4 * MOST_CLAIMED) if self._short else tasks
         try:
-            claimed = await self._store.claim(self._lanes, tasks, candidates=candidates, suspects=suspects)
+            with self._dispatch.expecting(tasks):
+                claimed = await self._store.claim(self._lanes, tasks, candidates=candidates, suspects=suspects)
         except DatabaseAway as error:
             log.warning("claim interrupted: %s", error)
-            self._unknown_until = time.monotonic() + UNKNOWN_SECONDS
+            self.expect_unknown()
             return 0
         self._short = len(claimed) < tasks
         held = [from_claim(run, steps[run.lane], sent_at) for run in claimed]
@@ -108,8 +110,13 @@ class Claims:
         self._dispatch.pump()
         return len(claimed)
 
+    def expect_unknown(self) -> None:
+        """From now on, for a while, runs may be ours that we do not know of."""
+        self._unknown_until = time.monotonic() + UNKNOWN_SECONDS
+        self.wake()
+
     async def _release_unknown(self) -> None:
-        """A claim whose answer was lost may have taken runs that we do not know of; nobody is to blame for that.
+        """A claim or hand-over whose answer was lost may have taken runs that we do not know of; nobody is to blame.
 
         It may even do so later, in a backend that has not noticed yet that we are gone: so before each claim for a
         while, and never beside one.

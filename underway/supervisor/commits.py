@@ -4,15 +4,17 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from logging import getLogger
 from typing import Any, NamedTuple
 
 import psycopg
 
+from underway.manifest import Lane, Step
 from underway.postgres.session import DatabaseAway
-from underway.postgres.store import Attempt, Continue, Finish, Store
-from underway.supervisor.task import Task
+from underway.postgres.store import Continue, Finish, Store
+from underway.supervisor.dispatch import Dispatch
+from underway.supervisor.task import Task, from_hand_over
 from underway.supervisor.verdict import Seen, settle
 
 log = getLogger("underway.supervisor")
@@ -22,23 +24,37 @@ _LOCKED_PAUSE = 0.05
 
 
 class Ended(NamedTuple):
-    """A task that ended, on its way to Postgres. `at` is when, on the monotonic clock."""
+    """A task that ended, on its way to Postgres."""
 
     task: Task
     row: Finish | Continue
     spawned: list[dict[str, Any]]
-    at: float
 
 
 class Commits:
-    """Takes endings from the supervisor and makes them durable; a task stays held, and renewed, until then."""
+    """Takes endings from the supervisor and makes them durable; a task stays held, and renewed, until then.
+
+    A run that goes on to its next step stays here if there will be a worker for it: `on_stay` is given the new task.
+    `on_unknown` is called when one may have stayed whose token nobody has heard.
+    """
 
     def __init__(
-        self, store: Store, held: dict[int, Task], *, on_continue: Callable[[float], None], rng: random.Random
+        self,
+        store: Store,
+        dispatch: Dispatch,
+        held: dict[int, Task],
+        *,
+        on_continue: Callable[[float], None],
+        on_stay: Callable[[list[Task]], None],
+        on_unknown: Callable[[], None],
+        rng: random.Random,
     ) -> None:
         self._store = store
+        self._dispatch = dispatch
         self._held = held
         self._on_continue = on_continue
+        self._on_stay = on_stay
+        self._on_unknown = on_unknown
         self._rng = rng
         self._waiting: list[Ended] = []
         self._under_way = 0
@@ -91,20 +107,47 @@ class Commits:
             return
         missing = []
         for ended in group:
-            if ended.task.run in done:
+            if ended.task.token in done:
                 self._durable(ended)
             else:
                 missing.append(ended)
         if missing:
             await self._sort_out(missing)
 
-    async def _write(self, group: list[Ended]) -> set[str]:
-        now = time.monotonic()
+    async def _write(self, group: list[Ended]) -> Collection[int]:
+        """The tokens for which the fence held."""
         spawned = [spawn for ended in group for spawn in ended.spawned]
-        rows = [ended.row._replace(attempt=_as_of(ended, now)) for ended in group]
         if isinstance(group[0].row, Finish):
-            return await self._store.finish([row for row in rows if isinstance(row, Finish)], spawned)
-        return await self._store.continue_([row for row in rows if isinstance(row, Continue)], spawned)
+            return await self._store.finish([ended.row for ended in group if isinstance(ended.row, Finish)], spawned)
+        return await self._hand_over([(e.task, e.row) for e in group if isinstance(e.row, Continue)], spawned)
+
+    async def _hand_over(self, group: list[tuple[Task, Continue]], spawned: list[dict[str, Any]]) -> Collection[int]:
+        staying = self._staying([row for _, row in group], [task.lane.job for task, _ in group])
+        policies = [None if step is None else step.policy for step in staying]
+        sent_at = time.monotonic()
+        with self._dispatch.expecting(len(policies) - policies.count(None)):
+            tokens = await self._store.continue_([row for _, row in group], spawned, policies)
+        stayed = [
+            from_hand_over(task, row, token, step, sent_at)
+            for (task, row), step in zip(group, staying, strict=True)
+            if step is not None and (token := tokens.get(task.token)) is not None
+        ]
+        if stayed:
+            self._held.update((task.token, task) for task in stayed)
+            self._on_stay(stayed)
+        return tokens
+
+    def _staying(self, rows: list[Continue], jobs: list[str]) -> list[Step | None]:
+        """The next step of each run that stays with us: there will be a worker that can run it."""
+        places = self._dispatch.places()
+        staying: list[Step | None] = []
+        for row, job in zip(rows, jobs, strict=True):
+            step = None
+            if places > 0 and row.payload is not None and row.queue is not None and not row.delay:
+                step = self._dispatch.lanes.get(Lane(row.queue, job, row.step))
+            places -= step is not None
+            staying.append(step)
+        return staying
 
     async def _one_by_one(self, group: list[Ended], error: psycopg.Error) -> None:
         """Something in the group cannot be stored. Alone, only the one to blame fails, with its own message."""
@@ -121,7 +164,7 @@ class Commits:
             log.error("this ending cannot be written at all, its lease will lapse", exc_info=error)
             self._held.pop(ended.task.token, None)
             return
-        self.submit(Ended(ended.task, settle(ended.task, Seen.UNSTORABLE, attempt, self._rng), [], ended.at))
+        self.submit(Ended(ended.task, settle(ended.task, Seen.UNSTORABLE, attempt, self._rng), []))
 
     async def _sort_out(self, missing: list[Ended]) -> None:
         """Judge per run: locked by a stranger (again later), already recorded (done), or lost (dropped)."""
@@ -136,6 +179,7 @@ class Commits:
         for ended, key in zip(missing, keys, strict=True):
             if key in recorded:
                 self._durable(ended)
+                self._on_unknown()
             elif key in owned:
                 locked.append(ended)
             else:
@@ -163,11 +207,3 @@ class Commits:
 
     def _is_held(self, task: Task) -> bool:
         return task.token in self._held
-
-
-def _as_of(ended: Ended, now: float) -> Attempt:
-    """Postgres' clock decides: tell it how long ago things happened, not when."""
-    attempt = ended.row.attempt
-    ago = now - ended.at
-    started = None if attempt.started is None else attempt.started + ago
-    return attempt._replace(started=started, ended=ago)

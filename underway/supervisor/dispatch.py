@@ -3,10 +3,11 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from underway import wire
-from underway.manifest import Lane
+from underway.manifest import Lane, Step
 from underway.supervisor.crew import Crew
 from underway.supervisor.task import Task
 from underway.supervisor.worker_process import WorkerProcess
@@ -35,10 +36,20 @@ class Dispatch:
         self.suspects: deque[Task] = deque()
         self._pace: dict[tuple[str, str], float] = {}
         self._overall: float | None = None
+        self._expected = 0
+
+    @property
+    def lanes(self) -> Mapping[Lane, Step]:
+        """What can be run here."""
+        return self._crew.lanes
 
     def add(self, tasks: Iterable[Task]) -> None:
         for task in tasks:
             (self.suspects if task.suspect else self.ready).append(task)
+
+    def add_first(self, tasks: list[Task]) -> None:
+        """Tasks of runs that were here before: they keep their place in line."""
+        self.ready.extendleft(reversed(tasks))
 
     def took(self, lane: Lane, seconds: float) -> None:
         """Learn from a finished attempt how long such tasks take."""
@@ -152,7 +163,7 @@ class Dispatch:
                 and running.started_at is not None
                 and now - running.started_at > PATIENCE_SECONDS
             ):
-                self.ready.extendleft(reversed(self.take_back(worker)))
+                self.add_first(self.take_back(worker))
 
     def skipped(self, worker: WorkerProcess, token: int) -> None:
         """The worker has skipped a task that it had already said to have started."""
@@ -188,19 +199,36 @@ class Dispatch:
 
     # Claiming
 
+    @contextmanager
+    def expecting(self, tasks: int) -> Iterator[None]:
+        """So many tasks have been asked for, and may come."""
+        self._expected += tasks
+        try:
+            yield
+        finally:
+            self._expected -= tasks
+
     def demand(self) -> int:
         """How many tasks to claim now."""
-        now = time.monotonic()
-        workers = [worker for worker in self._crew.active if worker.ready]
-        idle = sum(not worker.tasks for worker in workers)
-        steady = sum(self._is_steady(worker, now) for worker in workers)
-        ahead = 0 if self._overall is None else min(int(AHEAD_SECONDS / max(self._overall, 1e-6)), MOST_AHEAD)
-        waiting = len(self.ready) + sum(max(0, len(worker.tasks) - 1) for worker in workers)
-        target = idle + (idle + steady) * ahead
-        want = target - waiting
-        if idle > len(self.ready) or want * 2 >= target > 0:
-            return max(0, min(want, MOST_CLAIMED))
+        idle, places = self._idle(), self.places()
+        if idle > len(self.ready) + self._expected or places * 2 >= self._target(idle) > 0:
+            return max(0, min(places, MOST_CLAIMED))
         return 0
+
+    def places(self) -> int:
+        """How many more tasks would be welcome."""
+        busy = sum(max(0, len(worker.tasks) - 1) for worker in self._crew.active)
+        return self._target(self._idle()) - len(self.ready) - busy - self._expected
+
+    def _idle(self) -> int:
+        return sum(not worker.tasks for worker in self._crew.active if worker.ready)
+
+    def _target(self, idle: int) -> int:
+        """How many tasks should wait here or behind a running one."""
+        now = time.monotonic()
+        steady = sum(self._is_steady(worker, now) for worker in self._crew.active if worker.ready)
+        ahead = 0 if self._overall is None else min(int(AHEAD_SECONDS / max(self._overall, 1e-6)), MOST_AHEAD)
+        return idle + (idle + steady) * ahead
 
     def _is_steady(self, worker: WorkerProcess, now: float) -> bool:
         """Busy with something that will soon be over, as far as one can tell."""

@@ -80,22 +80,18 @@ class Endings:
         if task is None or task.token not in self._held:
             return  # lost in the meantime: refused here already, as the fence would refuse it
         self._dispatch.took(task.lane, result.seconds)
-        attempt = Attempt(
-            outcome="succeeded",
-            started=result.seconds,
-            pid=worker.pid,
-            cpu_seconds=result.cpu_seconds,
-            peak_rss=max(result.peak_rss, task.peak_rss),
-        )
-        text = result.payload.decode(errors="replace")
+        now = time.monotonic()
+        peak_rss = max(result.peak_rss, task.peak_rss)
+        attempt = Attempt("succeeded", None, now - result.seconds, now, worker.pid, result.cpu_seconds, peak_rss)
         if result.ending in ("next", "done"):
-            following = None if result.placement is None else Next._make((*result.placement, text))
-            row = succeed(task, attempt, following, text)
+            following = None if result.placement is None else Next._make(result.placement)
+            row = succeed(task, attempt, following, result.payload)
             spawned = [{**spawn, "parent": task.run} for spawn in result.spawned]
-            self._commits.submit(Ended(task, row, spawned, time.monotonic()))
+            self._commits.submit(Ended(task, row, spawned))
         else:
             seen = _seen_of_error(task, result.ending)
-            self.settle(task, seen, text, attempt=attempt, retry_after=result.retry_after)
+            error = result.payload.decode(errors="replace")
+            self.settle(task, seen, error, attempt=attempt, retry_after=result.retry_after)
 
     def settle(
         self,
@@ -109,12 +105,12 @@ class Endings:
     ) -> None:
         """Put an ending that is no success on its way. `attempt` is what was measured, if anybody was left to."""
         outcome = VERDICTS[seen].outcome
-        now = time.monotonic()
         if attempt is None:
-            started = None if task.started_at is None else now - task.started_at
-            attempt = Attempt(outcome=outcome, started=started, pid=pid, peak_rss=task.peak_rss or None)
+            attempt = Attempt(
+                outcome, started=task.started_at, ended=time.monotonic(), pid=pid, peak_rss=task.peak_rss or None
+            )
         row = settle(task, seen, attempt._replace(outcome=outcome, error=error), self._rng, retry_after)
-        self._commits.submit(Ended(task, row, [], now))
+        self._commits.submit(Ended(task, row, []))
         if task.started_at is not None:
             log.warning("attempt %s: %s", outcome, _headline(error), extra={"about": task.about})
 

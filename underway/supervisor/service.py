@@ -49,7 +49,15 @@ class Service:
         wakeup = Wakeup(leases)
         self._dispatch = Dispatch(crew)
         self._limits = Limits()
-        self._commits = Commits(store, self._held, on_continue=self._on_continue, rng=rng)
+        self._commits = Commits(
+            store,
+            self._dispatch,
+            self._held,
+            on_continue=self._on_continue,
+            on_stay=self._on_stay,
+            on_unknown=lambda: self._claims.expect_unknown(),
+            rng=rng,
+        )
         self._endings = Endings(self._dispatch, self._commits, self._held, rng=rng, on_settled=self._hand_out)
         self._claims = Claims(
             store,
@@ -122,6 +130,14 @@ class Service:
             self._promoter.hint(delay)
         else:
             self._claims.wake()
+
+    def _on_stay(self, tasks: list[Task]) -> None:
+        if self._endings.draining:
+            for task in tasks:
+                self._endings.release(task)
+        else:
+            self._dispatch.add_first(tasks)
+            self._dispatch.pump()
 
     def _shortest_lease(self) -> float:
         return min((step.policy.lease.total_seconds() for step in self._crew.lanes.values()), default=60.0)

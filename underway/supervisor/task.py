@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from underway import manifest
 from underway.manifest import Lane
-from underway.postgres.store import Claimed
+from underway.postgres.store import Claimed, Continue
 
 if TYPE_CHECKING:
     from underway.supervisor.worker_process import WorkerProcess
@@ -24,8 +24,6 @@ class Task:
     attempts: int
     crashes: int
     releases: int
-    priority: int
-    keep: float
     input: bytes
     claimed_at: float
     lease_deadline: float
@@ -56,17 +54,34 @@ class Task:
 def from_claim(claimed: Claimed, step: manifest.Step, sent_at: float) -> Task:
     """`sent_at` is when the claim was sent: the lease began no earlier, so counting from it is on the safe side."""
     return Task(
-        run=claimed.run,
-        token=claimed.token,
-        lane=claimed.lane,
-        step=step,
-        number=claimed.number,
-        attempts=claimed.attempts,
-        crashes=claimed.crashes,
-        releases=claimed.releases,
-        priority=claimed.priority,
-        keep=claimed.keep.total_seconds(),
-        input=claimed.input,
+        claimed.run,
+        claimed.token,
+        claimed.lane,
+        step,
+        claimed.number,
+        claimed.attempts,
+        claimed.crashes,
+        claimed.releases,
+        claimed.input,
+        claimed_at=time.monotonic(),
+        lease_deadline=sent_at + step.policy.lease.total_seconds(),
+    )
+
+
+def from_hand_over(last: Task, row: Continue, token: int, step: manifest.Step, sent_at: float) -> Task:
+    """The next step of a run that stays with its supervisor."""
+    assert row.queue is not None
+    assert row.payload is not None
+    return Task(
+        last.run,
+        token,
+        Lane(row.queue, last.lane.job, row.step),
+        step,
+        row.number,
+        row.attempts,
+        row.crashes,
+        row.releases,
+        row.payload,
         claimed_at=time.monotonic(),
         lease_deadline=sent_at + step.policy.lease.total_seconds(),
     )

@@ -78,10 +78,9 @@ class Next(NamedTuple):
     priority: int
     delay: float
     keep: float
-    payload: str
 
 
-def succeed(task: Task, attempt: Attempt, following: Next | None, payload: str) -> Finish | Continue:
+def succeed(task: Task, attempt: Attempt, following: Next | None, payload: bytes) -> Finish | Continue:
     """The row for an attempt that succeeded: at its next step, or finished with this result."""
     if following is None:
         return Finish(task.run, task.token, "succeeded", payload, task.attempts, task.crashes, attempt)
@@ -92,7 +91,7 @@ def succeed(task: Task, attempt: Attempt, following: Next | None, payload: str) 
         queue=following.queue,
         priority=following.priority,
         keep=following.keep,
-        payload=following.payload,
+        payload=payload,
         delay=following.delay,
         number=0,
         attempts=0,
@@ -126,9 +125,9 @@ def settle(
         run=task.run,
         token=task.token,
         step=task.lane.step,
-        queue=task.lane.queue,
-        priority=task.priority,
-        keep=task.keep,
+        queue=None,
+        priority=None,
+        keep=None,
         payload=None,
         delay=delay,
         number=task.number + (attempt.started is not None),

@@ -5,52 +5,56 @@
 with lane as (
     select * from unnest(
         %(queues)s::text[], %(jobs)s::text[], %(steps)s::text[], %(leases)s::float8[], %(max_crashes)s::int[]
-    ) as lane (queue, job, step, lease, max_crashes)
-)
-update underway.run r
-set state = 'in_progress',
-    token = nextval('underway.token'),
-    owner = %(owner)s,
-    lease_until = clock_timestamp() + make_interval(secs => lane.lease),
-    max_crashes = lane.max_crashes
-from lane
-where r.ctid = any(array(
-        select c.ctid
-        from underway.run c
-        where c.state = 'pending'
-            and c.id = any(
-                array(
-                    select candidate.id
-                    from lane cross join lateral (
-                        select p.id, p.rank from underway.run p
-                        where p.queue = lane.queue and p.job = lane.job and p.step = lane.step
-                            and p.state = 'pending' and p.crashes = 0
-                        order by p.rank, p.id
+    ) with ordinality as lane (queue, job, step, lease, max_crashes, n)
+),
+claimed as (
+    update underway.run r
+    set state = 'in_progress',
+        token = nextval('underway.token'),
+        owner = %(owner)s,
+        lease_until = clock_timestamp() + make_interval(secs => lane.lease),
+        max_crashes = lane.max_crashes
+    from lane
+    where r.ctid = any(array(
+            select c.ctid
+            from underway.run c
+            where c.state = 'pending'
+                and c.id = any(
+                    array(
+                        select candidate.id
+                        from lane cross join lateral (
+                            select p.id, p.rank from underway.run p
+                            where p.queue = lane.queue and p.job = lane.job and p.step = lane.step
+                                and p.state = 'pending' and p.crashes = 0
+                            order by p.rank, p.id
+                            limit %(candidates)s
+                        ) candidate
+                        order by candidate.rank, candidate.id
                         limit %(candidates)s
-                    ) candidate
-                    order by candidate.rank, candidate.id
-                    limit %(candidates)s
-                )
-                || array(
-                    select suspect.id
-                    from lane cross join lateral (
-                        select p.id, p.rank from underway.run p
-                        where p.queue = lane.queue and p.job = lane.job and p.step = lane.step
-                            and p.state = 'pending' and p.crashes > 0
-                        order by p.rank, p.id
+                    )
+                    || array(
+                        select suspect.id
+                        from lane cross join lateral (
+                            select p.id, p.rank from underway.run p
+                            where p.queue = lane.queue and p.job = lane.job and p.step = lane.step
+                                and p.state = 'pending' and p.crashes > 0
+                            order by p.rank, p.id
+                            limit %(suspects)s
+                        ) suspect
+                        order by suspect.rank, suspect.id
                         limit %(suspects)s
-                    ) suspect
-                    order by suspect.rank, suspect.id
-                    limit %(suspects)s
+                    )
                 )
-            )
-        order by c.rank, c.id
-        limit %(tasks)s
-        for update skip locked
-    ))
-    and r.queue = lane.queue and r.job = lane.job and r.step = lane.step
-returning r.id::text, r.token, r.queue, r.job, r.step, r.number, r.attempts, r.crashes, r.releases,
-    r.priority, r.keep, r.rank, r.input::text;
+            order by c.rank, c.id
+            limit %(tasks)s
+            for update skip locked
+        ))
+        and r.queue = lane.queue and r.job = lane.job and r.step = lane.step
+    returning r.id, r.token, lane.n, r.number, r.attempts, r.crashes, r.releases, r.rank, r.input
+)
+select id::text, token, n, number, attempts, crashes, releases, input::text
+from claimed
+order by rank, id;
 
 -- promote_runs: make waiting runs pending whose time has come
 update underway.run r

@@ -46,21 +46,22 @@ spawned as (
     where s.parent in (select id from gone)
     returning queue
 )
-select id::text,
+select token,
     case when exists (select from spawned) and exists (select from underway.supervisor where idle)
         then (select count(pg_notify('underway', queue)) from (select distinct queue from spawned) woken) end as woken
 from gone;
 
 -- continue_runs: put these runs at their next step, or at the same step again; fenced like finish_runs
 --
+-- With a lease the run stays with this supervisor, claimed anew: its next step needs no claim of its own.
 -- Without a delay a run keeps its place in line. (When each step went to the end of it, a thousand reports of four
 -- steps were all begun before the first was finished.)
-with kept as (
+with continued as (
     update underway.run r
     set step = g.step,
-        queue = g.queue,
-        priority = g.priority,
-        keep = make_interval(secs => g.keep),
+        queue = coalesce(g.queue, r.queue),
+        priority = coalesce(g.priority, r.priority),
+        keep = coalesce(make_interval(secs => g.keep), r.keep),
         input = coalesce(g.payload::jsonb, r.input),
         number = g.number,
         attempts = g.attempts,
@@ -68,34 +69,36 @@ with kept as (
         releases = g.releases,
         due = case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end,
         rank = case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end
-            - g.priority * interval '1 minute',
-        state = case when g.delay > 0 then 'waiting' else 'pending' end,
-        owner = null,
-        lease_until = null,
+            - coalesce(g.priority, r.priority) * interval '1 minute',
+        state = case when g.lease is not null then 'in_progress' when g.delay > 0 then 'waiting' else 'pending' end,
+        token = case when g.lease is not null then nextval('underway.token') else r.token end,
+        owner = case when g.lease is not null then r.owner end,
+        lease_until = clock_timestamp() + make_interval(secs => g.lease),
+        max_crashes = coalesce(g.max_crashes, r.max_crashes),
         progress = null
     from unnest(
         %(ids)s::uuid[], %(tokens)s::int8[], %(steps)s::text[], %(queues)s::text[], %(priorities)s::int2[],
         %(keeps)s::float8[], %(payloads)s::text[], %(numbers)s::int[], %(attempts)s::int[], %(crashes)s::int[],
         %(releases)s::int[], %(delays)s::float8[], %(ran_steps)s::text[], %(ran_numbers)s::int[],
-        %(outcomes)s::text[], %(errors)s::text[], %(started)s::float8[], %(ended)s::float8[], %(pids)s::int[],
-        %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
+        %(leases)s::float8[], %(max_crashes)s::int[], %(outcomes)s::text[], %(errors)s::text[],
+        %(started)s::float8[], %(ended)s::float8[], %(pids)s::int[], %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
     ) as g (id, token, step, queue, priority, keep, payload, number, attempts, crashes, releases, delay, ran_step,
-        ran_number, outcome, error, started, ended, pid, cpu_seconds, peak_rss)
+        ran_number, lease, max_crashes, outcome, error, started, ended, pid, cpu_seconds, peak_rss)
     where r.id = any(array(
             select l.id from underway.run l
             where l.id = any(%(ids)s::uuid[]) order by l.id for no key update skip locked
         ))
         and r.id = g.id and r.token = g.token and r.owner = %(owner)s
         and r.state = 'in_progress' and not r.cancel_requested
-    returning r.id, r.token, r.queue, r.state, g.ran_step, g.ran_number, g.outcome, g.error, g.started, g.ended,
-        g.pid, g.cpu_seconds, g.peak_rss
+    returning r.id, g.token, case when g.lease is not null then r.token end as kept_token, r.queue, r.state,
+        g.ran_step, g.ran_number, g.outcome, g.error, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
 ),
 noted as (
     insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,
         step, outcome, host, error)
     select id, token, ran_number, pid, clock_timestamp() - make_interval(secs => started),
         clock_timestamp() - make_interval(secs => ended), peak_rss, cpu_seconds, ran_step, outcome, %(host)s, error
-    from kept
+    from continued
     where started is not null
 ),
 spawned as (
@@ -106,14 +109,14 @@ spawned as (
         case when s.delay > 0 then 'waiting' else 'pending' end, s.input::jsonb
     from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent uuid, id uuid, job text, step text, queue text,
         priority smallint, keep float8, delay float8, input text)
-    where s.parent in (select id from kept)
+    where s.parent in (select id from continued)
     returning queue
 )
-select id::text,
+select token, kept_token,
     case when exists (select from underway.supervisor where idle)
         then (select count(pg_notify('underway', queue)) from (
-            select queue from spawned union select queue from kept where state = 'pending') woken) end as woken
-from kept;
+            select queue from spawned union select queue from continued where state = 'pending') woken) end as woken
+from continued;
 
 -- owned_runs: which of these runs this supervisor still owns, and under which token
 select id::text, token
