@@ -16,12 +16,12 @@ from underway.supervisor.worker_process import WorkerProcess
 # HANDED_SECONDS: enough to hide the way to the supervisor and back.
 SHORT_SECONDS = 0.05
 HANDED_SECONDS = 0.01
-MOST_HANDED = 64
+MOST_HANDED = 200
 # Whatever has waited so long behind a running task is taken back.
 PATIENCE_SECONDS = 0.05
 # So much work per worker is claimed ahead: enough to hide a claim, little enough to leave to other supervisors.
 AHEAD_SECONDS = 0.25
-MOST_AHEAD = 250
+MOST_AHEAD = 500
 MOST_CLAIMED = 500
 # A task that has waited so long in this supervisor goes back to Postgres, where others find it.
 STALE_SECONDS = 2.0

@@ -46,7 +46,7 @@ class Service:
         self._held: dict[int, Task] = {}
         self._looked_in_vain = asyncio.Event()
         rng = random.Random()  # noqa: S311 - spreads retries
-        wakeup = Wakeup(leases)
+        wakeup = Wakeup(leases, self._on_notify)
         self._dispatch = Dispatch(crew)
         self._limits = Limits()
         self._commits = Commits(
@@ -74,7 +74,6 @@ class Service:
             wakeup,
             self._held,
             shortest_lease=self._shortest_lease,
-            on_notify=self._on_notify,
             on_lost=self._endings.lost,
         )
         self._reaper = Reaper(

@@ -59,7 +59,7 @@ async def _live(settings: Settings) -> int:
             raise NoDatabase
         url = conninfo(database)
         # Only what is renewed may be lost with a crash of the server: a lease that was not extended does no harm.
-        work, leases = Session(url), Session(url, {"synchronous_commit": "off"})
+        work, leases = Session(url), Session(url)
         sessions += work, leases
         await work.open()
         await leases.open()
