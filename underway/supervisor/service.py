@@ -29,7 +29,7 @@ from underway.supervisor.task import Task
 log = getLogger("underway.supervisor")
 
 _TICK_SECONDS = 0.05
-_IDLE_TICK_SECONDS = 0.5
+_HOUSEKEEPING_SECONDS = 0.5
 _CANCEL_SECONDS = 0.5
 
 
@@ -64,7 +64,7 @@ class Service:
             crew,
             self._dispatch,
             self._held,
-            uncommitted=self._commits.uncommitted,
+            full=self._commits.full,
             listening=lambda: wakeup.listening,
             on_empty=self._looked_in_vain.set,
         )
@@ -118,7 +118,10 @@ class Service:
         """After a batch of messages: give free workers what there is, and ask for more."""
         if not self._endings.draining:
             self._dispatch.pump()
-            self._claims.wake()
+            if self._dispatch.demand():
+                self._claims.wake()
+        if self._dispatch.idle():
+            self._commits.hurry()
 
     def _on_notify(self) -> None:
         self._promoter.hint(0)
@@ -145,19 +148,26 @@ class Service:
         return sum(worker.current is not None for worker in self._crew.active)
 
     async def _watch(self) -> None:
-        """Limits and patience; quick while something is held, slow while nothing is."""
+        """Limits and patience, while something is held."""
+        housekeeping_at = 0.0
         while True:
-            await asyncio.sleep(_TICK_SECONDS if self._held or self._crew.booting else _IDLE_TICK_SECONDS)
+            quick = self._held or self._crew.booting
+            await asyncio.sleep(_TICK_SECONDS if quick else _HOUSEKEEPING_SECONDS)
             now = time.monotonic()
-            self._crew.keep_keeper()
-            self._crew.collect_adopted()
-            self._crew.kill_slow_boots(now)
+            if now >= housekeeping_at:
+                housekeeping_at = now + _HOUSEKEEPING_SECONDS
+                self._keep_house(now)
             if self._held:
                 self._limits.enforce(self._crew.active, now)
                 self._dispatch.take_back_waiting(now)
                 for task in self._dispatch.overdue(now):
                     self._endings.release(task)
                 self._hand_out()
+
+    def _keep_house(self, now: float) -> None:
+        self._crew.keep_keeper()
+        self._crew.collect_adopted()
+        self._crew.kill_slow_boots(now)
 
     async def _stop_when_idle(self) -> None:
         jobs = [job.name for job in self._manifest.jobs]

@@ -16,7 +16,8 @@ from underway.supervisor.keeper import MARK, kill_below
 from underway.supervisor.logs import WorkerOutput
 from underway.supervisor.task import Task
 
-_READ = 256 * 1024
+# Read into, again and again: a buffer of its own for each read would be mapped and unmapped each time.
+_inbox = memoryview(bytearray(256 * 1024))
 # More than a socket holds: what was written before a drain began is found within so many bytes.
 _MOST_BUFFERED = 512 * 1024
 _PLENTY = 8
@@ -149,12 +150,12 @@ class WorkerProcess:
     def _receive(self) -> int:
         """Read once and hand on what came; the number of bytes, 0 when there was nothing to read."""
         try:
-            data = self._socket.recv(_READ)
+            size = self._socket.recv_into(_inbox)
         except BlockingIOError:
             return 0
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._loop.remove_reader(self._socket)
             self.died_writing = self._reader.incomplete
             # Alive with its end closed: the user's code has closed our socket. It can tell us nothing any more.
@@ -163,13 +164,13 @@ class WorkerProcess:
             return 0
         self.output.behind = True
         try:
-            for message in self._reader.feed(data):
+            for message in self._reader.feed(_inbox[:size]):
                 self._overseer.received(self, message)
         except wire.BrokenFrame:
             self._loop.remove_reader(self._socket)
             self.kill()
             return 0
-        return len(data)
+        return size
 
     def drain(self) -> None:
         """Hand on everything the worker has written until now, and no end of what it goes on writing meanwhile."""

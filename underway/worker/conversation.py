@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from underway import wire
 
-_READ = 256 * 1024
+_READ = 32 * 1024  # more than that would be mapped and unmapped for each read
 _MAIN_THREAD = threading.main_thread().ident
 
 
