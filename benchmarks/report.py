@@ -77,7 +77,9 @@ class Circumstances:
 
 
 def footer(rows: Iterable[Row], about: Circumstances) -> str:
-    lines = [_spent(row, spent) for row in rows if isinstance(spent := row.notes.get("cpu_microseconds_a_run"), dict)]
+    # Those of the points are in the file: of a whole curve they would bury the table.
+    single = [row for row in rows if row.point is None]
+    lines = [_spent(row, spent) for row in single if isinstance(spent := row.notes.get("cpu_microseconds_a_run"), dict)]
     lines += [
         "medians of the rounds; ratios are medians over the pairs; the pools take one task a message (chunksize=1)",
         about.machine.line,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, LiteralString
+from uuid import uuid4
 
 import psutil
 import psycopg
@@ -104,7 +105,7 @@ class Supervisor:
     """`underway-supervisor` in a process of its own. Verbose: its log says when a worker has booted."""
 
     def __init__(self, stage: Stage, procs: int) -> None:
-        self.log = stage.folder / "supervisor.log"
+        self.log = stage.folder / f"supervisor-{uuid4()}.log"
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "underway.cli.supervisor", APP, "--procs", str(procs), "--verbose"],

@@ -12,9 +12,11 @@ from underway import Job
 class Backlog:
     """A sample is the rate at which all these values, enqueued at once, are worked off."""
 
-    def __init__(self, stage: Stage, supervisor: Supervisor, job: Job[Any, Any, Any], values: Sequence[Any]) -> None:
+    def __init__(
+        self, stage: Stage, supervisor: Supervisor, job: Job[Any, Any, Any], values: Sequence[Any], *others: Supervisor
+    ) -> None:
         self._stage = stage
-        self._supervisor = supervisor
+        self._supervisors = (supervisor, *others)
         self._job = job
         self._values = values
         self._taken: list[dict[str, float]] = []
@@ -28,7 +30,7 @@ class Backlog:
 
         def enqueue() -> None:
             # Read before the transaction commits, so that COPY is in it; it is small beside the rest.
-            shares.append(Shares(self._stage, self._supervisor))
+            shares.append(Shares(self._stage, *self._supervisors))
             self._job.enqueue_many(self._values)
 
         seconds = self._stage.drained(enqueue, len(self._values))
