@@ -38,6 +38,7 @@ lint: .venv/.test ## Ruff and mypy --strict
 
 bench: .venv/.bench ## Measure: how fast, beside process pools of the same size; a table, and plots of it
 	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks.plots
 
 chaos: .venv/.test ## Kill and stop things at random, for minutes
 	@$(BIN)/python -m pytest -m chaos --timeout=1800 $(ARGS)

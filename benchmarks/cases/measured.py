@@ -13,12 +13,19 @@ class Backlog:
     """A sample is the rate at which all these values, enqueued at once, are worked off."""
 
     def __init__(
-        self, stage: Stage, supervisor: Supervisor, job: Job[Any, Any, Any], values: Sequence[Any], *others: Supervisor
+        self,
+        stage: Stage,
+        supervisor: Supervisor,
+        job: Job[Any, Any, Any],
+        values: Sequence[Any],
+        *others: Supervisor,
+        from_commit: bool = False,
     ) -> None:
         self._stage = stage
         self._supervisors = (supervisor, *others)
         self._job = job
         self._values = values
+        self._from_commit = from_commit
         self._taken: list[dict[str, float]] = []
 
     def warm_up(self, runs: int) -> None:
@@ -33,7 +40,7 @@ class Backlog:
             shares.append(Shares(self._stage, *self._supervisors))
             self._job.enqueue_many(self._values)
 
-        seconds = self._stage.drained(enqueue, len(self._values))
+        seconds = self._stage.drained(enqueue, len(self._values), from_commit=self._from_commit)
         self._taken.append({**shares[0].taken(), "seconds": seconds})
         return len(self._values) / seconds
 
