@@ -33,9 +33,9 @@ def table(rows: list[Row]) -> str:
 
 def _line(row: Row, limit: str, *, first: bool) -> tuple[str, ...]:
     samples = row.samples[OURS]
-    spread = f"{_number(min(samples))} - {_number(max(samples))}" if len(samples) > 1 else ""
-    ours = (row.name, f"{_number(row.ours)} {row.unit}", spread) if first else ("", "", "")
-    beside = (limit, _number(row.limit(limit)), f"{row.ratio(limit):.3f}") if limit else ("", "", "")
+    spread = f"{number(min(samples))} - {number(max(samples))}" if len(samples) > 1 else ""
+    ours = (row.name, f"{number(row.ours)} {row.unit}", spread) if first else ("", "", "")
+    beside = (limit, number(row.limit(limit)), f"{row.ratio(limit):.3f}") if limit else ("", "", "")
     judged = ("", "", "")
     if limit in (row.judged_by, "") or (row.judged_by is None and first):
         judged = (_bound(row, row.floor), _bound(row, row.goal), _verdict(row))
@@ -45,7 +45,7 @@ def _line(row: Row, limit: str, *, first: bool) -> tuple[str, ...]:
 def _bound(row: Row, bound: float | None) -> str:
     if bound is None:
         return ""
-    return f"{'<' if row.lower_is_better else '>'} {f'{bound} x' if row.judged_by else _number(bound)}"
+    return f"{'<' if row.lower_is_better else '>'} {f'{bound} x' if row.judged_by else number(bound)}"
 
 
 def _verdict(row: Row) -> str:
@@ -59,7 +59,7 @@ def _verdict(row: Row) -> str:
     return "below goal" if row.goal is not None else ""
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
@@ -77,7 +77,9 @@ class Circumstances:
 
 
 def footer(rows: Iterable[Row], about: Circumstances) -> str:
-    lines = [_spent(row, spent) for row in rows if isinstance(spent := row.notes.get("cpu_microseconds_a_run"), dict)]
+    # Those of the points are in the file: of a whole curve they would bury the table.
+    single = [row for row in rows if row.point is None]
+    lines = [_spent(row, spent) for row in single if isinstance(spent := row.notes.get("cpu_microseconds_a_run"), dict)]
     lines += [
         "medians of the rounds; ratios are medians over the pairs; the pools take one task a message (chunksize=1)",
         about.machine.line,

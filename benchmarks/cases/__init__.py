@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.cases import bulk, cpu, latency, replacement, throughput
+from benchmarks.cases import bulk, cpu, growth, latency, replacement, throughput
 from benchmarks.cases.setting import Setting
 from benchmarks.model import Row
 
@@ -21,4 +21,8 @@ CASES = {
     "latency": Case("from enqueue to the first line of the step, on an idle supervisor", latency.run),
     "enqueue_many": Case("bulk enqueue", bulk.run),
     "replacement": Case("from the SIGKILL of a busy worker to the next task in its place", replacement.run),
+    "procs": Case("growth with the number of workers", growth.procs),
+    "payload": Case("growth with the size of the payload", growth.payload),
+    "step_length": Case("growth with the length of a step", growth.step_length),
+    "supervisors": Case("growth with the number of supervisors on one database", growth.supervisors),
 }
