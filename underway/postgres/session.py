@@ -62,11 +62,10 @@ class Session:
     is called when the connection breaks while nobody uses it.
     """
 
-    def __init__(self, conninfo: str, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, conninfo: str) -> None:
         self.on_notify: Callable[[str], None] | None = None
         self.on_broken: Callable[[], None] | None = None
         self._conninfo = conninfo
-        self._settings = {**_SETTINGS, **(settings or {})}
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self._lock = asyncio.Lock()
         self._watched: int | None = None
@@ -98,13 +97,13 @@ class Session:
     async def _connect(self) -> psycopg.AsyncConnection[TupleRow]:
         """Settings go with the start of the connection, never with SET: a pooler would pass them on to strangers."""
         given = conninfo_to_dict(self._conninfo).get("options") or ""
-        options = " ".join([str(given), *(f"-c {name}={value}" for name, value in self._settings.items())])
+        options = " ".join([str(given), *(f"-c {name}={value}" for name, value in _SETTINGS.items())])
         try:
             return await _connect(make_conninfo(self._conninfo, options=options), prepare_threshold=0)
         except psycopg.OperationalError as error:
             if "unsupported startup parameter" not in str(error):
                 raise
-            log.warning("a pooler refuses our settings (%s), going on without", ", ".join(self._settings))
+            log.warning("a pooler refuses our settings (%s), going on without", ", ".join(_SETTINGS))
             return await _connect(self._conninfo, prepare_threshold=None)
 
     async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
