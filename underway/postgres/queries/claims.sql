@@ -54,7 +54,7 @@ claimed as (
 )
 select id::text, token, n, number, attempts, crashes, releases, input::text
 from claimed
-order by rank, id;
+order by rank, claimed.id;
 
 -- promote_runs: make waiting runs pending whose time has come
 update underway.run r
