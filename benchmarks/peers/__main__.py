@@ -175,7 +175,7 @@ class Comparison:
                 return form()
             except Exception as problem:
                 self._say(f"{row.peer.name}: {what} failed: {problem}")
-                row.failures[what] = str(problem).strip().splitlines()[-1]
+                row.failures[what] = (str(problem).splitlines() or [type(problem).__name__])[0]
                 return None
 
         return sample

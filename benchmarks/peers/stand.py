@@ -29,6 +29,7 @@ _BOOT_SECONDS = 60
 _PATIENCE_SECONDS = 300
 _SETTLE_SECONDS = 0.5
 _WARM_UP_MILLISECONDS = 10
+_ENDED = '{"error": "it ended"}'
 # Memory, so that the tape disturbs no disk; what it is not there for is a tape in the usual place.
 _TAPES = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
@@ -67,11 +68,11 @@ class Stand:
         assert self._client.stdout is not None
         try:
             print(json.dumps({"do": do, **about}), file=self._client.stdin, flush=True)
-            reply = json.loads(self._client.stdout.readline() or '{"error": "it ended"}')
+            reply = json.loads(self._client.stdout.readline() or _ENDED)
         except BrokenPipeError:
-            reply = {"error": "it ended"}
+            reply = json.loads(_ENDED)
         if "error" in reply:
-            raise RuntimeError(f"its client: {reply['error']}{self._last_words()}")
+            raise self._failure(f"its client: {reply['error']}")
         return reply["answer"]
 
     def start_workers(self) -> None:
@@ -87,7 +88,7 @@ class Stand:
         deadline = time.monotonic() + _BOOT_SECONDS
         while len({mark.pid for mark in self.tape.marks(ENDED)}) < self._setting.workers:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"its workers do not come up{self._last_words()}")
+                raise self._failure("its workers do not come up")
             self.ask("enqueue", task="burn", values=[_WARM_UP_MILLISECONDS] * 4 * self._setting.workers)
             self.settle()
         self.ask("enqueue", task="nothing", values=list(range(tasks)))
@@ -134,14 +135,15 @@ class Stand:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not done():
             if self._tree is not None and not self._tree.alive:
-                raise RuntimeError(f"its worker ended{self._last_words()}")
+                raise self._failure("its worker ended")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{complaint} after {_PATIENCE_SECONDS} s{self._last_words()}")
+                raise self._failure(f"{complaint} after {_PATIENCE_SECONDS} s")
             time.sleep(_LOOK_SECONDS)
 
-    def _last_words(self) -> str:
+    def _failure(self, reason: str) -> RuntimeError:
+        """The reason in the first line, then what was said by client and workers."""
         said = self._log.read_text(errors="replace").strip()
-        return f"\n{said[-3000:]}" if said else ""
+        return RuntimeError(f"{reason}\n{said[-3000:]}")
 
 
 @contextmanager

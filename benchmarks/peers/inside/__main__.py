@@ -34,8 +34,9 @@ def _serve(queue: Queue) -> None:
     for line in sys.stdin:
         try:
             reply = {"answer": _answer(queue, **json.loads(line))}
-        except Exception:
-            reply = {"error": traceback.format_exc()}
+        except Exception as problem:
+            traceback.print_exc()
+            reply = {"error": f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"}
         print(json.dumps(reply), file=replies, flush=True)
 
 

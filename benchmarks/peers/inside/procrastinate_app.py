@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 import procrastinate
-from procrastinate import App, JobContext, PsycopgConnector, SyncPsycopgConnector
+from procrastinate import App, JobContext, PsycopgConnector
 
 from benchmarks.peers.inside import database, options, postgres, tasks
 
@@ -33,17 +33,14 @@ async def retry_stalled_jobs(context: JobContext, timestamp: int) -> None:
         await manager.retry_job(job)
 
 
-_client = app.with_connector(SyncPsycopgConnector(conninfo=database()))
-
-
 def prepare() -> None:
-    _client.open()
-    _client.schema_manager.apply_schema()
+    app.open()
+    app.schema_manager.apply_schema()
 
 
 def enqueue(task: str, values: list[int]) -> None:
     name = "perform_in_loop" if options()["in_loop"] else "perform"
-    _client.configure_task(name).batch_defer(*({"task": task, "value": value} for value in values))
+    app.configure_task(name).batch_defer(*({"task": task, "value": value} for value in values))
 
 
 def left() -> int:
