@@ -35,6 +35,7 @@ class Peer:
     rescue: str
     python: tuple[int, int] = (3, 11)
     redis: bool = False
+    note: str = ""
 
 
 def _underway() -> Peer:
@@ -45,13 +46,13 @@ def _underway() -> Peer:
         30_000,
         (setting,),
         setting,
-        "lease={rescue} s on the step",
+        "lease={rescue} s (60 by default)",
     )
 
 
 def _pgqueuer() -> Peer:
     def fast(batch: int, processes: int) -> Setting:
-        text = f"async job, batch_size {batch}, {_of(processes)}"
+        text = f"batch_size {batch}, {_of(processes)}"
         return Setting(text, _options(batch), commands=processes, workers=processes)
 
     def _options(batch: int) -> dict[str, Any]:
@@ -64,24 +65,25 @@ def _pgqueuer() -> Peer:
         "yes",
         14_000,
         tuple(fast(batch, processes) for processes in (1, CORES) for batch in (500, 100)),
-        Setting(f"asyncio.to_thread, batch_size 1, {_of(CORES)}", steady, commands=CORES, workers=CORES),
-        "heartbeat_timeout={rescue} s",
+        Setting(f"batch_size 1, asyncio.to_thread, {_of(CORES)}", steady, commands=CORES, workers=CORES),
+        "heartbeat_timeout={rescue} s (30 by default), dequeue_timeout=5 s",
+        note="on asyncpg and uvloop",
     )
 
 
 def _oban() -> Peer:
-    def fast(processes: int) -> Setting:
-        options = {"limit": 100, "threads": False}
-        return Setting(f"async job, limit 100, {_of(processes)}", options, commands=processes, workers=processes)
+    def of(limit: int, processes: int) -> Setting:
+        text = f"limit {limit}, {_of(processes)}"
+        return Setting(text, {"limit": limit}, commands=processes, workers=processes)
 
-    steady = {"limit": 1, "threads": True}
     return Peer(
         "oban",
         "yes",
         2700,
-        (fast(1), fast(CORES)),
-        Setting(f"asyncio.to_thread, limit 1, {_of(CORES)}", steady, commands=CORES, workers=CORES),
-        "lifeline rescue_after={rescue} s, interval 5 s; a dead leader is missed after 30 s",
+        (of(100, 1), of(100, CORES)),
+        of(2, CORES),  # one to run and one in hand
+        "lifeline rescue_after={rescue} s (300 by default), interval 5 s; a dead leader is missed after 30 s",
+        note="on uvloop, as its command line is",
         python=(3, 12),
     )
 
@@ -89,7 +91,7 @@ def _oban() -> Peer:
 def _chancy() -> Peer:
     def fast(processes: int) -> Setting:
         options = {"executor": "Async", "concurrency": 100, "executor_options": {}}
-        text = f"Async executor, concurrency 100, eager_polling, {_of(processes)}"
+        text = f"Async executor, concurrency 100, {_of(processes)}"
         return Setting(text, options, commands=processes, workers=processes)
 
     # By default a process is replaced after a hundred jobs, which a job of some milliseconds pays for dearly.
@@ -99,8 +101,9 @@ def _chancy() -> Peer:
         "yes",
         3000,
         (fast(1), fast(CORES)),
-        Setting(f"Process executor, concurrency {CORES}, eager_polling", steady, workers=CORES),
-        "heartbeat_timeout={rescue} s, Leadership timeout {rescue} s, Recovery every 5 s",
+        Setting(f"Process executor, concurrency {CORES}", steady, workers=CORES),
+        "heartbeat_timeout={rescue} s (90 by default), Leadership timeout {rescue} s, Recovery every 5 s",
+        note="eager_polling; completions are written once a second; timed is when the jobs say they ended",
     )
 
 
@@ -109,14 +112,14 @@ def _procrastinate() -> Peer:
         options = {"concurrency": 30, "in_loop": True}
         return Setting(f"async task, concurrency 30, {_of(processes)}", options, commands=processes, workers=processes)
 
-    steady = {"concurrency": 1, "in_loop": False}
+    steady = {"concurrency": 2, "in_loop": False}  # one to run and one in hand
     return Peer(
         "procrastinate",
         "yes",
         500,
         (fast(1), fast(CORES)),
-        Setting(f"sync task, concurrency 1, {_of(CORES)}", steady, commands=CORES, workers=CORES),
-        "stalled_worker_timeout={rescue} s and its retry_stalled_jobs every 5 s",
+        Setting(f"sync task, concurrency 2, {_of(CORES)}", steady, commands=CORES, workers=CORES),
+        "stalled_worker_timeout={rescue} s and retry_stalled_jobs every 5 s (nothing by default)",
     )
 
 
@@ -127,9 +130,10 @@ def _celery() -> Peer:
         "celery",
         "no",
         900,
-        (Setting(f"prefork {CORES}, prefetch multiplier 128, no results", fast, workers=CORES),),
+        (Setting(f"prefork {CORES}, prefetch multiplier 128", fast, workers=CORES),),
         Setting(f"prefork {CORES}, prefetch multiplier 1, acks_late", steady, workers=CORES),
-        "visibility_timeout={rescue} s, looked at every 5 s; reject_on_worker_lost",
+        "visibility_timeout={rescue} s (3600 by default), looked at every 5 s, reject_on_worker_lost",
+        note="no results",
         redis=True,
     )
 
@@ -146,7 +150,7 @@ def _dramatiq() -> Peer:
         500,
         (of(8), of(1)),
         of(1),
-        "heartbeat_timeout={rescue} s, maintenance_chance 10%",
+        "heartbeat_timeout={rescue} s (60 by default), maintenance_chance 10%",
         redis=True,
     )
 
@@ -156,6 +160,5 @@ def _of(processes: int) -> str:
 
 
 PEERS = {
-    peer.name: peer
-    for peer in (_underway(), _pgqueuer(), _oban(), _chancy(), _procrastinate(), _celery(), _dramatiq())
+    peer.name: peer for peer in (_underway(), _pgqueuer(), _oban(), _chancy(), _procrastinate(), _celery(), _dramatiq())
 }

@@ -117,7 +117,9 @@ def _median(samples: Iterable[float | None]) -> float | None:
 def legend(result: Result, sizes: Sizes) -> str:
     """The settings, what failed, and how it was done."""
     paragraphs = [_settings(row, sizes) for row in result.rows]
-    paragraphs += [f"{row.peer.name}: {what} failed: {why}" for row in result.rows for what, why in row.failures.items()]
+    paragraphs += [
+        f"{row.peer.name}: {what} failed: {why}" for row in result.rows for what, why in row.failures.items()
+    ]
     jobs = {one.jobs for row in result.rows for one in row.killed if one}
     paragraphs += [
         "durable: whether by default what was enqueued outlives a crash of the server, and what was begun a crash of "
@@ -135,11 +137,18 @@ def legend(result: Result, sizes: Sizes) -> str:
 
 
 def _settings(row: Row, sizes: Sizes) -> str:
-    fast = row.best or row.peer.fast[0].text
-    rescue = row.peer.rescue.format(rescue=sizes.rescue)
-    if fast == row.peer.steady.text:
-        return f"{row.peer.name}: {fast}; rescue: {rescue}"
-    return f"{row.peer.name}: no-ops: {fast}; else: {row.peer.steady.text}; rescue: {rescue}"
+    """In which settings, and how fast the others were that were tried."""
+    best = row.best or row.peer.fast[0].text
+    tried = [
+        f"{text} {value:,.0f}" for text, samples in row.noop.items() if text != best and (value := _median(samples))
+    ]
+    parts = [
+        f"no-ops {best}" + (f" (tried: {'; '.join(tried)})" if tried else ""),
+        f"else {row.peer.steady.text}",
+        f"rescue {row.peer.rescue.format(rescue=sizes.rescue)}",
+        row.peer.note,
+    ]
+    return f"{row.peer.name}: " + "; ".join(part for part in parts if part)
 
 
 def _wrapped(paragraph: str) -> list[str]:

@@ -58,11 +58,11 @@ def enqueue(task: str, values: list[int]) -> None:
 
 
 def left() -> int:
-    return int(postgres.value("select count(*) from chancy_jobs where state in ('pending', 'running', 'retrying')") or 0)
+    return postgres.count("chancy_jobs where state in ('pending', 'running', 'retrying')")
 
 
 def finished_at() -> float | None:
-    return postgres.value("select extract(epoch from max(completed_at))::float8 from chancy_jobs where state = 'succeeded'")
+    return postgres.latest("completed_at", "chancy_jobs where state = 'succeeded'")
 
 
 def work() -> None:

@@ -22,11 +22,8 @@ _opened: list[Oban] = []
 
 
 @job()
-async def perform(task: str, value: int) -> None:
-    if options()["threads"]:
-        await asyncio.to_thread(tasks.perform, task, value)
-    else:
-        tasks.perform(task, value)
+def perform(task: str, value: int) -> None:
+    tasks.perform(task, value)
 
 
 async def _client() -> Oban:
@@ -54,11 +51,11 @@ def enqueue(task: str, values: list[int]) -> None:
 
 
 def left() -> int:
-    return int(postgres.value("select count(*) from oban_jobs where completed_at is null") or 0)
+    return postgres.count("oban_jobs where completed_at is null")
 
 
 def finished_at() -> float | None:
-    return postgres.value("select extract(epoch from max(completed_at))::float8 from oban_jobs")
+    return postgres.latest("completed_at", "oban_jobs")
 
 
 def work() -> None:

@@ -13,6 +13,9 @@ from pgqueuer.queries import Queries
 
 from benchmarks.peers.inside import database, options, tasks
 
+# How often an idle worker looks for jobs of which it was not notified, those of a dead worker among them.
+_LOOK_SECONDS = 5
+
 _loop = uvloop.new_event_loop()
 _opened: list[asyncpg.Connection] = []
 
@@ -82,4 +85,5 @@ async def _work() -> None:
         batch_size=setting["batch_size"],
         max_concurrent_tasks=setting["max_concurrent_tasks"],
         heartbeat_timeout=timedelta(seconds=setting["rescue"]),
+        dequeue_timeout=timedelta(seconds=_LOOK_SECONDS),
     )

@@ -44,11 +44,11 @@ def enqueue(task: str, values: list[int]) -> None:
 
 
 def left() -> int:
-    return int(postgres.value("select count(*) from procrastinate_jobs where status in ('todo', 'doing') and task_name like 'perform%'") or 0)
+    return postgres.count("procrastinate_jobs where status in ('todo', 'doing') and task_name like 'perform%'")
 
 
 def finished_at() -> float | None:
-    return postgres.value("select extract(epoch from max(at))::float8 from procrastinate_events where type = 'succeeded'")
+    return postgres.latest("at", "procrastinate_events where type = 'succeeded'")
 
 
 def work() -> None:

@@ -4,7 +4,6 @@ import os
 import sys
 from datetime import timedelta
 
-
 from benchmarks.peers.inside import database, options, postgres, tasks
 from underway import Context, Done, To, Underway
 
@@ -42,11 +41,11 @@ def enqueue(task: str, values: list[int]) -> None:
 
 
 def left() -> int:
-    return int(postgres.value("select count(*) from underway.run") or 0)
+    return postgres.count("underway.run")
 
 
 def finished_at() -> float | None:
-    return postgres.value("select extract(epoch from max(finished_at))::float8 from underway.finished_run")
+    return postgres.latest("finished_at", "underway.finished_run")
 
 
 def work() -> None:
