@@ -57,20 +57,6 @@ def test_a_table_has_a_row_for_who_failed_too() -> None:
 
     lines = table(result, Sizes()).splitlines()
     assert " ".join(lines[3].split()) == "underway 1.2.3 yes 31,500 0.970 3.0 3.5 195 4 0 1 0 >75"
-        "underway",
-        "1.2.3",
-        "yes",
-        "31,500",
-        "0.970",
-        "3.0",
-        "3.5",
-        "195",
-        "4",
-        "0",
-        "1",
-        "0",
-        ">75",
-    ]
     assert " ".join(lines[4].split()) == "pgqueuer 1.2.3 yes 11,500 2.75 x"
     assert " ".join(lines[5].split()) == "celery 1.2.3 no"
 
