@@ -70,7 +70,7 @@ def noop(ground: Ground, peer: Peer, setting: Setting, sizes: Sizes) -> float:
     with _warm(ground, peer, setting, min(500, tasks)) as ready:
         ready.release("nothing", list(range(tasks)))
         ready.await_marks(tasks)
-        return tasks / ready.seconds()
+        return tasks / ready.seconds_of_queue()
 
 
 def cpu(ground: Ground, peer: Peer, milliseconds: int, tasks: int) -> float:
@@ -78,7 +78,7 @@ def cpu(ground: Ground, peer: Peer, milliseconds: int, tasks: int) -> float:
     with _warm(ground, peer, peer.steady, tasks=10) as ready:
         ready.release("burn", [milliseconds] * tasks)
         ready.await_marks(2 * tasks)
-        return tasks / ready.seconds()
+        return tasks / ready.seconds_of_work()
 
 
 def latency(ground: Ground, peer: Peer, sizes: Sizes) -> list[float]:

@@ -103,7 +103,7 @@ def _chancy() -> Peer:
         (fast(1), fast(CORES)),
         Setting(f"Process executor, concurrency {CORES}", steady, workers=CORES),
         "heartbeat_timeout={rescue} s (90 by default), Leadership timeout {rescue} s, Recovery every 5 s",
-        note="eager_polling; completions are written once a second; timed is when the jobs say they ended",
+        note="eager_polling; ends are written down once a second",
     )
 
 

@@ -113,13 +113,19 @@ class Stand:
     def await_marks(self, count: int) -> None:
         self._await(lambda: len(self.tape) >= count, f"of {count} marks there are too few")
 
-    def seconds(self) -> float:
-        """From the first start to the last end, by the queue's own record if it has one."""
+    def seconds_of_work(self) -> float:
+        """From the first start to the last end, as the tasks saw it."""
+        return max(mark.at for mark in self.tape.marks(ENDED)) - self._first_start()
+
+    def seconds_of_queue(self) -> float:
+        """From the first start until the queue had recorded the last end: when it says so or, if it keeps no time,
+        when there was nothing left in it."""
         self.settle()
-        started = self.tape.marks(STARTED)
-        last = max(mark.at for mark in (*started, *self.tape.marks(ENDED)))
-        recorded: float = self.ask("finished_at") or 0.0
-        return max(last, recorded) - min(mark.at for mark in started)
+        seen = time.time()
+        return float(self.ask("finished_at") or seen) - self._first_start()
+
+    def _first_start(self) -> float:
+        return min(mark.at for mark in self.tape.marks(STARTED))
 
     def marks(self, kind: bytes) -> list[Mark]:
         return self.tape.marks(kind)

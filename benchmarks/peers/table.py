@@ -124,10 +124,11 @@ def legend(result: Result, sizes: Sizes) -> str:
     paragraphs += [
         "durable: whether by default what was enqueued outlives a crash of the server, and what was begun a crash of "
         "the worker. A default Redis keeps a snapshot now and then; celery forgets a task when it begins it.",
-        "no-ops: from the first start to the last completion, as recorded by the queue if it does that. All were "
-        "enqueued while the workers, booted and warm, were stopped (SIGSTOP), and released together. Of several "
-        "settings the fastest is shown.",
-        f"CPU share: of {POOL} with as many processes, on the same work in the same round.",
+        "no-ops: from the first start until the queue has recorded the last end: when it says so, else when nothing is "
+        "left in it. All were enqueued while the workers, booted and warm, were stopped (SIGSTOP), and released "
+        "together. Of several settings the fastest is shown.",
+        f"CPU share: of {POOL} with as many processes, on the same work in the same round, from the first start to the "
+        "last end. idle: from the call of enqueue to the first line of the task.",
         f"killed: {max(jobs, default=sizes.jobs)} jobs of 100 ms, kill -9 of all worker processes when a quarter is "
         f"done, started anew at once; at most {sizes.patience:.0f} s; the rounds added up. once: begun once and done. "
         "again: begun again, then done. twice: done twice. stuck: not finished by the queue. lost: not done, and not "

@@ -23,7 +23,7 @@ class Queue(Protocol):
         """The number of tasks that the queue has not finished."""
 
     def finished_at(self) -> float | None:
-        """When the last task finished, in seconds since the epoch, as the queue recorded it; None if it does not."""
+        """When the queue recorded the last end, in seconds since the epoch, by its own account; None if it has none."""
 
     def work(self) -> None:
         """Be a worker, until killed."""

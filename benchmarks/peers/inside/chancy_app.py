@@ -62,7 +62,8 @@ def left() -> int:
 
 
 def finished_at() -> float | None:
-    return postgres.latest("completed_at", "chancy_jobs where state = 'succeeded'")
+    """Its completed_at is when the worker saw the end, up to seconds before it writes that down."""
+    return None
 
 
 def work() -> None:
