@@ -9,6 +9,7 @@ nothing is heard, all are told the same.
 from dataclasses import dataclass
 from typing import Any
 
+# As in all our figures, and as many as the machine has on which they are taken.
 CORES = 2
 OURS = "underway"
 
@@ -52,13 +53,10 @@ def _underway() -> Peer:
 
 def _pgqueuer() -> Peer:
     def fast(batch: int, processes: int) -> Setting:
-        text = f"batch_size {batch}, {_of(processes)}"
-        return Setting(text, _options(batch), commands=processes, workers=processes)
+        options = {"batch_size": batch, "max_concurrent_tasks": None, "threads": False}
+        return Setting(f"batch_size {batch}, {_of(processes)}", options, commands=processes, workers=processes)
 
-    def _options(batch: int) -> dict[str, Any]:
-        return {"batch_size": batch, "max_concurrent_tasks": None, "threads": False}
-
-    # It takes a job into a process that is busy, so that a process may have two at most, the least it allows.
+    # A process takes jobs while it is busy: two at most is the least it allows.
     steady = {"batch_size": 1, "max_concurrent_tasks": 2, "threads": True}
     return Peer(
         "pgqueuer",

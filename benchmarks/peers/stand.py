@@ -147,9 +147,10 @@ class Stand:
             time.sleep(_LOOK_SECONDS)
 
     def _failure(self, reason: str) -> RuntimeError:
-        """The reason in the first line, then what was said by client and workers."""
-        said = self._log.read_text(errors="replace").strip()
-        return RuntimeError(f"{reason}\n{said[-3000:]}")
+        """The reason and the last words in the first line, then more of what was said by client and workers."""
+        said = self._log.read_text(errors="replace").strip()[-3000:]
+        last = said.rpartition("\n")[2]
+        return RuntimeError(f"{reason} ({last})\n{said}" if last and last not in reason else f"{reason}\n{said}")
 
 
 @contextmanager
