@@ -143,14 +143,25 @@ class Supervisor:
 
 
 @contextmanager
-def set_up() -> Iterator[Stage]:
-    """A cluster in a temporary folder, all its settings Postgres' own: fsync on, synchronous commits."""
+def server() -> Iterator[tuple[Cluster, Path]]:
+    """A cluster in a temporary folder, all its settings Postgres' own: fsync on, synchronous commits. And a folder for
+    logs."""
     # below /tmp: the user as whom the server of root runs must be able to enter every folder above
     folder = Path(tempfile.mkdtemp(prefix="underway-bench-", dir="/tmp"))
     logs = Path(tempfile.mkdtemp(prefix="underway-bench-logs-"))
     cluster = Cluster(folder)
     try:
         cluster.start()
+        yield cluster, logs
+    finally:
+        cluster.stop("immediate")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+@contextmanager
+def set_up() -> Iterator[Stage]:
+    with server() as (cluster, logs):
         cluster.create_database("bench")
         os.environ["UNDERWAY_DATABASE_URL"] = cluster.url("bench")
         app.migrate()
@@ -160,7 +171,3 @@ def set_up() -> Iterator[Stage]:
         finally:
             stage.close()
             app.close()
-    finally:
-        cluster.stop("immediate")
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(logs, ignore_errors=True)
