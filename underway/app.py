@@ -20,6 +20,7 @@ from underway.errors import JobDefinitionError, NoDatabase, RunNotFound, Underwa
 from underway.job import Job, NewJob
 from underway.loading import refuse_while_loading
 from underway.manifest import Manifest
+from underway.options import RunOptions
 
 if TYPE_CHECKING:
     import psycopg
@@ -140,15 +141,17 @@ class Underway:
         if name is None:
             raise RunNotFound(f"no run has the id {run_id}: never committed, or gone after its keep")
         job = self._jobs.get(name)
-        return client.Run(self, run_id, Any if job is None else job.result_type)
+        return client.Run(self, run_id, Any if job is None else job.result_type, created=False)
 
-    def _enqueue(self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None") -> client.Run[R]:
-        return client.enqueue(self, job, value, conn)
+    def _enqueue(
+        self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None", given: RunOptions
+    ) -> client.Run[R]:
+        return client.enqueue(self, job, value, conn, given)
 
     def _enqueue_many(
-        self, job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None"
+        self, job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None", given: RunOptions
     ) -> list[client.Run[R]]:
-        return client.enqueue_many(self, job, values, conn)
+        return client.enqueue_many(self, job, values, conn, given)
 
     # Running
 

@@ -181,7 +181,8 @@ class Commits:
         staying: list[Step | None] = []
         for row, job in zip(rows, jobs, strict=True):
             step = None
-            if places > 0 and row.payload is not None and row.queue is not None and not row.delay:
+            waits = row.delay > 0 or row.concurrency_key is not None
+            if places > 0 and row.payload is not None and row.queue is not None and not waits:
                 step = self._dispatch.lanes.get(Lane(row.queue, job, row.step))
             places -= step is not None
             staying.append(step)
