@@ -161,9 +161,10 @@ def test_success_ends_the_run_or_takes_it_to_the_next_step() -> None:
     before = task(attempts=2, crashes=1)
     finish = ends(succeed(before, STARTED, None, b"[1]"))
     assert finish == Finish("run", 11, "succeeded", b"[1]", 2, 1, STARTED)
-    following = Next("after", "other queue", 9, 30.0, 120.0)
+    following = Next("after", "other queue", 9, 30.0, 120.0, "customer 7", 2)
     row = goes_on(succeed(before, STARTED, following, b"[2]"))
-    assert (row.step, row.queue, row.priority, row.delay, row.keep) == following
+    placed = (row.step, row.queue, row.priority, row.delay, row.keep, row.concurrency_key, row.key_limit)
+    assert Next(*placed) == following
     assert row.payload == b"[2]"
     # the counters are those of a step: a new one begins at zero
     assert (row.number, row.attempts, row.crashes, row.releases) == (0, 0, 0, 0)

@@ -63,8 +63,6 @@ class Continue(NamedTuple):
     queue: str | None
     priority: int | None
     keep: float | None
-    concurrency_key: str | None
-    key_limit: int | None
     payload: bytes | None
     delay: float
     number: int
@@ -74,6 +72,8 @@ class Continue(NamedTuple):
     ran_step: str
     ran_number: int
     attempt: Attempt
+    concurrency_key: str | None = None
+    key_limit: int | None = None
 
 
 class Renewal(NamedTuple):
