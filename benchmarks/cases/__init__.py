@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.cases import bulk, cpu, latency, replacement, throughput
+from benchmarks.cases import backlog, bulk, cpu, latency, replacement, throughput
 from benchmarks.cases.setting import Setting
 from benchmarks.model import Row
 
@@ -21,4 +21,5 @@ CASES = {
     "latency": Case("from enqueue to the first line of the step, on an idle supervisor", latency.run),
     "enqueue_many": Case("bulk enqueue", bulk.run),
     "replacement": Case("from the SIGKILL of a busy worker to the next task in its place", replacement.run),
+    "backlog": Case("a claim beside millions of runs, and beside a snapshot that somebody holds", backlog.run),
 }
