@@ -11,7 +11,7 @@ from benchmarks.machine import Machine
 from benchmarks.model import OURS, Row
 
 RESULTS = Path(__file__).parent / "results"
-_HEAD = ("", "underway", "lowest - highest", "limit in the same run", "", "ratio", "floor", "goal", "")
+_HEAD = ("", "underway", "low - high", "in the same run", "", "ratio", "goal", "")
 
 
 def table(rows: list[Row]) -> str:
@@ -36,9 +36,9 @@ def _line(row: Row, limit: str, *, first: bool) -> tuple[str, ...]:
     spread = f"{_number(min(samples))} - {_number(max(samples))}" if len(samples) > 1 else ""
     ours = (row.name, f"{_number(row.ours)} {row.unit}", spread) if first else ("", "", "")
     beside = (limit, _number(row.limit(limit)), f"{row.ratio(limit):.3f}") if limit else ("", "", "")
-    judged = ("", "", "")
+    judged = ("", "")
     if limit in (row.judged_by, "") or (row.judged_by is None and first):
-        judged = (_bound(row, row.floor), _bound(row, row.goal), _verdict(row))
+        judged = (_bound(row, row.goal), _verdict(row))
     return (*ours, *beside, *judged)
 
 
@@ -51,7 +51,7 @@ def _bound(row: Row, bound: float | None) -> str:
 def _verdict(row: Row) -> str:
     if row.disturbed is not None and row.goal is not None:
         # A contended machine also flatters: with more processes than a pool we get more of it than the pool does.
-        return f"no verdict: others used up to {row.disturbed:.0%}"
+        return "disturbed"
     if row.meets(row.goal):
         return "goal met"
     if row.floor is not None:
@@ -60,9 +60,11 @@ def _verdict(row: Row) -> str:
 
 
 def _number(value: float) -> str:
-    if value >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    """Three digits; the file has all of them."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,12 @@ class Circumstances:
 
 
 def footer(rows: Iterable[Row], about: Circumstances) -> str:
+    rows = list(rows)
+    disturbed = any(row.disturbed is not None for row in rows)
     lines = [_spent(row, spent) for row in rows if isinstance(spent := row.notes.get("cpu_microseconds_a_run"), dict)]
     lines += [
         "medians of the rounds; ratios are medians over the pairs; the pools take one task a message (chunksize=1)",
+        *(["disturbed: others used so much of the machine that there is no verdict"] if disturbed else []),
         about.machine.line,
         f"load average {about.load_before:.2f} before, {about.load_after:.2f} after; {about.seconds:.0f} s",
     ]

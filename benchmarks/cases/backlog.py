@@ -86,14 +86,14 @@ class Backlog:
         # Autovacuum would analyse it while we are still loading.
         self._loaded.connection.execute("alter table underway.run set (autovacuum_enabled = off)")
         self._load(rows.PENDING, self._size, pending)
-        found = [self._claims(f"{pending}, not analysed")]
+        found = [self._claims(f"{_short(self._size)}, not analysed")]
         self._loaded.connection.execute("alter table underway.run reset (autovacuum_enabled)")
         self._loaded.settle()
         found.append(self._claims(pending))
         for kind, statement, count in (
             ("delayed", rows.DELAYED, self._size),
             ("finished", rows.FINISHED, 10 * self._size),
-            ("nobody serves", rows.UNSERVED, 3 * self._size // 10),
+            ("not served", rows.UNSERVED, 3 * self._size // 10),
         ):
             what = f"{_short(count)} {kind}"
             self._load(statement, count, what)
