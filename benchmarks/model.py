@@ -23,12 +23,12 @@ class Sizes:
     backlog: int = 1_000_000
     claims: int = 200
     snapshot_seconds: float = 180
-    enqueues: int = 40_000
+    enqueues: int = 16_000
     steady_minutes: float = 1
 
     @staticmethod
     def quick() -> "Sizes":
-        return Sizes(6000, 3000, 20_000, ((20, 100), (200, 12)), 40, 4, 500, 10_000, 40, 2, 4000, 0.1)
+        return Sizes(6000, 3000, 20_000, ((20, 100), (200, 12)), 40, 4, 500, 10_000, 40, 2, 1600, 0.1)
 
     def with_runs(self, runs: int) -> "Sizes":
         """The same with so many runs wherever their number is what makes the measurement long."""

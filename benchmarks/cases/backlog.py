@@ -127,7 +127,8 @@ class Backlog:
             other.execute("select")
             self._setting.pairs.say(f"a snapshot held for {seconds:.0f} s")
             turns = self._setting.pairs.watched(lambda: _turns_for(seconds, self._loaded.turn))
-        start, end = _medians(turns[:count]), _medians(turns[-count:])
+        # What is dead shows within a second, so the start is short.
+        start, end = _medians(turns[: -(-count // 10)]), _medians(turns[-count:])
         return Row(
             f"claim: + snapshot held {seconds:.0f} s",
             "ms",

@@ -1,7 +1,7 @@
 """What a supervisor takes for itself, when it has nothing to do and when it always has: memory, CPU, connections."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import psutil
 import psycopg
@@ -62,7 +62,7 @@ def run(setting: Setting) -> list[Row]:
             "of it unshared": [life.worked.unshared],
         }
         rows += [
-            Row(f"memory, {procs} workers", "MB", memory, lower_is_better=True, goal=60),
+            Row(f"memory, {procs} workers", "MB", memory, lower_is_better=True, goal=60, notes=asdict(life)),
             Row(f"idle CPU, {procs} workers", "%", {OURS: [life.idle_cpu]}, lower_is_better=True, goal=1),
         ]
     connections = {OURS: [lives[_MANY].connections], f"{_FEW} workers": [lives[_FEW].connections]}
