@@ -36,8 +36,9 @@ lint: .venv/.test ## Ruff and mypy --strict
 	@$(BIN)/ruff format --quiet --check . || { echo "not formatted; run: $(BIN)/ruff format"; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 
-bench: .venv/.test ## Measure: how fast, beside process pools of the same size
+bench: .venv/.bench ## Measure: how fast, beside process pools of the same size; a table, and plots of it
 	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks.plots
 
 chaos: .venv/.test ## Kill and stop things at random, for minutes
 	@$(BIN)/python -m pytest -m chaos --timeout=1800 $(ARGS)

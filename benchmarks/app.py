@@ -21,6 +21,11 @@ def burn(cx: Context, milliseconds: int) -> Done:
     return To.done()
 
 
+def weigh(cx: Context, text: str) -> Done:
+    work.weigh(text)
+    return To.done()
+
+
 def clock(cx: Context, value: int) -> Done[int]:
     return To.done(work.clock(value))
 
@@ -33,6 +38,7 @@ def announce(cx: Context, address: str) -> Done:
 noop = app.job("noop").step(nothing)
 two_step = app.job("two-step").step(first).step(nothing)
 burner = app.job("burner").step(burn)
+weighers = app.job("weighers").step(weigh)
 clocks = app.job("clocks").step(clock)
 # One crash ends the run: it must not come back, and take a place, while other kills are being measured.
 announcers = app.job("announcers").step(announce, max_crashes=1)

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks import work
+
+T = TypeVar("T")
 
 POOL = "multiprocessing.Pool"
 EXECUTOR = "ProcessPoolExecutor"
@@ -37,7 +39,7 @@ def executor(procs: int) -> Iterator[ProcessPoolExecutor]:
         yield made
 
 
-def pool_rate(procs: int, function: Callable[[int], Any], values: Sequence[int]) -> float:
+def pool_rate(procs: int, function: Callable[[T], Any], values: Sequence[T]) -> float:
     """Tasks a second. One task a message, as everywhere here: with chunks a pool is a loop, not a queue."""
     with pool(procs) as made:
         began = time.perf_counter()
@@ -46,7 +48,7 @@ def pool_rate(procs: int, function: Callable[[int], Any], values: Sequence[int])
         return len(values) / (time.perf_counter() - began)
 
 
-def executor_rate(procs: int, function: Callable[[int], Any], values: Sequence[int]) -> float:
+def executor_rate(procs: int, function: Callable[[T], Any], values: Sequence[T]) -> float:
     with executor(procs) as made:
         began = time.perf_counter()
         for _ in made.map(function, values, chunksize=1):

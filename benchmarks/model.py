@@ -48,6 +48,19 @@ class Sizes:
             steady_minutes=min(self.steady_minutes, runs / 600),
         )
 
+    def scaled(self, usual: int, *, least: int = 4) -> int:
+        """A number that is not listed here, in the same proportion to its usual size."""
+        return max(least, round(usual * self.runs / Sizes.runs))
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a row stands on a curve: the rows of one series are the points of one line. `label` is x for people."""
+
+    series: str
+    x: float
+    label: str
+
 
 @dataclass(frozen=True)
 class Row:
@@ -64,6 +77,7 @@ class Row:
     goal: float | None = None
     judged_by: str | None = None
     notes: dict[str, object] = field(default_factory=dict)
+    point: Point | None = None
     disturbed: float | None = None  # the part of the machine that others used in the worst of its samples, if too much
 
     @property

@@ -11,19 +11,18 @@ from benchmarks.machine import Machine
 from benchmarks.model import OURS, Row
 
 RESULTS = Path(__file__).parent / "results"
-_HEAD = ("", "underway", "low - high", "in the same run", "", "ratio", "goal", "")
+_HEAD = ("", "", "low - high", "ratio", "floor", "goal", "")
 
 
 def table(rows: list[Row]) -> str:
+    """Each row with its limits below it; a ratio is that of the row to this limit."""
     lines: list[tuple[str, ...]] = [_HEAD]
     for row in rows:
-        limits = row.limits or [""]
-        lines += [_line(row, limit, first=number == 0) for number, limit in enumerate(limits)]
+        lines += [_line(row, form) for form in row.samples]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = {0, 3}
     texts = [
         "  ".join(
-            cell.ljust(width) if number in left else cell.rjust(width)
+            cell.rjust(width) if number else cell.ljust(width)
             for number, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -31,27 +30,28 @@ def table(rows: list[Row]) -> str:
     return "\n".join([texts[0], "-" * max(map(len, texts)), *texts[1:]])
 
 
-def _line(row: Row, limit: str, *, first: bool) -> tuple[str, ...]:
-    samples = row.samples[OURS]
-    spread = f"{_number(min(samples))} - {_number(max(samples))}" if len(samples) > 1 else ""
-    ours = (row.name, f"{_number(row.ours)} {row.unit}", spread) if first else ("", "", "")
-    beside = (limit, _number(row.limit(limit)), f"{row.ratio(limit):.3f}") if limit else ("", "", "")
-    judged = ("", "")
-    if limit in (row.judged_by, "") or (row.judged_by is None and first):
-        judged = (_bound(row, row.goal), _verdict(row))
-    return (*ours, *beside, *judged)
+def _line(row: Row, form: str) -> tuple[str, ...]:
+    samples = row.samples[form]
+    spread = f"{number(min(samples))} - {number(max(samples))}" if len(samples) > 1 else ""
+    measured = (f"{number(median(samples))} {row.unit}".rstrip(), spread)
+    judged = ("", "", "")
+    if form == (row.judged_by or OURS):
+        judged = (_bound(row, row.floor), _bound(row, row.goal), _verdict(row))
+    if form == OURS:
+        return (row.name, *measured, "", *judged)
+    return (f"  {form}", *measured, f"{row.ratio(form):.3f}", *judged)
 
 
 def _bound(row: Row, bound: float | None) -> str:
     if bound is None:
         return ""
-    return f"{'<' if row.lower_is_better else '>'} {f'{bound} x' if row.judged_by else _number(bound)}"
+    return f"{'<' if row.lower_is_better else '>'} {f'{bound} x' if row.judged_by else number(bound)}"
 
 
 def _verdict(row: Row) -> str:
     if row.disturbed is not None and row.goal is not None:
         # A contended machine also flatters: with more processes than a pool we get more of it than the pool does.
-        return "disturbed"
+        return f"disturbed: {row.disturbed:.0%}"
     if row.meets(row.goal):
         return "goal met"
     if row.floor is not None:
@@ -59,12 +59,10 @@ def _verdict(row: Row) -> str:
     return "below goal" if row.goal is not None else ""
 
 
-def _number(value: float) -> str:
-    """Three digits; the file has all of them."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+def number(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 @dataclass(frozen=True)
@@ -79,12 +77,11 @@ class Circumstances:
 
 
 def footer(rows: Iterable[Row], about: Circumstances) -> str:
-    rows = list(rows)
-    disturbed = any(row.disturbed is not None for row in rows)
-    lines = [_spent(row, spent) for row in rows if isinstance(spent := row.notes.get("cpu_microseconds_a_run"), dict)]
+    # Those of the points are in the file: of a whole curve they would bury the table.
+    single = [row for row in rows if row.point is None]
+    lines = [_spent(row, spent) for row in single if isinstance(spent := row.notes.get("cpu_microseconds_a_run"), dict)]
     lines += [
         "medians of the rounds; ratios are medians over the pairs; the pools take one task a message (chunksize=1)",
-        *(["disturbed: others used so much of the machine that there is no verdict"] if disturbed else []),
         about.machine.line,
         f"load average {about.load_before:.2f} before, {about.load_after:.2f} after; {about.seconds:.0f} s",
     ]

@@ -11,16 +11,16 @@ from benchmarks.stage import Stage, Supervisor
 class Shares:
     """CPU seconds since construction, by whom they were used."""
 
-    def __init__(self, stage: Stage, supervisor: Supervisor) -> None:
+    def __init__(self, stage: Stage, *supervisors: Supervisor) -> None:
         self._stage = stage
-        self._supervisor = supervisor
+        self._supervisors = supervisors
         self._before = self._read()
 
     def _read(self) -> dict[str, float]:
         postmaster, *backends = self._stage.postgres_processes()
         return {
-            "supervisor": _seconds([self._supervisor.process]),
-            "workers": _seconds(self._supervisor.workers()),
+            "supervisor": _seconds(supervisor.process for supervisor in self._supervisors),
+            "workers": _seconds(worker for supervisor in self._supervisors for worker in supervisor.workers()),
             # What has ended meanwhile (an autovacuum worker) is in the postmaster's own account.
             "postgres": _seconds([postmaster, *backends]) + sum(postmaster.cpu_times()[2:4]),
             "benchmark": _seconds([psutil.Process(os.getpid())]),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, LiteralString
+from uuid import uuid4
 
 import psutil
 import psycopg
@@ -69,13 +70,15 @@ class Stage:
         """Throw away what no supervisor was there to run, and what killed ones said of themselves."""
         self._connection.execute("truncate underway.run, underway.finished_run, underway.attempt, underway.supervisor")
 
-    def drained(self, enqueue: Callable[[], object], runs: int) -> float:
+    def drained(self, enqueue: Callable[[], object], runs: int, *, from_commit: bool = False) -> float:
         """Seconds from the start of the first attempt to the end of the last run, by the database's clock.
 
-        The supervisor sees nothing of the backlog before its one transaction commits.
+        The supervisor sees nothing of the backlog before its one transaction commits. `from_commit` counts from there:
+        the first claim of large inputs takes its time too.
         """
         self.clear()
         enqueue()
+        committed_at = self.value("select clock_timestamp()")
         deadline = time.monotonic() + _PATIENCE_SECONDS
         # Rarely: whoever looks takes CPU from what is measured.
         while self.value("select exists (select from underway.run)"):
@@ -88,7 +91,10 @@ class Stage:
         return float(
             self.value(
                 "select extract(epoch from (select max(finished_at) from underway.finished_run)"
-                " - (select min(started_at) from underway.attempt))"
+                " - (select case when %s then least(min(started_at), %s) else min(started_at) end"
+                " from underway.attempt))",
+                from_commit,
+                committed_at,
             )
         )
 
@@ -113,7 +119,7 @@ class Supervisor:
 
     def __init__(self, stage: Stage, procs: int) -> None:
         self._stage = stage
-        self.log = stage.folder / "supervisor.log"
+        self.log = stage.folder / f"supervisor-{uuid4()}.log"
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "underway.cli.supervisor", APP, "--procs", str(procs), "--verbose"],

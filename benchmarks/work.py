@@ -24,6 +24,10 @@ def burn(milliseconds: int) -> None:
         pass
 
 
+def weigh(_text: str) -> None:
+    """Take what was sent: the price is in its way here."""
+
+
 def clock(_value: int) -> int:
     """When this line was reached. CLOCK_MONOTONIC is one for all processes of a machine."""
     return time.monotonic_ns()

@@ -1,6 +1,7 @@
 """Rows for tests of the store: written straight into the tables, so that a state is named and not played out."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -95,8 +96,15 @@ def dump(connection: Connection) -> dict[str, list[str]]:
     }
 
 
-def finish(run: str, token: int, *, state: str = "succeeded", payload: str | None = '"result"', **more: Any) -> Finish:
-    attempt = more.pop("attempt", None) or Attempt("succeeded" if state == "succeeded" else "failed", started=1.0)
+def ago(seconds: float) -> float:
+    """An instant of the monotonic clock, as a supervisor notes when an attempt started."""
+    return time.monotonic() - seconds
+
+
+def finish(
+    run: str, token: int, *, state: str = "succeeded", payload: bytes | None = b'"result"', **more: Any
+) -> Finish:
+    attempt = more.pop("attempt", None) or Attempt("succeeded" if state == "succeeded" else "failed", started=ago(1.0))
     return Finish(run, token, state, payload, more.pop("attempts", 0), more.pop("crashes", 0), attempt, **more)
 
 
@@ -107,7 +115,7 @@ def go_on(run: str, token: int, **more: Any) -> Continue:
         "queue": LANE.queue,
         "priority": 0,
         "keep": 60.0,
-        "payload": '{"n": 2}',
+        "payload": b'{"n": 2}',
         "delay": 0.0,
         "number": 0,
         "attempts": 0,
@@ -115,7 +123,7 @@ def go_on(run: str, token: int, **more: Any) -> Continue:
         "releases": 0,
         "ran_step": LANE.step,
         "ran_number": 1,
-        "attempt": Attempt("succeeded", started=1.0),
+        "attempt": Attempt("succeeded", started=ago(1.0)),
     }
     return Continue(run=run, token=token, **{**values, **more})
 

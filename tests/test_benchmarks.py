@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.timeout(220)
 def test_every_benchmark_runs() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--runs", "10"],
@@ -16,7 +19,7 @@ def test_every_benchmark_runs() -> None:
         env={**os.environ, "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     table, result = done.stdout, Path(done.stdout.split()[-1])

@@ -21,6 +21,7 @@ from underway import (
     Context,
     InsideStep,
     InvalidOption,
+    Job,
     NoDatabase,
     PayloadError,
     RunCancelled,
@@ -434,14 +435,17 @@ def test_runs_of_a_renamed_step_are_taken_over(app: Underway, connection: Connec
 # Inside a step
 
 
+class _NoWorker:
+    def report(self, progress: dict[str, Any]) -> None:
+        pass
+
+    def spawn(self, job: Job[Any, Any, Any], value: Any) -> client.Run[Any]:
+        return client.Run(job._app, UUID(int=0), None)
+
+
 @pytest.fixture
 def in_a_step() -> Iterator[None]:
-    context.enter(
-        Context(
-            run_id=uuid4(), job="job", step="step", attempt=1, deadline=datetime.now(UTC),
-            report=lambda progress: None, spawn=lambda job, value: client.Run(job._app, UUID(int=0), None),
-        )
-    )  # fmt: skip
+    context.enter(Context(run=str(uuid4()), job="job", step="step", attempt=1, ends_at=time.time(), worker=_NoWorker()))
     yield
     context.enter(None)
 

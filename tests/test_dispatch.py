@@ -84,8 +84,6 @@ def task(token: int, *, lane: Lane = LANE, crashes: int = 0, age: float = 0.0, l
         attempts=0,
         crashes=crashes,
         releases=0,
-        priority=0,
-        keep=1.0,
         input=b"input",
         claimed_at=now - age,
         lease_deadline=now - age + lease,
@@ -389,7 +387,7 @@ def test_short_tasks_are_claimed_ahead_but_not_without_limit() -> None:
     assert line.demand() == 2 + 2 * int(AHEAD_SECONDS / 0.02)
     line = on(StubWorker())
     learn(line, 0.0)
-    assert line.demand() == 1 + MOST_AHEAD
+    assert line.places() == 1 + MOST_AHEAD
     line = on(*(StubWorker() for _ in range(40)))
     learn(line, 0.0)
     assert line.demand() == MOST_CLAIMED

@@ -16,7 +16,9 @@ from db import (
     AGES_AGO,
     IN_AN_HOUR,
     LANES,
+    POLICY,
     Connection,
+    ago,
     dump,
     finish,
     go_on,
@@ -35,41 +37,51 @@ from underway.postgres.store import Attempt, Renewal, Store
 US, OTHERS = uuid4(), uuid4()
 
 Batch = list[tuple[str, int]]
-FencedWrite = Callable[[Store, Batch], Awaitable[set[str]]]
+# Returns the tokens for which the fence held.
+FencedWrite = Callable[[Store, Batch], Awaitable[set[int]]]
 
 
-async def _finish(store: Store, batch: Batch) -> set[str]:
+async def _finish(store: Store, batch: Batch) -> set[int]:
     return await store.finish([finish(run, token) for run, token in batch], [spawn(run) for run, _ in batch])
 
 
-async def _fail(store: Store, batch: Batch) -> set[str]:
+async def _fail(store: Store, batch: Batch) -> set[int]:
     rows = [finish(run, token, state="failed", payload=None, attempts=5) for run, token in batch]
     return await store.finish(rows, [])
 
 
-async def _next(store: Store, batch: Batch) -> set[str]:
-    return await store.continue_([go_on(run, token) for run, token in batch], [spawn(run) for run, _ in batch])
+async def _next(store: Store, batch: Batch) -> set[int]:
+    rows = [go_on(run, token) for run, token in batch]
+    return set(await store.continue_(rows, [spawn(run) for run, _ in batch]))
 
 
-async def _retry(store: Store, batch: Batch) -> set[str]:
-    attempt = Attempt("failed", "oh", started=1.0)
+async def _next_here(store: Store, batch: Batch) -> set[int]:
+    """The next step stays with the supervisor, claimed anew."""
+    rows = [go_on(run, token) for run, token in batch]
+    return set(await store.continue_(rows, [spawn(run) for run, _ in batch], [POLICY] * len(batch)))
+
+
+async def _retry(store: Store, batch: Batch) -> set[int]:
+    attempt = Attempt("failed", "oh", started=ago(1.0))
     rows = [go_on(run, token, step="step", payload=None, delay=9.0, attempt=attempt) for run, token in batch]
-    return await store.continue_(rows, [])
+    return set(await store.continue_(rows, []))
 
 
-async def _release(store: Store, batch: Batch) -> set[str]:
+async def _release(store: Store, batch: Batch) -> set[int]:
     rows = [go_on(run, token, step="step", payload=None, attempt=Attempt("released")) for run, token in batch]
-    return await store.continue_(rows, [])
+    return set(await store.continue_(rows, []))
 
 
-async def _renew(store: Store, batch: Batch) -> set[str]:
-    return await store.renew([Renewal(run, token, 60.0, '{"done": 1}') for run, token in batch])
+async def _renew(store: Store, batch: Batch) -> set[int]:
+    renewed = await store.renew([Renewal(run, token, 60.0, '{"done": 1}') for run, token in batch])
+    tokens = dict(batch)  # of a run named twice, the last: it says runs, not tokens
+    return {tokens[run] for run in renewed}
 
 
 # Every way to write under a token, by the statement it uses.
 FENCED: dict[str, list[FencedWrite]] = {
     "finish_runs": [_finish, _fail],
-    "continue_runs": [_next, _retry, _release],
+    "continue_runs": [_next, _next_here, _retry, _release],
     "renew_leases": [_renew],
 }
 FENCED_WRITES = [pytest.param(write, id=f"{name}-{write.__name__}") for name in FENCED for write in FENCED[name]]
@@ -170,7 +182,7 @@ def test_only_the_right_token_of_our_own_running_attempt_writes(
                 written = await write(store, batch)
                 changed = dump(connection) != before
                 allowed = (situation, token) == ("in progress", "right")
-                if written != ({run for run, _ in batch} if allowed else set()) or changed != allowed:
+                if written != ({token for _, token in batch} if allowed else set()) or changed != allowed:
                     wrong.append((situation, token, written, changed))
 
     asyncio.run(all_cells())
@@ -188,19 +200,20 @@ def test_in_one_batch_with_all_others_only_the_right_cell_writes(
     bad = [key for batch in batches.values() for key in batch]
     before = dump(connection)
 
-    async def one_batch() -> set[str]:
+    async def one_batch() -> set[int]:
         async with open_store(any_database, US) as store:
             return await write(store, [*bad[::2], *stale, *good, *bad[1::2]])
 
     written = asyncio.run(one_batch())
-    assert written == {run for run, _ in good}
+    assert written == {token for _, token in good}
+    ours = {run for run, _ in good}
     after = dump(connection)
     for table in before:
         gone = set(before[table]) - set(after[table])
         came = set(after[table]) - set(before[table])
-        assert all(any(run in row for run in written) for row in gone)
+        assert all(any(run in row for run in ours) for row in gone)
         # A child of a good run is new; whatever else is new belongs to a good run.
-        assert all('"job": "child"' in row or any(run in row for run in written) for row in came)
+        assert all('"job": "child"' in row or any(run in row for run in ours) for row in came)
     children = sum('"job": "child"' in row for row in after["run"])
     assert children in (0, 2 * len(good))  # each good run is named twice, hence so are its children
 
@@ -264,7 +277,7 @@ def test_a_token_is_fenced_in_the_writing_statement_not_before_it(database: str,
     """
     run, token = insert_held(connection, US)
 
-    async def late_write() -> tuple[set[str], set[str]]:
+    async def late_write() -> tuple[set[int], set[int]]:
         async with open_store(database, US) as store:
             with psycopg.connect(database) as stranger:
                 stranger.execute(

@@ -2,136 +2,40 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
-from db import LANES, STEP, Connection, claim, held_task, insert, next_token, row_of, spawn, value
-from psycopg.rows import TupleRow
+from committing import Committing, attempts_of, play
+from db import STEP, Connection, claim, insert, next_token, row_of, spawn, value
 
-from underway.manifest import Step
 from underway.postgres import runs
-from underway.postgres.session import DatabaseAway, Session
-from underway.postgres.store import Attempt, Claimed, Store
-from underway.supervisor.commits import MOST_TOGETHER, Commits, Ended
-from underway.supervisor.task import Task
-from underway.supervisor.verdict import Next, Seen, settle, succeed
+from underway.postgres.session import DatabaseAway
+from underway.postgres.store import Attempt, Claimed
+from underway.supervisor.commits import MOST_TOGETHER, Ended
+from underway.supervisor.verdict import Seen, settle
 
-NEXT = Next("next", "default", 0, 0.0, 60.0, '{"n": 2}')
 ENDINGS = ["done", "next"]
-
-
-class Interrupted(Session):
-    """A session that a test can cut off around a statement, as a failing network or server does."""
-
-    def __init__(self, conninfo: str) -> None:
-        super().__init__(conninfo)
-        self.cut: Callable[[str, int], Awaitable[None]] | None = None  # called with "before" and the backend's pid
-
-    async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
-        if self.cut is None or statement not in ("finish_runs", "continue_runs"):
-            return await super().fetch(statement, parameters)
-        cut, self.cut = self.cut, None
-        pid = (await self.open()).info.backend_pid
-        await cut("before", pid)
-        rows = await super().fetch(statement, parameters)
-        # The server has committed, but its answer is lost on the way.
-        await cut("after", pid)
-        return rows
-
-
-class Committing:
-    """The commit loop of one supervisor, with everything pending in the database held by it."""
-
-    def __init__(self, database: str) -> None:
-        self.owner = uuid4()
-        self.work = Interrupted(database)
-        self.leases = Session(database)
-        self.store = Store(self.work, self.leases, self.owner, "testhost")
-        self.held: dict[int, Task] = {}
-        self.continued: list[float] = []
-        self.commits = Commits(self.store, self.held, on_continue=self.continued.append, rng=random.Random(1))
-
-    async def claim(self, step: Step = STEP) -> None:
-        for claimed in await self.store.claim(LANES, 1000, candidates=1000, suspects=1000):
-            task = held_task(claimed)
-            task.step = step
-            self.held[claimed.token] = task
-
-    def task(self, run: str) -> Task:
-        (task,) = [task for task in self.held.values() if task.run == run]
-        return task
-
-    def submit(
-        self, run: str, payload: str = '"good"', *, ending: str = "done", spawned: list[dict[str, Any]] | None = None
-    ) -> Task:
-        """The end of a successful attempt, as the supervisor passes it on."""
-        task = self.task(run)
-        following = NEXT._replace(payload=payload) if ending == "next" else None
-        row = succeed(task, Attempt("succeeded", started=1.0, pid=7), following, payload)
-        self.commits.submit(Ended(task, row, spawned or [], asyncio.get_running_loop().time()))
-        return task
-
-    def fail(self, run: str, seen: Seen = Seen.RETRY, error: str = "oh") -> Task:
-        task = self.task(run)
-        row = settle(task, seen, Attempt("failed", error, started=1.0), random.Random(1))
-        self.commits.submit(Ended(task, row, [], asyncio.get_running_loop().time()))
-        return task
-
-
-def play(database: str, script: Callable[[Committing], Awaitable[None]], *, step: Step = STEP) -> Committing:
-    """Claim everything, let the script submit endings while the loop runs, and return once all is flushed."""
-
-    async def main() -> Committing:
-        committing = Committing(database)
-        await committing.claim(step)
-        loop = asyncio.create_task(committing.commits.run())
-        flushed = asyncio.create_task(_scripted(committing, script))
-        try:
-            await asyncio.wait([loop, flushed], return_when=asyncio.FIRST_COMPLETED, timeout=60)
-            if loop.done():
-                loop.result()
-            assert flushed.done(), "not flushed"
-            flushed.result()
-        finally:
-            for running in (loop, flushed):
-                running.cancel()
-            await asyncio.gather(loop, flushed, return_exceptions=True)
-            await committing.work.close()
-            await committing.leases.close()
-        return committing
-
-    return asyncio.run(main())
-
-
-async def _scripted(committing: Committing, script: Callable[[Committing], Awaitable[None]]) -> None:
-    await script(committing)
-    await committing.commits.flushed()
-
-
-def attempts_of(connection: Connection, run: str) -> list[tuple[str, int]]:
-    rows = connection.execute("select outcome, number from underway.attempt where run_id = %s order by token", [run])
-    return [(outcome, number) for outcome, number in rows]
 
 
 # Payloads that cannot be stored
 
 BAD_PAYLOADS = [
-    pytest.param('"\\u0000"', "\\u0000", id="escaped NUL"),
-    pytest.param('"\x00"', "NUL", id="raw NUL"),
-    pytest.param('{"open": ', "json", id="invalid JSON"),
-    pytest.param("", "json", id="nothing"),
-    pytest.param('"\\ud800"', "surrogate", id="lone surrogate"),
-    pytest.param("[" * 100_000 + "]" * 100_000, "stack depth", id="too deep"),
+    pytest.param(b'"\\u0000"', "\\u0000", id="escaped NUL"),
+    pytest.param(b'"\x00"', "0x00", id="raw NUL"),
+    pytest.param(b'"\xff"', "0xff", id="no UTF-8"),
+    pytest.param(b'{"open": ', "json", id="invalid JSON"),
+    pytest.param(b"", "json", id="nothing"),
+    pytest.param(b'"\\ud800"', "surrogate", id="lone surrogate"),
+    pytest.param(b"[" * 100_000 + b"]" * 100_000, "stack depth", id="too deep"),
 ]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize(("payload", "message"), BAD_PAYLOADS)
 def test_only_the_payload_that_cannot_be_stored_becomes_a_failed_attempt(
-    database: str, connection: Connection, payload: str, message: str, ending: str
+    database: str, connection: Connection, payload: bytes, message: str, ending: str
 ) -> None:
     first, bad, last = (insert(connection) for _ in range(3))
 
@@ -202,7 +106,7 @@ def test_a_payload_that_cannot_be_stored_fails_the_run_when_no_attempt_is_left(
     run = insert(connection, attempts=most - 1, number=most - 1)
 
     async def script(committing: Committing) -> None:
-        committing.submit(run, '"\\u0000"')
+        committing.submit(run, b'"\\u0000"')
 
     play(database, script)
     outcome = runs.outcome(connection, UUID(run))
@@ -437,7 +341,7 @@ def test_an_attempt_that_never_started_leaves_no_row(database: str, connection: 
     async def script(committing: Committing) -> None:
         task = committing.task(run)
         row = settle(task, Seen.NEVER_STARTED, Attempt("released"), random.Random(1))
-        committing.commits.submit(Ended(task, row, [], asyncio.get_running_loop().time()))
+        committing.commits.submit(Ended(task, row, []))
 
     play(database, script)
     after = row_of(connection, "run", run)

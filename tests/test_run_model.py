@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
-from db import Connection
+from db import Connection, ago
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -201,7 +201,7 @@ class RunMachine(RuleBasedStateMachine):
             key, task = self.stale[pick % len(self.stale)]
             if key.run not in {row.run for row in rows}:
                 rows.append(self._row(task, endings[-1]))
-        expected = {key.run for key in ended}
+        expected = {key.token for key in ended}
         assert self._write(owner, rows) == expected
         for key, seen in ended.items():
             # A job's last step cannot go on.
@@ -329,25 +329,26 @@ class RunMachine(RuleBasedStateMachine):
         return {row[0]: row[1:] for row in self.world.connection.execute(query)}
 
     def _row(self, task: Task, seen: Seen) -> Finish | Continue:
-        started = None if seen is Seen.NEVER_STARTED else 0.5
+        started = None if seen is Seen.NEVER_STARTED else ago(0.5)
         attempt = Attempt(VERDICTS[seen].outcome, error="what happened", started=started)
         index = STEPS.index(task.lane.step)
         if seen in (Seen.NEXT, Seen.DONE):
             following = None
             if seen is Seen.NEXT and index + 1 < len(STEPS):
-                following = Next(STEPS[index + 1], "default", 0, 0.0, 60.0, str(int(task.input) + 1))
-            return succeed(task, attempt, following, str(int(task.input) + 1))
+                following = Next(STEPS[index + 1], "default", 0, 0.0, 60.0)
+            return succeed(task, attempt, following, b"%d" % (int(task.input) + 1))
         row = settle(task, seen, attempt, random.Random(0))
         if isinstance(row, Continue) and row.delay:
             return row._replace(delay=HOUR.total_seconds())
         return row
 
-    def _write(self, owner: UUID, rows: list[Finish | Continue]) -> set[str]:
-        store, written = self.world.stores[owner], set()
+    def _write(self, owner: UUID, rows: list[Finish | Continue]) -> set[int]:
+        store = self.world.stores[owner]
+        written: set[int] = set()
         if finishing := [row for row in rows if isinstance(row, Finish)]:
             written |= self.world.run(store.finish(finishing, []))
         if continuing := [row for row in rows if isinstance(row, Continue)]:
-            written |= self.world.run(store.continue_(continuing, []))
+            written |= self.world.run(store.continue_(continuing, [])).keys()
         return written
 
     def _let_go(self, key: Key) -> None:

@@ -27,8 +27,6 @@ def task(**counters: int) -> Task:
         token=11,
         lane=Lane("queue", "job", "old name"),
         step=Step("step", formerly=("old name",), policy=POLICY),
-        priority=-3,
-        keep=60.0,
         input=b"{}",
         claimed_at=0.0,
         lease_deadline=60.0,
@@ -153,7 +151,7 @@ def test_whoever_goes_on_stays_where_it_is(seen: Seen) -> None:
     row = goes_on(settled(seen))
     assert (row.run, row.token, row.payload) == ("run", 11, None)
     # the name it was claimed under: a rename must not move what is queued
-    assert (row.step, row.queue, row.priority, row.keep) == ("old name", "queue", -3, 60.0)
+    assert (row.step, row.queue, row.priority, row.keep) == ("old name", None, None, None)
     assert (row.ran_step, row.ran_number) == ("old name", 6)
     assert row.number == 6
     assert goes_on(settled(seen, attempt=NEVER)).number == 5, "never begun is no attempt"
@@ -161,11 +159,12 @@ def test_whoever_goes_on_stays_where_it_is(seen: Seen) -> None:
 
 def test_success_ends_the_run_or_takes_it_to_the_next_step() -> None:
     before = task(attempts=2, crashes=1)
-    finish = ends(succeed(before, STARTED, None, "[1]"))
-    assert finish == Finish("run", 11, "succeeded", "[1]", 2, 1, STARTED)
-    following = Next("after", "other queue", 9, 30.0, 120.0, "[2]")
-    row = goes_on(succeed(before, STARTED, following, "ignored"))
-    assert (row.step, row.queue, row.priority, row.delay, row.keep, row.payload) == following
+    finish = ends(succeed(before, STARTED, None, b"[1]"))
+    assert finish == Finish("run", 11, "succeeded", b"[1]", 2, 1, STARTED)
+    following = Next("after", "other queue", 9, 30.0, 120.0)
+    row = goes_on(succeed(before, STARTED, following, b"[2]"))
+    assert (row.step, row.queue, row.priority, row.delay, row.keep) == following
+    assert row.payload == b"[2]"
     # the counters are those of a step: a new one begins at zero
     assert (row.number, row.attempts, row.crashes, row.releases) == (0, 0, 0, 0)
     assert (row.ran_step, row.ran_number, row.attempt) == ("old name", 6, STARTED)

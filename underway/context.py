@@ -1,9 +1,8 @@
 """What a step sees of its run."""
 
 import logging
-from collections.abc import Callable
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Never
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Never, Protocol
 from uuid import UUID
 
 from typing_extensions import TypeVar
@@ -20,34 +19,42 @@ _R = TypeVar("_R")
 _current: "Context | None" = None
 
 
+class Worker(Protocol):
+    """Whoever runs the step, as its context needs it."""
+
+    def report(self, progress: dict[str, Any]) -> None: ...
+    def spawn(self, job: "Job[Any, Any, Any]", value: Any) -> "Run[Any]": ...
+
+
 class Context:
     """Given to every step. Belongs to one attempt; of no use after it.
 
-    `attempt` counts every try at this step that was begun, from 1, whatever became of it. `deadline` is when the
-    step will be interrupted. `log` forwards to the supervisor's log, with run, job, step and attempt.
+    `attempt` counts every try at this step that was begun, from 1, whatever became of it.
     """
 
-    __slots__ = ("_report", "_spawn", "attempt", "deadline", "job", "log", "run_id", "step")
+    __slots__ = ("_ends_at", "_run", "_worker", "attempt", "job", "step")
 
-    def __init__(
-        self,
-        *,
-        run_id: UUID,
-        job: str,
-        step: str,
-        attempt: int,
-        deadline: datetime,
-        report: Callable[[dict[str, Any]], None],
-        spawn: Callable[["Job[Any, Any, Any]", Any], "Run[Any]"],
-    ) -> None:
-        self.run_id = run_id
+    def __init__(self, *, run: str, job: str, step: str, attempt: int, ends_at: float, worker: Worker) -> None:
         self.job = job
         self.step = step
         self.attempt = attempt
-        self.deadline = deadline
-        self.log = logging.getLogger(f"{job}.{step}")
-        self._report = report
-        self._spawn = spawn
+        self._run = run
+        self._ends_at = ends_at
+        self._worker = worker
+
+    @property
+    def run_id(self) -> UUID:
+        return UUID(self._run)
+
+    @property
+    def deadline(self) -> datetime:
+        """When the step will be interrupted."""
+        return datetime.fromtimestamp(self._ends_at, UTC)
+
+    @property
+    def log(self) -> logging.Logger:
+        """Forwards to the supervisor's log, with run, job, step and attempt."""
+        return logging.getLogger(f"{self.job}.{self.step}")
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Say how far the step is; shown as `progress` in the view underway.runs.
@@ -56,14 +63,14 @@ class Context:
         """
         if not isinstance(done, int | float) or not isinstance(total, int | float | None):
             raise InvalidOption(f"progress takes numbers, not {done!r} of {total!r}")
-        self._report({"done": done, "total": total, "note": str(note)})
+        self._worker.report({"done": done, "total": total, "note": str(note)})
 
     def enqueue(self, job: "Job[_In, Never, _R]", value: _In) -> "Run[_R]":
         """Enqueue a run of another job together with this step's hand-over: all of it is committed, or nothing is.
 
         If this attempt fails, the run never existed.
         """
-        run: Run[_R] = self._spawn(job, value)
+        run: Run[_R] = self._worker.spawn(job, value)
         return run
 
 

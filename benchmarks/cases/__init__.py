@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.cases import backlog, bulk, cpu, latency, notify, postgres, replacement, steady, throughput
+from benchmarks.cases import backlog, bulk, cpu, growth, latency, notify, postgres, replacement, steady, throughput
 from benchmarks.cases.setting import Setting
 from benchmarks.model import Row
 
@@ -25,4 +25,8 @@ CASES = {
     "notify": Case("enqueues by 32 sessions at once, beside a busy and an idle supervisor", notify.run),
     "postgres": Case("the same claims and commits without supervisor and workers", postgres.run),
     "backlog": Case("a claim beside millions of runs, and beside a snapshot that somebody holds", backlog.run),
+    "procs": Case("growth with the number of workers", growth.procs),
+    "payload": Case("growth with the size of the payload", growth.payload),
+    "step_length": Case("growth with the length of a step", growth.step_length),
+    "supervisors": Case("growth with the number of supervisors on one database", growth.supervisors),
 }

@@ -7,7 +7,7 @@ from benchmarks.cases.setting import Setting
 from benchmarks.model import OURS, Row
 from benchmarks.stage import Stage
 
-_COPY = "bare COPY"
+_COPY = "bare COPY of the same rows"
 
 
 def run(setting: Setting) -> list[Row]:

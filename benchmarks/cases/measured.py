@@ -12,11 +12,20 @@ from underway import Job
 class Backlog:
     """A sample is the rate at which all these values, enqueued at once, are worked off."""
 
-    def __init__(self, stage: Stage, supervisor: Supervisor, job: Job[Any, Any, Any], values: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        supervisor: Supervisor,
+        job: Job[Any, Any, Any],
+        values: Sequence[Any],
+        *others: Supervisor,
+        from_commit: bool = False,
+    ) -> None:
         self._stage = stage
-        self._supervisor = supervisor
+        self._supervisors = (supervisor, *others)
         self._job = job
         self._values = values
+        self._from_commit = from_commit
         self._taken: list[dict[str, float]] = []
 
     def warm_up(self, runs: int) -> None:
@@ -28,10 +37,10 @@ class Backlog:
 
         def enqueue() -> None:
             # Read before the transaction commits, so that COPY is in it; it is small beside the rest.
-            shares.append(Shares(self._stage, self._supervisor))
+            shares.append(Shares(self._stage, *self._supervisors))
             self._job.enqueue_many(self._values)
 
-        seconds = self._stage.drained(enqueue, len(self._values))
+        seconds = self._stage.drained(enqueue, len(self._values), from_commit=self._from_commit)
         self._taken.append({**shares[0].taken(), "seconds": seconds})
         return len(self._values) / seconds
 

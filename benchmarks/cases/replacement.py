@@ -36,14 +36,14 @@ class Ear:
 
 
 def run(setting: Setting) -> list[Row]:
-    forms = {OURS: _ours, limits.POOL: _pool, "an executor made anew": _executor}
+    forms = {OURS: _ours, limits.POOL: _pool, f"{limits.EXECUTOR}, built anew": _executor}
     samples = {}
     for name, form in forms.items():
         setting.pairs.say(name)
         with _ear() as ear:
             samples[name] = setting.pairs.watched(partial(form, setting, ear))
     setting.stage.empty()
-    return [Row("killed worker replaced", "ms", samples, lower_is_better=True, goal=20)]
+    return [Row("killed worker's slot busy again", "ms", samples, lower_is_better=True, goal=20)]
 
 
 def _ours(setting: Setting, ear: Ear) -> list[float]:

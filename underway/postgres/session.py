@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from logging import getLogger
 from typing import Any, LiteralString
 
@@ -57,13 +57,18 @@ class Session:
     """Runs statements one at a time on a connection that is opened, and opened again, when it is needed.
 
     Statements are prepared at their first use. Behind a pooler that is not possible, and they are planned each time.
+
+    `on_notify` is given the payload of each notification, whether it comes between statements or with one; `on_broken`
+    is called when the connection breaks while nobody uses it.
     """
 
-    def __init__(self, conninfo: str, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, conninfo: str) -> None:
+        self.on_notify: Callable[[str], None] | None = None
+        self.on_broken: Callable[[], None] | None = None
         self._conninfo = conninfo
-        self._settings = {**_SETTINGS, **(settings or {})}
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self._lock = asyncio.Lock()
+        self._watched: int | None = None
         self.opened = 0  # how often: whoever keeps state in the session compares this
 
     async def open(self) -> psycopg.AsyncConnection[TupleRow]:
@@ -84,18 +89,21 @@ class Session:
             raise
         self._connection = connection
         self.opened += 1
+        if self.on_notify is not None:
+            hear = self.on_notify
+            connection.add_notify_handler(lambda notify: hear(notify.payload))
         return connection
 
     async def _connect(self) -> psycopg.AsyncConnection[TupleRow]:
         """Settings go with the start of the connection, never with SET: a pooler would pass them on to strangers."""
         given = conninfo_to_dict(self._conninfo).get("options") or ""
-        options = " ".join([str(given), *(f"-c {name}={value}" for name, value in self._settings.items())])
+        options = " ".join([str(given), *(f"-c {name}={value}" for name, value in _SETTINGS.items())])
         try:
             return await _connect(make_conninfo(self._conninfo, options=options), prepare_threshold=0)
         except psycopg.OperationalError as error:
             if "unsupported startup parameter" not in str(error):
                 raise
-            log.warning("a pooler refuses our settings (%s), going on without", ", ".join(self._settings))
+            log.warning("a pooler refuses our settings (%s), going on without", ", ".join(_SETTINGS))
             return await _connect(self._conninfo, prepare_threshold=None)
 
     async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
@@ -107,9 +115,12 @@ class Session:
         sql: LiteralString = statements()[statement]
         async with self._lock:
             connection = await self._open_patiently()
+            self._unwatch()
             try:
                 cursor = await connection.execute(sql, parameters)
-                return await cursor.fetchall() if cursor.description else []
+                rows = await cursor.fetchall() if cursor.description else []
+                self._watch(connection)
+                return rows
             except _ABOUT_THE_DATA:
                 raise
             except psycopg.Error as error:
@@ -131,9 +142,37 @@ class Session:
                 pause = min(pause * 2, 5.0)
 
     async def close(self) -> None:
+        self._unwatch()
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
+
+    # Between statements
+
+    def _watch(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+        """Hear notifications while nothing is executed; while something is, the driver reads them."""
+        if self.on_notify is not None:
+            self._watched = connection.fileno()
+            asyncio.get_running_loop().add_reader(self._watched, self._on_readable, connection)
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            self._watched = None
+
+    def _on_readable(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+        # First of all: a connection found broken closes its descriptor, and the next one may get the same.
+        self._unwatch()
+        try:
+            connection.pgconn.consume_input()
+        except psycopg.Error as error:
+            log.warning("a connection broke while it was idle: %s", str(error).strip())
+            if self.on_broken is not None:
+                self.on_broken()
+            return
+        self._watch(connection)
+        while (notify := connection.pgconn.notifies()) is not None and self.on_notify is not None:
+            self.on_notify(notify.extra.decode(errors="replace"))
 
 
 async def _connect(conninfo: str, prepare_threshold: int | None) -> psycopg.AsyncConnection[TupleRow]:

@@ -96,7 +96,7 @@ class Lanes:
 
 
 class Store:
-    """One supervisor's view of the queue. `work` claims and commits, `leases` renews and never waits for `work`."""
+    """One supervisor's view of the queue. `work` commits; `leases` claims and renews, beside it and never behind it."""
 
     def __init__(self, work: Session, leases: Session, owner: UUID, host: str) -> None:
         self._work = work
@@ -106,7 +106,7 @@ class Store:
 
     async def claim(self, lanes: Lanes, tasks: int, *, candidates: int, suspects: int) -> list[Claimed]:
         """At most so many runs, in the order of their ranks."""
-        rows = await self._work.fetch(
+        rows = await self._leases.fetch(
             "claim_tasks",
             {**lanes.parameters, "owner": self._owner, "tasks": tasks, "candidates": candidates, "suspects": suspects},
         )
@@ -200,7 +200,7 @@ class Store:
         return {run for (run,) in await self._leases.fetch("renew_leases", parameters)}
 
     async def release_unknown(self, known: Iterable[str]) -> None:
-        await self._work.fetch("release_unknown", {"owner": self._owner, "known": UUIDs(known)})
+        await self._leases.fetch("release_unknown", {"owner": self._owner, "known": UUIDs(known)})
 
     async def reap(self, limit: int) -> list[tuple[str, int, bool]]:
         """Take back expired runs: (run, token, quarantined) of each."""

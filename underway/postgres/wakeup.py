@@ -1,14 +1,12 @@
 """LISTEN on a session's connection: a hint that there is work, with polling behind it."""
 
 import asyncio
-import random
+import contextlib
 import secrets
+from collections.abc import Callable
 from logging import getLogger
 
-import psycopg
-
-from underway.postgres.queries import statements
-from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.session import Session
 
 log = getLogger("underway.postgres")
 
@@ -16,46 +14,53 @@ _ECHO_SECONDS = 2.0
 
 
 class Wakeup:
-    """Waits for notifications on a session that is used for other statements in between.
+    """Hears notifications on a session that is used for statements too.
 
     At each new connection it sends itself a nonce: behind pgbouncer in transaction mode LISTEN seems to work and
-    nothing ever arrives, so without the echo it says `listening = False` and only waits out its time.
+    nothing ever arrives, so without the echo it says `listening = False`, and whoever relies on it has to poll.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, on_notify: Callable[[], None]) -> None:
         self._session = session
+        self._on_notify = on_notify
         self._opened = -1
+        self._nonce = ""
+        self._echoed = asyncio.Event()
+        self._broken = asyncio.Event()
         self.listening = False
+        session.on_notify = self._heard
+        session.on_broken = self._broken.set
 
-    async def wait(self, seconds: float) -> bool:
-        """Whether a notification came within this time."""
-        connection = await self._session.open()
-        try:
-            if self._session.opened != self._opened:
-                self.listening = await self._subscribe(connection)
-                self._opened = self._session.opened
-                return True  # whatever was notified while we were deaf
-            if not self.listening:
-                await asyncio.sleep(seconds)
-                return False
-            async for _ in connection.notifies(timeout=seconds, stop_after=1):
-                return True
-            return False
-        except psycopg.Error as error:
-            raise DatabaseAway(str(error).strip()) from error
+    async def subscribe(self) -> None:
+        """Listen, if the connection is a new one. Raises DatabaseAway."""
+        await self._session.open()
+        if self._session.opened == self._opened:
+            return
+        opened = self._session.opened
+        self._nonce = secrets.token_hex(8)
+        self._echoed.clear()
+        await self._session.fetch("listen")
+        await self._session.fetch("notify_self", {"nonce": self._nonce})
+        self.listening = await _within(_ECHO_SECONDS, self._echoed)
+        if not self.listening:
+            log.warning("notifications do not arrive (a pooler in transaction mode?): polling instead")
+        self._opened = opened
+        self._on_notify()  # whatever was notified while we were deaf
 
-    async def patience(self) -> None:
-        """Pause before the next try, without a busy loop while the database is away."""
-        await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - a fleet must not come back in step
+    async def rest(self, seconds: float) -> None:
+        """Let this time pass; less if the connection breaks."""
+        if await _within(seconds, self._broken):
+            self._broken.clear()
 
-    async def _subscribe(self, connection: psycopg.AsyncConnection[tuple[object, ...]]) -> bool:
-        nonce = secrets.token_hex(8)
-        await connection.execute(statements()["listen"])
-        await connection.execute(statements()["notify_self"], {"nonce": nonce})
-        deadline = asyncio.get_running_loop().time() + _ECHO_SECONDS
-        while (left := deadline - asyncio.get_running_loop().time()) > 0:
-            async for notify in connection.notifies(timeout=left, stop_after=1):
-                if notify.payload == nonce:
-                    return True
-        log.warning("notifications do not arrive (a pooler in transaction mode?): polling instead")
-        return False
+    def _heard(self, payload: str) -> None:
+        if payload == self._nonce:
+            self._echoed.set()
+        else:
+            self._on_notify()
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()

@@ -21,8 +21,6 @@ BACKLOG_CLAIMS = 5
 _STOP_SECONDS = 2.0
 # So long after a claim was interrupted it may still take effect: a statement lives at most 10 s.
 UNKNOWN_SECONDS = 12.0
-# Results that wait for their commit; claims pause above.
-MOST_UNCOMMITTED = 2000
 
 
 class Claims:
@@ -35,7 +33,7 @@ class Claims:
         dispatch: Dispatch,
         held: dict[int, Task],
         *,
-        uncommitted: Callable[[], int],
+        full: Callable[[], bool],
         listening: Callable[[], bool],
         on_empty: Callable[[], None],
     ) -> None:
@@ -43,7 +41,7 @@ class Claims:
         self._crew = crew
         self._dispatch = dispatch
         self._held = held
-        self._uncommitted = uncommitted
+        self._full = full
         self._listening = listening
         self._on_empty = on_empty
         self._woken = asyncio.Event()
@@ -84,7 +82,7 @@ class Claims:
                     await asyncio.wait_for(self._woken.wait(), poll)
 
     def _demand(self) -> int:
-        return self._dispatch.demand() if self._uncommitted() < MOST_UNCOMMITTED else 0
+        return 0 if self._full() else self._dispatch.demand()
 
     async def _claim(self, tasks: int) -> int:
         await self._release_unknown()

@@ -14,12 +14,16 @@ from underway.manifest import Lane, Step
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Continue, Finish, Store
 from underway.supervisor.dispatch import Dispatch
+from underway.supervisor.pace import Pace
 from underway.supervisor.task import Task, from_hand_over
 from underway.supervisor.verdict import Seen, settle
 
 log = getLogger("underway.supervisor")
 
 MOST_TOGETHER = 500
+# One statement carries no more than this, but for one payload that is larger. Claims pause while this waits.
+MOST_BYTES = 32 * 1024 * 1024
+MOST_UNCOMMITTED = 2000
 _LOCKED_PAUSE = 0.05
 
 
@@ -59,35 +63,69 @@ class Commits:
         self._waiting: list[Ended] = []
         self._under_way = 0
         self._locked = 0
-        self._submitted = asyncio.Event()
+        self._waiting_bytes = 0
+        self._pace = Pace()
         self._empty = asyncio.Event()
         self._empty.set()
         self.outcomes: Counter[str] = Counter()
 
     def submit(self, ended: Ended) -> None:
         ended.task.ended = True
-        self._waiting.append(ended)
-        self._submitted.set()
         self._empty.clear()
+        self._enter([ended])
+
+    def hurry(self) -> None:
+        """Let the next commit leave now: a worker is free, or nothing more will come."""
+        if self._waiting:
+            self._pace.hurry()
 
     def uncommitted(self) -> int:
         return len(self._waiting) + self._under_way + self._locked
 
+    def full(self) -> bool:
+        """More waits than should: the database does not keep up."""
+        return self.uncommitted() >= MOST_UNCOMMITTED or self._waiting_bytes >= MOST_BYTES
+
     async def flushed(self) -> None:
         """Wait until everything submitted so far is durable or known to be lost."""
+        self.hurry()
         await self._empty.wait()
 
     async def run(self) -> None:
         while True:
-            await self._submitted.wait()
-            batch, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
-            if not self._waiting:
-                self._submitted.clear()
+            await self._pace.departure()
+            was_full = self.full()
+            batch = self._board()
             self._under_way = len(batch)
             await self._commit(batch)
             self._under_way = 0
-            if self.uncommitted() == 0:
+            if was_full and not self.full():
+                self._on_continue(0)
+            if self._waiting:
+                self._pace.offer(len(self._waiting))
+            elif self.uncommitted() == 0:
                 self._empty.set()
+
+    def _enter(self, group: list[Ended], *, first: bool = False) -> None:
+        if first:
+            self._waiting[:0] = group
+        else:
+            self._waiting += group
+        self._waiting_bytes += sum(map(_size, group))
+        self._pace.offer(len(self._waiting))
+
+    def _board(self) -> list[Ended]:
+        """What leaves together."""
+        size = count = 0
+        for ended in self._waiting[:MOST_TOGETHER]:
+            size += _size(ended)
+            if size > MOST_BYTES and count:
+                size -= _size(ended)
+                break
+            count += 1
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._waiting_bytes -= size
+        return batch
 
     async def _commit(self, batch: list[Ended]) -> None:
         for kind in (Finish, Continue):
@@ -100,7 +138,7 @@ class Commits:
             done = await self._write(group)
         except DatabaseAway as error:
             log.warning("commit of %d attempts interrupted, it will be repeated: %s", len(group), error)
-            self._again(group)
+            self._enter(group, first=True)
             return
         except psycopg.Error as error:
             await self._one_by_one(group, error)
@@ -173,7 +211,7 @@ class Commits:
             owned = await self._store.owned([run for run, _ in keys])
             recorded = await self._store.recorded(keys)
         except DatabaseAway:
-            self._again(missing)
+            self._enter(missing, first=True)
             return
         locked = []
         for ended, key in zip(missing, keys, strict=True):
@@ -191,11 +229,7 @@ class Commits:
 
     def _unlock(self, group: list[Ended]) -> None:
         self._locked -= len(group)
-        self._again(group)
-
-    def _again(self, group: list[Ended]) -> None:
-        self._waiting = group + self._waiting
-        self._submitted.set()
+        self._enter(group, first=True)
 
     def _durable(self, ended: Ended) -> None:
         self._held.pop(ended.task.token, None)
@@ -207,3 +241,7 @@ class Commits:
 
     def _is_held(self, task: Task) -> bool:
         return task.token in self._held
+
+
+def _size(ended: Ended) -> int:
+    return len(ended.row.payload or b"")

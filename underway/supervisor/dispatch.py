@@ -16,13 +16,15 @@ from underway.supervisor.worker_process import WorkerProcess
 # HANDED_SECONDS: enough to hide the way to the supervisor and back.
 SHORT_SECONDS = 0.05
 HANDED_SECONDS = 0.01
-MOST_HANDED = 64
+MOST_HANDED = 200
 # Whatever has waited so long behind a running task is taken back.
 PATIENCE_SECONDS = 0.05
 # So much work per worker is claimed ahead: enough to hide a claim, little enough to leave to other supervisors.
-AHEAD_SECONDS = 0.25
-MOST_AHEAD = 250
+AHEAD_SECONDS = 0.5
+MOST_AHEAD = 500
 MOST_CLAIMED = 500
+# And no more input than this, by what has been claimed until now.
+AHEAD_BYTES = 4 * 1024 * 1024
 # A task that has waited so long in this supervisor goes back to Postgres, where others find it.
 STALE_SECONDS = 2.0
 
@@ -36,6 +38,7 @@ class Dispatch:
         self.suspects: deque[Task] = deque()
         self._pace: dict[tuple[str, str], float] = {}
         self._overall: float | None = None
+        self._size = 0.0
         self._expected = 0
 
     @property
@@ -46,6 +49,7 @@ class Dispatch:
     def add(self, tasks: Iterable[Task]) -> None:
         for task in tasks:
             (self.suspects if task.suspect else self.ready).append(task)
+            self._size += 0.1 * (len(task.input) - self._size)
 
     def add_first(self, tasks: list[Task]) -> None:
         """Tasks of runs that were here before: they keep their place in line."""
@@ -210,7 +214,7 @@ class Dispatch:
 
     def demand(self) -> int:
         """How many tasks to claim now."""
-        idle, places = self._idle(), self.places()
+        idle, places = self.idle(), self.places()
         if idle > len(self.ready) + self._expected or places * 2 >= self._target(idle) > 0:
             return max(0, min(places, MOST_CLAIMED))
         return 0
@@ -218,17 +222,24 @@ class Dispatch:
     def places(self) -> int:
         """How many more tasks would be welcome."""
         busy = sum(max(0, len(worker.tasks) - 1) for worker in self._crew.active)
-        return self._target(self._idle()) - len(self.ready) - busy - self._expected
+        return self._target(self.idle()) - len(self.ready) - busy - self._expected
 
-    def _idle(self) -> int:
+    def idle(self) -> int:
+        """How many workers have nothing to do."""
         return sum(not worker.tasks for worker in self._crew.active if worker.ready)
 
     def _target(self, idle: int) -> int:
         """How many tasks should wait here or behind a running one."""
         now = time.monotonic()
         steady = sum(self._is_steady(worker, now) for worker in self._crew.active if worker.ready)
-        ahead = 0 if self._overall is None else min(int(AHEAD_SECONDS / max(self._overall, 1e-6)), MOST_AHEAD)
-        return idle + (idle + steady) * ahead
+        return idle + (idle + steady) * self._ahead()
+
+    def _ahead(self) -> int:
+        """How many tasks should wait for each worker that will soon be free."""
+        if self._overall is None:
+            return 0
+        by_time, by_size = AHEAD_SECONDS / max(self._overall, 1e-6), AHEAD_BYTES / max(self._size, 1)
+        return int(min(by_time, by_size, MOST_AHEAD))
 
     def _is_steady(self, worker: WorkerProcess, now: float) -> bool:
         """Busy with something that will soon be over, as far as one can tell."""

@@ -1,5 +1,7 @@
-"""Renews the leases of everything held, on a connection of its own, and hears notifications there in between."""
+"""Renews the leases of everything held, in time whatever the commits do: never on their connection."""
 
+import asyncio
+import random
 import time
 from collections.abc import Callable
 from logging import getLogger
@@ -29,14 +31,12 @@ class Leases:
         held: dict[int, Task],
         *,
         shortest_lease: Callable[[], float],
-        on_notify: Callable[[], None],
         on_lost: Callable[[Task], None],
     ) -> None:
         self._store = store
         self._wakeup = wakeup
         self._held = held
         self._shortest_lease = shortest_lease
-        self._on_notify = on_notify
         self._on_lost = on_lost
 
     async def run(self) -> None:
@@ -50,11 +50,12 @@ class Leases:
                     await self.renew(list(self._held.values()))
                 elif reporting := [task for task in self._held.values() if task.progress is not None]:
                     await self.renew(reporting)
-                if await self._wakeup.wait(min(max(due, 0.01), PROGRESS_SECONDS)):
-                    self._on_notify()
+                await self._wakeup.subscribe()
+                await self._wakeup.rest(min(max(due, 0.01), PROGRESS_SECONDS))
             except DatabaseAway as error:
                 log.warning("leases could not be renewed: %s", error)
-                await self._wakeup.patience()
+                # No busy loop while the database is away, and a fleet must not come back in step.
+                await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311
 
     async def renew(self, tasks: list[Task]) -> None:
         if not tasks:

@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import os
 import socket
 import sys
@@ -58,14 +59,16 @@ async def _live(settings: Settings) -> int:
         if database is None:
             raise NoDatabase
         url = conninfo(database)
-        # Only what is renewed may be lost with a crash of the server: a lease that was not extended does no harm.
-        work, leases = Session(url), Session(url, {"synchronous_commit": "off"})
+        work, leases = Session(url), Session(url)
         sessions += work, leases
         await work.open()
         await leases.open()
         # Not before: an embedded Postgres that was started just now must not become ours to bury.
         _become_subreaper()
         store = Store(work, leases, identity, socket.gethostname())
+        # What is here now stays; and hundreds of tasks claimed together are not garbage to look for.
+        gc.freeze()
+        gc.set_threshold(20_000)
         service = Service(settings.app, manifest, crew, store, work, leases, stop)
         log.info("serving %s from %s with %d workers", settings.app, label(database), settings.procs,
                  extra={"about": {"supervisor": str(identity)[:8], "pid": os.getpid()}})  # fmt: skip

@@ -16,9 +16,12 @@ from underway.supervisor.keeper import MARK, kill_below
 from underway.supervisor.logs import WorkerOutput
 from underway.supervisor.task import Task
 
-_READ = 256 * 1024
+# Read into, again and again: a buffer of its own for each read would be mapped and unmapped each time.
+_inbox = memoryview(bytearray(256 * 1024))
 # More than a socket holds: what was written before a drain began is found within so many bytes.
 _MOST_BUFFERED = 512 * 1024
+_PLENTY = 8
+_PAUSE_SECONDS = 0.001
 
 
 class Overseer(Protocol):
@@ -46,6 +49,8 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
         self._unsent = bytearray()
+        self._deaf = False
+        self._clogged = False  # the worker has not taken all we have sent
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
         pipe, their_output = os.pipe()
@@ -112,16 +117,29 @@ class WorkerProcess:
             while self._unsent:
                 del self._unsent[: self._socket.send(self._unsent)]
         except BlockingIOError:
+            self._clogged = True
             self._loop.add_writer(self._socket, self._flush)
             return False
         except OSError:
             self._unsent.clear()  # it is dying; its pidfd will say so
-        self._loop.remove_writer(self._socket)
+        if self._clogged:
+            self._clogged = False
+            self._loop.remove_writer(self._socket)
         return not self._unsent
 
     def _on_readable(self) -> None:
         self._receive()
         self._overseer.settled()
+        if len(self.tasks) >= _PLENTY and not self._deaf:
+            self._deaf = True
+            self._loop.remove_reader(self._socket)
+            self._loop.call_later(_PAUSE_SECONDS, self._hear_again)
+
+    def _hear_again(self) -> None:
+        self._deaf = False
+        if self._socket.fileno() >= 0:
+            self._loop.add_reader(self._socket, self._on_readable)
+            self._on_readable()
 
     def _on_output(self) -> None:
         """First hear of which task it is, if that is news."""
@@ -132,12 +150,12 @@ class WorkerProcess:
     def _receive(self) -> int:
         """Read once and hand on what came; the number of bytes, 0 when there was nothing to read."""
         try:
-            data = self._socket.recv(_READ)
+            size = self._socket.recv_into(_inbox)
         except BlockingIOError:
             return 0
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._loop.remove_reader(self._socket)
             self.died_writing = self._reader.incomplete
             # Alive with its end closed: the user's code has closed our socket. It can tell us nothing any more.
@@ -146,13 +164,13 @@ class WorkerProcess:
             return 0
         self.output.behind = True
         try:
-            for message in self._reader.feed(data):
+            for message in self._reader.feed(_inbox[:size]):
                 self._overseer.received(self, message)
         except wire.BrokenFrame:
             self._loop.remove_reader(self._socket)
             self.kill()
             return 0
-        return len(data)
+        return size
 
     def drain(self) -> None:
         """Hand on everything the worker has written until now, and no end of what it goes on writing meanwhile."""

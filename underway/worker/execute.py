@@ -2,9 +2,7 @@
 
 import time
 import traceback
-from datetime import UTC, datetime, timedelta
-from typing import Any
-from uuid import UUID
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -24,6 +22,9 @@ from underway.worker.measure import Meter
 _LONGEST_ERROR = 32 * 1024
 _PROGRESS_SECONDS = 0.1
 
+# The fields of a wire.Result from `ending` on.
+Outcome: TypeAlias = tuple[str, list[object] | None, float | None, list[dict[str, object]], float, float, int, bytes]
+
 
 class Executor:
     """Executes the steps of one app, one task at a time."""
@@ -39,16 +40,15 @@ class Executor:
                 for name in (step.spec.name, *step.spec.formerly):
                     self._steps[job.name, name] = (job, index)
 
-    def execute(self, task: wire.Task) -> wire.Result:
-        """The result of the step, whatever it does short of ending the process."""
+    def execute(self, task: wire.Task) -> Outcome:
+        """How the step ended, whatever it does short of ending the process."""
         self._meter.start()
-        spawned: list[dict[str, Any]] = []
+        attempt = _Attempt(self._app, self._conversation, self._guard, task.token)
         placement: list[object] | None = None
         retry_after: float | None = None
         try:
             job, index = self._steps[task.job, task.step]
-            step = job.compiled[index]
-            ending, payload, placement = self._handed_over(job, index, self._call(step, task, spawned))
+            ending, payload, placement = self._handed_over(job, index, self._call(job.compiled[index], task, attempt))
         except Interrupt as error:
             ending, payload = "interrupted", _error_text(error, str(error))
         except Fail as error:
@@ -61,20 +61,17 @@ class Executor:
             ending, payload = "retry", _error_text(error, f"the step raised {type(error).__name__}: {fix}")
         except BaseException as error:
             ending, payload = "retry", _error_text(error)
-        if ending not in ("next", "done"):
-            spawned = []
-        seconds, cpu_seconds, peak_rss = self._meter.stop()
-        return wire.Result(task.token, ending, placement, retry_after, spawned, seconds, cpu_seconds, peak_rss, payload)
+        spawned = attempt.spawned if ending in ("next", "done") else []
+        return (ending, placement, retry_after, spawned, *self._meter.stop(), payload)
 
-    def _call(self, step: CompiledStep, task: wire.Task, spawned: list[dict[str, Any]]) -> Any:
+    def _call(self, step: CompiledStep, task: wire.Task, attempt: "_Attempt") -> Any:
         cx = Context(
-            run_id=UUID(task.run),
+            run=task.run,
             job=task.job,
             step=step.spec.name,
             attempt=task.attempt,
-            deadline=datetime.now(UTC) + timedelta(seconds=task.timeout),
-            report=self._reporter(task.token),
-            spawn=lambda job, value: self._spawn(spawned, job, value),
+            ends_at=time.time() + task.timeout,
+            worker=attempt,
         )
         arguments = (cx, codec.decode(task.payload, step.input_type)) if step.takes_input else (cx,)
         context.enter(cx)
@@ -111,24 +108,32 @@ class Executor:
         ]
         return "next", codec.encode(returned.value, following.input_type), placement
 
-    def _reporter(self, token: int) -> Any:
-        reported_at = 0.0
 
-        def report(progress: dict[str, Any]) -> None:
-            nonlocal reported_at
-            now = time.monotonic()
-            if now - reported_at >= _PROGRESS_SECONDS:
-                reported_at = now
-                self._conversation.send(wire.Progress(token, orjson.dumps(progress)))
-                self._guard.raise_postponed()
+class _Attempt:
+    """What a step does through its context while it runs."""
 
-        return report
+    __slots__ = ("_app", "_conversation", "_guard", "_reported_at", "_token", "spawned")
 
-    def _spawn(self, spawned: list[dict[str, Any]], job: Job[Any, Any, Any], value: Any) -> Run[Any]:
+    def __init__(self, app: Underway, conversation: Conversation, guard: Guard, token: int) -> None:
+        self._app = app
+        self._conversation = conversation
+        self._guard = guard
+        self._token = token
+        self._reported_at = 0.0
+        self.spawned: list[dict[str, Any]] = []
+
+    def report(self, progress: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._reported_at >= _PROGRESS_SECONDS:
+            self._reported_at = now
+            self._conversation.send(wire.Progress(self._token, orjson.dumps(progress)))
+            self._guard.raise_postponed()
+
+    def spawn(self, job: Job[Any, Any, Any], value: Any) -> Run[Any]:
         first = job.compiled[0]
         placed: Placement = first.spec.placement
         run_id = new_id()
-        spawned.append(
+        self.spawned.append(
             {
                 "id": str(run_id),
                 "job": job.name,

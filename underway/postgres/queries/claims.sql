@@ -19,11 +19,11 @@ claimed as (
             select c.ctid
             from underway.run c
             where c.state = 'pending'
-                and c.id = any(
+                and c.ctid = any(
                     array(
-                        select candidate.id
+                        select candidate.ctid
                         from lane cross join lateral (
-                            select p.id, p.rank from underway.run p
+                            select p.ctid, p.id, p.rank from underway.run p
                             where p.queue = lane.queue and p.job = lane.job and p.step = lane.step
                                 and p.state = 'pending' and p.crashes = 0
                             order by p.rank, p.id
@@ -33,9 +33,9 @@ claimed as (
                         limit %(candidates)s
                     )
                     || array(
-                        select suspect.id
+                        select suspect.ctid
                         from lane cross join lateral (
-                            select p.id, p.rank from underway.run p
+                            select p.ctid, p.id, p.rank from underway.run p
                             where p.queue = lane.queue and p.job = lane.job and p.step = lane.step
                                 and p.state = 'pending' and p.crashes > 0
                             order by p.rank, p.id
@@ -54,7 +54,7 @@ claimed as (
 )
 select id::text, token, n, number, attempts, crashes, releases, input::text
 from claimed
-order by rank, id;
+order by rank, claimed.id;
 
 -- promote_runs: make waiting runs pending whose time has come
 update underway.run r

@@ -1,0 +1,172 @@
+"""The commit loop of one supervisor with a real store, and a session that a test can cut off."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from uuid import uuid4
+
+from db import LANE, LANES, STEP, Connection, ago, held_task
+from psycopg.rows import TupleRow
+
+from underway.manifest import Lane, Step
+from underway.postgres.session import Session
+from underway.postgres.store import Attempt, Store
+from underway.supervisor.commits import Commits, Ended
+from underway.supervisor.dispatch import Dispatch
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import Next, Seen, settle, succeed
+
+NEXT = Next("next", "default", 0, 0.0, 60.0)
+NEXT_LANE = Lane("default", LANE.job, "next")
+
+
+class Interrupted(Session):
+    """A session that a test can cut off around a statement, as a failing network or server does."""
+
+    def __init__(self, conninfo: str) -> None:
+        super().__init__(conninfo)
+        self.cut: Callable[[str, int], Awaitable[None]] | None = None  # called with "before" and the backend's pid
+
+    async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
+        if self.cut is None or statement not in ("finish_runs", "continue_runs"):
+            return await super().fetch(statement, parameters)
+        cut, self.cut = self.cut, None
+        pid = (await self.open()).info.backend_pid
+        await cut("before", pid)
+        rows = await super().fetch(statement, parameters)
+        # The server has committed, but its answer is lost on the way.
+        await cut("after", pid)
+        return rows
+
+
+class IdleWorker:
+    """As the dispatch sees a worker that has nothing to do."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[int, Task] = {}
+        self.ready = True
+        self.current = None
+
+
+class IdleCrew:
+    def __init__(self, workers: int, lanes: dict[Lane, Step]) -> None:
+        self.active = [IdleWorker() for _ in range(workers)]
+        self.lanes = lanes
+
+
+class Committing:
+    """The commit loop of one supervisor, with everything pending in the database held by it.
+
+    There are so many idle workers, so that as many runs may stay with it at the next step if that is in its lanes.
+    """
+
+    def __init__(self, database: str, workers: int = 0, lanes: dict[Lane, Step] | None = None) -> None:
+        self.owner = uuid4()
+        self.work = Interrupted(database)
+        self.leases = Session(database)
+        self.store = Store(self.work, self.leases, self.owner, "testhost")
+        self.held: dict[int, Task] = {}
+        self.continued: list[float] = []
+        self.stayed: list[Task] = []
+        self.unknown = 0
+        crew: Any = IdleCrew(workers, lanes or {})
+        self.dispatch = Dispatch(crew)
+        self.commits = Commits(
+            self.store,
+            self.dispatch,
+            self.held,
+            on_continue=self.continued.append,
+            on_stay=self.stay,
+            on_unknown=self.note_unknown,
+            rng=random.Random(1),
+        )
+
+    def stay(self, tasks: list[Task]) -> None:
+        self.stayed += tasks
+
+    def note_unknown(self) -> None:
+        self.unknown += 1
+
+    async def claim(self, step: Step = STEP) -> None:
+        for claimed in await self.store.claim(LANES, 1000, candidates=1000, suspects=1000):
+            task = held_task(claimed)
+            task.step = step
+            self.held[claimed.token] = task
+
+    def task(self, run: str) -> Task:
+        (task,) = [task for task in self.held.values() if task.run == run]
+        return task
+
+    def submit(
+        self,
+        run: str,
+        payload: bytes = b'"good"',
+        *,
+        ending: str = "done",
+        spawned: list[dict[str, Any]] | None = None,
+        following: Next = NEXT,
+    ) -> Task:
+        """The end of a successful attempt, as the supervisor passes it on."""
+        task = self.task(run)
+        attempt = Attempt("succeeded", started=ago(1.0), pid=7)
+        row = succeed(task, attempt, following if ending == "next" else None, payload)
+        self.commits.submit(Ended(task, row, spawned or []))
+        return task
+
+    def fail(self, run: str, seen: Seen = Seen.RETRY, error: str = "oh") -> Task:
+        task = self.task(run)
+        row = settle(task, seen, Attempt("failed", error, started=ago(1.0)), random.Random(1))
+        self.commits.submit(Ended(task, row, []))
+        return task
+
+
+Script = Callable[[Committing], Awaitable[None]]
+
+
+def play(
+    database: str,
+    script: Script,
+    *,
+    step: Step = STEP,
+    workers: int = 0,
+    lanes: dict[Lane, Step] | None = None,
+    then: Script | None = None,
+) -> Committing:
+    """Claim everything, let the script submit endings while the loop runs, and return once all is flushed.
+
+    `then` is played after that, with the sessions still open.
+    """
+
+    async def main() -> Committing:
+        committing = Committing(database, workers, lanes)
+        await committing.claim(step)
+        loop = asyncio.create_task(committing.commits.run())
+        flushed = asyncio.create_task(_scripted(committing, script))
+        try:
+            await asyncio.wait([loop, flushed], return_when=asyncio.FIRST_COMPLETED, timeout=60)
+            if loop.done():
+                loop.result()
+            assert flushed.done(), "not flushed"
+            flushed.result()
+            if then is not None:
+                await then(committing)
+        finally:
+            for running in (loop, flushed):
+                running.cancel()
+            await asyncio.gather(loop, flushed, return_exceptions=True)
+            await committing.work.close()
+            await committing.leases.close()
+        return committing
+
+    return asyncio.run(main())
+
+
+async def _scripted(committing: Committing, script: Script) -> None:
+    await script(committing)
+    await committing.commits.flushed()
+
+
+def attempts_of(connection: Connection, run: str) -> list[tuple[str, int]]:
+    rows = connection.execute("select outcome, number from underway.attempt where run_id = %s order by token", [run])
+    return [(outcome, number) for outcome, number in rows]

@@ -1,0 +1,122 @@
+"""The figures in the documentation stand between markers, in tables, and a program writes them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from made_up import ROWS, result, row
+
+from benchmarks import documents, figures
+
+TEXTS = {path.name: path for path in (figures.README, figures.PERFORMANCE)}
+
+
+def block_of(text: str) -> str:
+    return text.partition(figures.BEGIN)[2].partition(figures.END)[0]
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """Each table as its lines of cells."""
+    found = re.findall(r"^\|.*\|\n(?:\|.*\|(?:\n|\Z))+", text, re.MULTILINE)
+    return [[line.strip("|").split("|") for line in table.splitlines()] for table in found]
+
+
+def given(folder: Path, *results: str) -> list[documents.Document]:
+    for number, text in enumerate(results):
+        (folder / f"{number}.json").write_text(text)
+    return documents.load_folder(folder)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_committed_figures_are_well_formed(name: str) -> None:
+    text = TEXTS[name].read_text()
+    block = block_of(text)
+    assert figures.rewritten(text, block) == text
+    assert tables(block)
+    assert "Measured on" in block
+    for head, rule, *lines in tables(block):
+        assert lines, head
+        assert set("".join(rule)) == {"-"}
+        assert {len(cells) for cells in (rule, *lines)} == {len(head)}
+    assert "{{" not in text
+
+
+def test_plots_that_are_shown_exist() -> None:
+    shown = re.findall(r"\]\((plots/.*?)\)", figures.PERFORMANCE.read_text())
+    assert all((figures.PERFORMANCE.parent / path).exists() for path in shown)
+
+
+def test_only_what_is_between_the_markers_changes() -> None:
+    text = f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter"
+    assert figures.rewritten(text, "new") == text.replace("old", "new")
+
+
+@pytest.mark.parametrize(
+    "text", ["", figures.BEGIN, f"{figures.END}{figures.BEGIN}", f"{figures.BEGIN}{figures.END}" * 2]
+)
+def test_a_text_without_markers_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="once each"):
+        figures.rewritten(text, "new")
+
+
+def test_the_short_table_has_the_rows_that_were_measured(tmp_path: Path) -> None:
+    (table,) = tables(figures.in_short(given(tmp_path, result(ROWS))))
+    assert [[cell.strip() for cell in line] for line in table[2:]] == [
+        ["no-op runs a second", "16,000", "40,000", "8,000"],
+    ]
+
+
+def test_the_full_tables(tmp_path: Path) -> None:
+    peers = result([row("no-op", 15_000, fast=8_000)], kind="peers")
+    text = figures.in_full(given(tmp_path, result(ROWS), peers), tmp_path)
+    headings = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    assert headings == [
+        "At a glance",
+        "CPU microseconds a run, by whom",
+        "By the length of a step",
+        "No-op runs by workers",
+        "Steps of 20 ms by workers",
+        "By the size of the input",
+        "No-op runs by supervisors on this one machine",
+        "Steps of 20 ms by supervisors on this one machine",
+        "Peers",
+    ]
+    assert "| 5 ms | 380 | 400 | 0.950 | 400 | 0.950 |" in text
+    assert "| fast | 8,000 |" in text
+    assert "plots/" not in text
+    assert len(tables(text)) == len(headings)
+
+
+def test_plots_are_shown_when_they_are_there(tmp_path: Path) -> None:
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "latency.png").touch()
+    text = figures.in_full(given(tmp_path, result(ROWS)), tmp_path)
+    assert re.findall(r"!\[Half of all steps.*?\]\((.*?)\)", text) == ["plots/latency.png"]
+
+
+def test_the_sql_for_expired_runs_removes_them_with_their_attempts(connection: psycopg.Connection[Any]) -> None:
+    (delete,) = re.findall(r"```sql\n(with expired.*?)```", figures.PERFORMANCE.read_text(), re.DOTALL)
+    for number, expires in ((1, "-1 second"), (2, "1 day")):
+        run = f"00000000-0000-0000-0000-00000000000{number}"
+        connection.execute(
+            "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases,"
+            " priority, state, queue, job, step) values"
+            " (%s, now(), now() + %s::interval, '1 day', 0, 0, 0, 0, 'succeeded', 'default', 'job', 'step')",
+            (run, expires),
+        )
+        connection.execute(
+            "insert into underway.attempt (run_id, token, number, finished_at, step, outcome)"
+            " values (%s, 1, 1, now(), 'step', 'succeeded')",
+            (run,),
+        )
+    connection.execute(delete.encode())
+    for table, key in (("finished_run", "id"), ("attempt", "run_id")):
+        left = connection.execute(f"select {key}::text from underway.{table}".encode()).fetchall()
+        assert [run[-1] for (run,) in left] == ["2"]
+
+
+def test_the_sql_about_attempts_runs(connection: psycopg.Connection[Any]) -> None:
+    (query,) = re.findall(r"```sql\n(select step.*?)```", figures.PERFORMANCE.read_text(), re.DOTALL)
+    assert connection.execute(query.encode()).fetchall() == []
