@@ -1,11 +1,13 @@
 """What a client asks of Postgres, on any psycopg connection: enqueue, look, cancel."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from underway.errors import SchemaMissing
@@ -55,7 +57,7 @@ def insert_keyed_runs(
     live: dict[str, UUID] = {}
     # By key: two that enqueue the same keys in different orders would each wait for the other.
     left = sorted(rows, key=lambda row: row.unique_key or "")
-    with connection.transaction():
+    with _all_or_nothing(connection):
         while left:
             chunk = left[: _chunk_length(left)]
             for run_id, key, is_new in _fetch(connection, "enqueue_keyed_runs", _keyed(chunk, job, step, placement)):
@@ -103,7 +105,7 @@ def copy_runs(
     placement: Placement,
 ) -> None:
     """Many runs at once by COPY, inside a transaction of the connection's: all of them or none."""
-    with connection.transaction():
+    with _all_or_nothing(connection):
         ((microseconds,),) = _fetch(connection, "clock")
         now = _instant(microseconds)
         with _cursor(connection) as cursor, cursor.copy(statements()["copy_runs"]) as copy:
@@ -187,6 +189,19 @@ def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | 
             return dict(_fetch(connection, "applied_migrations"))
     except SchemaMissing:
         return None
+
+
+@contextmanager
+def _all_or_nothing(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """A transaction of our own, or a savepoint in the caller's.
+
+    A caller whose connection is not in autocommit mode means to commit, also where our statement is the first; psycopg
+    would take a transaction begun here for ours and commit it.
+    """
+    if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+        _fetch(connection, "clock")
+    with connection.transaction():
+        yield
 
 
 def _instant(microseconds: Any) -> Any:
