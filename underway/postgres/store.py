@@ -249,7 +249,10 @@ class Store:
         return len(await self._work.fetch("promote_runs", {"limit": limit}))
 
     async def line_up(self, limit: int) -> int:
-        """Let due runs get in line for their keys; pass on these keys and those that were locked. Returns how many."""
+        """Let due runs get in line for their keys; pass on these keys and those that were locked.
+
+        How many it looked at: if none, nothing has become pending.
+        """
         locked, self.locked_keys = self.locked_keys, set()
         parameters = {"queues": Texts(queue for queue, _ in locked), "keys": Texts(key for _, key in locked)}
         rows = await self._work.fetch("line_up_runs", {**parameters, "limit": limit})

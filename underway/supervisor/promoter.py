@@ -47,8 +47,8 @@ class Promoter:
         while True:
             pause = _POLL_SECONDS
             try:
-                lined_up = await self._store.line_up(_LIMIT)
-                if await self._store.promote(_LIMIT) or lined_up:
+                looked_at = await self._store.line_up(_LIMIT)
+                if await self._store.promote(_LIMIT) or looked_at:
                     self._on_promoted()
                 await self._sweep()
                 due = await self._store.seconds_until_due()

@@ -89,7 +89,7 @@ with lined_up as (
     ))
     returning r.queue, r.concurrency_key
 )
-select count(*) as lined_up, underway.pass_keys(array_agg(queue), array_agg(key)) as locked_keys
+select count(*) as looked_at, underway.pass_keys(array_agg(queue), array_agg(key)) as locked_keys
 from (
     select queue, concurrency_key as key from lined_up
     union all
