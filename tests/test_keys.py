@@ -15,12 +15,12 @@ from underway import PayloadError, codec, keys
 def in_sql(connection: Connection, template: str, payload: str) -> str | None:
     """What SQL makes of it; None for a refusal."""
     try:
-        with connection.transaction():
-            filled: str = value(connection, "select underway.fill_key(%s, %s::jsonb)", [template, payload])
-            return filled
+        filled: str = value(connection, "select underway.fill_key(%s, %s::jsonb)", [template, payload])
     except psycopg.Error as error:
-        assert error.sqlstate == "UW003", error
+        if error.sqlstate != "UW003":
+            raise
         return None
+    return filled
 
 
 def in_python(template: str, payload: str) -> str | None:

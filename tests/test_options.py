@@ -123,7 +123,7 @@ def test_an_unknown_option_of_a_run_is_refused_with_those_there_are() -> None:
 
 def test_a_unique_key_belongs_to_the_first_step() -> None:
     job = Underway().job("job").step(hands_on).step(works, unique_key="a", name="second")
-    with pytest.raises(JobDefinitionError, match="'second' has a unique_key; .* give it to the first step"):
+    with pytest.raises(JobDefinitionError, match=r"'second' has a unique_key; .* give it to the first step"):
         job.manifest()
 
 

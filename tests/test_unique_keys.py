@@ -13,7 +13,6 @@ import pytest
 from apps import keyed
 from db import Connection, row_of, value
 from harness import Supervisor, eventually
-from psycopg import sql
 
 from underway import InvalidOption, PayloadError, Run, Status, Underway
 
@@ -29,8 +28,7 @@ def app(bind: Bind) -> Underway:
 
 
 def in_sql(connection: Connection, job: str, payload: str, more: str = "") -> UUID:
-    query = sql.SQL("select underway.enqueue(%s, %s::jsonb {})").format(sql.SQL(more))  # type: ignore[arg-type]
-    found: UUID = value(connection, query, [job, payload])
+    found: UUID = value(connection, f"select underway.enqueue(%s, %s::jsonb {more})", [job, payload])
     return found
 
 
@@ -74,7 +72,7 @@ def test_a_key_for_one_run_in_python_and_sql(connection: Connection) -> None:
 def test_a_missing_field_is_refused_at_enqueue(connection: Connection) -> None:
     with pytest.raises(PayloadError, match="needs the field account"):
         keyed.imports.enqueue({"n": 1})
-    with pytest.raises(PayloadError, match="value 1: the key '{account}' needs the field account"):
+    with pytest.raises(PayloadError, match=r"value 1: the key '\{account\}' needs the field account"):
         keyed.imports.enqueue_many([{"account": 1}, {}])
     with pytest.raises(psycopg.Error, match="needs the field account"):
         in_sql(connection, "imports", "{}")
@@ -168,7 +166,10 @@ def test_an_open_transaction_with_the_key_decides_first(database: str, connectio
     with ThreadPoolExecutor(1) as pool, psycopg.connect(database) as mine:
         first = keyed.imports.enqueue({"account": 1}, conn=mine)
         waiting = pool.submit(lambda: keyed.imports.enqueue({"account": 1}))
-        blocked = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database())"
+        blocked = (
+            "select exists (select from pg_stat_activity "
+            "where wait_event_type = 'Lock' and datname = current_database())"
+        )
         eventually(lambda: value(connection, blocked))
         mine.commit()
         assert waiting.result(20) == first
@@ -176,7 +177,7 @@ def test_an_open_transaction_with_the_key_decides_first(database: str, connectio
 
 
 def test_a_run_keeps_its_unique_key_through_its_steps(start_supervisor: Callable[..., Supervisor]) -> None:
-    run: Run[str] = keyed.same.enqueue({"account": 1}, unique_key="once", delay=timedelta(seconds=0.3))
+    run: Run[Any] = keyed.same.enqueue({"account": 1}, unique_key="once", delay=timedelta(seconds=0.3))
     assert keyed.same.enqueue({"account": 1}, unique_key="once") == run
     start_supervisor("keyed")
     assert run.wait(20) is Status.SUCCEEDED

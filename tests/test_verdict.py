@@ -163,8 +163,7 @@ def test_success_ends_the_run_or_takes_it_to_the_next_step() -> None:
     assert finish == Finish("run", 11, "succeeded", b"[1]", 2, 1, STARTED)
     following = Next("after", "other queue", 9, 30.0, 120.0, "customer 7", 2)
     row = goes_on(succeed(before, STARTED, following, b"[2]"))
-    placed = (row.step, row.queue, row.priority, row.delay, row.keep, row.concurrency_key, row.key_limit)
-    assert Next(*placed) == following
+    assert all(getattr(row, name) == placed for name, placed in following._asdict().items())
     assert row.payload == b"[2]"
     # the counters are those of a step: a new one begins at zero
     assert (row.number, row.attempts, row.crashes, row.releases) == (0, 0, 0, 0)

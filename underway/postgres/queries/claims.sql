@@ -75,7 +75,8 @@ returning r.queue;
 -- line_up_runs: let runs whose time has come get in line for their keys, and admit what these have slots for
 --
 -- The keys given are those that could not be passed on the last time. From now on a run in line is looked at only by
--- whoever gives up its key.
+-- whoever gives up its key. Under the key's lock, or else whoever has it finds the oldest in line locked by us, and
+-- lets in the second.
 with lined_up as (
     update underway.run r
     set due = 'infinity', rank = least(r.rank, r.due - r.priority * interval '1 minute')
@@ -83,6 +84,7 @@ with lined_up as (
         select w.ctid
         from underway.run w
         where w.state = 'waiting' and w.concurrency_key is not null and not w.holds_key and w.due <= now()
+            and pg_try_advisory_xact_lock(hashtextextended(w.queue || chr(31) || w.concurrency_key, 0))
         order by w.due, w.id
         limit %(limit)s
         for no key update skip locked
