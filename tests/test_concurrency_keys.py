@@ -272,6 +272,24 @@ def test_a_key_whose_lock_a_stranger_holds_delays_its_own_runs_only(play: Play, 
     play(scene)
 
 
+def test_whoever_passes_a_key_on_has_it_for_itself_until_it_has_committed(play: Play, any_database: str) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        first, _ = wait_for(connection, age=60), wait_for(connection, age=50)
+        with psycopg.connect(any_database) as mine:
+            pass_on = "select underway.pass_keys(array['default'], array['key'])"
+            assert value(mine, pass_on) is None
+            assert value(connection, pass_on) == [["default", "key"]]
+            assert await store.line_up(100) == 0
+            await store.sweep_keys(("", ""), 100)
+            assert store.locked_keys == {("default", "key")}
+            assert holders(connection) == set()
+        assert holders(connection) == {first}
+        await store.line_up(100)
+        assert holders(connection) == {first}
+
+    play(scene)
+
+
 def test_a_sweep_finds_a_free_key_that_nobody_passed_on(play: Play) -> None:
     async def scene(store: Store, connection: Connection) -> None:
         firsts = [wait_for(connection, f"key{n}", age=60) for n in range(5)]
