@@ -1,11 +1,12 @@
 -- claim_tasks: take pending runs of these lanes in the order of their rank, and at most so many suspects
 --
 -- Each lane is probed by its index, then the candidates are locked; "ctid = any(array(...))" keeps the plan the same
--- on an empty table and beside millions of rows.
+-- on an empty table and beside millions of rows. Lanes of queues that are paused are left out.
 with lane as (
     select * from unnest(
         %(queues)s::text[], %(jobs)s::text[], %(steps)s::text[], %(leases)s::float8[], %(max_crashes)s::int[]
     ) with ordinality as lane (queue, job, step, lease, max_crashes, n)
+    where queue <> all(array(select name from underway.queue where paused))
 ),
 claimed as (
     update underway.run r
