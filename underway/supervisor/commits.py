@@ -112,6 +112,7 @@ class Commits:
         else:
             self._waiting += group
         self._waiting_bytes += sum(map(_size, group))
+        self._dispatch.expect(sum(map(_may_stay, group)))
         self._pace.offer(len(self._waiting))
 
     def _board(self) -> list[Ended]:
@@ -125,10 +126,11 @@ class Commits:
             count += 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         self._waiting_bytes -= size
+        self._dispatch.expect(-sum(map(_may_stay, batch)))
         return batch
 
     async def _commit(self, batch: list[Ended]) -> None:
-        for kind in (Finish, Continue):
+        for kind in (Continue, Finish):  # first those that workers may be waiting for
             group = [ended for ended in batch if isinstance(ended.row, kind) and self._is_held(ended.task)]
             if group:
                 await self._commit_group(group)
@@ -181,8 +183,7 @@ class Commits:
         staying: list[Step | None] = []
         for row, job in zip(rows, jobs, strict=True):
             step = None
-            waits = row.delay > 0 or row.concurrency_key is not None
-            if places > 0 and row.payload is not None and row.queue is not None and not waits:
+            if places > 0 and _goes_on_now(row) and row.queue is not None:
                 step = self._dispatch.lanes.get(Lane(row.queue, job, row.step))
             places -= step is not None
             staying.append(step)
@@ -206,7 +207,7 @@ class Commits:
         self.submit(Ended(ended.task, settle(ended.task, Seen.UNSTORABLE, attempt, self._rng), []))
 
     async def _sort_out(self, missing: list[Ended]) -> None:
-        """Judge per run: locked by a stranger (again later), already recorded (done), or lost (dropped)."""
+        """Judge per run: already recorded (done), lost (dropped), locked by a stranger or cancelled (again later)."""
         keys = [(ended.task.run, ended.task.token) for ended in missing]
         try:
             owned = await self._store.owned([run for run, _ in keys])
@@ -220,13 +221,20 @@ class Commits:
                 self._durable(ended)
                 self._on_unknown()
             elif key in owned:
-                locked.append(ended)
+                locked.append(self._cancelled(ended) if owned[key] else ended)
             else:
                 self._held.pop(ended.task.token, None)
                 log.warning("its run was taken from us, its ending is dropped", extra={"about": {"run": key[0]}})
         if locked:
             self._locked += len(locked)
             asyncio.get_running_loop().call_later(_LOCKED_PAUSE, self._unlock, locked)
+
+    def _cancelled(self, ended: Ended) -> Ended:
+        """What is left to write of an attempt whose run somebody has cancelled before its end was durable."""
+        if isinstance(ended.row, Finish) and ended.row.state == "cancelled":
+            return ended
+        attempt = ended.row.attempt._replace(outcome="cancelled", error="cancelled before its end was written")
+        return Ended(ended.task, settle(ended.task, Seen.CANCELLED, attempt, self._rng), [])
 
     def _unlock(self, group: list[Ended]) -> None:
         self._locked -= len(group)
@@ -246,3 +254,12 @@ class Commits:
 
 def _size(ended: Ended) -> int:
     return len(ended.row.payload or b"")
+
+
+def _may_stay(ended: Ended) -> bool:
+    """Its run's next step may be our next task: the place for it must not be filled by a claim meanwhile."""
+    return isinstance(ended.row, Continue) and _goes_on_now(ended.row)
+
+
+def _goes_on_now(row: Continue) -> bool:
+    return row.payload is not None and not row.delay and row.concurrency_key is None

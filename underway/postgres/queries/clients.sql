@@ -87,6 +87,7 @@ from underway.attempt
 where run_id = %(id)s
 order by token;
 
+<<<<<<< HEAD
 -- cancel_run: close a run that is not in progress
 with gone as (
     delete from underway.run r
@@ -102,3 +103,13 @@ filed as (
 )
 select id, (select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key)
 from gone;
+=======
+-- cancel_run: close a run, or have it closed by whoever runs it
+select underway.cancel(%(id)s) as cancelled;
+
+-- cancel_job: cancel all live runs of a job
+select underway.cancel_all(%(job)s) as cancelled;
+
+-- cancel_key: cancel the live run of a job that has this unique key
+select underway.cancel_key(%(job)s, %(unique_key)s) as cancelled;
+>>>>>>> main
