@@ -95,7 +95,7 @@ ALLOWED: dict[FencedWrite, str] = {_close_cancelled: "cancel requested"}
 FENCED_WRITES = [pytest.param(write, id=f"{name}-{write.__name__}") for name in FENCED for write in FENCED[name]]
 
 CANCELLABLE = {
-    *("pending", "waiting", "waiting, in our name", "waiting and due"),
+    *("pending", "waiting", "waiting, in our name", "waiting and due", "waiting for a key"),
     *("in progress", "in progress, others'", "lapsed, ours", "lapsed, others'"),
 }
 
@@ -103,17 +103,13 @@ CANCELLABLE = {
 BY_SITUATION: dict[str, set[str]] = {
     "claim_tasks": {"pending"},
     "promote_runs": {"waiting and due"},
-<<<<<<< HEAD
     "line_up_runs": {"waiting for a key"},
-    "cancel_run": {"pending", "waiting", "waiting, in our name", "waiting and due", "waiting for a key"},
-=======
     "cancel_run": CANCELLABLE,
     "cancel_job": CANCELLABLE,
     "cancel_key": CANCELLABLE,
     "redrive_run": {"failed"},
     "redrive_label": {"failed"},
     "expire_runs": {"expired"},
->>>>>>> main
     "reap_runs": {"lapsed, ours", "lapsed, others'"},
     "release_unknown": {"in progress", "lapsed, ours"},
 }

@@ -20,12 +20,8 @@ from underway.context import refuse_inside_step
 from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, RunNotFound, UnderwayError
 from underway.job import Job, NewJob
 from underway.loading import refuse_while_loading
-<<<<<<< HEAD
-from underway.manifest import Manifest
-from underway.options import RunOptions
-=======
 from underway.manifest import Manifest, Queue
->>>>>>> main
+from underway.options import RunOptions
 
 if TYPE_CHECKING:
     import psycopg
@@ -165,16 +161,12 @@ class Underway:
             name = runs.job_of(connection, run_id)
         if name is None:
             raise RunNotFound(f"no run has the id {run_id}: never committed, or gone after its keep")
-<<<<<<< HEAD
-        job = self._jobs.get(name)
-        return client.Run(self, run_id, Any if job is None else job.result_type, created=False)
-=======
         return self._handle(run_id, name)
 
     def _handle(self, run_id: UUID, job: str) -> client.Run[Any]:
         """A handle of a run of this job, without a look whether there is one."""
         declared = self._jobs.get(job)
-        return client.Run(self, run_id, Any if declared is None else declared.result_type)
+        return client.Run(self, run_id, Any if declared is None else declared.result_type, created=False)
 
     def cancel(self, run_id: UUID | str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Cancel a run by its id, as Run.cancel does."""
@@ -231,7 +223,6 @@ class Underway:
 
     def _cancel_key(self, job: Job[Any, Any, Any], unique_key: str, conn: "psycopg.Connection[Any] | None") -> int:
         return client.cancel_key(self, job.name, unique_key, conn)
->>>>>>> main
 
     def _enqueue(
         self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None", given: RunOptions

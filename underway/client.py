@@ -1,12 +1,8 @@
 """Enqueue runs and look at them, on a connection of the app's or of the caller's."""
 
 import time
-<<<<<<< HEAD
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-=======
 from collections.abc import Callable, Iterable, Iterator
->>>>>>> main
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -224,7 +220,6 @@ def _encoded(
         yield run_id, payload
 
 
-<<<<<<< HEAD
 def _with_keys(run_id: UUID, payload: bytes, placement: Placement, index: int | None = None) -> "runs.KeyedRun":
     from underway.postgres import runs
 
@@ -237,15 +232,6 @@ def _with_keys(run_id: UUID, payload: bytes, placement: Placement, index: int | 
     return runs.KeyedRun(run_id, payload, unique, concurrency)
 
 
-@contextmanager
-def _connection(app: "Underway", conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
-    """The caller's, or one of the app's with a transaction of its own."""
-    if conn is not None:
-        yield _checked(conn)
-    else:
-        with app.connection() as connection:
-            yield connection
-=======
 def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None") -> int:
     from underway.postgres import runs
 
@@ -266,11 +252,18 @@ def _in_transaction(
 ) -> T:
     """In the caller's transaction, or in one of our own."""
     refuse_while_loading(call)
-    if conn is not None:
-        return do(_checked(conn))
-    with app.connection() as connection:
+    with _connection(app, conn) as connection:
         return do(connection)
->>>>>>> main
+
+
+@contextmanager
+def _connection(app: "Underway", conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
+    """The caller's, or one of the app's with a transaction of its own."""
+    if conn is not None:
+        yield _checked(conn)
+    else:
+        with app.connection() as connection:
+            yield connection
 
 
 def _refuse(conn: object) -> None:

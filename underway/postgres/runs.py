@@ -60,7 +60,7 @@ def insert_keyed_runs(
     with _all_or_nothing(connection):
         while left:
             chunk = left[: _chunk_length(left)]
-            for run_id, key, is_new in _fetch(connection, "enqueue_keyed_runs", _keyed(chunk, job, step, placement)):
+            for run_id, key, is_new in fetch(connection, "enqueue_keyed_runs", _keyed(chunk, job, step, placement)):
                 live[key] = run_id
                 if is_new:
                     created.add(run_id)
@@ -105,15 +105,9 @@ def copy_runs(
     placement: Placement,
 ) -> None:
     """Many runs at once by COPY, inside a transaction of the connection's: all of them or none."""
-<<<<<<< HEAD
     with _all_or_nothing(connection):
-        ((microseconds,),) = _fetch(connection, "clock")
-        now = _instant(microseconds)
-=======
-    with connection.transaction():
         ((microseconds,),) = fetch(connection, "clock")
         now = instant(microseconds)
->>>>>>> main
         with _cursor(connection) as cursor, cursor.copy(statements()["copy_runs"]) as copy:
             for chunk in _copy_chunks(runs, _constant_columns(now, job, step, placement)):
                 copy.write(chunk)
@@ -206,7 +200,6 @@ def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | 
         return None
 
 
-<<<<<<< HEAD
 @contextmanager
 def _all_or_nothing(connection: psycopg.Connection[Any]) -> Iterator[None]:
     """A transaction of our own, or a savepoint in the caller's.
@@ -215,15 +208,12 @@ def _all_or_nothing(connection: psycopg.Connection[Any]) -> Iterator[None]:
     would take a transaction begun here for ours and commit it.
     """
     if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
-        _fetch(connection, "clock")
+        fetch(connection, "clock")
     with connection.transaction():
         yield
 
 
-def _instant(microseconds: Any) -> Any:
-=======
 def instant(microseconds: Any) -> Any:
->>>>>>> main
     return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
 
 

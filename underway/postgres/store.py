@@ -243,13 +243,6 @@ class Store:
     async def release_unknown(self, known: Iterable[str]) -> None:
         await self._leases.fetch("release_unknown", {"owner": self._owner, "known": UUIDs(known)})
 
-<<<<<<< HEAD
-    async def reap(self, limit: int) -> list[tuple[str, int, bool]]:
-        """Take back expired runs: (run, token, quarantined) of each."""
-        rows = await self._work.fetch("reap_runs", {"limit": limit})
-        self._note_locked_keys(rows)
-        return [(run, token, dead) for run, token, dead, _ in rows]
-=======
     async def cancel_requests(self) -> list[tuple[str, int, int, int]]:
         """Run, token, attempts and crashes of each run of ours that somebody has cancelled.
 
@@ -260,13 +253,14 @@ class Store:
 
     async def reap(self, limit: int) -> list[tuple[str, int, str | None]]:
         """Take back expired runs: (run, token, final state if that was its end) of each."""
-        return [(run, token, final) for run, token, final in await self._work.fetch("reap_runs", {"limit": limit})]
+        rows = await self._work.fetch("reap_runs", {"limit": limit})
+        self._note_locked_keys(rows)
+        return [(run, token, final) for run, token, final, _ in rows]
 
     async def expire(self, limit: int) -> int:
         """Remove so many finished runs whose keep has passed."""
         rows = await self._work.fetch("expire_runs", {"limit": limit})
         return int(rows[0][0])
->>>>>>> main
 
     async def promote(self, limit: int) -> int:
         return len(await self._work.fetch("promote_runs", {"limit": limit}))

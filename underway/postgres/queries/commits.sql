@@ -16,8 +16,8 @@ with gone as (
         and r.id = g.id and r.token = g.token and r.owner = %(owner)s
         and r.state = 'in_progress' and r.cancel_requested = (g.final = 'cancelled')
     returning r.id, r.token, r.created_at, r.scheduled_for, r.keep, r.number, r.releases, r.priority, r.key_limit,
-        r.queue, r.job, r.step, r.unique_key, r.concurrency_key, r.holds_key, r.input, g.final, g.payload, g.outcome, g.error,
-        g.attempts, g.crashes, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
+        r.queue, r.job, r.step, r.unique_key, r.concurrency_key, r.holds_key, r.input, g.final, g.payload, g.outcome,
+        g.error, g.attempts, g.crashes, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
 ),
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
@@ -84,7 +84,6 @@ continued as (
         crashes = g.crashes,
         releases = g.releases,
         due = case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end,
-<<<<<<< HEAD
         rank = case
             when g.delay > 0 and g.concurrency_key is not null and not underway.keeps_key(r.holds_key, r.queue,
                 r.concurrency_key, g.queue, g.concurrency_key) then 'infinity'
@@ -92,22 +91,14 @@ continued as (
                 - coalesce(g.priority, r.priority) * interval '1 minute'
         end,
         state = case
-            when g.lease is not null then 'in_progress'
+            when stay.lease is not null then 'in_progress'
             when g.delay > 0 or (g.concurrency_key is not null and not underway.keeps_key(r.holds_key, r.queue,
                 r.concurrency_key, g.queue, g.concurrency_key)) then 'waiting'
             else 'pending'
         end,
-        token = case when g.lease is not null then nextval('underway.token') else r.token end,
-        owner = case when g.lease is not null then r.owner end,
-        lease_until = clock_timestamp() + make_interval(secs => g.lease),
-=======
-        rank = case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end
-            - coalesce(g.priority, r.priority) * interval '1 minute',
-        state = case when stay.lease is not null then 'in_progress' when g.delay > 0 then 'waiting' else 'pending' end,
         token = case when stay.lease is not null then nextval('underway.token') else r.token end,
         owner = case when stay.lease is not null then r.owner end,
         lease_until = clock_timestamp() + make_interval(secs => stay.lease),
->>>>>>> main
         max_crashes = coalesce(g.max_crashes, r.max_crashes),
         progress = null
     from unnest(
@@ -116,30 +107,18 @@ continued as (
         %(numbers)s::int[], %(attempts)s::int[], %(crashes)s::int[], %(releases)s::int[], %(delays)s::float8[], %(ran_steps)s::text[], %(ran_numbers)s::int[],
         %(leases)s::float8[], %(max_crashes)s::int[], %(outcomes)s::text[], %(errors)s::text[],
         %(started)s::float8[], %(ended)s::float8[], %(pids)s::int[], %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
-<<<<<<< HEAD
     ) as g (id, token, step, queue, priority, keep, concurrency_key, key_limit, payload, number, attempts, crashes,
-        releases, delay, ran_step, ran_number, lease, max_crashes, outcome, error, started, ended, pid, cpu_seconds,
+        releases, delay, ran_step, ran_number, wanted, max_crashes, outcome, error, started, ended, pid, cpu_seconds,
         peak_rss)
-    where r.id = any(array(select id from mine))
-        and r.id = g.id and r.token = g.token and r.owner = %(owner)s
-        and r.state = 'in_progress' and not r.cancel_requested
-    returning r.id, g.token, case when g.lease is not null then r.token end as kept_token, r.queue, r.state,
-        r.concurrency_key, r.holds_key, g.ran_step, g.ran_number, g.outcome, g.error, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
-=======
-    ) as g (id, token, step, queue, priority, keep, payload, number, attempts, crashes, releases, delay, ran_step,
-        ran_number, wanted, max_crashes, outcome, error, started, ended, pid, cpu_seconds, peak_rss)
     cross join lateral (
         select case when g.queue <> all(array(select name from underway.queue where paused)) then g.wanted end as lease
     ) stay
-    where r.id = any(array(
-            select l.id from underway.run l
-            where l.id = any(%(ids)s::uuid[]) order by l.id for no key update skip locked
-        ))
+    where r.id = any(array(select id from mine))
         and r.id = g.id and r.token = g.token and r.owner = %(owner)s
         and r.state = 'in_progress' and not r.cancel_requested
     returning r.id, g.token, case when stay.lease is not null then r.token end as kept_token, r.queue, r.state,
-        g.ran_step, g.ran_number, g.outcome, g.error, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
->>>>>>> main
+        r.concurrency_key, r.holds_key, g.ran_step, g.ran_number, g.outcome, g.error, g.started, g.ended, g.pid,
+        g.cpu_seconds, g.peak_rss
 ),
 noted as (
     insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,

@@ -52,20 +52,14 @@ values (%(name)s, %(step)s, %(queue)s, %(priority)s, %(delay)s, %(keep)s, %(uniq
     %(key_limit)s)
 on conflict (name) do update
 set step = excluded.step, queue = excluded.queue, priority = excluded.priority, delay = excluded.delay,
-<<<<<<< HEAD
     keep = excluded.keep, unique_key = excluded.unique_key, concurrency_key = excluded.concurrency_key,
     key_limit = excluded.key_limit, registered_at = clock_timestamp()
 where (job.step, job.queue, job.priority, job.delay, job.keep, job.unique_key, job.concurrency_key, job.key_limit)
     is distinct from (excluded.step, excluded.queue, excluded.priority, excluded.delay, excluded.keep,
         excluded.unique_key, excluded.concurrency_key, excluded.key_limit);
-=======
-    keep = excluded.keep, registered_at = clock_timestamp()
-where (job.step, job.queue, job.priority, job.delay, job.keep)
-    is distinct from (excluded.step, excluded.queue, excluded.priority, excluded.delay, excluded.keep);
 
 -- long_stranded_lanes: where runs have been pending for a minute that no living supervisor serves
 select queue, job, step
 from underway.stranded_lane
 where since < now() - interval '1 minute'
 order by queue, job, step;
->>>>>>> main
