@@ -104,6 +104,7 @@ BY_SITUATION: dict[str, set[str]] = {
     "claim_tasks": {"pending"},
     "promote_runs": {"waiting and due"},
     "line_up_runs": {"waiting for a key"},
+    "sweep_keys": {"waiting for a key"},
     "cancel_run": CANCELLABLE,
     "cancel_job": CANCELLABLE,
     "cancel_key": CANCELLABLE,
@@ -272,6 +273,8 @@ async def _write_by_situation(name: str, store: Store, connection: Connection, r
         await store.promote(100)
     elif name == "line_up_runs":
         await store.line_up(100)
+    elif name == "sweep_keys":
+        await store.sweep_keys(("", ""), 100)
     elif name == "cancel_run":
         runs.cancel(connection, UUID(run))
     elif name == "cancel_job":
