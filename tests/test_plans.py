@@ -6,6 +6,7 @@ A plan that reads the backlog shows in no other test, and makes every claim a hu
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,7 +17,8 @@ from harness import eventually
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from underway.manifest import Lane, Policy
+from underway.manifest import Lane, Placement, Policy
+from underway.postgres import schedules
 from underway.postgres.queries import statements
 from underway.postgres.session import Session
 from underway.postgres.store import Lanes, Renewal, Store
@@ -97,6 +99,13 @@ async def _promote(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.promote(1000)
 
 
+async def _fire(store: Store, batch: list[tuple[str, int]]) -> object:
+    now = datetime.now(UTC)
+    schedule = schedules.Upcoming("job1", "default", "@daily", "UTC", "last", now, now)
+    runs = [(uuid4(), now)]
+    return await schedules.fire(store._work, schedule, runs, now, "step", Placement())
+
+
 USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "claim_tasks": _claim,
     "finish_runs": _finish,
@@ -107,6 +116,7 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "release_unknown": _release_unknown,
     "reap_runs": _reap,
     "promote_runs": _promote,
+    "fire_schedule": _fire,
 }
 
 

@@ -48,10 +48,11 @@ class Pattern(NamedTuple):
     weekdays: set[int]
 
     def matches(self, wall: datetime) -> bool:
-        day, weekday = self.line.split()[2] != "*", self.line.split()[4] != "*"
+        if wall.minute not in self.minutes or wall.hour not in self.hours or wall.month not in self.months:
+            return False
+        _, _, day, _, weekday = self.line.split()
         on_day, on_weekday = wall.day in self.days, wall.isoweekday() % 7 in self.weekdays
-        right_day = (on_day or on_weekday) if day and weekday else (on_day and on_weekday)
-        return right_day and wall.minute in self.minutes and wall.hour in self.hours and wall.month in self.months
+        return (on_day or on_weekday) if day != "*" and weekday != "*" else (on_day and on_weekday)
 
 
 def full(low: int, high: int) -> tuple[str, set[int]]:
@@ -103,13 +104,9 @@ def places(draw: Any) -> tuple[str, datetime]:
     name = draw(st.sampled_from(ODD_ZONES) | st.sampled_from(ZONES))
     zone, year = ZoneInfo(name), draw(st.integers(1975, 2060))
     days = [datetime(year, 1, 1, tzinfo=UTC) + day * DAY for day in range(366)]
-    changed = [
-        day
-        for day in days
-        if day.astimezone(zone).utcoffset() != (day + DAY).astimezone(zone).utcoffset()
-    ]
+    changed = [day for day in days if day.astimezone(zone).utcoffset() != (day + DAY).astimezone(zone).utcoffset()]
     start = draw(st.sampled_from(changed or days))
-    return name, start - draw(st.integers(0, 36)) * HOUR
+    return name, start - draw(st.integers(0, 12)) * HOUR
 
 
 def scan(pattern: Pattern, zone: ZoneInfo, start: datetime, end: datetime) -> list[datetime]:
@@ -147,7 +144,7 @@ def pattern(line: str) -> Pattern:
     return Pattern(line, *sets)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(patterns(), places())
 @example(pattern("30 2 * * *"), ("America/New_York", datetime(2024, 3, 9, 12, tzinfo=UTC)))
 @example(pattern("30 1 * * *"), ("America/New_York", datetime(2024, 11, 2, 12, tzinfo=UTC)))
@@ -157,7 +154,7 @@ def pattern(line: str) -> Pattern:
 @example(pattern("15,45 * * * *"), ("Australia/Lord_Howe", datetime(2024, 4, 5, 12, tzinfo=UTC)))
 def test_slots_are_those_of_a_scan_of_every_minute(pattern: Pattern, place: tuple[str, datetime]) -> None:
     name, start = place
-    end = start + 3 * DAY
+    end = start + 40 * HOUR
     expected = scan(pattern, ZoneInfo(name), start, end)
     try:
         cron = Cron(pattern.line, name)
@@ -166,7 +163,7 @@ def test_slots_are_those_of_a_scan_of_every_minute(pattern: Pattern, place: tupl
         assert not expected, "a line that matches was refused"
         return
     # From anywhere in between, not only from slot to slot.
-    for hours in range(0, 72, 5):
+    for hours in range(0, 40, 5):
         instant = start + hours * HOUR + timedelta(minutes=7, seconds=30)
         later = [slot for slot in expected if slot > instant]
         assert not later or cron.after(instant) == later[0]
@@ -221,7 +218,7 @@ MEANINGS = [
     ("0 0 * * L5", ["2026-02-27 00:00", "2026-03-27 00:00"]),
     ("0 0 29 2 *", ["2028-02-29 00:00", "2032-02-29 00:00"]),
     # A day that fits either, if both say something: */10 does.
-    ("0 0 13 * fri", ["2026-02-06 00:00", "2026-02-13 00:00", "2026-02-20 00:00", "2026-02-27 00:00", "2026-03-06 00:00"]),
+    ("0 0 13 * fri", ["2026-02-06 00:00", "2026-02-13 00:00", "2026-02-20 00:00", "2026-02-27 00:00"]),
     ("0 0 */10 * sat", ["2026-02-07 00:00", "2026-02-11 00:00", "2026-02-14 00:00", "2026-02-21 00:00"]),
 ]  # fmt: skip
 
@@ -257,8 +254,8 @@ REFUSED = {
     "out of range": ["60 * * * *", "* 24 * * *", "* * 0 * *", "* * 32 * *", "* * * 0 *", "* * * 13 *", "* * * * 8"],
     "no value": ["-5 * * * *", "a * * * *", "1, * * * *", ",1 * * * *", "1-5/0 * * * *", "*/ * * * *", "1.5 * * * *",
                  "* * * foo *", "* * mon * *", "٣ * * * *", "?  * * * *"],
-    "what croniter reads otherwise than one would": ["5-5 * * * *", "0 5-5/2 * * *", "* * * * sun-sun", "0 22-2/3 * * *",
-                                                     "0 0 1 * mon#1", "0 0 * * mon#1,tue"],
+    "what croniter reads otherwise than one would": ["5-5 * * * *", "0 5-5/2 * * *", "* * * * sun-sun",
+                                                     "0 22-2/3 * * *", "0 0 1 * mon#1", "0 0 * * mon#1,tue"],
     "at random or nearly": ["R * * * *", "H * * * *", "r(0-5) * * * *", "0 0 15W * *", "0 0 * * mon#6", "0 0 * * l8"],
     "brackets": ["@daily[UTC", "@daily UTC]", "@daily[[UTC]]", "@daily[UTC]x", "@daily[UTC][UTC]"],
     "zones": ["@daily[]", "@daily[Mars/Olympus]", "@daily[America]", "@daily[../UTC]", "@daily[/etc/localtime]",

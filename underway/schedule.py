@@ -22,8 +22,7 @@ from croniter import CroniterBadDateError, CroniterError, croniter
 
 from underway.errors import InvalidOption
 
-ON_TIME = timedelta(minutes=1)
-CATCH_UP = ("none", "last", "all")
+_ON_TIME = timedelta(minutes=1)
 
 _TEXT = re.compile(r"([^\[\]]*?)\s*(?:\[([^\[\]]*)\])?")
 _ALIASES = ("@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly")
@@ -62,7 +61,7 @@ class Cron:
         """From `line[Zone]`, as in `@daily[America/Los_Angeles]` or `*/5 * * * *`; the zone is UTC if none is named."""
         match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
-            raise InvalidOption(f'a schedule is a cron line and perhaps a zone, as "@daily[Europe/Berlin]", not {text!r}')
+            raise InvalidOption(f'a schedule is a cron line and perhaps a zone, "@daily[Europe/Berlin]", not {text!r}')
         cron = Cron(match[1], "UTC" if match[2] is None else match[2])
         cron.after(_SOME_INSTANT)
         return cron
@@ -129,7 +128,7 @@ def due(cron: Cron, catch_up: str, slot: datetime, now: datetime, most: int) -> 
             slots.append(following)
         return slots, following
     latest = cron.latest(slot, now)
-    missed = now - latest >= ON_TIME
+    missed = now - latest >= _ON_TIME
     return ([] if missed and catch_up == "none" else [latest]), cron.after(now)
 
 

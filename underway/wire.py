@@ -30,7 +30,10 @@ class BootFailed(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Supervisor: run this. `timeout` is in seconds from the start of the step; `attempt` counts from 1."""
+    """Supervisor: run this.
+
+    `attempt` counts from 1; `timeout` is in seconds from the start of the step, `scheduled_for` in those of the epoch.
+    """
 
     run: str
     token: int
@@ -38,6 +41,7 @@ class Task(NamedTuple):
     step: str
     attempt: int
     timeout: float
+    scheduled_for: float | None
     payload: bytes
 
 

@@ -22,6 +22,7 @@ class Claimed(NamedTuple):
     attempts: int
     crashes: int
     releases: int
+    scheduled_for: float | None
     input: bytes
 
 
@@ -112,8 +113,8 @@ class Store:
         )
         served = lanes.lanes
         return [
-            Claimed(run, token, served[lane - 1], number, attempts, crashes, releases, payload.encode())
-            for run, token, lane, number, attempts, crashes, releases, payload in rows
+            Claimed(run, token, served[lane - 1], number, attempts, crashes, releases, slot, payload.encode())
+            for run, token, lane, number, attempts, crashes, releases, slot, payload in rows
         ]
 
     async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[int]:

@@ -23,6 +23,7 @@ from underway.supervisor.leases import Leases
 from underway.supervisor.limits import Limits
 from underway.supervisor.promoter import Promoter
 from underway.supervisor.reaper import Reaper
+from underway.supervisor.schedules import Schedules
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.task import Task
 
@@ -79,6 +80,7 @@ class Service:
         self._reaper = Reaper(
             store, work, shortest_lease=self._shortest_lease, on_reaped=lambda: self._promoter.hint(0)
         )
+        self._schedules = Schedules(work, crew, on_enqueued=self._on_continue)
         self._labels = Labels(store, work, app, manifest, on_label=self._claims.forget_idle)
         crew.listener = self._endings
 
@@ -93,6 +95,7 @@ class Service:
                 self._commits.run(),
                 self._reaper.run(),
                 self._promoter.run(),
+                self._schedules.run(),
                 self._labels.run(),
                 self._watch(),
                 summarise(self._commits.outcomes, self._running),

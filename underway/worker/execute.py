@@ -70,6 +70,7 @@ class Executor:
             attempt=task.attempt,
             ends_at=time.time() + task.timeout,
             worker=attempt,
+            scheduled_for=task.scheduled_for,
         )
         arguments = (cx, codec.decode(task.payload, step.input_type)) if step.takes_input else (cx,)
         context.enter(cx)
