@@ -50,10 +50,10 @@ moved as (
 ),
 enqueued as (
     insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, scheduled_for, schedule, input)
-    select slot.id, due.job, %(step)s, %(queue)s, %(priority)s, make_interval(secs => %(keep)s),
-        now() + make_interval(secs => %(delay)s),
-        now() + make_interval(secs => %(delay)s) - %(priority)s * interval '1 minute',
-        case when %(delay)s > 0 then 'waiting' else 'pending' end,
+    select slot.id, due.job, %(step)s, %(queue)s, %(priority)s::int2, make_interval(secs => %(keep)s),
+        now() + make_interval(secs => %(delay)s::float8),
+        now() + make_interval(secs => %(delay)s::float8) - %(priority)s::int2 * interval '1 minute',
+        case when %(delay)s::float8 > 0 then 'waiting' else 'pending' end,
         timestamptz 'epoch' + slot.at * interval '1 microsecond', due.name, due.input
     from due cross join unnest(%(ids)s::uuid[], %(slots)s::int8[]) as slot (id, at)
     where due.free
