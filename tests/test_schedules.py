@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -291,8 +291,9 @@ def test_runs_are_placed_as_the_firing_supervisor_says(firing: Firing) -> None:
 
 def test_without_overlap_a_slot_is_skipped_while_a_run_is_live(firing: Firing, app: Underway) -> None:
     connection = firing.connection
-    scheduled.later.schedule("* * * * *", name="other")  # of the same job, and none of its business
-    wait_for(connection, "other", "now() + interval '1 day'")
+    # Live runs of the same job that are none of its business: of another schedule, and of none.
+    scheduled.later.enqueue()
+    connection.execute("update underway.run set schedule = 'other'")
     scheduled.later.enqueue()
     scheduled.later.schedule("* * * * *", overlap=False)
     first = firing.read()
@@ -331,15 +332,15 @@ def test_every_step_and_attempt_knows_its_slot(app: Underway, connection: Connec
     slot = wait_for(connection, "default", "now() - interval '5 days'")
     start_supervisor("scheduled")
     run_id = eventually(lambda: connection.execute("select id from underway.runs").fetchone())
-    assert run_id is not None
-    latest = datetime.now(ZoneInfo("Asia/Tokyo")).replace(hour=0, minute=0, second=0, microsecond=0)
-    run: Run[Any] = app.get_run(run_id[0])
-    assert run.result(20) == [latest, latest]
-    assert [attempt.outcome for attempt in run.attempts()] == ["succeeded", "failed", "succeeded"]
-    assert latest > slot
+    assert run_id is not None  # for mypy: it would have failed
     (schedule,) = app.schedules()
-    assert schedule.next_at == latest + timedelta(days=1)
-    assert scheduled.reports.enqueue(Site(1)).result(20) == [None, None]
+    latest = schedule.next_at - timedelta(days=1)
+    assert latest.astimezone(ZoneInfo("Asia/Tokyo")).hour == 0
+    run: Run[Any] = app.get_run(run_id[0])
+    assert run.result(20) == [latest, latest, latest]
+    assert [attempt.outcome for attempt in run.attempts()] == ["succeeded", "succeeded", "failed", "succeeded"]
+    assert slot < latest <= value(connection, "select now()") < schedule.next_at
+    assert scheduled.reports.enqueue(Site(1)).result(20) == [None, None, None]
 
 
 def test_a_running_supervisor_sees_changes(app: Underway, connection: Connection, start_supervisor: Start) -> None:
@@ -377,7 +378,7 @@ def test_a_slot_is_on_time(app: Underway, connection: Connection, start_supervis
         assert run["scheduled_for"] == slot
         late.append(run["created_at"] - slot)
     assert min(late) >= timedelta(0)
-    assert sorted(late)[1] < timedelta(milliseconds=200)
+    assert sorted(late)[1] < timedelta(milliseconds=300)
 
 
 def test_what_cannot_be_fired_here_hinders_nothing(
@@ -449,4 +450,3 @@ def test_the_hosts_clock_is_not_asked() -> None:
     for file in ("schedule.py", "scheduling.py", "postgres/schedules.py", "supervisor/schedules.py"):
         source = (package / file).read_text()
         assert not [clock for clock in (".now(", ".utcnow(", ".today(", "time.time") if clock in source], file
-    assert datetime.now(UTC) > datetime(2020, 1, 1, tzinfo=UTC)

@@ -18,6 +18,10 @@ def begin(cx: Context, site: Site) -> To[list[datetime | None]]:
     return To.next([cx.scheduled_for])
 
 
+def go_on(cx: Context, seen: list[datetime | None]) -> To[list[datetime | None]]:
+    return To.next([*seen, cx.scheduled_for])
+
+
 def end(cx: Context, seen: list[datetime | None]) -> Done[list[datetime | None]]:
     if cx.attempt == 1:
         raise Retry("once more")
@@ -46,7 +50,10 @@ def refused(cx: Context) -> Done[str]:
 
 
 reports = (
-    app.job("reports").step(begin).step(end, retry=RetryPolicy(initial_interval=timedelta(milliseconds=20), jitter=0))
+    app.job("reports")
+    .step(begin)
+    .step(go_on)
+    .step(end, retry=RetryPolicy(initial_interval=timedelta(milliseconds=20), jitter=0))
 )
 numbers = app.job("numbers").step(number)
 sleeping = app.job("sleeping").step(sleep)

@@ -75,7 +75,7 @@ class Schedules:
         if free is None:
             return False
         if not free:
-            log.warning("slot skipped: a run of the schedule is still live", extra={"about": _about(schedule)})
+            log.info("slot skipped: a run of the schedule is still live", extra={"about": _about(schedule)})
         elif runs:
             log.debug("enqueued %d runs", len(runs), extra={"about": _about(schedule)})
             self._on_enqueued(first.placement.delay.total_seconds())
