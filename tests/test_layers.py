@@ -35,13 +35,14 @@ ROOMS: dict[str, set[str]] = {
     "client": DECLARING,
     "scheduling": DECLARING,
     "aio": DECLARING | {"client"},
-    "app": DECLARING | {"client", "scheduling"},
+    "dead_letters": DECLARING | {"client"},
+    "app": DECLARING | {"client", "dead_letters", "scheduling"},
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
     "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
     "cli": {"app", "errors", "loading", "supervisor"},
     "testing": DECLARING | {"client", "app"},
-    "__init__": DECLARING | {"client", "scheduling", "app"},
+    "__init__": DECLARING | {"client", "app", "dead_letters", "scheduling"},
 }
 # Clients, and workers for cx.tx, come to Postgres when they first use it.
 LAZY: dict[str, set[str]] = {
@@ -49,6 +50,7 @@ LAZY: dict[str, set[str]] = {
     "scheduling": {"postgres", "schedule"},
     "aio": {"postgres"},
     "app": {"postgres"},
+    "dead_letters": {"postgres"},
     "worker": {"postgres"},
     "cli": {"postgres", "client", "job"},
     "testing": {"postgres"},

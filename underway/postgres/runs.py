@@ -43,7 +43,7 @@ def copy_runs(
     """Many runs at once by COPY, inside a transaction of the connection's: all of them or none."""
     with connection.transaction():
         ((microseconds,),) = fetch(connection, "clock")
-        now = _instant(microseconds)
+        now = instant(microseconds)
         with _cursor(connection) as cursor, cursor.copy(statements()["copy_runs"]) as copy:
             for chunk in _copy_chunks(runs, _constant_columns(now, job, step, placement)):
                 copy.write(chunk)
@@ -104,14 +104,23 @@ def job_of(connection: psycopg.Connection[Any], run_id: UUID) -> str | None:
 def attempts(connection: psycopg.Connection[Any], run_id: UUID) -> list[tuple[Any, ...]]:
     """Step, number, outcome, error, start, end, host, pid, CPU seconds, peak bytes of each."""
     return [
-        (step, number, outcome, error, _instant(started), _instant(finished), *rest)
+        (step, number, outcome, error, instant(started), instant(finished), *rest)
         for step, number, outcome, error, started, finished, *rest in fetch(connection, "run_attempts", {"id": run_id})
     ]
 
 
 def cancel(connection: psycopg.Connection[Any], run_id: UUID) -> bool:
-    """Whether this call cancelled it."""
-    return bool(fetch(connection, "cancel_run", {"id": run_id}))
+    """Whether this call cancelled it: it was live, and nobody had cancelled it before."""
+    return bool(fetch(connection, "cancel_run", {"id": run_id})[0][0])
+
+
+def cancel_job(connection: psycopg.Connection[Any], job: str) -> int:
+    """How many runs this call cancelled."""
+    return int(fetch(connection, "cancel_job", {"job": job})[0][0])
+
+
+def cancel_key(connection: psycopg.Connection[Any], job: str, unique_key: str) -> int:
+    return int(fetch(connection, "cancel_key", {"job": job, "unique_key": unique_key})[0][0])
 
 
 def register_job(connection: psycopg.Connection[Any], name: str, step: str, placement: Placement) -> None:
@@ -127,7 +136,7 @@ def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | 
         return None
 
 
-def _instant(microseconds: Any) -> Any:
+def instant(microseconds: Any) -> Any:
     return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
 
 

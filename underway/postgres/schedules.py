@@ -12,7 +12,7 @@ import psycopg
 
 from underway.manifest import Placement
 from underway.postgres.columns import Int8s, UUIDs
-from underway.postgres.runs import fetch
+from underway.postgres.runs import fetch, instant
 from underway.postgres.session import Session
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -47,14 +47,15 @@ class Upcoming(NamedTuple):
 
 
 def clock(connection: psycopg.Connection[Any]) -> datetime:
-    ((now,),) = fetch(connection, "clock")
-    return _instant(now)
+    now: datetime = instant(fetch(connection, "clock")[0][0])
+    return now
 
 
 def put(connection: psycopg.Connection[Any], row: Row) -> datetime:
     """Create or change a schedule; returns the slot it waits for."""
-    ((next_at,),) = fetch(connection, "put_schedule", {**row._asdict(), "next_at": _microseconds(row.next_at)})
-    return _instant(next_at)
+    rows = fetch(connection, "put_schedule", {**row._asdict(), "next_at": _microseconds(row.next_at)})
+    next_at: datetime = instant(rows[0][0])
+    return next_at
 
 
 def drop(connection: psycopg.Connection[Any], job: str, name: str) -> bool:
@@ -63,14 +64,14 @@ def drop(connection: psycopg.Connection[Any], job: str, name: str) -> bool:
 
 
 def every(connection: psycopg.Connection[Any]) -> list[Row]:
-    return [Row._make([*about, _instant(next_at)]) for *about, next_at in fetch(connection, "all_schedules")]
+    return [Row._make([*about, instant(next_at)]) for *about, next_at in fetch(connection, "all_schedules")]
 
 
 async def upcoming(session: Session, jobs: Sequence[str], within: float) -> list[Upcoming]:
     """The schedules of these jobs that are due within so many seconds, the earliest first."""
     parameters = {"jobs": list(jobs), "within": within, "limit": _LIMIT}
     rows = await session.fetch("upcoming_schedules", parameters)
-    return [Upcoming._make([*about, _instant(next_at), _instant(now)]) for *about, next_at, now in rows]
+    return [Upcoming._make([*about, instant(next_at), instant(now)]) for *about, next_at, now in rows]
 
 
 async def fire(
@@ -108,7 +109,3 @@ async def fire(
 
 def _microseconds(instant: datetime) -> int:
     return (instant - _EPOCH) // _MICROSECOND
-
-
-def _instant(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)

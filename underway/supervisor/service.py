@@ -12,6 +12,7 @@ from underway.manifest import Manifest
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
 from underway.postgres.wakeup import Wakeup
+from underway.supervisor.cancels import Cancels
 from underway.supervisor.claims import Claims
 from underway.supervisor.commits import Commits
 from underway.supervisor.crew import Crew
@@ -23,13 +24,16 @@ from underway.supervisor.leases import Leases
 from underway.supervisor.limits import Limits
 from underway.supervisor.promoter import Promoter
 from underway.supervisor.reaper import Reaper
+from underway.supervisor.requests import Requests
+from underway.supervisor.retention import Retention
 from underway.supervisor.schedules import Schedules
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.task import Task
 
 log = getLogger("underway.supervisor")
 
-_TICK_SECONDS = 0.05
+_TICK_SECONDS = 0.1
+_PATIENT_TICK_SECONDS = 0.05
 _HOUSEKEEPING_SECONDS = 0.5
 _CANCEL_SECONDS = 0.5
 
@@ -81,7 +85,10 @@ class Service:
             store, work, shortest_lease=self._shortest_lease, on_reaped=lambda: self._promoter.hint(0)
         )
         self._schedules = Schedules(work, crew, on_enqueued=self._on_continue)
-        self._labels = Labels(store, work, app, manifest, on_label=self._claims.forget_idle)
+        self._cancels = Cancels(store, self._dispatch, self._endings, self._held)
+        self._requests = Requests(store, self._cancels, stop, listening=lambda: wakeup.listening)
+        self._retention = Retention(store)
+        self._labels = Labels(store, work, app, manifest, crew, on_label=self._claims.forget_idle)
         crew.listener = self._endings
 
     async def serve(self, *, grace: float, until_idle: bool) -> bool:
@@ -96,6 +103,8 @@ class Service:
                 self._reaper.run(),
                 self._promoter.run(),
                 self._schedules.run(),
+                self._requests.run(),
+                self._retention.run(),
                 self._labels.run(),
                 self._watch(),
                 summarise(self._commits.outcomes, self._running),
@@ -126,9 +135,10 @@ class Service:
         if self._dispatch.idle():
             self._commits.hurry()
 
-    def _on_notify(self) -> None:
+    def _on_notify(self, payload: str) -> None:
         self._promoter.hint(0)
         self._claims.wake()
+        self._requests.hear(payload)
 
     def _on_continue(self, delay: float) -> None:
         if delay > 0:
@@ -154,18 +164,24 @@ class Service:
         """Limits and patience, while something is held."""
         housekeeping_at = 0.0
         while True:
-            quick = self._held or self._crew.booting
-            await asyncio.sleep(_TICK_SECONDS if quick else _HOUSEKEEPING_SECONDS)
+            await asyncio.sleep(self._tick())
             now = time.monotonic()
             if now >= housekeeping_at:
                 housekeeping_at = now + _HOUSEKEEPING_SECONDS
                 self._keep_house(now)
             if self._held:
                 self._limits.enforce(self._crew.active, now)
+                self._cancels.pursue(now)
                 self._dispatch.take_back_waiting(now)
                 for task in self._dispatch.overdue(now):
                     self._endings.release(task)
                 self._hand_out()
+
+    def _tick(self) -> float:
+        """Each costs a tenth of a millisecond: seldom enough that it does not show beside long steps."""
+        if any(len(worker.tasks) > 1 for worker in self._crew.active):
+            return _PATIENT_TICK_SECONDS
+        return _TICK_SECONDS if self._held or self._crew.booting else _HOUSEKEEPING_SECONDS
 
     def _keep_house(self, now: float) -> None:
         self._crew.keep_keeper()

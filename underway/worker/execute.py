@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -22,6 +22,9 @@ from underway.worker.measure import Meter
 _LONGEST_ERROR = 32 * 1024
 _PROGRESS_SECONDS = 0.1
 
+# The fields of a wire.Result from `ending` on.
+Outcome: TypeAlias = tuple[str, list[object] | None, float | None, list[dict[str, object]], float, float, int, bytes]
+
 
 class Executor:
     """Executes the steps of one app, one task at a time."""
@@ -37,8 +40,8 @@ class Executor:
                 for name in (step.spec.name, *step.spec.formerly):
                     self._steps[job.name, name] = (job, index)
 
-    def execute(self, task: wire.Task) -> wire.Result:
-        """The result of the step, whatever it does short of ending the process."""
+    def execute(self, task: wire.Task) -> Outcome:
+        """How the step ended, whatever it does short of ending the process."""
         self._meter.start()
         attempt = _Attempt(self._app, self._conversation, self._guard, task.token)
         placement: list[object] | None = None
@@ -59,8 +62,7 @@ class Executor:
         except BaseException as error:
             ending, payload = "retry", _error_text(error)
         spawned = attempt.spawned if ending in ("next", "done") else []
-        seconds, cpu_seconds, peak_rss = self._meter.stop()
-        return wire.Result(task.token, ending, placement, retry_after, spawned, seconds, cpu_seconds, peak_rss, payload)
+        return (ending, placement, retry_after, spawned, *self._meter.stop(), payload)
 
     def _call(self, step: CompiledStep, task: wire.Task, attempt: "_Attempt") -> Any:
         cx = Context(
