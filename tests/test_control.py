@@ -141,7 +141,7 @@ def test_finished_runs_leave_with_their_attempts_when_their_keep_has_passed(any_
         assert with_store(any_database, expire) == [2, 2, 0, 1, 0]
         left = [str(run) for (run,) in connection.execute("select id from underway.runs")]
         assert sorted(left) == sorted([kept, live])
-        assert connection.execute("select run_id::text from underway.attempt").fetchall() == [(kept,)]
+        assert connection.execute("select distinct run_id::text from underway.attempt").fetchall() == [(kept,)]
 
 
 def _finished(connection: Connection, expires_at: str, minutes: int) -> str:
