@@ -95,6 +95,14 @@ async def _reap(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.reap(500)
 
 
+async def _cancel_requests(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.cancel_requests()
+
+
+async def _expire(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.expire(500)
+
+
 async def _promote(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.promote(1000)
 
@@ -117,6 +125,8 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "reap_runs": _reap,
     "promote_runs": _promote,
     "fire_schedule": _fire,
+    "cancel_requests": _cancel_requests,
+    "expire_runs": _expire,
 }
 
 
@@ -159,13 +169,13 @@ def check_plans(plans: dict[str, Plan], when: object) -> None:
     probes = [node["Index Name"] for node in nodes(plans["claim_tasks"]) if node.get("Alias") in ("p", "p_1")]
     assert sorted(probes) == ["run_lane", "run_suspect"]
     for name, plan in plans.items():
-        reading = [node for node in nodes(plan) if node.get("Relation Name") in ("run", "attempt")]
+        reading = [node for node in nodes(plan) if node.get("Relation Name") in ("run", "attempt", "finished_run")]
         kinds = {node["Node Type"] for node in reading} - {"ModifyTable"}
         assert kinds <= {"Index Scan", "Index Only Scan", "Tid Scan"}, (when, name, kinds)
         # By a condition: an index can also be read from end to end, which is no better.
         for node in reading:
             if node["Node Type"].startswith("Index"):
-                partial = ("run_in_progress", "run_waiting")
+                partial = ("run_in_progress", "run_waiting", "run_cancel_requested")
                 assert "Index Cond" in node or node["Index Name"] in partial, (when, name, node)
 
 
@@ -218,6 +228,27 @@ def test_a_claim_touches_as_many_pages_beside_a_hundred_times_the_backlog(any_da
         few, many = asyncio.run(touched(connection))
     assert many <= 1.5 * few
     assert many <= MOST_PAGES
+
+
+@pytest.mark.parametrize("analysed", [False, True], ids=["never analysed", "analysed"])
+def test_stranded_lanes_are_found_with_one_probe_for_each_lane(any_database: str, analysed: bool) -> None:
+    async def touched(connection: Connection) -> int:
+        session = Explaining(any_database, ", analyze, buffers")
+        try:
+            load(connection, 50_000, "job, state", "'job' || n % 10, 'pending'")
+            if analysed:
+                connection.execute("analyze underway.run")
+            await Store(session, session, US, "testhost").stranded_lanes()
+            plan = session.plans["long_stranded_lanes"]
+            found = [node["Actual Rows"] for node in nodes(plan) if node["Node Type"] == "Recursive Union"]
+            assert sorted(found) == [0, 10]  # suspects, and the others
+            return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+        finally:
+            await session.close()
+
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        connection.execute("alter table underway.run set (autovacuum_enabled = off)")
+        assert asyncio.run(touched(connection)) < 200
 
 
 # For a claim of 50 it is 11 to 15 a run: to find it, for the new row version, and for that one's index entries.

@@ -246,8 +246,7 @@ class Store:
 
     async def expire(self, limit: int) -> int:
         """Remove so many finished runs whose keep has passed."""
-        rows = await self._work.fetch("expire_runs", {"limit": limit})
-        return int(rows[0][0])
+        return len(await self._work.fetch("expire_runs", {"limit": limit}))
 
     async def promote(self, limit: int) -> int:
         return len(await self._work.fetch("promote_runs", {"limit": limit}))
