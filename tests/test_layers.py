@@ -17,7 +17,7 @@ from underway import Underway
 PACKAGE = Path(underway.__file__).parent
 
 # Each room of the package, and the rooms below it. What a function imports when it is called is in LAZY.
-PURE = {"errors", "ids", "retry", "codec", "wire", "manifest", "handover"}
+PURE = {"errors", "ids", "retry", "codec", "keys", "wire", "manifest", "handover"}
 DECLARING = PURE | {"context", "options", "loading", "job"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -25,12 +25,13 @@ ROOMS: dict[str, set[str]] = {
     "wire": set(),
     "retry": {"errors"},
     "codec": {"errors"},
+    "keys": {"errors"},
     "handover": {"errors"},
     "schedule": {"errors"},
     "manifest": {"retry"},
     "loading": {"errors"},
     "context": {"errors"},
-    "options": {"errors", "manifest", "retry"},
+    "options": {"errors", "keys", "manifest", "retry"},
     "job": PURE | {"context", "options"},
     "client": DECLARING,
     "scheduling": DECLARING,

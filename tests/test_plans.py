@@ -114,6 +114,15 @@ async def _fire(store: Store, batch: list[tuple[str, int]]) -> object:
     return await schedules.fire(store._work, schedule, runs, now, "step", Placement())
 
 
+async def _line_up(store: Store, batch: list[tuple[str, int]]) -> object:
+    store.locked_keys = {("default", run) for run, _ in batch}
+    return await store.line_up(1000)
+
+
+async def _sweep(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.sweep_keys(("default", "key7"), 500)
+
+
 USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "claim_tasks": _claim,
     "finish_runs": _finish,
@@ -127,6 +136,8 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "fire_schedule": _fire,
     "cancel_requests": _cancel_requests,
     "expire_runs": _expire,
+    "line_up_runs": _line_up,
+    "sweep_keys": _sweep,
 }
 
 
@@ -145,12 +156,23 @@ def load(connection: Connection, count: int, columns: str, values: str) -> None:
     )
 
 
+def load_keyed(connection: Connection, count: int, values: str) -> None:
+    """Many runs in line for keys, a due time of their own each."""
+    connection.execute(
+        f"insert into underway.run (id, queue, step, keep, rank, input, job, state, due, concurrency_key) "
+        f"select gen_random_uuid(), 'default', 'step', '1 day', now() - n * interval '1 s', '{{}}', {values} "
+        f"from generate_series(1, {count}) n"
+    )
+
+
 def fill(connection: Connection) -> None:
     """A backlog of everything."""
     load(connection, 50_000, "job, state", "'job' || n % 40, 'pending'")
     load(connection, 50_000, "job, state", "'job' || n % 40, 'waiting'")
     load(connection, 2_000, "job, state, crashes", "'job' || n % 40, 'pending', 1")
     held = f"'job' || n % 40, 'in_progress', '{US}', now() + n * interval '1 s', n"
+    in_line = "'job', 'waiting', case n % 3 when 0 then now() else 'infinity' end, 'key' || n % 1000"
+    load_keyed(connection, 20_000, in_line)
     load(connection, 5_000, "job, state, owner, lease_until, token", held)
 
 
@@ -175,7 +197,7 @@ def check_plans(plans: dict[str, Plan], when: object) -> None:
         # By a condition: an index can also be read from end to end, which is no better.
         for node in reading:
             if node["Node Type"].startswith("Index"):
-                partial = ("run_in_progress", "run_waiting", "run_cancel_requested")
+                partial = ("run_in_progress", "run_waiting", "run_cancel_requested", "run_key_due")
                 assert "Index Cond" in node or node["Index Name"] in partial, (when, name, node)
 
 
@@ -249,6 +271,39 @@ def test_stranded_lanes_are_found_with_one_probe_for_each_lane(any_database: str
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute("alter table underway.run set (autovacuum_enabled = off)")
         assert asyncio.run(touched(connection)) < 200
+
+
+def test_a_hundred_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_database: str) -> None:
+    """Neither of claims nor of promoters, nor of whoever passes the key on, however many wait for it."""
+
+    async def touched(connection: Connection) -> dict[str, list[int]]:
+        session = Explaining(any_database, ", analyze, buffers")
+        store = Store(session, session, US, "testhost")
+        pages: dict[str, list[int]] = {}
+        try:
+            for in_line in (1_000, 99_000):
+                load_keyed(connection, in_line, "'job', 'waiting', 'infinity', 'one key'")
+                load(connection, 50, "job, state", "'job', 'pending'")
+                await store.claim(LANES, 50, candidates=50, suspects=1)
+                await store.promote(1000)
+                await store.sweep_keys(("", ""), 500)
+                # The holder ends by hand, and its key is passed on.
+                connection.execute("delete from underway.run where holds_key")
+                store.locked_keys = {("default", "one key")}
+                await store.line_up(1000)
+                assert value(connection, "select count(*) from underway.run where holds_key") == 1
+                for name, plan in session.plans.items():
+                    pages.setdefault(name, []).append(int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]))
+        finally:
+            await session.close()
+        return pages
+
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        connection.execute("alter table underway.run set (autovacuum_enabled = off)")
+        pages = asyncio.run(touched(connection))
+    for name, (few, many) in pages.items():
+        assert many <= 1.5 * few + 30, (name, few, many)
+        assert many <= MOST_PAGES, (name, few, many)
 
 
 # For a claim of 50 it is 11 to 15 a run: to find it, for the new row version, and for that one's index entries.

@@ -116,6 +116,9 @@ whole.enqueue_many([Receipt(key="")])  # error
 whole.enqueue_many(Order(1))  # error
 whole.enqueue(Order(1), conn="postgresql://")  # error
 whole.enqueue(Order(1), priority="high")  # error
+whole.enqueue(Order(1), unique_key=7)  # error
+whole.enqueue(Order(1), queue="other")  # error
+whole.enqueue_many([Order(1)], delay=5)  # error
 swept.enqueue(Order(1))  # error
 app.job("y").enqueue(Order(1))  # error
 

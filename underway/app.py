@@ -21,6 +21,7 @@ from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, RunNo
 from underway.job import Job, NewJob
 from underway.loading import refuse_while_loading
 from underway.manifest import Manifest, Queue
+from underway.options import RunOptions
 
 if TYPE_CHECKING:
     import psycopg
@@ -165,7 +166,7 @@ class Underway:
     def _handle(self, run_id: UUID, job: str) -> client.Run[Any]:
         """A handle of a run of this job, without a look whether there is one."""
         declared = self._jobs.get(job)
-        return client.Run(self, run_id, Any if declared is None else declared.result_type)
+        return client.Run(self, run_id, Any if declared is None else declared.result_type, created=False)
 
     def cancel(self, run_id: UUID | str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Cancel a run by its id, as Run.cancel does."""
@@ -223,13 +224,15 @@ class Underway:
     def _cancel_key(self, job: Job[Any, Any, Any], unique_key: str, conn: "psycopg.Connection[Any] | None") -> int:
         return client.cancel_key(self, job.name, unique_key, conn)
 
-    def _enqueue(self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None") -> client.Run[R]:
-        return client.enqueue(self, job, value, conn)
+    def _enqueue(
+        self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None", given: RunOptions
+    ) -> client.Run[R]:
+        return client.enqueue(self, job, value, conn, given)
 
     def _enqueue_many(
-        self, job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None"
+        self, job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None", given: RunOptions
     ) -> list[client.Run[R]]:
-        return client.enqueue_many(self, job, values, conn)
+        return client.enqueue_many(self, job, values, conn, given)
 
     # Schedules
 

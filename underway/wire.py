@@ -73,9 +73,10 @@ class Transaction(NamedTuple):
 class Result(NamedTuple):
     """Worker: how the step ended. `payload` is the next step's input, the run's result, or the error's text.
 
-    `ending` is one of the ENDINGS; `placement` is (step, queue, priority, delay, keep) of the next step; `retry_after`
-    is what the step asked for; `spawned` are the runs to enqueue with the hand-over; times and sizes are in seconds
-    and bytes. `then` is the task that starts now: a Started of its own would double the frames of short tasks.
+    `ending` is one of the ENDINGS; `placement` is (step, queue, priority, delay, keep, concurrency_key, key_limit) of
+    the next step; `retry_after` is what the step asked for; `spawned` are the runs to enqueue with the hand-over; times
+    and sizes are in seconds and bytes. `then` is the task that starts now: a Started of its own would double the frames
+    of short tasks.
     """
 
     token: int

@@ -12,6 +12,7 @@ as $$
 declare
     closed int;
     requested int;
+    locked_keys text[];
 begin
     -- Who claims, commits or takes back one of them at this moment comes first, and what is found then stays.
     perform from underway.run r where r.id = any(run_ids) order by r.id for update;
@@ -27,7 +28,9 @@ begin
             'cancelled', queue, job, step, unique_key, concurrency_key, 'cancelled', input
         from gone
     )
-    select count(*) into closed from gone;
+    select count(*), (
+        select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key
+    ) into closed, locked_keys from gone;
     update underway.run r
     set cancel_requested = true
     where r.id = any(run_ids) and r.state = 'in_progress' and not r.cancel_requested;
