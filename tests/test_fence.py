@@ -31,8 +31,9 @@ from db import (
 from psycopg import sql
 
 from underway.postgres import runs
+from underway.postgres.endings import Attempt
 from underway.postgres.queries import statements
-from underway.postgres.store import Attempt, Renewal, Store
+from underway.postgres.store import Renewal, Store
 
 US, OTHERS = uuid4(), uuid4()
 

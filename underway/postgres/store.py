@@ -1,14 +1,12 @@
 """What a supervisor asks of Postgres, statement by statement. Every write of an attempt is fenced in its SQL."""
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import orjson
-
 from underway.manifest import Lane, Placement, Policy
-from underway.postgres.columns import Float4s, Float8s, Int2s, Int4s, Int8s, Texts, UUIDs
+from underway.postgres.columns import Float8s, Int4s, Int8s, Texts, UUIDs
+from underway.postgres.endings import Continue, Finish, continue_parameters, finish_parameters
 from underway.postgres.session import Session
 
 
@@ -23,54 +21,6 @@ class Claimed(NamedTuple):
     crashes: int
     releases: int
     input: bytes
-
-
-class Attempt(NamedTuple):
-    """What the attempt row will say.
-
-    Times are instants of our monotonic clock; Postgres is told how long ago they were. `started` is None for a task
-    that never was, `ended` None for now.
-    """
-
-    outcome: str
-    error: str | None = None
-    started: float | None = None
-    ended: float | None = None
-    pid: int | None = None
-    cpu_seconds: float | None = None
-    peak_rss: int | None = None
-
-
-class Finish(NamedTuple):
-    """The run ends: its row moves to finished_run. `payload` is the result, as JSON in UTF-8."""
-
-    run: str
-    token: int
-    state: str
-    payload: bytes | None
-    attempts: int
-    crashes: int
-    attempt: Attempt
-
-
-class Continue(NamedTuple):
-    """The run goes on: at its next step with `payload`, or at the same step with what it has (None)."""
-
-    run: str
-    token: int
-    step: str
-    queue: str | None
-    priority: int | None
-    keep: float | None
-    payload: bytes | None
-    delay: float
-    number: int
-    attempts: int
-    crashes: int
-    releases: int
-    ran_step: str
-    ran_number: int
-    attempt: Attempt
 
 
 class Renewal(NamedTuple):
@@ -118,17 +68,7 @@ class Store:
 
     async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[int]:
         """Commit these and return the tokens for which the fence held; the others are locked by somebody or lost."""
-        runs, tokens, states, payloads, attempts, crashes, notes = zip(*rows, strict=True)
-        parameters = {
-            "ids": UUIDs(runs),
-            "tokens": Int8s(tokens),
-            "states": Texts(states),
-            "payloads": Texts(payloads),
-            "attempts": Int4s(attempts),
-            "crashes": Int4s(crashes),
-            **self._attempt_columns(notes),
-            "spawned": orjson.dumps(spawned).decode(),
-        }
+        parameters = finish_parameters(rows, spawned, self._owner, self._host)
         return {token for token, _woken in await self._work.fetch("finish_runs", parameters)}
 
     async def continue_(
@@ -138,45 +78,8 @@ class Store:
 
         A run for which `keep` has a policy stays ours, claimed anew under it: the new token is returned with the old.
         """
-        keep = [None] * len(rows) if keep is None else keep
-        columns = dict(zip(Continue._fields, zip(*rows, strict=True), strict=True))
-        parameters = {
-            "ids": UUIDs(columns["run"]),
-            "tokens": Int8s(columns["token"]),
-            "steps": Texts(columns["step"]),
-            "queues": Texts(columns["queue"]),
-            "priorities": Int2s(columns["priority"]),
-            "keeps": Float8s(columns["keep"]),
-            "payloads": Texts(columns["payload"]),
-            "delays": Float8s(columns["delay"]),
-            "numbers": Int4s(columns["number"]),
-            "attempts": Int4s(columns["attempts"]),
-            "crashes": Int4s(columns["crashes"]),
-            "releases": Int4s(columns["releases"]),
-            "ran_steps": Texts(columns["ran_step"]),
-            "ran_numbers": Int4s(columns["ran_number"]),
-            "leases": Float8s(None if policy is None else policy.lease.total_seconds() for policy in keep),
-            "max_crashes": Int4s(None if policy is None else policy.max_crashes for policy in keep),
-            **self._attempt_columns(columns["attempt"]),
-            "spawned": orjson.dumps(spawned).decode(),
-        }
+        parameters = continue_parameters(rows, spawned, self._owner, self._host, keep)
         return {token: kept for token, kept, _woken in await self._work.fetch("continue_runs", parameters)}
-
-    def _attempt_columns(self, notes: Iterable[Attempt]) -> dict[str, Any]:
-        """Postgres' clock decides: it is told how long ago things happened, not when."""
-        outcomes, errors, started, ended, pids, cpu_seconds, peak_rss = zip(*notes, strict=True)
-        now = time.monotonic()
-        return {
-            "outcomes": Texts(outcomes),
-            "errors": Texts(errors),
-            "started": Float8s(None if at is None else now - at for at in started),
-            "ended": Float8s(0.0 if at is None else now - at for at in ended),
-            "pids": Int4s(pids),
-            "cpu_seconds": Float4s(cpu_seconds),
-            "peak_rss": Int8s(peak_rss),
-            "owner": self._owner,
-            "host": self._host,
-        }
 
     async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> set[tuple[str, int]]:
         """Which of these runs are still ours, with their tokens; asked on the connection that the caller uses."""

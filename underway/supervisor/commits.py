@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import psycopg
 
 from underway.manifest import Lane, Step
+from underway.postgres.endings import Continue, Finish
 from underway.postgres.session import DatabaseAway
-from underway.postgres.store import Continue, Finish, Store
+from underway.postgres.store import Store
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.pace import Pace
 from underway.supervisor.task import Task, from_hand_over

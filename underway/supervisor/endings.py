@@ -6,12 +6,12 @@ from collections.abc import Callable
 from logging import getLogger
 
 from underway import wire
-from underway.postgres.store import Attempt
+from underway.postgres.endings import Attempt, Next, succeed
 from underway.supervisor.commits import Commits, Ended
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.limits import about_task
 from underway.supervisor.task import Task
-from underway.supervisor.verdict import VERDICTS, Next, Seen, settle, succeed
+from underway.supervisor.verdict import VERDICTS, Seen, settle
 from underway.supervisor.worker_process import WorkerProcess
 
 log = getLogger("underway.supervisor")
