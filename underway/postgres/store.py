@@ -8,6 +8,7 @@ from underway.manifest import Lane, Placement, Policy
 from underway.postgres.columns import Float8s, Int4s, Int8s, Texts, UUIDs
 from underway.postgres.endings import Continue, Finish, continue_parameters, finish_parameters
 from underway.postgres.session import Session
+from underway.postgres.transaction import transaction_name
 
 
 class Claimed(NamedTuple):
@@ -86,9 +87,14 @@ class Store:
         session = self._leases if on_leases else self._work
         return set(await session.fetch("owned_runs", {"ids": UUIDs(runs), "owner": self._owner}))
 
-    async def recorded(self, attempts: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+    async def recorded(
+        self, attempts: Sequence[tuple[str, int]], *, on_leases: bool = False
+    ) -> dict[tuple[str, int], str]:
+        """The outcomes of those that are written already."""
+        session = self._leases if on_leases else self._work
         ids, tokens = zip(*attempts, strict=True)
-        return set(await self._work.fetch("recorded_attempts", {"ids": UUIDs(ids), "tokens": Int8s(tokens)}))
+        rows = await session.fetch("recorded_attempts", {"ids": UUIDs(ids), "tokens": Int8s(tokens)})
+        return {(run, token): outcome for run, token, outcome in rows}
 
     async def renew(self, renewals: Sequence[Renewal]) -> set[str]:
         """Extend leases; the runs not returned are locked by somebody or lost."""
@@ -120,6 +126,10 @@ class Store:
     async def has_work(self, jobs: Iterable[str]) -> bool:
         rows = await self._work.fetch("has_work", {"jobs": list(jobs)})
         return bool(rows[0][0])
+
+    async def terminate(self, tokens: Iterable[int]) -> None:
+        """End the backends in which these attempts' own transactions are still open."""
+        await self._leases.fetch("terminate_transactions", {"names": Texts(map(transaction_name, tokens))})
 
     async def register(self, *, pid: int, app: str, manifest_hash: str) -> None:
         label = {"host": self._host, "pid": pid, "app": app, "manifest_hash": manifest_hash}

@@ -147,7 +147,7 @@ class Commits:
         missing = []
         for ended in group:
             if ended.task.token in done:
-                self._durable(ended)
+                self.durable(ended)
             else:
                 missing.append(ended)
         if missing:
@@ -217,8 +217,7 @@ class Commits:
         locked = []
         for ended, key in zip(missing, keys, strict=True):
             if key in recorded:
-                self._durable(ended)
-                self._on_unknown()
+                self._settled_before(ended, recorded[key])
             elif key in owned:
                 locked.append(ended)
             else:
@@ -232,7 +231,18 @@ class Commits:
         self._locked -= len(group)
         self._enter(group, first=True)
 
-    def _durable(self, ended: Ended) -> None:
+    def _settled_before(self, ended: Ended, outcome: str) -> None:
+        """By a commit of ours whose answer was lost, or by the step's own transaction: a verdict came too late."""
+        if outcome != ended.row.attempt.outcome:
+            log.info("attempt %s after all: it had committed", outcome, extra={"about": ended.task.about})
+            attempt = ended.row.attempt._replace(outcome=outcome)
+            ended = ended._replace(row=ended.row._replace(attempt=attempt))
+            self._on_continue(0)  # the run may stand at its next step
+        self.durable(ended)
+        self._on_unknown()
+
+    def durable(self, ended: Ended) -> None:
+        """It is written: take it off."""
         self._held.pop(ended.task.token, None)
         self.outcomes[ended.row.attempt.outcome] += 1
         if isinstance(ended.row, Continue):

@@ -7,6 +7,7 @@ from logging import getLogger
 
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
+from underway.supervisor.backends import Backends
 from underway.supervisor.commits import Commits
 from underway.supervisor.crew import Crew
 from underway.supervisor.dispatch import Dispatch
@@ -26,12 +27,20 @@ class Drain:
     """Takes at most grace + 5 s to clean up + 5 s to die + 10 s to write."""
 
     def __init__(
-        self, crew: Crew, dispatch: Dispatch, endings: Endings, commits: Commits, store: Store, stop: StopRequest
+        self,
+        crew: Crew,
+        dispatch: Dispatch,
+        endings: Endings,
+        commits: Commits,
+        backends: Backends,
+        store: Store,
+        stop: StopRequest,
     ) -> None:
         self._crew = crew
         self._dispatch = dispatch
         self._endings = endings
         self._commits = commits
+        self._backends = backends
         self._store = store
         self._stop = stop
 
@@ -80,6 +89,7 @@ class Drain:
         try:
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._commits.flushed()
+                await self._backends.flushed()
         except TimeoutError:
             log.error("the database is away: what could not be written is taken back when its leases expire")
             return False

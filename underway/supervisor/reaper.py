@@ -7,6 +7,7 @@ from logging import getLogger
 
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
+from underway.supervisor.backends import Backends
 
 log = getLogger("underway.supervisor")
 
@@ -18,10 +19,17 @@ class Reaper:
     """Any supervisor reaps; SKIP LOCKED decides which. It never needs to know who is alive: leases tell."""
 
     def __init__(
-        self, store: Store, work: Session, *, shortest_lease: Callable[[], float], on_reaped: Callable[[], None]
+        self,
+        store: Store,
+        work: Session,
+        backends: Backends,
+        *,
+        shortest_lease: Callable[[], float],
+        on_reaped: Callable[[], None],
     ) -> None:
         self._store = store
         self._work = work
+        self._backends = backends
         self._shortest_lease = shortest_lease
         self._on_reaped = on_reaped
         self._opened = work.opened
@@ -46,6 +54,7 @@ class Reaper:
             for run, _token, quarantined in reaped:
                 what = "quarantined: its lease expired once too often" if quarantined else "its lease expired"
                 log.warning("run taken back, %s", what, extra={"about": {"run": run}})
+            self._backends.terminate(token for _run, token, _quarantined in reaped)
             self._on_reaped()
             if len(reaped) < _LIMIT:
                 return

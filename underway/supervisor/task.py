@@ -34,6 +34,7 @@ class Task:
     stop_reason: str | None = None
     peak_rss: int = 0
     progress: bytes | None = None
+    transaction: bool = False  # the step has opened its own, which may have handed over already
     ended: bool = False  # on its way to Postgres: from here on the commit judges whether the run is still ours
 
     @property

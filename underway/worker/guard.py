@@ -39,6 +39,11 @@ class Guard:
         faulthandler.enable()
         _arrange_end(supervisor)
 
+    @property
+    def running(self) -> int | None:
+        """The token of the attempt whose step runs now."""
+        return self._running
+
     def begin(self, token: int) -> None:
         now = time.monotonic()
         if now - self._taken_back_at > _UNWATCHED_SECONDS:

@@ -2,6 +2,8 @@
 --
 -- The fence is pairwise: (id, token) as given together, never two lists. With two lists, attempts whose tokens were
 -- swapped deleted each other's runs. A row that somebody else has locked is left for the next turn.
+--
+-- The time is the statement's, since in a step's own transaction now() is when that began.
 with gone as (
     delete from underway.run r
     using unnest(
@@ -21,7 +23,7 @@ with gone as (
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
         priority, key_limit, state, queue, job, step, unique_key, concurrency_key, error, result, input)
-    select id, created_at, now() + keep, scheduled_for, keep, attempts, crashes, releases,
+    select id, created_at, statement_timestamp() + keep, scheduled_for, keep, attempts, crashes, releases,
         priority, key_limit, final, queue, job, step, unique_key, concurrency_key, error,
         case when final = 'succeeded' then payload::jsonb end,
         case when final <> 'succeeded' then input end
@@ -38,8 +40,8 @@ noted as (
 spawned as (
     insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, input)
     select s.id, s.job, s.step, s.queue, s.priority, make_interval(secs => s.keep),
-        now() + make_interval(secs => s.delay),
-        now() + make_interval(secs => s.delay) - s.priority * interval '1 minute',
+        statement_timestamp() + make_interval(secs => s.delay),
+        statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute',
         case when s.delay > 0 then 'waiting' else 'pending' end, s.input::jsonb
     from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent uuid, id uuid, job text, step text, queue text,
         priority smallint, keep float8, delay float8, input text)
@@ -67,8 +69,8 @@ with continued as (
         attempts = g.attempts,
         crashes = g.crashes,
         releases = g.releases,
-        due = case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end,
-        rank = case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end
+        due = case when g.delay > 0 then statement_timestamp() + make_interval(secs => g.delay) else r.due end,
+        rank = case when g.delay > 0 then statement_timestamp() + make_interval(secs => g.delay) else r.due end
             - coalesce(g.priority, r.priority) * interval '1 minute',
         state = case when g.lease is not null then 'in_progress' when g.delay > 0 then 'waiting' else 'pending' end,
         token = case when g.lease is not null then nextval('underway.token') else r.token end,
@@ -104,8 +106,8 @@ noted as (
 spawned as (
     insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, input)
     select s.id, s.job, s.step, s.queue, s.priority, make_interval(secs => s.keep),
-        now() + make_interval(secs => s.delay),
-        now() + make_interval(secs => s.delay) - s.priority * interval '1 minute',
+        statement_timestamp() + make_interval(secs => s.delay),
+        statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute',
         case when s.delay > 0 then 'waiting' else 'pending' end, s.input::jsonb
     from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent uuid, id uuid, job text, step text, queue text,
         priority smallint, keep float8, delay float8, input text)
@@ -123,10 +125,10 @@ select id::text, token
 from underway.run
 where id = any(%(ids)s::uuid[]) and owner = %(owner)s and state = 'in_progress' and not cancel_requested;
 
--- recorded_attempts: which of these attempts are already written, by a commit whose answer was lost
+-- recorded_attempts: which of these attempts are already written, and how they ended
 --
--- An attempt that is recorded as lost was written by a reaper, not by us.
-select a.run_id::text, a.token
+-- By a commit whose answer was lost, or by the step's own transaction, which beats any verdict of ours. An attempt that is recorded as lost was written by a reaper, not by us.
+select a.run_id::text, a.token, a.outcome
 from underway.attempt a
 join unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token) on a.run_id = g.id and a.token = g.token
 where a.run_id = any(%(ids)s::uuid[]) and a.outcome <> 'lost';
