@@ -172,5 +172,5 @@ def test_the_header_is_small_json_with_what_a_supervisor_needs() -> None:
     length, kind, header_length = struct.unpack_from("!IBI", stream)
     assert length == len(stream) - 4
     assert wire._KINDS[kind] is wire.Task
-    assert orjson.loads(stream[9 : 9 + header_length]) == ["run", 7, "job", "step", 1, 2.5]
+    assert orjson.loads(stream[9 : 9 + header_length]) == ["run", 7, "job", "step", 1, 0, 0, 2.5]
     assert stream[9 + header_length :] == b"payload"

@@ -127,7 +127,8 @@ where id = any(%(ids)s::uuid[]) and owner = %(owner)s and state = 'in_progress' 
 
 -- recorded_attempts: which of these attempts are already written, and how they ended
 --
--- By a commit whose answer was lost, or by the step's own transaction, which beats any verdict of ours. An attempt that is recorded as lost was written by a reaper, not by us.
+-- By a commit whose answer was lost, or by the step's own transaction, which beats any verdict of ours. An attempt that
+-- is recorded as lost was written by a reaper, not by us.
 select a.run_id::text, a.token, a.outcome
 from underway.attempt a
 join unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token) on a.run_id = g.id and a.token = g.token
