@@ -1,25 +1,38 @@
 """`cx.tx`: what a step writes through it takes effect with its hand-over, once, or not at all."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
 import pytest
 from apps import transactions
 from apps.transactions import Order
+from db import dump, finish, go_on, insert_held, spawn, value
 from harness import Supervisor, eventually
+from proxy import Proxy
+from psycopg.conninfo import make_conninfo
+from test_fence import SITUATIONS, TOKENS, US, pair
 
-from underway import Status, Underway
+from underway import RunFailed, Status, Underway, UnderwayError
 from underway.client import Run
+from underway.postgres.endings import Continue, Finish
+from underway.postgres.transaction import StepTransactions
+from underway.supervisor.shutdown import ExitCode
 
 Start = Callable[..., Supervisor]
+Effects = Callable[[], list[tuple[UUID, str, int]]]
+Connection = psycopg.Connection[Any]
 
 
 @pytest.fixture
-def effects(connection: psycopg.Connection[Any], bind: Callable[[Underway], Underway]) -> Callable[[], Any]:
-    """What has taken effect: a list of (run, step, attempt)."""
+def effects(connection: Connection, bind: Callable[[Underway], Underway]) -> Effects:
+    """What has taken effect, by run, step and attempt."""
     bind(transactions.app)
     connection.execute(transactions.TABLES)
 
@@ -48,7 +61,7 @@ def ended(run: Run[Any]) -> list[tuple[str, int, str]]:
 
 
 def test_writes_take_effect_with_the_hand_over_and_failures_leave_nothing(
-    effects: Callable[[], Any], connection: psycopg.Connection[Any], start_supervisor: Start
+    effects: Effects, connection: Connection, start_supervisor: Start
 ) -> None:
     good = [
         transactions.once.enqueue(Order(name, 1)) for name in ("write_one", "enqueue", "recover", "keep_connection")
@@ -74,3 +87,245 @@ def test_writes_take_effect_with_the_hand_over_and_failures_leave_nothing(
     assert inputs == [(1,), (2,), (3,), (4,)]
     assert connection.execute("select sum(value) from counter where id not in (4, 5)").fetchone() == (0,)
     assert good[0].attempts()[0].cpu_seconds is not None
+
+
+# The connection
+
+
+def test_a_step_that_does_not_use_it_costs_no_connection(effects: Effects, start_supervisor: Start) -> None:
+    runs = [transactions.once.enqueue(Order("count_connections")) for _ in range(5)]
+    transactions.app.close()
+    assert serve(start_supervisor, "--until-idle", "--procs", "3").wait() == 0
+    assert [run.result() for run in runs] == [2] * 5, "those of the supervisor"
+
+
+def test_the_connection_stays_open_and_forgets_what_a_step_did_to_its_session(
+    effects: Effects, connection: Connection, start_supervisor: Start
+) -> None:
+    serve(start_supervisor, "--procs", "1")
+
+    def result(deed: str) -> list[Any]:
+        found: list[Any] = transactions.once.enqueue(Order(deed)).result(20)
+        return found
+
+    before = result("backend")
+    assert result("change_session") == before[:2]
+    assert result("backend") == before
+    assert connection.execute("select pg_try_advisory_lock(7)").fetchone() == (True,)
+    assert connection.execute("select from pg_class where relname = 'leftover'").fetchall() == []
+    # A failed step leaves it usable, and one that broke while nobody used it is opened anew.
+    with pytest.raises(RunFailed):
+        result("violate_unique")
+    assert result("backend") == before
+    connection.execute("select pg_terminate_backend(%s, 5000)", [before[0]])
+    after = result("backend")
+    assert after[0] != before[0]
+    assert after[1:] == before[1:]
+
+
+def test_a_step_may_choose_its_isolation_or_leave_it_to_the_database(
+    effects: Effects, connection: Connection, database: str, start_supervisor: Start
+) -> None:
+    chosen = transactions.once.enqueue(Order("serializable"))
+    # Renewals come four times a second: the job `leased` sees to that. They must not spoil what this has read.
+    repeated = transactions.once.enqueue(Order("repeatable_for_long"))
+    assert serve(start_supervisor, "--until-idle").wait() == 0
+    assert (chosen.result(), repeated.result()) == ("serializable", "repeatable read")
+    given = transactions.once.enqueue(Order("isolation"))
+    url = make_conninfo(database, options="-c default_transaction_isolation=serializable")
+    assert serve(start_supervisor, "--until-idle", "--database", url).wait() == 0
+    assert given.result() == "serializable"
+    assert len(effects()) == 3
+
+
+def test_an_interrupt_reaches_a_step_that_waits_for_postgres(
+    effects: Effects, connection: Connection, start_supervisor: Start, tmp_path: Path
+) -> None:
+    serve(start_supervisor, "--procs", "1")
+    before = transactions.once.enqueue(Order("backend")).result(20)
+    run = transactions.short.enqueue(Order("", folder=str(tmp_path)))
+    assert run.wait(20) is Status.FAILED
+    (attempt,) = run.attempts()
+    assert attempt.outcome == "timed_out"
+    assert attempt.started_at is not None
+    assert (attempt.finished_at - attempt.started_at).total_seconds() < 4, "interrupted, not killed"
+    assert (tmp_path / "cleaned").exists()
+    eventually(lambda: not sleeping(connection), within=5)
+    assert connection.execute("select value from counter where id = 1").fetchone() == (0,)
+    after = transactions.once.enqueue(Order("backend")).result(20)
+    assert after[1] == before[1], "the worker lives"
+
+
+def test_a_supervisor_that_stops_rolls_back_and_releases(
+    effects: Effects, connection: Connection, start_supervisor: Start, tmp_path: Path
+) -> None:
+    run = transactions.again.enqueue(Order("wait_in_postgres", folder=str(tmp_path)))
+    supervisor = serve(start_supervisor, "--grace", "0")
+    here(tmp_path)
+    supervisor.send(signal.SIGTERM)
+    assert supervisor.wait() == ExitCode.KILLED_WORK
+    assert (ended(run), effects(), sleeping(connection)) == ([("do_in_the_end", 1, "released")], [], 0)
+
+
+# Deaths
+
+
+def test_a_query_ends_with_its_worker(
+    effects: Effects, connection: Connection, start_supervisor: Start, tmp_path: Path
+) -> None:
+    run = transactions.again.enqueue(Order("wait_in_postgres", folder=str(tmp_path)))
+    serve(start_supervisor)
+    os.kill(here(tmp_path), signal.SIGKILL)
+    eventually(lambda: not sleeping(connection), within=5)
+    assert run.result(20) == "survived"
+    assert [outcome for _, _, outcome in ended(run)] == ["crashed", "succeeded"]
+    assert effects() == [(run.id, "do_in_the_end", 2)]
+
+
+def test_a_query_ends_with_its_supervisor_when_its_run_is_taken_back(
+    effects: Effects, connection: Connection, start_supervisor: Start, tmp_path: Path
+) -> None:
+    run = transactions.leased.enqueue(Order("wait_in_postgres", folder=str(tmp_path)))
+    first = serve(start_supervisor)
+    here(tmp_path)
+    second = serve(start_supervisor)
+    second.until("serving")
+    first.send(signal.SIGKILL)
+    assert run.result(20) == "survived"
+    assert not sleeping(connection)
+    assert [outcome for _, _, outcome in ended(run)] == ["lost", "succeeded"]
+    assert effects() == [(run.id, "do_in_the_end", 2)]
+
+
+def sleeping(connection: Connection) -> int:
+    """How many queries of steps run in Postgres."""
+    row = connection.execute(
+        "select count(*) from pg_stat_activity where datname = current_database() and query = 'select pg_sleep(600)'"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+# Losing the run
+
+
+@pytest.mark.parametrize(
+    "what", ["token = nextval('underway.token'), owner = gen_random_uuid()", "cancel_requested = true"]
+)
+def test_a_run_that_is_lost_or_cancelled_meanwhile_is_not_handed_over(
+    effects: Effects, connection: Connection, start_supervisor: Start, tmp_path: Path, what: LiteralString
+) -> None:
+    run = transactions.once.enqueue(Order("wait_in_python", folder=str(tmp_path)))
+    supervisor = serve(start_supervisor)
+    here(tmp_path)
+    connection.execute(f"update underway.run set {what}")
+    before = connection.execute("select r::text from underway.run r").fetchall()
+    (tmp_path / "go").touch()
+    supervisor.until("its ending is dropped")
+    assert "the run was cancelled, or taken over" in supervisor.log
+    assert (effects(), run.attempts()) == ([], [])
+    assert connection.execute("select r::text from underway.run r").fetchall() == before
+
+
+# A connection that breaks around its COMMIT
+
+
+def test_an_answer_to_commit_that_is_lost_changes_nothing(
+    effects: Effects, database: str, start_supervisor: Start
+) -> None:
+    with Proxy(database, "lose the answer") as proxy:
+        run = transactions.pairs.enqueue(Order("nothing"))
+        supervisor = serve(start_supervisor, "--until-idle", "--database", proxy.url)
+        assert supervisor.wait() == 0
+    assert proxy.done
+    assert ended(run) == [("first", 1, "succeeded"), ("last", 1, "succeeded")]
+    assert effects() == [(run.id, "first", 1), (run.id, "last", 1)]
+    assert "attempt succeeded after all" in supervisor.log
+
+
+@pytest.mark.parametrize("how", ["cut", "black hole"])
+def test_a_commit_that_never_arrives_is_a_failed_attempt(
+    effects: Effects, database: str, start_supervisor: Start, how: str
+) -> None:
+    with Proxy(database, how) as proxy:
+        run = transactions.pairs.enqueue(Order("nothing"))
+        assert serve(start_supervisor, "--until-idle", "--database", proxy.url).wait() == 0
+    assert proxy.done
+    assert ended(run) == [("first", 1, "failed"), ("first", 2, "succeeded"), ("last", 1, "succeeded")]
+    assert effects() == [(run.id, "first", 2), (run.id, "last", 1)]
+
+
+@pytest.mark.parametrize("job", ["pairs", "once"])
+def test_a_worker_killed_between_its_commit_and_its_report_has_succeeded(
+    effects: Effects, database: str, start_supervisor: Start, tmp_path: Path, job: str
+) -> None:
+    with Proxy(database, "lose the answer", lambda: os.kill(here(tmp_path), signal.SIGKILL)) as proxy:
+        run = getattr(transactions, job).enqueue(Order("tell_pid", folder=str(tmp_path)))
+        supervisor = serve(start_supervisor, "--until-idle", "--database", proxy.url)
+        assert supervisor.wait() == 0
+    assert run.status() is Status.SUCCEEDED
+    assert {outcome for _, _, outcome in ended(run)} == {"succeeded"}
+    assert [attempt for _, _, attempt in effects()] == [1] * len(run.attempts())
+    assert "attempt succeeded after all" in supervisor.log
+
+
+# The fence
+
+
+@pytest.mark.parametrize("kind", [finish, go_on])
+def test_only_the_right_token_of_our_own_running_attempt_hands_over(
+    any_database: str, any_connection: Connection, kind: Callable[[str, int], Finish | Continue]
+) -> None:
+    """As test_fence has it for the same statements of a supervisor."""
+    connection = any_connection
+    own = StepTransactions(any_database, US, "testhost")
+    wrong = []
+    for situation, token in product(SITUATIONS, TOKENS):
+        for run, number in pair(connection, situation, token):
+            before = dump(connection)
+            own.begin(number)
+            refused = False
+            try:
+                own.commit(kind(run, number), [spawn(run)])
+            except UnderwayError:
+                refused = True
+                own.roll_back()
+            if (refused, dump(connection) == before) != ((situation, token) != ("in progress", "right"),) * 2:
+                wrong.append((situation, token, refused))
+    own.close()
+    assert wrong == []
+
+
+def test_a_row_that_is_locked_for_a_moment_is_waited_for(database: str, connection: Connection) -> None:
+    run, token = insert_held(connection, US)
+    own = StepTransactions(database, US, "testhost")
+    own.begin(token)
+    with psycopg.connect(database) as stranger:
+        stranger.execute("select from underway.run for update")
+        committing = threading.Thread(target=own.commit, args=[finish(run, token), []])
+        committing.start()
+        eventually(lambda: asks(connection, "select id::text, token%owner = "), what="it has asked whose the run is")
+        stranger.rollback()
+    committing.join(10)
+    own.close()
+    assert connection.execute("select state from underway.finished_run").fetchall() == [("succeeded",)]
+
+
+def asks(connection: Connection, text: str) -> bool:
+    """Whether some backend in a transaction has such a query for its last one."""
+    query = (
+        "select from pg_stat_activity"
+        " where datname = current_database() and state like 'idle in transaction%%' and query like %s"
+    )
+    return bool(connection.execute(query, [f"%{text}%"]).fetchall())
+
+
+def test_a_delay_counts_from_the_hand_over(database: str, connection: Connection) -> None:
+    run, token = insert_held(connection, US)
+    own = StepTransactions(database, US, "testhost")
+    tx = own.begin(token)
+    tx.execute("select pg_sleep(0.5)")
+    own.commit(go_on(run, token, delay=60.0), [])
+    own.close()
+    seconds = value(connection, "select extract(epoch from due - clock_timestamp()) from underway.run")
+    assert 59.7 < seconds <= 60

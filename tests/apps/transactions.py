@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -208,16 +207,32 @@ def recover(cx: Context, order: Order) -> int:
 
 
 @deed
-def take_no_connection(cx: Context, order: Order) -> int:
+def count_connections(cx: Context, order: Order) -> int:
     with another_connection() as other:
         row = other.execute(
-            "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'underway'"
+            "select count(*) from pg_stat_activity"
+            " where datname = current_database() and application_name like 'underway%'"
         ).fetchone()
     assert row is not None
-    return int(row[0]) - 1
+    return int(row[0])
 
 
 # Failed attempts
+
+
+kept: list[psycopg.Connection[Any]] = []
+
+
+@deed
+def keep_connection(cx: Context, order: Order) -> int:
+    write(cx, order)
+    kept.append(cx.tx)
+    return order.number
+
+
+@failure("this connection was lent to an attempt that has ended")
+def use_what_was_kept(cx: Context, order: Order) -> None:
+    kept[0].execute("insert into effect values (%s, %s, %s, %s)", [cx.run_id, cx.step, order.number, cx.attempt])
 
 
 @failure("duplicate key value violates unique constraint")
@@ -415,21 +430,6 @@ def lose_connection_in_commit(cx: Context, order: Order) -> int:
     return order.number
 
 
-kept: list[psycopg.Connection[Any]] = []
-
-
-@deed
-def keep_connection(cx: Context, order: Order) -> int:
-    write(cx, order)
-    kept.append(cx.tx)
-    return order.number
-
-
-@failure("this connection was lent to an attempt that has ended")
-def use_what_was_kept(cx: Context, order: Order) -> None:
-    kept[0].execute("insert into effect values (%s, %s, %s, %s)", [cx.run_id, cx.step, order.number, cx.attempt])
-
-
 # Deeds at which the test does something
 
 
@@ -449,13 +449,8 @@ def wait_in_postgres(cx: Context, order: Order) -> None:
 
 
 @deed
-def die(cx: Context, order: Order) -> None:
-    write(cx, order)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@deed
 def tell_pid(cx: Context, order: Order) -> int:
-    write(cx, order)
+    if cx.step == "do":
+        write(cx, order)
     Path(order.folder, "here").write_text(str(os.getpid()))
     return order.number
