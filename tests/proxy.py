@@ -13,7 +13,7 @@ _COMMIT = b"COMMIT\0"  # as drivers send it; a supervisor's statements commit by
 
 
 class Proxy:
-    """`how` the first COMMIT goes: "cut" or "black hole" before it arrives, or "lose the answer" after it has.
+    """`how` the first COMMIT goes: "cut" or "black hole" before it arrives, "lose the answer" or "be late" after it has.
 
     In a black hole the server's end stays open, as after a cut cable. `then` is called when it has happened, before
     the client hears of it.
@@ -60,21 +60,28 @@ class Proxy:
             while True:
                 readable, _, _ = select.select([client, server], [], [])
                 for end, other in ((client, server), (server, client)):
-                    if end in readable:
-                        data = end.recv(65536)
-                        if not data or (end is client and self._breaks(data, server)):
-                            client.close()
-                            if not (self.done and self._how == "black hole"):
-                                server.close()
-                            return
+                    if end not in readable:
+                        continue
+                    data = end.recv(65536)
+                    if not data:
+                        client.close()
+                        server.close()
+                        return
+                    if end is client and _COMMIT in data and not self.done:
+                        self.done = True
+                        self._commit(data, client, server)
+                    else:
                         other.sendall(data)
 
-    def _breaks(self, data: bytes, server: socket.socket) -> bool:
-        if _COMMIT not in data or self.done:
-            return False
-        self.done = True
-        if self._how == "lose the answer":
+    def _commit(self, data: bytes, client: socket.socket, server: socket.socket) -> None:
+        answer = b""
+        if self._how in ("be late", "lose the answer"):
             server.sendall(data)
-            server.recv(65536)
+            answer = server.recv(65536)
         self._then()
-        return True
+        if self._how == "be late":
+            client.sendall(answer)
+            return
+        client.close()
+        if self._how != "black hole":
+            server.close()

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,7 @@ from apps import transactions
 from apps.transactions import Order
 from db import dump, finish, go_on, insert_held, spawn, value
 from harness import Supervisor, eventually
+from pgbouncer import pgbouncer
 from proxy import Proxy
 from psycopg.conninfo import make_conninfo
 from test_fence import SITUATIONS, TOKENS, US, pair
@@ -269,6 +271,17 @@ def test_a_worker_killed_between_its_commit_and_its_report_has_succeeded(
     assert "attempt succeeded after all" in supervisor.log
 
 
+def test_a_lease_renewed_while_the_answer_to_commit_is_late_is_not_taken_for_lost(
+    effects: Effects, database: str, start_supervisor: Start
+) -> None:
+    with Proxy(database, "be late", lambda: time.sleep(0.8)) as proxy:
+        run = transactions.leased.enqueue(Order("write_one", 5))
+        supervisor = serve(start_supervisor, "--until-idle", "--database", proxy.url)
+        assert supervisor.wait() == 0
+    assert (proxy.done, run.result()) == (True, 5)
+    assert "lease lost" not in supervisor.log
+
+
 # The fence
 
 
@@ -329,3 +342,25 @@ def test_a_delay_counts_from_the_hand_over(database: str, connection: Connection
     own.close()
     seconds = value(connection, "select extract(epoch from due - clock_timestamp()) from underway.run")
     assert 59.7 < seconds <= 60
+
+
+# Behind a pooler
+
+
+def test_behind_pgbouncer_in_transaction_mode_it_is_the_same(
+    effects: Effects, connection: Connection, database: str, start_supervisor: Start, tmp_path: Path
+) -> None:
+    with pgbouncer(database, tmp_path) as url:
+        serve(start_supervisor, "--database", url)
+        pair = transactions.pairs.enqueue(Order("nothing"))
+        stray = transactions.once.enqueue(Order("commit_and_go_on"))
+        chosen = transactions.once.enqueue(Order("serializable"))
+        assert pair.wait(20) is Status.SUCCEEDED
+        assert stray.wait(20) is Status.FAILED
+        assert chosen.result(20) == "serializable"
+        run = transactions.again.enqueue(Order("wait_in_postgres", folder=str(tmp_path)))
+        os.kill(here(tmp_path), signal.SIGKILL)
+        eventually(lambda: not sleeping(connection), within=5)
+        assert run.result(20) == "survived"
+    expected = [(pair.id, "first", 1), (pair.id, "last", 1), (chosen.id, "do", 1), (run.id, "do_in_the_end", 2)]
+    assert sorted(effects()) == sorted(expected)
