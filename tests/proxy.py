@@ -13,7 +13,7 @@ _COMMIT = b"COMMIT\0"  # as drivers send it; a supervisor's statements commit by
 
 
 class Proxy:
-    """`how` the first COMMIT goes: "cut" or "black hole" before it arrives, "lose the answer" or "be late" after it has.
+    """`how` the first COMMIT goes: "cut" or "black hole" before it arrives, "lose the answer" or "be late" after that.
 
     In a black hole the server's end stays open, as after a cut cable. `then` is called when it has happened, before
     the client hears of it.

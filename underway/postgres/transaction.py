@@ -107,7 +107,8 @@ class StepTransactions:
             statement, parameters = "continue_runs", continue_parameters([row], spawned, self._owner, self._host)
         while not self._fetch(statement, parameters):
             # Locked for a moment by our own supervisor, which renews the lease; or not ours any more.
-            if (row.run, row.token) not in self._fetch("owned_runs", {"ids": UUIDs([row.run]), "owner": self._owner}):
+            owned = self._fetch("owned_runs", {"ids": UUIDs([row.run]), "owner": self._owner})
+            if (row.run, row.token, False) not in owned:
                 raise UnderwayError(
                     "the run was cancelled, or taken over since its lease had expired; what the step wrote through "
                     "cx.tx is rolled back"

@@ -35,6 +35,7 @@ class Task:
     peak_rss: int = 0
     progress: bytes | None = None
     transaction: bool = False  # the step has opened its own, which may have handed over already
+    cancelled: bool = False  # somebody has cancelled the run: whatever the attempt's end, it is the run's
     ended: bool = False  # on its way to Postgres: from here on the commit judges whether the run is still ours
 
     @property
