@@ -89,7 +89,9 @@ class Session:
             raise
         self._connection = connection
         self.opened += 1
-        connection.add_notify_handler(lambda notify: self._hear(notify.payload))
+        if self.on_notify is not None:
+            hear = self.on_notify
+            connection.add_notify_handler(lambda notify: hear(notify.payload))
         return connection
 
     async def _connect(self) -> psycopg.AsyncConnection[TupleRow]:
@@ -169,13 +171,8 @@ class Session:
                 self.on_broken()
             return
         self._watch(connection)
-        while (notify := connection.pgconn.notifies()) is not None:
-            self._hear(notify.extra.decode(errors="replace"))
-
-    def _hear(self, payload: str) -> None:
-        """Asked for the listener only now: a supervisor opens its sessions before there is one."""
-        if self.on_notify is not None:
-            self.on_notify(payload)
+        while (notify := connection.pgconn.notifies()) is not None and self.on_notify is not None:
+            self.on_notify(notify.extra.decode(errors="replace"))
 
 
 async def _connect(conninfo: str, prepare_threshold: int | None) -> psycopg.AsyncConnection[TupleRow]:
