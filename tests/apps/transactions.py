@@ -108,7 +108,8 @@ def last(cx: Context, order: Order) -> Done[int]:
 def interrupted(cx: Context, order: Order) -> Done:
     try:
         cx.tx.execute("update counter set value = value + 1 where id = 1")
-        cx.tx.execute("select pg_sleep(600)")
+        with cx.tx.transaction(), cx.tx.cursor() as cursor:
+            cursor.execute("select pg_sleep(600)")
     finally:
         Path(order.folder, "cleaned").touch()
     return To.done()

@@ -11,7 +11,7 @@ from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from underway.errors import InsideStep, Interrupt, UnderwayError
+from underway.errors import InsideStep, UnderwayError
 from underway.postgres import columns
 from underway.postgres.columns import UUIDs
 from underway.postgres.endings import Continue, Finish, continue_parameters, finish_parameters
@@ -46,20 +46,7 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
         """All that talks to the server comes through here."""
         if not self.lent:
             raise InsideStep("this connection was lent to an attempt that has ended; take cx.tx anew in each step")
-        try:
-            return super().wait(gen, *args, **options)
-        except Interrupt:
-            # In the middle of an answer. The driver knows what to do for Ctrl-C only.
-            abandon(self)
-            raise
-
-
-def abandon(connection: StepConnection) -> None:
-    """Close a connection in whatever state it is, without leaving a query of it running in Postgres."""
-    if connection.info.transaction_status == TransactionStatus.ACTIVE:
-        with contextlib.suppress(psycopg.Error):
-            connection.cancel_safe(timeout=_CANCEL_SECONDS)
-    connection.close()
+        return super().wait(gen, *args, **options)
 
 
 class StepTransactions:
@@ -139,7 +126,7 @@ class StepTransactions:
 
     def roll_back(self) -> None:
         """Whatever state it is in; never raises."""
-        if self._connection is None:
+        if self._connection is None or not self._connection.lent:
             return
         if self._connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
             with contextlib.suppress(psycopg.Error):
@@ -150,8 +137,12 @@ class StepTransactions:
             self.close()
 
     def close(self) -> None:
+        """In whatever state the connection is, without leaving a query running: the step may have been interrupted."""
         if self._connection is not None:
-            abandon(self._connection)
+            if self._connection.info.transaction_status == TransactionStatus.ACTIVE:
+                with contextlib.suppress(psycopg.Error):
+                    self._connection.cancel_safe(timeout=_CANCEL_SECONDS)
+            self._connection.close()
             self._connection = None
 
     def _rest(self) -> None:
