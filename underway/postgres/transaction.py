@@ -20,7 +20,6 @@ from underway.postgres.queries import statements
 RV = TypeVar("RV")
 
 _LOCKED_PAUSE = 0.01
-_CANCEL_SECONDS = 2.0
 
 
 def transaction_name(token: int) -> str:
@@ -137,11 +136,8 @@ class StepTransactions:
             self.close()
 
     def close(self) -> None:
-        """In whatever state the connection is, without leaving a query running: the step may have been interrupted."""
+        """A query of an interrupted step may go on for the moment: our supervisor will terminate its backend."""
         if self._connection is not None:
-            if self._connection.info.transaction_status == TransactionStatus.ACTIVE:
-                with contextlib.suppress(psycopg.Error):
-                    self._connection.cancel_safe(timeout=_CANCEL_SECONDS)
             self._connection.close()
             self._connection = None
 

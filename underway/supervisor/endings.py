@@ -90,7 +90,8 @@ class Endings:
         worker.output.read_to_end_of_task()
         task = worker.tasks.pop(result.token, None)
         if task is not None and task.transaction and result.ending != "committed":
-            # Rolled back, if the worker still could: with its connection broken, the other end may not have noticed.
+            # Rolled back, if the worker still could. It can not in the middle of a query that was interrupted, nor on a
+            # connection that broke without the other end's noticing.
             self._backends.terminate([task.token])
         if task is None or task.token not in self._held:
             return  # lost in the meantime: refused here already, as the fence would refuse it
