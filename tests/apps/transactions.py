@@ -149,7 +149,7 @@ def backend(cx: Context, order: Order) -> list[Any]:
     """Who serves us, and what the session looks like to a step."""
     settings = cx.tx.execute("select current_setting('search_path'), current_setting('work_mem')").fetchone()
     assert type(settings) is tuple
-    return [cx.tx.info.backend_pid, os.getpid(), *settings]
+    return [cx.tx.info.backend_pid, os.getpid(), cx.tx.prepare_threshold, *settings]
 
 
 @deed
@@ -158,6 +158,8 @@ def change_session(cx: Context, order: Order) -> list[Any]:
     cx.tx.execute("set search_path to nowhere; set work_mem to '1MB'; create temp table leftover (id int)")
     cx.tx.execute("select pg_advisory_lock(7)")
     cx.tx.row_factory = dict_row  # type: ignore[assignment]
+    cx.tx.prepare_threshold = 0
+    cx.tx.execute("select 1")
     return [pid, os.getpid()]
 
 

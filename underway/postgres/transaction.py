@@ -149,6 +149,7 @@ class StepTransactions:
             psycopg.ClientCursor(self._connection).execute(statements()["forget_step"])
             self._connection.autocommit = False
             self._connection.row_factory = tuple_row
+            self._connection.prepare_threshold = None
             self._connection.lent = False
         except psycopg.Error:
             self._connection.close()
