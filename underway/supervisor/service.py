@@ -124,7 +124,14 @@ class Service:
                         loops.remove(loop)
             await self._claims.stop(claiming)
             drain = Drain(
-                self._crew, self._dispatch, self._endings, self._commits, self._backends, self._store, self._stop
+                self._crew,
+                self._dispatch,
+                self._endings,
+                self._commits,
+                self._backends,
+                self._store,
+                self._held,
+                self._stop,
             )
             return await drain.run(grace)
         finally:
