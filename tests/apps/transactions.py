@@ -224,18 +224,25 @@ def count_connections(cx: Context, order: Order) -> int:
 
 
 kept: list[psycopg.Connection[Any]] = []
+kept_contexts: list[Context] = []
 
 
 @deed
 def keep_connection(cx: Context, order: Order) -> int:
     write(cx, order)
     kept.append(cx.tx)
+    kept_contexts.append(cx)
     return order.number
 
 
 @failure("this connection was lent to an attempt that has ended")
 def use_what_was_kept(cx: Context, order: Order) -> None:
     kept[0].execute("insert into effect values (%s, %s, %s, %s)", [cx.run_id, cx.step, order.number, cx.attempt])
+
+
+@failure("cx.tx belongs to an attempt that has ended")
+def use_an_old_context(cx: Context, order: Order) -> None:
+    write(kept_contexts[0], order)
 
 
 @failure("duplicate key value violates unique constraint")
