@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import underway
-from underway import Context, Job, Retry, RetryPolicy, Run, To, Underway
+from underway import Context, Job, Retry, RetryPolicy, Run, Schedule, To, Underway
 from underway.job import NewJob
 from underway.options import RunOptions, StepOptions
 
@@ -34,6 +34,7 @@ NAMES = [
     "RunCancelled",
     "RunFailed",
     "RunNotFound",
+    "Schedule",
     "SchemaError",
     "SchemaMissing",
     "SchemaTooNew",
@@ -103,6 +104,13 @@ SIGNATURES: dict[Callable[..., Any], str] = {
         "conn: 'psycopg.Connection[Any] | None' = None, "
         "**given: Unpack[RunOptions]) -> 'list[Run[Result]]'"
     ),
+    Job.schedule: (
+        "(self, cron: str, value: Any = None, *, name: str = 'default', catch_up: 'CatchUp' = 'last', "
+        "overlap: bool = True, conn: 'psycopg.Connection[Any] | None' = None) -> 'Schedule'"
+    ),
+    Job.unschedule: "(self, name: str = 'default', *, conn: 'psycopg.Connection[Any] | None' = None) -> bool",
+    Underway.schedules: "(self) -> list[underway.scheduling.Schedule]",
+    Schedule.next_slots: "(self, count: int = 1) -> list[datetime.datetime]",
     Run.status: "(self) -> underway.client.Status",
     Run.wait: "(self, timeout: datetime.timedelta | float | None = None) -> underway.client.Status",
     Run.result: "(self, timeout: datetime.timedelta | float | None = None) -> ~R",
@@ -155,7 +163,9 @@ def test_step_takes_a_function_and_the_options() -> None:
 
 def test_what_a_step_sees() -> None:
     public = {name for name in dir(Context) if not name.startswith("_")}
-    assert public == {"attempt", "deadline", "enqueue", "job", "log", "progress", "run_id", "step"}
+    assert public == {
+        "attempt", "deadline", "enqueue", "job", "log", "progress", "run_id", "scheduled_for", "step", "tx"
+    }  # fmt: skip
 
 
 def test_what_an_attempt_tells() -> None:

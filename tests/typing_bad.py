@@ -122,6 +122,13 @@ whole.enqueue_many([Order(1)], delay=5)  # error
 swept.enqueue(Order(1))  # error
 app.job("y").enqueue(Order(1))  # error
 
+# Schedules
+endless.schedule("@daily", Order(1))  # error
+whole.schedule("@daily")  # error
+whole.schedule("@daily", Receipt(key=""))  # error
+whole.schedule("@daily", Order(1), catch_up="some")  # error
+whole.schedule("@daily", Order(1), conn="postgresql://")  # error
+
 # Results
 number: int = whole.enqueue(Order(1)).result()  # error
 run: Run[int] = whole.enqueue(Order(1))  # error

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway import client, options
+from underway import client, options, scheduling
 from underway import dead_letters as letters
 from underway.context import refuse_inside_step
 from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, RunNotFound, UnderwayError
@@ -233,6 +233,27 @@ class Underway:
         self, job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None", given: RunOptions
     ) -> list[client.Run[R]]:
         return client.enqueue_many(self, job, values, conn, given)
+
+    # Schedules
+
+    def schedules(self) -> list[scheduling.Schedule]:
+        """All schedules in the database, also those of jobs that this app does not know; by job and name."""
+        return scheduling.every_schedule(self)
+
+    def _schedule(
+        self,
+        job: Job[Any, Any, Any],
+        cron: str,
+        value: Any,
+        name: str,
+        catch_up: scheduling.CatchUp,
+        overlap: bool,
+        conn: "psycopg.Connection[Any] | None",
+    ) -> scheduling.Schedule:
+        return scheduling.schedule(self, job, cron, value, name, catch_up, overlap, conn)
+
+    def _unschedule(self, job: Job[Any, Any, Any], name: str, conn: "psycopg.Connection[Any] | None") -> bool:
+        return scheduling.unschedule(self, job.name, name, conn)
 
     # Running
 

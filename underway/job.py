@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from underway.app import Underway
     from underway.client import Run
+    from underway.scheduling import CatchUp, Schedule
 
 In = TypeVar("In")
 Next = TypeVar("Next")
@@ -142,6 +143,52 @@ class Job(Generic[In, Next, Result]):
     def cancel_all(self, *, conn: "psycopg.Connection[Any] | None" = None) -> int:
         """Cancel all live runs of this job, as Run.cancel does; returns how many. All of it is one transaction."""
         return self._app._cancel_all(self, conn)
+
+    @overload
+    def schedule(
+        self: "Job[In, Never, Result]",
+        cron: str,
+        value: In,
+        *,
+        name: str = "default",
+        catch_up: "CatchUp" = "last",
+        overlap: bool = True,
+        conn: "psycopg.Connection[Any] | None" = None,
+    ) -> "Schedule": ...
+    @overload
+    def schedule(
+        self: "Job[None, Never, Result]",
+        cron: str,
+        *,
+        name: str = "default",
+        catch_up: "CatchUp" = "last",
+        overlap: bool = True,
+        conn: "psycopg.Connection[Any] | None" = None,
+    ) -> "Schedule": ...
+    def schedule(
+        self,
+        cron: str,
+        value: Any = None,
+        *,
+        name: str = "default",
+        catch_up: "CatchUp" = "last",
+        overlap: bool = True,
+        conn: "psycopg.Connection[Any] | None" = None,
+    ) -> "Schedule":
+        """Enqueue a run with this value at every slot of a cron line, as "@daily[America/Los_Angeles]"; UTC if no zone.
+
+        Five fields, or @hourly and the like. A job may have several schedules, told apart by their names; one of the
+        same name is changed, and goes on waiting for its slot if line and zone are the same. Slots that came due while
+        nobody could serve them: "last" runs the latest of them, "all" every one, "none" none (that has been due for a
+        minute). With overlap=False a slot is skipped while a run of this schedule is live.
+
+        Raises InvalidOption for a line or zone that is none, or that never matches; PayloadError for the value.
+        """
+        return self._app._schedule(self, cron, value, name, catch_up, overlap, conn)
+
+    def unschedule(self, name: str = "default", *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
+        """Remove a schedule; whether there was one. Runs that it has enqueued stay."""
+        return self._app._unschedule(self, name, conn)
 
     @functools.cached_property
     def compiled(self) -> tuple[CompiledStep, ...]:

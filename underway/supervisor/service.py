@@ -12,6 +12,7 @@ from underway.manifest import Manifest
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
 from underway.postgres.wakeup import Wakeup
+from underway.supervisor.backends import Backends
 from underway.supervisor.cancels import Cancels
 from underway.supervisor.claims import Claims
 from underway.supervisor.commits import Commits
@@ -26,6 +27,7 @@ from underway.supervisor.promoter import Promoter
 from underway.supervisor.reaper import Reaper
 from underway.supervisor.requests import Requests
 from underway.supervisor.retention import Retention
+from underway.supervisor.schedules import Schedules
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.task import Task
 
@@ -62,7 +64,10 @@ class Service:
             on_unknown=lambda: self._claims.expect_unknown(),
             rng=rng,
         )
-        self._endings = Endings(self._dispatch, self._commits, self._held, rng=rng, on_settled=self._hand_out)
+        self._backends = Backends(store)
+        self._endings = Endings(
+            self._dispatch, self._commits, self._backends, self._held, rng=rng, on_settled=self._hand_out
+        )
         self._claims = Claims(
             store,
             crew,
@@ -81,8 +86,9 @@ class Service:
             on_lost=self._endings.lost,
         )
         self._reaper = Reaper(
-            store, work, shortest_lease=self._shortest_lease, on_reaped=lambda: self._promoter.hint(0)
+            store, work, self._backends, shortest_lease=self._shortest_lease, on_reaped=lambda: self._promoter.hint(0)
         )
+        self._schedules = Schedules(work, crew, on_enqueued=self._on_continue)
         self._cancels = Cancels(store, self._dispatch, self._endings, self._held)
         self._requests = Requests(store, self._cancels, stop, listening=lambda: wakeup.listening)
         self._retention = Retention(store)
@@ -98,8 +104,10 @@ class Service:
             for loop in (
                 self._leases.run(),
                 self._commits.run(),
+                self._backends.run(),
                 self._reaper.run(),
                 self._promoter.run(),
+                self._schedules.run(),
                 self._requests.run(),
                 self._retention.run(),
                 self._labels.run(),
@@ -118,7 +126,16 @@ class Service:
                     if loop in loops:
                         loops.remove(loop)
             await self._claims.stop(claiming)
-            drain = Drain(self._crew, self._dispatch, self._endings, self._commits, self._store, self._held, self._stop)
+            drain = Drain(
+                self._crew,
+                self._dispatch,
+                self._endings,
+                self._commits,
+                self._backends,
+                self._store,
+                self._held,
+                self._stop,
+            )
             return await drain.run(grace)
         finally:
             await _end([told, claiming, *loops])

@@ -71,6 +71,17 @@ comment on function underway.cancel_key is 'cancels the live run of a job that h
 -- Not over the owner: whoever gives up a run or takes it would write into this index too.
 create index run_cancel_requested on underway.run (id) where cancel_requested;
 
+-- Last: a view can only be given more columns at its end.
+create or replace view underway.runs as
+select id, job, step, state, queue, priority, number as attempts_made, attempts, crashes, releases, created_at,
+    nullif(due, 'infinity') as due, lease_until, owner, progress, input, null::jsonb as result, null::text as error,
+    null::timestamptz as finished_at, null::text as dead_letter, null::timestamptz as expires_at, cancel_requested
+from underway.run
+union all
+select id, job, step, state, queue, priority, null, attempts, crashes, releases, created_at,
+    null, null, null, null, input, result, error, finished_at, dead_letter, expires_at, null
+from underway.finished_run;
+
 -- Queues.
 
 create index queue_paused on underway.queue (name) where paused;

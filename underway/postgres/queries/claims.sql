@@ -54,9 +54,11 @@ claimed as (
             for update skip locked
         ))
         and r.queue = lane.queue and r.job = lane.job and r.step = lane.step
-    returning r.id, r.token, lane.n, r.number, r.attempts, r.crashes, r.releases, r.rank, r.input
+    returning r.id, r.token, lane.n, r.number, r.attempts, r.crashes, r.releases, r.rank,
+        r.scheduled_for, r.input
 )
-select id::text, token, n, number, attempts, crashes, releases, date_part('epoch', rank), input::text
+select id::text, token, n, number, attempts, crashes, releases, date_part('epoch', rank),
+    date_part('epoch', scheduled_for), input::text
 from claimed
 order by rank, claimed.id;
 
