@@ -30,7 +30,7 @@ def insert_run(
         "delay": placement.delay.total_seconds(),
         "input": payload.decode(),
     }
-    _fetch(connection, "enqueue_run", parameters)
+    fetch(connection, "enqueue_run", parameters)
 
 
 def copy_runs(
@@ -42,12 +42,12 @@ def copy_runs(
 ) -> None:
     """Many runs at once by COPY, inside a transaction of the connection's: all of them or none."""
     with connection.transaction():
-        ((microseconds,),) = _fetch(connection, "clock")
-        now = _instant(microseconds)
+        ((microseconds,),) = fetch(connection, "clock")
+        now = instant(microseconds)
         with _cursor(connection) as cursor, cursor.copy(statements()["copy_runs"]) as copy:
             for chunk in _copy_chunks(runs, _constant_columns(now, job, step, placement)):
                 copy.write(chunk)
-        _fetch(connection, "wake_supervisors", {"queue": placement.queue})
+        fetch(connection, "wake_supervisors", {"queue": placement.queue})
 
 
 def _constant_columns(now: datetime, job: str, step: str, placement: Placement) -> bytes:
@@ -86,52 +86,61 @@ def _copy_text(value: str) -> str:
 
 def status(connection: psycopg.Connection[Any], run_id: UUID) -> str | None:
     """The state of a run; None if there is no such run."""
-    rows = _fetch(connection, "run_status", {"id": run_id})
+    rows = fetch(connection, "run_status", {"id": run_id})
     return rows[0][0] if rows else None
 
 
 def outcome(connection: psycopg.Connection[Any], run_id: UUID) -> tuple[str, str | None, str | None] | None:
     """(state, result, error) of a finished run; None while it is live."""
-    rows = _fetch(connection, "run_outcome", {"id": run_id})
+    rows = fetch(connection, "run_outcome", {"id": run_id})
     return rows[0] if rows else None
 
 
 def job_of(connection: psycopg.Connection[Any], run_id: UUID) -> str | None:
-    rows = _fetch(connection, "run_job", {"id": run_id})
+    rows = fetch(connection, "run_job", {"id": run_id})
     return rows[0][0] if rows else None
 
 
 def attempts(connection: psycopg.Connection[Any], run_id: UUID) -> list[tuple[Any, ...]]:
     """Step, number, outcome, error, start, end, host, pid, CPU seconds, peak bytes of each."""
     return [
-        (step, number, outcome, error, _instant(started), _instant(finished), *rest)
-        for step, number, outcome, error, started, finished, *rest in _fetch(connection, "run_attempts", {"id": run_id})
+        (step, number, outcome, error, instant(started), instant(finished), *rest)
+        for step, number, outcome, error, started, finished, *rest in fetch(connection, "run_attempts", {"id": run_id})
     ]
 
 
 def cancel(connection: psycopg.Connection[Any], run_id: UUID) -> bool:
-    """Whether this call cancelled it."""
-    return bool(_fetch(connection, "cancel_run", {"id": run_id}))
+    """Whether this call cancelled it: it was live, and nobody had cancelled it before."""
+    return bool(fetch(connection, "cancel_run", {"id": run_id})[0][0])
+
+
+def cancel_job(connection: psycopg.Connection[Any], job: str) -> int:
+    """How many runs this call cancelled."""
+    return int(fetch(connection, "cancel_job", {"job": job})[0][0])
+
+
+def cancel_key(connection: psycopg.Connection[Any], job: str, unique_key: str) -> int:
+    return int(fetch(connection, "cancel_key", {"job": job, "unique_key": unique_key})[0][0])
 
 
 def register_job(connection: psycopg.Connection[Any], name: str, step: str, placement: Placement) -> None:
-    _fetch(connection, "register_job", job_parameters(name, step, placement))
+    fetch(connection, "register_job", job_parameters(name, step, placement))
 
 
 def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | None:
     """Versions that this database has, and the oldest code each allows; None without our schema."""
     try:
         with connection.transaction():
-            return dict(_fetch(connection, "applied_migrations"))
+            return dict(fetch(connection, "applied_migrations"))
     except SchemaMissing:
         return None
 
 
-def _instant(microseconds: Any) -> Any:
+def instant(microseconds: Any) -> Any:
     return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
 
 
-def _fetch(connection: psycopg.Connection[Any], name: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+def fetch(connection: psycopg.Connection[Any], name: str, parameters: Any = None) -> list[tuple[Any, ...]]:
     """Rows of a named statement, whatever row factory the caller's connection has. Never prepared: see Session."""
     try:
         with _cursor(connection) as cursor:
