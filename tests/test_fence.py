@@ -51,6 +51,11 @@ async def _fail(store: Store, batch: Batch) -> set[int]:
     return await store.finish(rows, [])
 
 
+async def _close_cancelled(store: Store, batch: Batch) -> set[int]:
+    rows = [finish(run, token, state="cancelled", payload=None) for run, token in batch]
+    return await store.finish(rows, [spawn(run) for run, _ in batch])
+
+
 async def _next(store: Store, batch: Batch) -> set[int]:
     rows = [go_on(run, token) for run, token in batch]
     return set(await store.continue_(rows, [spawn(run) for run, _ in batch]))
@@ -81,10 +86,12 @@ async def _renew(store: Store, batch: Batch) -> set[int]:
 
 # Every way to write under a token, by the statement it uses.
 FENCED: dict[str, list[FencedWrite]] = {
-    "finish_runs": [_finish, _fail],
+    "finish_runs": [_finish, _fail, _close_cancelled],
     "continue_runs": [_next, _next_here, _retry, _release],
     "renew_leases": [_renew],
 }
+# In which of the situations below a write is allowed, if not in progress: of a cancelled run nothing else is written.
+ALLOWED: dict[FencedWrite, str] = {_close_cancelled: "cancel requested"}
 FENCED_WRITES = [pytest.param(write, id=f"{name}-{write.__name__}") for name in FENCED for write in FENCED[name]]
 
 CANCELLABLE = {
@@ -101,6 +108,7 @@ BY_SITUATION: dict[str, set[str]] = {
     "cancel_key": CANCELLABLE,
     "redrive_run": {"failed"},
     "redrive_label": {"failed"},
+    "expire_runs": {"expired"},
     "reap_runs": {"lapsed, ours", "lapsed, others'"},
     "release_unknown": {"in progress", "lapsed, ours"},
 }
@@ -128,6 +136,7 @@ WITHOUT_TOKEN: dict[str, dict[str, Any]] = {
     "lapsed, ours": {"state": "in_progress", "owner": str(US), "lease_until": AGES_AGO},
     "lapsed, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_until": AGES_AGO},
     "failed": {},
+    "expired": {},
 }
 del WITHOUT_TOKEN["cancel requested"]
 
@@ -160,8 +169,10 @@ def _put(connection: Connection, situation: str, token: int) -> str:
         return str(uuid4())
     columns = WITHOUT_TOKEN.get(situation, SITUATIONS.get(situation, {}))
     run = insert(connection, token=token, unique_key=f"key {token}", **columns)
-    if situation in ("finished", "failed"):
+    if situation in ("finished", "failed", "expired"):
         assert runs.cancel(connection, UUID(run))
+    if situation == "expired":
+        connection.execute("update underway.finished_run set expires_at = now() - interval '1 s' where id = %s", [run])
     if situation == "failed":
         connection.execute(
             "update underway.finished_run set state = 'failed', dead_letter = 'dead' where id = %s", [run]
@@ -210,7 +221,7 @@ def test_only_the_right_token_of_our_own_running_attempt_writes(
                 before = dump(connection)
                 written = await write(store, batch)
                 changed = dump(connection) != before
-                allowed = (situation, token) == ("in progress", "right")
+                allowed = (situation, token) == (ALLOWED.get(write, "in progress"), "right")
                 if written != ({token for _, token in batch} if allowed else set()) or changed != allowed:
                     wrong.append((situation, token, written, changed))
 
@@ -224,7 +235,7 @@ def test_in_one_batch_with_all_others_only_the_right_cell_writes(
 ) -> None:
     connection = any_connection
     batches = {cell: _pair(connection, *cell) for cell in product(SITUATIONS, TOKENS)}
-    good = batches.pop(("in progress", "right"))
+    good = batches.pop((ALLOWED.get(write, "in progress"), "right"))
     stale = [(run, token - 1) for run, token in good]  # the same runs named twice: an old attempt beside the new one
     bad = [key for batch in batches.values() for key in batch]
     before = dump(connection)
@@ -250,6 +261,8 @@ def test_in_one_batch_with_all_others_only_the_right_cell_writes(
 async def _write_by_situation(name: str, store: Store, connection: Connection, run: str) -> None:
     if name == "release_unknown":
         await store.release_unknown([])
+    elif name == "expire_runs":
+        await store.expire(100)
     elif name == "reap_runs":
         await store.reap(100)
     elif name == "promote_runs":

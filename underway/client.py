@@ -1,7 +1,7 @@
 """Enqueue runs and look at them, on a connection of the app's or of the caller's."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from underway.app import Underway
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 _FIRST_LOOK = 0.02
 _LAST_LOOK = 1.0
@@ -127,13 +128,16 @@ class Run(Generic[R]):
         with self._app.connection() as connection:
             return [Attempt(*row) for row in runs.attempts(connection, self.id)]
 
-    def cancel(self) -> bool:
-        """Cancel a run that is not in progress; whether this call did it."""
+    def cancel(self, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
+        """Cancel the run, for good; False if it was finished, cancelled before, or never there.
+
+        A run that is not in progress is closed at once. Of one in progress nothing is written any more from the commit
+        of this on: no result, no next step, no retry. Its step gets an Interrupt, is killed 5 seconds later, and then
+        the run is closed.
+        """
         from underway.postgres import runs
 
-        refuse_while_loading("Run.cancel")
-        with self._app.connection() as connection:
-            return runs.cancel(connection, self.id)
+        return _in_transaction(self._app, conn, "Run.cancel", lambda connection: runs.cancel(connection, self.id))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and self.id == other.id
@@ -191,6 +195,32 @@ def _encoded(
         run_id = new_id()
         made.append(Run(app, run_id, result_type))
         yield run_id, payload
+
+
+def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None") -> int:
+    from underway.postgres import runs
+
+    return _in_transaction(app, conn, "cancel_all", lambda connection: runs.cancel_job(connection, job))
+
+
+def cancel_key(app: "Underway", job: str, unique_key: str, conn: "psycopg.Connection[Any] | None") -> int:
+    from underway.postgres import runs
+
+    return _in_transaction(app, conn, "cancel", lambda connection: runs.cancel_key(connection, job, unique_key))
+
+
+def _in_transaction(
+    app: "Underway",
+    conn: "psycopg.Connection[Any] | None",
+    call: str,
+    do: "Callable[[psycopg.Connection[Any]], T]",
+) -> T:
+    """In the caller's transaction, or in one of our own."""
+    refuse_while_loading(call)
+    if conn is not None:
+        return do(_checked(conn))
+    with app.connection() as connection:
+        return do(connection)
 
 
 def _refuse(conn: object) -> None:

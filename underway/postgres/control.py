@@ -19,6 +19,10 @@ def resume(connection: psycopg.Connection[Any], queue: str) -> bool:
     return bool(fetch(connection, "resume_queue", {"queue": queue})[0][0])
 
 
+def register_queue(connection: psycopg.Connection[Any], name: str, dead_letter: str | None) -> None:
+    fetch(connection, "register_queue", {"name": name, "dead_letter": dead_letter})
+
+
 def shut_down(connection: psycopg.Connection[Any], supervisor: UUID | None = None) -> list[UUID]:
     """Ask one supervisor, or all, to stop as TERM does; who was asked."""
     return [id_ for (id_,) in fetch(connection, "shut_down", {"supervisor": supervisor})]

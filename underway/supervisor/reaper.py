@@ -11,7 +11,15 @@ from underway.postgres.store import Store
 log = getLogger("underway.supervisor")
 
 _LIMIT = 500
+_WHY = {
+    None: "its lease expired",
+    "failed": "quarantined: its lease expired once too often",
+    "cancelled": "cancelled: its lease expired, its supervisor is gone",
+}
 _LONGEST_PERIOD = 5.0
+# A look passes over all that were in progress since the last vacuum, a million beside an old snapshot, and commits
+# wait for it: it may take this share of the time.
+_SHARE = 0.05
 
 
 class Reaper:
@@ -29,11 +37,13 @@ class Reaper:
 
     async def run(self) -> None:
         while True:
+            began = time.monotonic()
             try:
                 await self._reap()
             except DatabaseAway as error:
                 log.warning("reaping interrupted: %s", error)
-            await asyncio.sleep(min(self._shortest_lease() / 4, _LONGEST_PERIOD))
+            took = time.monotonic() - began
+            await asyncio.sleep(max(min(self._shortest_lease() / 4, _LONGEST_PERIOD), took / _SHARE))
 
     async def _reap(self) -> None:
         if self._work.opened != self._opened:
@@ -43,9 +53,8 @@ class Reaper:
         if time.monotonic() < self._not_before:
             return
         while reaped := await self._store.reap(_LIMIT):
-            for run, _token, quarantined in reaped:
-                what = "quarantined: its lease expired once too often" if quarantined else "its lease expired"
-                log.warning("run taken back, %s", what, extra={"about": {"run": run}})
+            for run, _token, final in reaped:
+                log.warning("run taken back, %s", _WHY[final], extra={"about": {"run": run}})
             self._on_reaped()
             if len(reaped) < _LIMIT:
                 return

@@ -65,6 +65,9 @@ as $$
 $$;
 comment on function underway.cancel_key is 'cancels the live run of a job that has this unique key, if there is one';
 
+-- Not over the owner: whoever gives up a run or takes it would write into this index too.
+create index run_cancel_requested on underway.run (id) where cancel_requested;
+
 -- Queues.
 
 create index queue_paused on underway.queue (name) where paused;
