@@ -7,7 +7,7 @@ import sys
 import click
 
 from underway.app import Underway
-from underway.cli import dead_letters, ending, queues, runs, supervisors
+from underway.cli import dead_letters, ending, queues, runs, schedules, supervisors
 from underway.cli.database import Commands, database_option
 from underway.cli.output import json_option, print_done
 
@@ -59,6 +59,7 @@ for command in (
     *(runs.list_runs, runs.show, runs.attempts, ending.cancel, ending.retry),
     *(queues.queues, queues.pause, queues.resume),
     *(supervisors.supervisors, supervisors.shutdown),
+    schedules.schedules,
     *(dead_letters.dead_letters, dead_letters.redrive, dead_letters.discard),
 ):
     main.add_command(command)

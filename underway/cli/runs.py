@@ -12,7 +12,19 @@ from underway.cli.database import Connection, connect, database_option
 from underway.cli.find import find_run
 from underway.cli.output import json_option, print_json, print_rows
 from underway.cli.table import Column, Row, render, terminal_width
-from underway.cli.words import age, charges, count, headline, moment, printable, progress, seconds, size
+from underway.cli.words import (
+    age,
+    charges,
+    count,
+    fitting,
+    headline,
+    moment,
+    printable,
+    progress,
+    seconds,
+    size,
+    width_of,
+)
 from underway.client import Status
 from underway.postgres import people, runs
 
@@ -20,7 +32,14 @@ _LONGEST_TEXT = 60  # lines of an input or a result; --json has all of it
 _ATTEMPT = ("step", "number", "outcome", "error", "started_at", "finished_at", "host", "pid", "cpu_seconds", "peak_rss")
 
 
-@click.command("list", short_help="The newest runs.")
+@click.command(
+    "list",
+    short_help="The newest runs.",
+    help=f"""List the newest runs, live and finished.
+
+    With a filter, of the finished runs the newest {people.LOOKED_AT:,} are looked at.
+    """,
+)
 @click.option(
     "--state",
     type=click.Choice([status.value for status in Status]),
@@ -42,16 +61,13 @@ def list_runs(
     database: str | None,
     as_json: bool,
 ) -> None:
-    """List the newest runs, live and finished.
-
-    With a filter, of the finished runs the newest 200,000 are looked at.
-    """
     with connect(database) as connection:
         found = people.list_runs(connection, state=state, job=job, queue=queue, stranded=stranded, limit=limit)
         columns = _run_columns(people.clock(connection))
-        cut = len(found) < limit and not stranded and not people.all_looked_at(connection)
+        searched = not stranded and (state is None or Status(state).final)
+        cut = searched and len(found) < limit and not people.all_looked_at(connection)
     print_rows(found, columns, as_json, none="no runs")
-    if cut and (state is None or Status(state).final):
+    if cut:
         click.echo(f"looked at the newest {people.LOOKED_AT:,} finished runs only", err=True)
 
 
@@ -180,9 +196,11 @@ def _facts(run: Row, now: datetime) -> list[str]:
 
 
 def _wrapped(text: str, width: int | None) -> list[str]:
-    if width is None:
-        return [text]
-    return textwrap.wrap(text, max(width, 40), subsequent_indent=" " * 14, break_on_hyphens=False)
+    lines = []
+    while width is not None and width_of(text) > max(width, 40):
+        lines.append(fitting(text, max(width, 40)))
+        text = " " * 14 + text[len(lines[-1]) :]
+    return [*lines, text]
 
 
 def _details(run: Row) -> list[str]:

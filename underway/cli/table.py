@@ -1,19 +1,18 @@
 """One table for every list: aligned text that fits its terminal, in colour where somebody sees it.
 
-A terminal's width is kept by leaving out columns that are said to be extra, then by shortening those that may shrink.
-What is piped is neither: each row is whole, on a line of its own.
+A terminal's width is kept by leaving out columns that are said to be extra, then by shortening what may shrink of the
+others. What is piped has no width to keep: each row is whole, on a line of its own.
 """
 
 import os
 import sys
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from underway.cli.words import printable
+from underway.cli.words import fitting, printable, width_of
 
 Row = dict[str, Any]
 
@@ -38,7 +37,7 @@ COLOURS = {
 class Column:
     """`cell` makes the text of a row. `shrinks_to`: shortened to so many characters if there is no room.
 
-    An `extra` column is left out if there is no room; of several the last one goes first.
+    An `extra` column is shown where there is room beside all others in full; of several the last one goes first.
     """
 
     title: str
@@ -52,7 +51,7 @@ def render(columns: Sequence[Column], rows: Sequence[Row], width: int | None) ->
     """The lines of a table, its heading first. A column that says nothing of any row is left out."""
     texts = {column: [_one_line(column.cell(row)) for row in rows] for column in columns}
     shown = [column for column in columns if any(texts[column])]
-    widths = {column: max(_width(text) for text in [column.title, *texts[column]]) for column in shown}
+    widths = {column: max(width_of(text) for text in [column.title, *texts[column]]) for column in shown}
     if width is not None:
         _fit(shown, widths, width)
     heading = _line([_cell(column.title, column, widths) for column in shown])
@@ -68,14 +67,23 @@ def terminal_width() -> int | None:
 
 
 def _fit(shown: list[Column], widths: dict[Column, int], width: int) -> None:
-    def excess(least: bool = False) -> int:
-        taken = sum(_least(column, widths) if least else widths[column] for column in shown)
-        return taken + len(_GAP) * (len(shown) - 1) - width
-
-    while excess(least=True) > 0 and (extra := [column for column in shown if column.extra]):
+    natural = dict(widths)
+    least = {column: _least(column, widths) for column in shown}
+    widths.update({column: least[column] for column in shown if column.extra})
+    while _excess(shown, widths, width) > 0 and (extra := [column for column in shown if column.extra]):
         shown.remove(extra[-1])
-    while excess() > 0 and (long := [column for column in shown if widths[column] > _least(column, widths)]):
+    while _excess(shown, least, width) > 0 and len(shown) > 1:
+        shown.pop()  # a terminal narrower than any table of ours: what says least stands on the right
+    while _excess(shown, widths, width) > 0 and (
+        long := [column for column in shown if widths[column] > least[column]]
+    ):
         widths[max(long, key=lambda column: widths[column])] -= 1
+    for column in [column for column in shown if column.extra]:
+        widths[column] = min(natural[column], widths[column] - _excess(shown, widths, width))
+
+
+def _excess(shown: list[Column], widths: dict[Column, int], width: int) -> int:
+    return sum(widths[column] for column in shown) + len(_GAP) * (len(shown) - 1) - width
 
 
 def _least(column: Column, widths: dict[Column, int]) -> int:
@@ -86,7 +94,7 @@ def _least(column: Column, widths: dict[Column, int]) -> int:
 
 def _cell(text: str, column: Column, widths: dict[Column, int]) -> str:
     text = _shortened(text, widths[column])
-    space = " " * (widths[column] - _width(text))
+    space = " " * (widths[column] - width_of(text))
     return space + text if column.right else text + space
 
 
@@ -105,16 +113,4 @@ def _one_line(value: object) -> str:
 
 
 def _shortened(text: str, width: int) -> str:
-    if _width(text) <= width:
-        return text
-    text = text[: width - 1]
-    while _width(text) > width - 1:
-        text = text[:-1]
-    return text + _SHORTENED
-
-
-def _width(text: str) -> int:
-    """In columns of a terminal, where East Asian characters take two and combining ones none."""
-    return sum(
-        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
-    )
+    return text if width_of(text) <= width else fitting(text, width - 1) + _SHORTENED

@@ -1,5 +1,6 @@
 """Times, sizes and errors in the few characters that a table has for them."""
 
+import unicodedata
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -73,3 +74,22 @@ def charges(run: dict[str, Any]) -> str:
 def printable(text: str) -> str:
     """Without what drives a terminal: errors and names are other people's text."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def width_of(text: str) -> int:
+    """In columns of a terminal, where East Asian characters take two and combining ones none."""
+    return sum(map(_columns, text))
+
+
+def fitting(text: str, width: int) -> str:
+    """As much of its beginning as fits."""
+    taken = 0
+    for index, char in enumerate(text):
+        taken += _columns(char)
+        if taken > width:
+            return text[:index]
+    return text
+
+
+def _columns(char: str) -> int:
+    return 0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1

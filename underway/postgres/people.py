@@ -10,8 +10,8 @@ from underway.postgres.runs import fetch, instant
 
 Row = dict[str, Any]
 
-# A search with a filter ends after so many finished runs: a few tenths of a second.
-LOOKED_AT = 200_000
+# A search with a filter ends after so many finished runs: under a second.
+LOOKED_AT = 500_000
 
 _LIVE = ("pending", "waiting", "in_progress")
 _FINISHED = ("succeeded", "failed", "cancelled")
@@ -80,6 +80,10 @@ def dead_letter_labels(connection: psycopg.Connection[Any]) -> list[Row]:
     return _objects(connection, "dead_letter_labels")
 
 
+def list_schedules(connection: psycopg.Connection[Any]) -> list[Row]:
+    return _objects(connection, "list_schedules")
+
+
 def clock(connection: psycopg.Connection[Any]) -> datetime:
     """The database's clock: ages are told by it, as everything else is."""
     moment: datetime = instant(fetch(connection, "clock")[0][0])
@@ -101,7 +105,7 @@ def _objects(connection: psycopg.Connection[Any], statement: str, parameters: An
 # JSON has no instants; Postgres writes them in the one form that no DateStyle changes.
 _INSTANTS = {
     *("created_at", "due", "scheduled_for", "finished_at", "expires_at", "lease_until", "late_since"),
-    *("started_at", "seen_at", "oldest", "newest"),
+    *("started_at", "seen_at", "oldest", "newest", "next_at"),
 }
 
 
