@@ -1,5 +1,6 @@
 """underway dead-letters, redrive, discard: runs that failed for good and wait for somebody."""
 
+import json
 from datetime import datetime
 
 import click
@@ -29,6 +30,8 @@ def dead_letters(label: str | None, limit: int, database: str | None, as_json: b
             return
         rows = control.dead_letters(connection, label, limit)
     found = [dict(zip(_DEAD_LETTER, row, strict=True)) for row in rows]
+    for run in found:
+        run["input"] = json.loads(run["input"])
     print_rows(found, _run_columns(now), as_json, none=f"no run has the label {label!r}")
 
 
