@@ -598,6 +598,19 @@ def test_a_row_that_is_no_longer_ours_is_lost(database: str, connection: Connect
     _renewing(database, us, play)
 
 
+def test_a_run_that_somebody_has_cancelled_is_not_renewed_and_not_lost(
+    database: str, connection: Connection, us: UUID
+) -> None:
+    cancelled, kept = insert(connection), insert(connection)
+
+    async def play(renewing: Renewing) -> None:
+        assert runs.cancel(connection, UUID(cancelled))
+        assert await renewing.renew() == {kept}
+        assert renewing.lost == []
+
+    _renewing(database, us, play)
+
+
 def test_what_was_committed_while_it_was_renewed_is_not_lost(database: str, connection: Connection, us: UUID) -> None:
     run = insert(connection)
 

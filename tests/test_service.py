@@ -13,7 +13,7 @@ from db import LANE, Connection, ago, insert, row_of, value
 from underway import wire
 from underway.manifest import Job, Lane, Manifest, Policy, Step
 from underway.postgres.session import DatabaseAway, Session
-from underway.postgres.store import Attempt, Claimed, Lanes, Store
+from underway.postgres.store import Attempt, Claimed, Store
 from underway.supervisor.commits import Ended
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import StopRequest
@@ -81,11 +81,11 @@ class Serving:
         self.silent = SilentCrew(workers)
         self.stop = StopRequest()
         self.claimed: list[int] = []  # the tokens of all claims
-        self._claim = self.store.claim
+        self._claim: Callable[..., Awaitable[list[Claimed]]] = self.store.claim
         self.store.claim = self._note_claim  # type: ignore[method-assign]
 
-    async def _note_claim(self, lanes: Lanes, tasks: int, *, candidates: int, suspects: int) -> list[Claimed]:
-        claimed = await self._claim(lanes, tasks, candidates=candidates, suspects=suspects)
+    async def _note_claim(self, *asked: Any, **options: Any) -> list[Claimed]:
+        claimed = await self._claim(*asked, **options)
         self.claimed += [run.token for run in claimed]
         return claimed
 

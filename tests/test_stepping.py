@@ -30,7 +30,7 @@ def counters(connection: Connection) -> set[tuple[int, int]]:
     return set(connection.execute(query).fetchall())
 
 
-@pytest.mark.parametrize(("seconds", "count"), [(0.0, 5000), (0.01, 300), (0.1, 20)], ids=["no-ops", "short", "long"])
+@pytest.mark.parametrize(("seconds", "count"), [(0.0, 5000), (0.01, 300), (0.1, 40)], ids=["no-ops", "short", "long"])
 def test_the_steps_of_a_run_follow_each_other(
     bind: Bind, connection: Connection, start_supervisor: Start, seconds: float, count: int
 ) -> None:
@@ -45,10 +45,13 @@ def test_the_steps_of_a_run_follow_each_other(
     apart = sorted(number - begun[run] for number, (run, step) in enumerate(order) if step == "finish")
     assert apart[0] >= 1
     if seconds >= 0.1:
-        # Nothing is handed out behind a step that takes long.
-        assert set(apart) == {1}, apart
+        # While one's first step is committed the worker begins another, and that is all.
+        assert apart[count // 2] <= 2, apart
+        # A claim beside the commit may take the place, and then what is claimed ahead comes first.
+        assert apart[-1] <= 15, apart
     else:
         # Far from once around: without a place in line each would have waited for all others.
+        assert apart[count // 2] < count / 5, apart[count // 2]
         assert apart[-1] < count / 3, apart[-1]
 
 
