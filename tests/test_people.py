@@ -66,7 +66,8 @@ def test_a_list_reads_no_more_than_it_shows(connection: Connection) -> None:
     )
     connection.execute(
         "insert into underway.run (id, due, rank, keep, state, queue, job, step, input) "
-        "select gen_random_uuid(), now(), now(), '1 day', 'pending', 'default', 'job', 'step', '{}' from generate_series(1, 20000)"
+        "select gen_random_uuid(), now(), now(), '1 day', 'pending', 'default', 'job', 'step', '{}' "
+        "from generate_series(1, 20000)"
     )
     connection.execute("analyze underway.run, underway.finished_run")
     assert rows_read(connection) < 100
