@@ -1,6 +1,7 @@
 """What `underway` changes: cancel, retry, pause, shutdown, dead letters; and what it says when it cannot."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_what_cannot_be_retried(connection: Connection, database: str) -> None:
     connection.execute("update underway.finished_run set unique_key = 'k'")
     insert(connection, job="render", unique_key="k")
     message = refusal("retry", failed, database=database)
-    assert message == f"Error: run {failed} cannot go on while another of render is live under its key 'k'\n"
+    assert message == f"Error: run {failed} cannot go on: another run of render is live under its key 'k'\n"
 
 
 def test_a_paused_queue_begins_nothing_until_it_is_resumed(
@@ -126,6 +127,9 @@ def test_shutdown_waits_no_longer_than_it_is_told(
     assert done.returncode == STILL_THERE
     told = json.loads(done.stdout)
     assert (len(told["asked"]), told["gone"]) == (1, [])
+    done = underway("shutdown", "--all", "--wait", "0.1", database=database)
+    assert (done.returncode, done.stdout) == (STILL_THERE, "0 of 1 supervisor gone\n")
+    assert re.fullmatch(rf"still there after 0.1 s: {told['asked'][0]} \(busy, seen \d+s ago\)\n", done.stderr)
     (tmp_path / "1").touch()
     assert supervisor.wait() == 0
     assert run.status() == Status.SUCCEEDED

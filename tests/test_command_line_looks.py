@@ -1,6 +1,7 @@
 """What `underway` shows of a database with real runs in every state, at 80 columns and others."""
 
 import fcntl
+import json
 import os
 import pty
 import struct
@@ -95,7 +96,7 @@ def test_list_adapts_to_its_terminal(world: World) -> None:
     lines = rows(wide)
     assert lines[world.id("failed")].endswith("states.PrinterOnFire: order 7 does not print")
     assert "quarantined after 1 crash" in lines[world.id("crashed")]
-    assert lines[world.id("waiting")].endswith("due in 59m")
+    assert lines[world.id("waiting")].endswith("due in 1d")
     assert lines[world.id("in_progress")].endswith("1/3 pages")
 
 
@@ -190,7 +191,7 @@ def test_show_a_failed_run(world: World) -> None:
         ("succeeded", 'result\n  "sent order 1"\n'),
         ("crashed", "last output:\n  Fatal Python error: Aborted\n"),
         ("in_progress", "\nprogress      1/3 pages\n"),
-        ("waiting", " UTC (in 59m)\n"),
+        ("waiting", " UTC (in 1d)\n"),
         ("cancelled", "error\n  cancelled\n"),
         ("stranded", "input\n  4\n"),
     ],
@@ -269,6 +270,25 @@ def test_other_peoples_text_does_not_drive_the_terminal(database: str) -> None:
         assert widest(text) <= 80
         assert not [char for char in text if not char.isprintable() and char != "\n"]
     assert document("show", run, database=database)["step"] == f"{ESCAPE}\rstep"
+
+
+def test_a_long_input_is_shortened_for_people_only(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        many = insert(connection, input=json.dumps(list(range(1000))))
+        long = insert(connection, input=json.dumps("x" * 5000))
+    for run in (many, long):
+        text = output("show", run, database=database)
+        assert len(text) < 3000
+        assert text.endswith("  ... and more: see --json\n")
+    assert document("show", many, database=database)["input"] == list(range(1000))
+
+
+def test_a_terminal_that_cannot_show_a_name(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        insert(connection, job="東京" * 20)
+    done = underway("list", database=database, env={"PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "  ????" in done.stdout
 
 
 def test_schedules(database: str) -> None:

@@ -61,4 +61,4 @@ failing = (
 refusing = app.job("refusing").step(refuse, queue="pdf")
 aborting = app.job("aborting").step(abort, max_crashes=1)
 lasting = app.job("lasting").step(last, queue="slow")
-later = app.job("later").step(send, delay=timedelta(hours=1))
+later = app.job("later").step(send, delay=timedelta(days=2))

@@ -1,5 +1,6 @@
 """The command underway: everything but supervising."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import click
 
 from underway.app import Underway
-from underway.cli import dead_letters, ending, queues, runs, schedules, supervisors
+from underway.cli import dead_letters, ending, listing, queues, schedules, showing, supervisors
 from underway.cli.database import Commands, database_option
 from underway.cli.output import json_option, print_done
 
@@ -30,6 +31,8 @@ def main(context: click.Context) -> None:
     """
     if os.environ.get("NO_COLOR"):
         context.color = False
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a name gets a question mark
 
 
 @main.command()
@@ -56,7 +59,7 @@ def sync(app: str, database: str | None) -> None:
 
 
 for command in (
-    *(runs.list_runs, runs.show, runs.attempts, ending.cancel, ending.retry),
+    *(listing.list_runs, showing.show, showing.attempts, ending.cancel, ending.retry),
     *(queues.queues, queues.pause, queues.resume),
     *(supervisors.supervisors, supervisors.shutdown),
     schedules.schedules,

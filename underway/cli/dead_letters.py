@@ -76,7 +76,7 @@ def redrive(
         raise click.UsageError("--input is for one RUN")
     with connect(database) as connection:
         if run is not None:
-            run_id = redrive_one(connection, run, given)
+            run_id, _ = redrive_one(connection, run, given)
             print_done({"id": run_id, "redriven": 1}, f"redrove {run_id}", as_json)
         elif label is not None:
             redriven = control.redrive_label(connection, label, limit)

@@ -64,23 +64,27 @@ def retry(run: str, given: str | None, database: str | None, as_json: bool) -> N
     begin at zero. An input that does not fit the step fails the next attempt.
     """
     with connect(database) as connection:
-        run_id = redrive_one(connection, run, given)
-        step = (people.run(connection, run_id) or {}).get("step")
+        run_id, step = redrive_one(connection, run, given)
     print_done({"id": run_id, "step": step}, f"{run_id} goes on at step {step}", as_json)
 
 
-def redrive_one(connection: Connection, given_run: str, given_input: str | None) -> UUID:
+def redrive_one(connection: Connection, given_run: str, given_input: str | None) -> tuple[UUID, str]:
+    """The run that goes on, and its step."""
     run_id = find_run(connection, given_run)
     payload = None if given_input is None else _checked_json(given_input)
-    if not control.redrive(connection, run_id, payload):
-        found = people.run(connection, run_id) or {}
-        state, job, key = found.get("state"), found.get("job"), found.get("unique_key")
-        if state in (Status.FAILED, Status.CANCELLED):
-            raise click.ClickException(
-                f"run {run_id} cannot go on while another of {job} is live under its key {key!r}"
-            )
-        raise click.ClickException(f"run {run_id} cannot go on: it is {state}; only failed and cancelled ones can")
-    return run_id
+    # Before: a moment after, it may have gone on to the next.
+    found = people.run(connection, run_id)
+    if found is None or not control.redrive(connection, run_id, payload):
+        raise click.ClickException(f"run {run_id} cannot go on: {_why_not(found)}")
+    return run_id, found["step"]
+
+
+def _why_not(run: people.Row | None) -> str:
+    if run is None:
+        return "it has left just now, after its keep"
+    if run["state"] in (Status.FAILED, Status.CANCELLED):
+        return f"another run of {run['job']} is live under its key {run['unique_key']!r}"
+    return f"it is {run['state']}; only failed and cancelled ones can"
 
 
 def _checked_json(text: str) -> bytes:

@@ -65,14 +65,17 @@ def shutdown(supervisor: str | None, everyone: bool, wait: float, database: str 
         one = None if supervisor is None else find_supervisor(connection, supervisor)
         asked = control.shut_down(connection, one)
         left = _still_there(connection, asked, wait) if wait else asked
+        labels = {UUID(row["id"]): row for row in people.list_supervisors(connection)}
+        now = people.clock(connection)
     if as_json:
         print_json({"asked": asked, "gone": [id_ for id_ in asked if id_ not in left]})
     elif not wait:
         click.echo(f"asked {count(len(asked), 'supervisor')} to stop")
     else:
         click.echo(f"{len(asked) - len(left)} of {count(len(asked), 'supervisor')} gone")
-        for id_ in left:
-            click.echo(f"still there after {wait:g} s: {id_}", err=True)
+        for label in [labels[id_] for id_ in left if id_ in labels]:
+            seen = f"{label['state']}, seen {age(label['seen_at'], now)} ago"
+            click.echo(f"still there after {wait:g} s: {label['id']} ({seen})", err=True)
     sys.exit(STILL_THERE if wait and left else 0)
 
 

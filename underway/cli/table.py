@@ -19,7 +19,7 @@ Row = dict[str, Any]
 _GAP = "  "
 _SHORTENED = "…"
 
-COLOURS = {
+_COLOURS = {
     "in_progress": "cyan",
     "waiting": "yellow",
     "succeeded": "green",
@@ -105,7 +105,7 @@ def _line(cells: list[str]) -> str:
 
 def _coloured(cell: str) -> str:
     text = cell.strip()
-    return cell if text not in COLOURS else cell.replace(text, click.style(text, fg=COLOURS[text]))
+    return cell if text not in _COLOURS else cell.replace(text, click.style(text, fg=_COLOURS[text]))
 
 
 def _one_line(value: object) -> str:
