@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -10,17 +11,20 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway import codec
+from underway import codec, keys, options
 from underway.context import refuse_inside_step
 from underway.errors import InvalidOption, PayloadError, RunCancelled, RunFailed, RunNotFound
 from underway.ids import new_id
 from underway.job import Job
 from underway.loading import refuse_while_loading
+from underway.manifest import Placement
+from underway.options import RunOptions
 
 if TYPE_CHECKING:
     import psycopg
 
     from underway.app import Underway
+    from underway.postgres import runs
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -65,14 +69,19 @@ class Attempt:
 
 
 class Run(Generic[R]):
-    """A handle of one run; holds nothing but its id, so it can be made anew anywhere with `app.get_run(id)`."""
+    """A handle of one run; holds nothing but its id, so it can be made anew anywhere with `app.get_run(id)`.
 
-    __slots__ = ("_app", "_result_type", "id")
+    `created` says whether the call that returned this handle enqueued the run: False if it was live already under its
+    unique key.
+    """
 
-    def __init__(self, app: "Underway", run_id: UUID, result_type: Any) -> None:
+    __slots__ = ("_app", "_result_type", "created", "id")
+
+    def __init__(self, app: "Underway", run_id: UUID, result_type: Any, *, created: bool = True) -> None:
         self._app = app
         self._result_type = result_type
         self.id = run_id
+        self.created = created
 
     def status(self) -> Status:
         """Raises RunNotFound if it was never committed, or has left after its `keep`."""
@@ -149,36 +158,50 @@ class Run(Generic[R]):
         return f"<Run {self.id}>"
 
 
-def enqueue(app: "Underway", job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None") -> Run[R]:
+def enqueue(
+    app: "Underway",
+    job: Job[Any, Any, R],
+    value: Any,
+    conn: "psycopg.Connection[Any] | None",
+    given: RunOptions,
+) -> Run[R]:
     from underway.postgres import runs
 
     _refuse(conn)
     first = job.compiled[0]
+    placement = options.placed(first.spec.placement, given)
     payload = codec.encode(value, first.input_type)
-    run_id = new_id()
-    if conn is not None:
-        runs.insert_run(_checked(conn), run_id, job.name, first.spec.name, first.spec.placement, payload)
-    else:
-        with app.connection() as connection:
-            runs.insert_run(connection, run_id, job.name, first.spec.name, first.spec.placement, payload)
-    return Run(app, run_id, job.result_type)
+    run_id, created = new_id(), True
+    with _connection(app, conn) as connection:
+        if placement.keyed:
+            keyed = [_with_keys(run_id, payload, placement)]
+            ((run_id, created),) = runs.insert_keyed_runs(connection, keyed, job.name, first.spec.name, placement)
+        else:
+            runs.insert_run(connection, run_id, job.name, first.spec.name, placement, payload)
+    return Run(app, run_id, job.result_type, created=created)
 
 
 def enqueue_many(
-    app: "Underway", job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None"
+    app: "Underway",
+    job: Job[Any, Any, R],
+    values: Iterable[Any],
+    conn: "psycopg.Connection[Any] | None",
+    given: RunOptions,
 ) -> list[Run[R]]:
     from underway.postgres import runs
 
     _refuse(conn)
-    first = job.compiled[0]
+    step = job.compiled[0].spec
+    placement = options.placed(step.placement, given)
     made: list[Run[R]] = []
     rows = _encoded(app, job, values, made)
-    if conn is not None:
-        runs.copy_runs(_checked(conn), rows, job.name, first.spec.name, first.spec.placement)
-    else:
-        with app.connection() as connection:
-            runs.copy_runs(connection, rows, job.name, first.spec.name, first.spec.placement)
-    return made
+    with _connection(app, conn) as connection:
+        if not placement.keyed:
+            runs.copy_runs(connection, rows, job.name, step.name, placement)
+            return made
+        keyed = [_with_keys(run_id, payload, placement, index) for index, (run_id, payload) in enumerate(rows)]
+        placed = runs.insert_keyed_runs(connection, keyed, job.name, step.name, placement)
+    return [Run(app, run_id, job.result_type, created=created) for run_id, created in placed]
 
 
 def _encoded(
@@ -195,6 +218,18 @@ def _encoded(
         run_id = new_id()
         made.append(Run(app, run_id, result_type))
         yield run_id, payload
+
+
+def _with_keys(run_id: UUID, payload: bytes, placement: Placement, index: int | None = None) -> "runs.KeyedRun":
+    from underway.postgres import runs
+
+    try:
+        unique, concurrency = (
+            template and keys.fill(template, payload) for template in (placement.unique_key, placement.concurrency_key)
+        )
+    except PayloadError as error:
+        raise error if index is None else PayloadError(f"value {index}: {error}") from error
+    return runs.KeyedRun(run_id, payload, unique, concurrency)
 
 
 def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None") -> int:
@@ -217,10 +252,18 @@ def _in_transaction(
 ) -> T:
     """In the caller's transaction, or in one of our own."""
     refuse_while_loading(call)
-    if conn is not None:
-        return do(_checked(conn))
-    with app.connection() as connection:
+    with _connection(app, conn) as connection:
         return do(connection)
+
+
+@contextmanager
+def _connection(app: "Underway", conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
+    """The caller's, or one of the app's with a transaction of its own."""
+    if conn is not None:
+        yield _checked(conn)
+    else:
+        with app.connection() as connection:
+            yield connection
 
 
 def _refuse(conn: object) -> None:

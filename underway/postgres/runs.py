@@ -1,11 +1,13 @@
 """What a client asks of Postgres, on any psycopg connection: enqueue, look, cancel."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from underway.errors import SchemaMissing
@@ -14,7 +16,18 @@ from underway.postgres.queries import statements
 from underway.postgres.store import job_parameters
 
 _COPY_CHUNK = 256 * 1024
+_CHUNK_RUNS = 2000
+_CHUNK_BYTES = 4 * 1024 * 1024
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class KeyedRun(NamedTuple):
+    """A run to be, its keys filled in."""
+
+    id: UUID
+    payload: bytes
+    unique_key: str | None
+    concurrency_key: str | None
 
 
 def insert_run(
@@ -33,6 +46,57 @@ def insert_run(
     fetch(connection, "enqueue_run", parameters)
 
 
+def insert_keyed_runs(
+    connection: psycopg.Connection[Any], rows: Sequence[KeyedRun], job: str, step: str, placement: Placement
+) -> list[tuple[UUID, bool]]:
+    """Runs with keys, all of them or none: (id, created) of each, not created where a live one had its unique key.
+
+    Waits for a transaction that has enqueued one of the unique keys and is still open.
+    """
+    created: set[UUID] = set()
+    live: dict[str, UUID] = {}
+    # By key: two that enqueue the same keys in different orders would each wait for the other.
+    left = sorted(rows, key=lambda row: row.unique_key or "")
+    with _all_or_nothing(connection):
+        while left:
+            chunk = left[: _chunk_length(left)]
+            for run_id, key, is_new in fetch(connection, "enqueue_keyed_runs", _keyed(chunk, job, step, placement)):
+                live[key] = run_id
+                if is_new:
+                    created.add(run_id)
+            # A run that ended, or was enqueued by somebody else, while we looked is not found: look again.
+            again = [row for row in chunk if row.unique_key is not None and row.unique_key not in live]
+            left = again + left[len(chunk) :]
+    ids = [row.id if row.unique_key is None else live[row.unique_key] for row in rows]
+    return [(run_id, run_id == row.id and run_id in created) for run_id, row in zip(ids, rows, strict=True)]
+
+
+def _chunk_length(rows: Sequence[KeyedRun]) -> int:
+    """How many of these go into one statement."""
+    size = 0
+    for number, row in enumerate(rows[:_CHUNK_RUNS], 1):
+        size += len(row.payload)
+        if size > _CHUNK_BYTES:
+            return number
+    return min(len(rows), _CHUNK_RUNS)
+
+
+def _keyed(rows: Sequence[KeyedRun], job: str, step: str, placement: Placement) -> dict[str, Any]:
+    return {
+        "ids": [row.id for row in rows],
+        "inputs": [row.payload.decode() for row in rows],
+        "unique_keys": [row.unique_key for row in rows],
+        "concurrency_keys": [row.concurrency_key for row in rows],
+        "job": job,
+        "step": step,
+        "queue": placement.queue,
+        "priority": placement.priority,
+        "keep": placement.keep,
+        "delay": placement.delay.total_seconds(),
+        "key_limit": placement.concurrency_limit,
+    }
+
+
 def copy_runs(
     connection: psycopg.Connection[Any],
     runs: Iterable[tuple[UUID, bytes]],
@@ -41,7 +105,7 @@ def copy_runs(
     placement: Placement,
 ) -> None:
     """Many runs at once by COPY, inside a transaction of the connection's: all of them or none."""
-    with connection.transaction():
+    with _all_or_nothing(connection):
         ((microseconds,),) = fetch(connection, "clock")
         now = instant(microseconds)
         with _cursor(connection) as cursor, cursor.copy(statements()["copy_runs"]) as copy:
@@ -134,6 +198,19 @@ def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | 
             return dict(fetch(connection, "applied_migrations"))
     except SchemaMissing:
         return None
+
+
+@contextmanager
+def _all_or_nothing(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """A transaction of our own, or a savepoint in the caller's.
+
+    A caller whose connection is not in autocommit mode means to commit, also where our statement is the first; psycopg
+    would take a transaction begun here for ours and commit it.
+    """
+    if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+        fetch(connection, "clock")
+    with connection.transaction():
+        yield
 
 
 def instant(microseconds: Any) -> Any:
