@@ -52,6 +52,12 @@ def database(server: str) -> Iterator[str]:
     yield from _fresh_database(server, template=True)
 
 
+@pytest.fixture(scope="module")
+def module_database(server: str) -> Iterator[str]:
+    """Like `database`, but one for all tests of a module, which do not change it."""
+    yield from _fresh_database(server, template=True)
+
+
 @pytest.fixture
 def empty_database(server: str) -> Iterator[str]:
     """The URL of a fresh database without the schema."""

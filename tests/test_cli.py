@@ -33,10 +33,10 @@ def command(
 HELP = [
     (ADMIN, ()),
     (ADMIN, ("migrate",)),
-    (ADMIN, ("sync",)),
+    (ADMIN, ("list",)),
+    (ADMIN, ("shutdown",)),
     (ADMIN, ("db",)),
     (ADMIN, ("db", "stop")),
-    (ADMIN, ("db", "url")),
     (SUPERVISOR, ()),
 ]
 
@@ -71,13 +71,14 @@ def test_migrate(empty_database: str) -> None:
     assert "applied 0001_initial\n" in first.stdout
     again = command(ADMIN, "migrate", "--database", empty_database, database=NOWHERE)
     assert (again.returncode, again.stdout) == (0, "the schema is up to date\n")
+    assert command(ADMIN, "migrate", "--json", database=empty_database).stdout == '{\n  "applied": []\n}\n'
 
 
 def test_sync(database: str) -> None:
     done = command(ADMIN, "sync", "basic.py:app", database=database)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "registered orders\nregistered numbers\n"
-    assert command(ADMIN, "sync", "basic:app", database=database).returncode == 0
+    assert command(ADMIN, "sync", "basic:app", "--database", database, database=NOWHERE).returncode == 0
     with psycopg.connect(database) as connection:
         assert connection.execute("select name, step from underway.job order by name").fetchall() == [
             ("numbers", "number"),
@@ -118,7 +119,13 @@ def test_an_app_that_raises_is_a_traceback(tmp_path: Path, database: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments"), [(ADMIN, ("migrate",)), (ADMIN, ("sync", "basic.py:app")), (SUPERVISOR, ("basic.py:app",))]
+    ("module", "arguments"),
+    [
+        (ADMIN, ("migrate",)),
+        (ADMIN, ("sync", "basic.py:app")),
+        (ADMIN, ("list",)),
+        (SUPERVISOR, ("basic.py:app",)),
+    ],
 )
 class TestDatabases:
     """The same refusals by every command that needs a database."""

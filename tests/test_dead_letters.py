@@ -121,12 +121,15 @@ def test_a_redriven_run_begins_again_at_the_step_that_failed(any_database: str) 
         assert value(connection, "select due between now() - interval '1 minute' and now() from underway.run")
 
 
-def test_only_failed_runs_are_redriven(any_database: str) -> None:
+def test_only_failed_and_cancelled_runs_are_redriven(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        cancelled, live = insert(connection), insert(connection)
-        runs.cancel(connection, UUID(cancelled))
-        for run in (cancelled, live, str(new_id())):
+        cancelled, live, succeeded = insert(connection), insert(connection), failed(connection)
+        connection.execute("update underway.finished_run set state = 'succeeded' where id = %s", [succeeded])
+        for run in (live, succeeded, str(new_id())):
             assert not control.redrive(connection, UUID(run))
+        runs.cancel(connection, UUID(cancelled))
+        assert control.redrive(connection, UUID(cancelled))
+        assert runs.status(connection, UUID(cancelled)) == "pending"
 
 
 def test_of_runs_with_one_unique_key_only_one_is_live(any_database: str) -> None:

@@ -109,7 +109,7 @@ BY_SITUATION: dict[str, set[str]] = {
     "cancel_run": CANCELLABLE,
     "cancel_job": CANCELLABLE,
     "cancel_key": CANCELLABLE,
-    "redrive_run": {"failed"},
+    "redrive_run": {"failed", "cancelled"},
     "redrive_label": {"failed"},
     "expire_runs": {"expired"},
     "reap_runs": {"lapsed, ours", "lapsed, others'"},
@@ -142,6 +142,7 @@ WITHOUT_TOKEN: dict[str, dict[str, Any]] = {
     "lapsed, ours": {"state": "in_progress", "owner": str(US), "lease_until": AGES_AGO},
     "lapsed, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_until": AGES_AGO},
     "failed": {},
+    "cancelled": {},
     "expired": {},
 }
 del WITHOUT_TOKEN["cancel requested"]
@@ -169,8 +170,10 @@ def _put(connection: Connection, situation: str, token: int) -> str:
         return str(uuid4())
     columns = WITHOUT_TOKEN.get(situation, SITUATIONS.get(situation, {}))
     run = insert(connection, token=token, unique_key=f"key {token}", **columns)
-    if situation in ("finished", "failed", "expired"):
+    if situation in ("finished", "failed", "cancelled", "expired"):
         assert runs.cancel(connection, UUID(run))
+    if situation in ("finished", "expired"):
+        connection.execute("update underway.finished_run set state = 'succeeded' where id = %s", [run])
     if situation == "expired":
         connection.execute("update underway.finished_run set expires_at = now() - interval '1 s' where id = %s", [run])
     if situation == "failed":

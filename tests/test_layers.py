@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
     "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
-    "cli": {"app", "errors", "loading", "supervisor"},
+    "cli": {"app", "client", "errors", "loading", "postgres", "supervisor"},
     "testing": DECLARING | {"client", "app"},
     "__init__": DECLARING | {"client", "app", "dead_letters", "scheduling"},
 }
@@ -53,7 +53,7 @@ LAZY: dict[str, set[str]] = {
     "app": {"postgres"},
     "dead_letters": {"postgres"},
     "worker": {"postgres"},
-    "cli": {"postgres", "client", "job"},
+    "cli": {"job"},
     "testing": {"postgres"},
 }
 # psycopg at import costs a worker 20 ms and its memory; only these may be slower to start.

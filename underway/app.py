@@ -202,7 +202,7 @@ class Underway:
         input: Any = letters.UNCHANGED,
         limit: int | None = None,
     ) -> int:
-        """Let a failed run go on, at the step that failed, with all counters at zero; returns how many do.
+        """Let a failed or cancelled run go on, at its last step, with all counters at zero; returns how many do.
 
         A Run or a UUID is one run, with a dead-letter label or without, and may be given another `input` for that
         step. A text is a label: all runs that have it, or `limit` of them, the oldest first. A run stays where it is

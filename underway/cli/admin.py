@@ -1,53 +1,71 @@
 """The command underway: everything but supervising."""
 
+import io
+import os
 import subprocess
 import sys
 
 import click
 
 from underway.app import Underway
-from underway.errors import UnderwayError
+from underway.cli import dead_letters, ending, listing, queues, schedules, showing, supervisors
+from underway.cli.database import Commands, database_option
+from underway.cli.output import json_option, print_done
 
 _EPILOG = """\b
 Exit codes:
   0  done
   1  it could not be done, and the message says why
   2  wrong options
+  3  shutdown --wait: asked, but not gone in time
 """
 
 
-@click.group(epilog=_EPILOG, context_settings={"max_content_width": 80})
+@click.group(cls=Commands, epilog=_EPILOG, context_settings={"max_content_width": 80})
 @click.version_option(package_name="underway")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Durable step functions on Postgres.
 
     The database is --database, else UNDERWAY_DATABASE_URL, else DATABASE_URL.
     """
+    if os.environ.get("NO_COLOR"):
+        context.color = False
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a name gets a question mark
 
 
 @main.command()
-@click.option("--database", metavar="URL", help="A connection string, or embedded:")
-def migrate(database: str | None) -> None:
+@database_option
+@json_option
+def migrate(database: str | None, as_json: bool) -> None:
     """Create or update the schema `underway`. Safe to repeat."""
-    try:
-        applied = Underway(database).migrate()
-    except Exception as error:
-        raise _for_people(error) from error
-    for name in applied:
-        click.echo(f"applied {name}")
-    if not applied:
-        click.echo("the schema is up to date")
+    applied = Underway(database).migrate()
+    text = "\n".join(f"applied {name}" for name in applied) or "the schema is up to date"
+    print_done({"applied": applied}, text, as_json)
 
 
 @main.command(short_help="Register the jobs of APP for `select underway.enqueue(...)`.")
 @click.argument("app")
-def sync(app: str) -> None:
+@database_option
+def sync(app: str, database: str | None) -> None:
     """Register the jobs of APP, so that `select underway.enqueue(...)` knows them.
 
     A running supervisor does this at its start.
     """
     # User code runs in a child only: what it prints, starts or breaks is not ours.
-    sys.exit(subprocess.run([sys.executable, "-P", "-m", "underway.cli.sync", app], check=False).returncode)
+    command = [sys.executable, "-P", "-m", "underway.cli.sync", app, *([] if database is None else [database])]
+    sys.exit(subprocess.run(command, check=False).returncode)
+
+
+for command in (
+    *(listing.list_runs, showing.show, showing.attempts, ending.cancel, ending.retry),
+    *(queues.queues, queues.pause, queues.resume),
+    *(supervisors.supervisors, supervisors.shutdown),
+    schedules.schedules,
+    *(dead_letters.dead_letters, dead_letters.redrive, dead_letters.discard),
+):
+    main.add_command(command)
 
 
 @main.group()
@@ -60,10 +78,7 @@ def stop() -> None:
     """Stop it. Its data stays."""
     from underway.postgres import embedded
 
-    try:
-        click.echo("stopped" if embedded.stop() else "it was not running")
-    except UnderwayError as error:
-        raise _for_people(error) from error
+    click.echo("stopped" if embedded.stop() else "it was not running")
 
 
 @db.command()
@@ -71,18 +86,7 @@ def url() -> None:
     """Print its address, starting it if need be: for psql."""
     from underway.postgres import embedded
 
-    try:
-        click.echo(embedded.url())
-    except UnderwayError as error:
-        raise _for_people(error) from error
-
-
-def _for_people(error: Exception) -> Exception:
-    import psycopg
-
-    if isinstance(error, UnderwayError | psycopg.Error):
-        return click.ClickException(str(error).strip())
-    return error
+    click.echo(embedded.url())
 
 
 if __name__ == "__main__":

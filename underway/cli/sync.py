@@ -1,4 +1,4 @@
-"""`underway sync APP`, in a process of its own, since it imports the app."""
+"""`underway sync APP [--database URL]`, in a process of its own, since it imports the app."""
 
 import sys
 
@@ -14,6 +14,8 @@ def main() -> None:
         app = load(sys.argv[1])
         if not isinstance(app, Underway):
             sys.exit(f"Error: {sys.argv[1]} is a {type(app).__name__}, not an Underway app")
+        if len(sys.argv) > 2:
+            app._database = sys.argv[2]  # named by hand: it wins over what the app says
         for name in app.sync():
             print(f"registered {name}")
     except (UnderwayError, psycopg.Error) as error:

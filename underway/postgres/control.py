@@ -42,13 +42,13 @@ def dead_letters(connection: psycopg.Connection[Any], label: str, limit: int) ->
 
 
 def failed_step(connection: psycopg.Connection[Any], run_id: UUID) -> tuple[str, str] | None:
-    """(job, step) at which a run has failed; None if it has not."""
+    """(job, step) at which a run has failed or was cancelled; None if it has not."""
     rows = fetch(connection, "failed_step", {"id": run_id})
     return rows[0] if rows else None
 
 
 def redrive(connection: psycopg.Connection[Any], run_id: UUID, payload: bytes | None = None) -> bool:
-    """Whether it goes on: it had failed, and no other run is live under its unique key."""
+    """Whether it goes on: it had failed or was cancelled, and no other run is live under its unique key."""
     return bool(
         fetch(connection, "redrive_run", {"id": run_id, "input": payload if payload is None else payload.decode()})[0][
             0

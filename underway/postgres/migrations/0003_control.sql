@@ -126,7 +126,7 @@ begin
         select f.id, f.unique_key is null
             or row_number() over (partition by f.job, f.unique_key order by f.finished_at, f.id) = 1 as first
         from underway.finished_run f
-        where f.id = any(run_ids) and f.state = 'failed'
+        where f.id = any(run_ids) and f.state in ('failed', 'cancelled')
             and not exists (select from underway.run r where r.job = f.job and r.unique_key = f.unique_key)
     ),
     gone as (
@@ -151,13 +151,13 @@ begin
     return redriven;
 end
 $$;
-comment on function underway.redrive_runs is 'lets failed runs go on at the step that failed, counters at zero; how many';
+comment on function underway.redrive_runs is 'lets failed or cancelled runs go on at their last step, counters at zero; how many';
 
 create function underway.redrive(run_id uuid, input jsonb default null) returns boolean
 language sql
 set search_path = pg_catalog, pg_temp
 as $$ select underway.redrive_runs(array[run_id], input) = 1 $$;
-comment on function underway.redrive is 'redrives one run, if it has failed and no other is live under its unique key';
+comment on function underway.redrive is 'redrives one run that has failed or was cancelled, if no other is live under its unique key';
 
 create function underway.redrive_all(dead_letter text, most int default null) returns int
 language sql

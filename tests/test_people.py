@@ -1,0 +1,92 @@
+"""What people look at, statement by statement: on the oldest Postgres too, and beside many rows."""
+
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from db import Connection, insert, insert_held
+from psycopg import sql
+
+from underway.ids import new_id
+from underway.postgres import people
+from underway.postgres.queries import statements
+
+US = new_id()
+
+
+def test_every_look_on_any_postgres(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        # Whatever a role's settings are, instants are instants.
+        connection.execute("set datestyle = 'sql, dmy'")
+        connection.execute("set timezone = 'Asia/Kathmandu'")
+        waiting = insert(connection, state="waiting", due="infinity", concurrency_key="k", key_limit=2)
+        held, _ = insert_held(connection, US, keep="9000 years")
+        done = insert(connection)
+        connection.execute("select underway.cancel(%s)", [done])
+        connection.execute("update underway.finished_run set state = 'failed', dead_letter = 'd'")
+        connection.execute(
+            "insert into underway.supervisor (id, host, pid, app, manifest_hash, seen_at) "
+            "values (%s, 'here', 1, 'app', '', now() - interval '4 minutes')",
+            [US],
+        )
+        now = people.clock(connection)
+        assert {run["id"] for run in people.list_runs(connection, limit=9)} == {waiting, held, done}
+        assert [run["id"] for run in people.list_runs(connection, state="waiting", limit=9)] == [waiting]
+        assert people.all_looked_at(connection)
+        alone = people.run(connection, UUID(waiting))
+        assert alone is not None
+        assert (alone["due"], alone["key_limit"]) == (None, 2)
+        assert abs((alone["created_at"] - now).total_seconds()) < 60
+        busy = people.run(connection, UUID(held))
+        assert busy is not None
+        assert (busy["owner"], busy["host"]) == (str(US), "here")
+        (queue,) = people.list_queues(connection)
+        assert (queue["waiting"], queue["in_progress"], queue["late_since"]) == (1, 1, None)
+        (supervisor,) = people.list_supervisors(connection)
+        assert (supervisor["state"], supervisor["in_progress"]) == ("silent", 1)
+        assert [found.id for found in people.supervisors_like(connection, US, US)] == [US]
+        (label,) = people.dead_letter_labels(connection)
+        assert (label["label"], label["runs"]) == ("d", 1)
+        assert people.list_schedules(connection) == []
+
+
+def test_a_run_that_is_kept_for_longer_than_python_can_count(connection: Connection) -> None:
+    run = insert(connection, keep="9000 years")
+    connection.execute("select underway.cancel(%s)", [run])
+    shown = people.run(connection, UUID(run))
+    assert shown is not None
+    assert shown["expires_at"].year == 9999
+
+
+def test_a_list_reads_no_more_than_it_shows(connection: Connection) -> None:
+    connection.execute(
+        "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, priority, "
+        "state, queue, job, step) select gen_random_uuid(), now(), now(), '1 day', 0, 0, 0, 0, 'succeeded', 'default', "
+        "'job', 'step' from generate_series(1, 20000)"
+    )
+    connection.execute(
+        "insert into underway.run (id, due, rank, keep, state, queue, job, step, input) "
+        "select gen_random_uuid(), now(), now(), '1 day', 'pending', 'default', 'job', 'step', '{}' "
+        "from generate_series(1, 20000)"
+    )
+    connection.execute("analyze underway.run, underway.finished_run")
+    assert rows_read(connection) < 100
+    assert rows_read(connection, job="job", state="succeeded", live=0) < 100
+    assert rows_read(connection, state="in_progress", finished=0) < 100
+    assert rows_read(connection, job="nobody", state="failed", live=0, finished=1000) <= 1000
+
+
+def rows_read(connection: Connection, **given: Any) -> int:
+    """How many rows of the two tables a list looks at."""
+    none = {"state": None, "job": None, "queue": None, "stranded": False}
+    parameters = {**none, "limit": 20, "live": 20, "finished": people.LOOKED_AT, **given}
+    explain = sql.SQL("explain (analyze, timing off, format json) ") + sql.SQL(statements()["list_runs"])
+    row = connection.execute(explain, parameters).fetchone()
+    assert row is not None
+    read, plans = 0, [row[0][0]["Plan"]]
+    while plans:
+        plan = plans.pop()
+        plans += plan.get("Plans", [])
+        if plan.get("Relation Name") in ("run", "finished_run"):
+            read += (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)) * plan["Actual Loops"]
+    return int(read)

@@ -1,0 +1,39 @@
+"""Which database a command asks, and errors said to people."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import psycopg
+
+from underway.app import Underway
+from underway.cli.words import printable
+from underway.errors import NoDatabase, UnderwayError
+from underway.postgres import migrate, runs
+from underway.postgres.connect import conninfo
+
+Connection = psycopg.Connection[Any]
+
+database_option = click.option("--database", metavar="URL", help="A connection string, or embedded:")
+
+
+class Commands(click.Group):
+    """A group of commands whose errors are a message on stderr and exit code 1, not a traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (UnderwayError, psycopg.Error) as error:
+            raise click.ClickException(printable(str(error).strip())) from error
+
+
+@contextmanager
+def connect(database: str | None) -> Iterator[Connection]:
+    """A connection to the database that is meant, whose schema fits. Each statement is a transaction of its own."""
+    named = Underway(database).database
+    if named is None:
+        raise NoDatabase
+    with psycopg.connect(conninfo(named), autocommit=True) as connection:
+        migrate.check(runs.applied_migrations(connection))
+        yield connection

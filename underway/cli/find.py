@@ -1,0 +1,39 @@
+"""From what somebody typed to one run or supervisor: an id, or as much of its beginning as no other has."""
+
+from collections.abc import Callable
+from uuid import UUID
+
+import click
+
+from underway.cli.database import Connection
+from underway.cli.words import printable
+from underway.postgres import people
+
+
+def find_run(connection: Connection, given: str) -> UUID:
+    return _find(connection, "run", given, people.runs_like, "never committed, or gone after its keep")
+
+
+def find_supervisor(connection: Connection, given: str) -> UUID:
+    return _find(connection, "supervisor", given, people.supervisors_like, "see underway supervisors")
+
+
+def _find(
+    connection: Connection,
+    kind: str,
+    given: str,
+    look: Callable[[Connection, UUID, UUID], list[people.Found]],
+    absent: str,
+) -> UUID:
+    digits = given.replace("-", "").lower()
+    if not digits or len(digits) > 32 or digits.strip("0123456789abcdef"):
+        raise click.UsageError(f"{given!r} is no id of a {kind}: expected a UUID, or how one begins")
+    found = look(connection, UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f")))
+    if not found:
+        begins = "the id" if len(digits) == 32 else "an id that begins with"
+        raise click.ClickException(f"no {kind} has {begins} {given}: {absent}")
+    if len(found) > 1:
+        lines = [f"  {one.id}  {printable(one.about)}  {printable(one.more)}" for one in found[: people.ALIKE - 1]]
+        lines += ["  and more"] if len(found) == people.ALIKE else []
+        raise click.ClickException(f"several {kind}s have an id that begins with {given}:\n" + "\n".join(lines))
+    return found[0].id

@@ -1,0 +1,87 @@
+"""underway supervisors, shutdown."""
+
+import sys
+import time
+from datetime import datetime
+from uuid import UUID
+
+import click
+
+from underway.cli.database import Connection, connect, database_option
+from underway.cli.find import find_supervisor
+from underway.cli.output import json_option, print_json, print_rows
+from underway.cli.table import Column
+from underway.cli.words import age, count
+from underway.postgres import control, people
+
+STILL_THERE = 3
+
+_POLL_SECONDS = 0.1
+
+
+@click.command("supervisors", short_help="Who serves this database.")
+@database_option
+@json_option
+def supervisors(database: str | None, as_json: bool) -> None:
+    """List the supervisors of this database and how many runs each has in progress.
+
+    One that is silent has not been heard of for three minutes: it was killed,
+    or cannot reach the database. It is forgotten after ten.
+    """
+    with connect(database) as connection:
+        found = people.list_supervisors(connection)
+        now = people.clock(connection)
+    print_rows(found, _columns(now), as_json, none="no supervisor")
+
+
+def _columns(now: datetime) -> list[Column]:
+    return [
+        Column("ID", lambda supervisor: supervisor["id"][:8]),
+        Column("STATE", lambda supervisor: supervisor["state"]),
+        Column("IN PROGRESS", lambda supervisor: f"{supervisor['in_progress']:,}", right=True),
+        Column("UP", lambda supervisor: age(supervisor["started_at"], now), right=True),
+        Column("SEEN", lambda supervisor: age(supervisor["seen_at"], now), right=True),
+        Column("HOST:PID", lambda supervisor: f"{supervisor['host']}:{supervisor['pid']}", shrinks_to=12),
+        Column("APP", lambda supervisor: supervisor["app"], shrinks_to=10),
+    ]
+
+
+@click.command("shutdown", short_help="Ask supervisors to stop.")
+@click.argument("supervisor", required=False)
+@click.option("--all", "everyone", is_flag=True, help="All supervisors of this database.")
+@click.option("--wait", type=click.FloatRange(0), default=0.0, metavar="SECONDS",
+              help="Wait so long until they are gone.")  # fmt: skip
+@database_option
+@json_option
+def shutdown(supervisor: str | None, everyone: bool, wait: float, database: str | None, as_json: bool) -> None:
+    """Ask a supervisor, or all, to finish what runs and stop, as TERM does.
+
+    SUPERVISOR is its id, or as much of its beginning as no other has. Without
+    --wait nothing is waited for. Exit code 3: asked, but not gone in time.
+    """
+    if (supervisor is None) == (not everyone):
+        raise click.UsageError("give a SUPERVISOR, or --all")
+    with connect(database) as connection:
+        one = None if supervisor is None else find_supervisor(connection, supervisor)
+        asked = control.shut_down(connection, one)
+        left = _still_there(connection, asked, wait) if wait else asked
+        labels = {UUID(row["id"]): row for row in people.list_supervisors(connection)}
+        now = people.clock(connection)
+    if as_json:
+        print_json({"asked": asked, "gone": [id_ for id_ in asked if id_ not in left]})
+    elif not wait:
+        click.echo(f"asked {count(len(asked), 'supervisor')} to stop")
+    else:
+        click.echo(f"{len(asked) - len(left)} of {count(len(asked), 'supervisor')} gone")
+        for label in [labels[id_] for id_ in left if id_ in labels]:
+            seen = f"{label['state']}, seen {age(label['seen_at'], now)} ago"
+            click.echo(f"still there after {wait:g} s: {label['id']} ({seen})", err=True)
+    sys.exit(STILL_THERE if wait and left else 0)
+
+
+def _still_there(connection: Connection, asked: list[UUID], seconds: float) -> list[UUID]:
+    """Those of them that have not left in time."""
+    deadline = time.monotonic() + seconds
+    while (left := control.present(connection, asked)) and time.monotonic() < deadline:
+        time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+    return left

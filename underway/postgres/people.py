@@ -1,0 +1,118 @@
+"""What people look at: rows as dictionaries, whose keys are what the command line prints as JSON."""
+
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from underway.postgres.runs import fetch, instant
+
+Row = dict[str, Any]
+
+# A search with a filter ends after so many finished runs: under a second.
+LOOKED_AT = 500_000
+
+_LIVE = ("pending", "waiting", "in_progress")
+_FINISHED = ("succeeded", "failed", "cancelled")
+ALIKE = 6
+
+
+class Found(NamedTuple):
+    """Something whose id begins as asked, and what tells it from its siblings: state and job, or place and app."""
+
+    id: UUID
+    about: str
+    more: str
+
+
+def list_runs(
+    connection: psycopg.Connection[Any],
+    *,
+    state: str | None = None,
+    job: str | None = None,
+    queue: str | None = None,
+    stranded: bool = False,
+    limit: int,
+) -> list[Row]:
+    """The newest runs that fit, the newest first; of the finished ones only the newest LOOKED_AT are looked at."""
+    parameters = {
+        "state": state,
+        "job": job,
+        "queue": queue,
+        "stranded": stranded,
+        "limit": limit,
+        # Half of the tables cannot have such a run, and need not be searched for it.
+        "live": 0 if state in _FINISHED else limit,
+        "finished": 0 if state in _LIVE or stranded else LOOKED_AT,
+    }
+    return _objects(connection, "list_runs", parameters)
+
+
+def all_looked_at(connection: psycopg.Connection[Any]) -> bool:
+    """Whether `list_runs` looks at every finished run there is."""
+    return not fetch(connection, "more_finished_than", {"finished": LOOKED_AT})[0][0]
+
+
+def run(connection: psycopg.Connection[Any], run_id: UUID) -> Row | None:
+    rows = _objects(connection, "run_for_people", {"id": run_id})
+    return rows[0] if rows else None
+
+
+def runs_like(connection: psycopg.Connection[Any], least: UUID, most: UUID) -> list[Found]:
+    """A few of the runs with ids in this range."""
+    return _found(connection, "runs_between", least, most)
+
+
+def list_queues(connection: psycopg.Connection[Any]) -> list[Row]:
+    return _objects(connection, "list_queues")
+
+
+def list_supervisors(connection: psycopg.Connection[Any]) -> list[Row]:
+    return _objects(connection, "list_supervisors")
+
+
+def supervisors_like(connection: psycopg.Connection[Any], least: UUID, most: UUID) -> list[Found]:
+    return _found(connection, "supervisors_between", least, most)
+
+
+def dead_letter_labels(connection: psycopg.Connection[Any]) -> list[Row]:
+    return _objects(connection, "dead_letter_labels")
+
+
+def list_schedules(connection: psycopg.Connection[Any]) -> list[Row]:
+    return _objects(connection, "list_schedules")
+
+
+def clock(connection: psycopg.Connection[Any]) -> datetime:
+    """The database's clock: ages are told by it, as everything else is."""
+    moment: datetime = instant(fetch(connection, "clock")[0][0])
+    return moment
+
+
+def _found(connection: psycopg.Connection[Any], statement: str, least: UUID, most: UUID) -> list[Found]:
+    parameters = {"least": least, "most": most, "limit": ALIKE}
+    return [Found(*row) for row in fetch(connection, statement, parameters)]
+
+
+def _objects(connection: psycopg.Connection[Any], statement: str, parameters: Any = None) -> list[Row]:
+    return [
+        {key: _instant(value) if key in _INSTANTS else value for key, value in row.items()}
+        for (row,) in fetch(connection, statement, parameters)
+    ]
+
+
+# JSON has no instants; Postgres writes them in the one form that no DateStyle changes.
+_INSTANTS = {
+    *("created_at", "due", "scheduled_for", "finished_at", "expires_at", "lease_until", "late_since"),
+    *("started_at", "seen_at", "oldest", "newest", "next_at"),
+}
+
+
+def _instant(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:  # kept for ever: beyond what Python can count
+        return datetime.max.replace(tzinfo=UTC)

@@ -1,0 +1,118 @@
+-- list_runs: the newest runs, live and finished, that fit; each row a JSON object
+--
+-- Newest by id, since the primary keys serve that order: ids begin with the time. So a list costs what it shows, beside
+-- ten million finished runs as beside none. A search among the finished ones looks at the newest %(finished)s only.
+with live as (
+    select id, job, step, state, queue, priority, created_at, nullif(due, 'infinity') as due,
+        null::timestamptz as finished_at, attempts, crashes, releases, cancel_requested, progress, unique_key,
+        concurrency_key, null as dead_letter, null as error
+    from underway.run
+    where (%(state)s::text is null or state = %(state)s)
+        and (%(job)s::text is null or job = %(job)s)
+        and (%(queue)s::text is null or queue = %(queue)s)
+        and (not %(stranded)s or state = 'pending'
+            and (queue, job, step) in (select queue, job, step from underway.stranded_lane))
+    order by id desc
+    limit least(%(live)s, %(limit)s)
+),
+finished as (
+    select id, job, step, state, queue, priority, created_at, null::timestamptz as due, finished_at, attempts, crashes,
+        releases, false as cancel_requested, null::jsonb as progress, unique_key, concurrency_key, dead_letter, error
+    from (select * from underway.finished_run order by id desc limit %(finished)s) newest
+    where (%(state)s::text is null or state = %(state)s)
+        and (%(job)s::text is null or job = %(job)s)
+        and (%(queue)s::text is null or queue = %(queue)s)
+    order by id desc
+    limit %(limit)s
+)
+select row_to_json(newest)
+from (select * from live union all select * from finished order by created_at desc, id desc limit %(limit)s) newest;
+
+-- more_finished_than: are there more finished runs than a search looks at
+select exists (select from underway.finished_run order by id desc offset %(finished)s limit 1) as more;
+
+-- run_for_people: all there is about one run
+select row_to_json(run)
+from (
+    select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, nullif(r.due, 'infinity') as due,
+        r.scheduled_for, null::timestamptz as finished_at, null::timestamptz as expires_at, r.lease_until, r.owner,
+        s.host, s.pid, r.attempts, r.crashes, r.releases, r.cancel_requested, r.progress, r.unique_key,
+        r.concurrency_key, r.key_limit, null as dead_letter, null as error, r.input, null::jsonb as result
+    from underway.run r
+    left join underway.supervisor s on s.id = r.owner
+    where r.id = %(id)s
+    union all
+    select id, job, step, state, queue, priority, created_at, null, scheduled_for, finished_at, expires_at, null, null,
+        null, null, attempts, crashes, releases, false, null, unique_key, concurrency_key, key_limit, dead_letter,
+        error, input, result
+    from underway.finished_run
+    where id = %(id)s
+) run;
+
+-- runs_between: runs whose ids begin alike
+select id, state, job
+from (
+    (select id, state, job from underway.run where id between %(least)s and %(most)s order by id limit %(limit)s)
+    union all
+    (select id, state, job from underway.finished_run where id between %(least)s and %(most)s order by id
+        limit %(limit)s)
+) found
+order by id
+limit %(limit)s;
+
+-- list_queues: every queue that is declared, that a job uses, or in which runs are; `late_since` is when the pending run
+-- was due that has been waiting longest
+select row_to_json(line)
+from (
+    select name as queue, coalesce(q.paused, false) as paused, coalesce(r.pending, 0) as pending,
+        coalesce(r.waiting, 0) as waiting, coalesce(r.in_progress, 0) as in_progress, r.late_since, q.dead_letter
+    from (select name from underway.queue union select queue from underway.job union select queue from underway.run)
+        known
+    left join underway.queue q using (name)
+    left join (
+        select queue as name, count(*) filter (where state = 'pending') as pending,
+            count(*) filter (where state = 'waiting') as waiting,
+            count(*) filter (where state = 'in_progress') as in_progress,
+            min(due) filter (where state = 'pending') as late_since
+        from underway.run
+        group by queue
+    ) r using (name)
+    order by name
+) line;
+
+-- list_supervisors: who serves this database, and how many runs each holds
+--
+-- A label is written anew every minute. Silent: killed, or cut off from the database.
+select row_to_json(line)
+from (
+    select s.id, s.host, s.pid, s.app, s.started_at, s.seen_at, count(r.id) as in_progress,
+        case when s.seen_at < now() - interval '3 minutes' then 'silent' when count(r.id) > 0 then 'busy' else 'idle'
+            end as state
+    from underway.supervisor s
+    left join underway.run r on r.owner = s.id and r.state = 'in_progress'
+    group by s.id
+    order by s.started_at, s.id
+) line;
+
+-- supervisors_between: supervisors whose ids begin alike
+select id, host || ':' || pid as place, app
+from underway.supervisor
+where id between %(least)s and %(most)s
+order by id
+limit %(limit)s;
+
+-- dead_letter_labels: every dead-letter label, and how many runs have it
+select row_to_json(line)
+from (
+    select dead_letter as label, count(*) as runs, min(finished_at) as oldest, max(finished_at) as newest
+    from underway.finished_run
+    where dead_letter is not null
+    group by dead_letter
+    order by dead_letter
+) line;
+
+-- list_schedules: every schedule, and the slot it is waiting for
+select row_to_json(line)
+from (
+    select job, name, cron, zone, catch_up, overlap, next_at, input from underway.schedule order by job, name
+) line;
