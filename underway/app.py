@@ -16,7 +16,7 @@ from typing_extensions import TypeVar
 
 from underway import client
 from underway.context import refuse_inside_step
-from underway.errors import JobDefinitionError, NoDatabase, RunNotFound, UnderwayError
+from underway.errors import JobDefinitionError, NoDatabase, UnderwayError
 from underway.job import Job, NewJob
 from underway.loading import refuse_while_loading
 from underway.manifest import Manifest
@@ -81,20 +81,27 @@ class Underway:
     def _open_pool(self) -> "psycopg_pool.ConnectionPool":
         with self._opening:
             if self._pool is None:
-                import psycopg
                 import psycopg_pool
 
-                from underway.postgres import connect, migrate, runs
-
-                url = connect.conninfo(self._named_database())
-                # The pool would try again in the background for half a minute; a wrong address should say so now.
-                with psycopg.connect(url) as connection:
-                    migrate.check(runs.applied_migrations(connection))
-                self._pool = psycopg_pool.ConnectionPool(url, min_size=0, max_size=4, open=True)
+                self._pool = psycopg_pool.ConnectionPool(self._checked_url(), min_size=0, max_size=4, open=True)
                 # Left to the interpreter's end, it waits there for threads that are gone already: from Python 3.13
                 # on a program that had enqueued never ended.
                 weakref.finalize(self, self._pool.close)
             return self._pool
+
+    def _checked_url(self) -> str:
+        """What to connect with, once a connection has shown that the address is right and the schema fits.
+
+        A pool would try again in the background for half a minute; a wrong address should say so now.
+        """
+        import psycopg
+
+        from underway.postgres import connect, migrate, runs
+
+        url = connect.conninfo(self._named_database())
+        with psycopg.connect(url) as connection:
+            migrate.check(runs.applied_migrations(connection))
+        return url
 
     def close(self) -> None:
         """Close the app's connections; they open again when needed."""
@@ -137,10 +144,14 @@ class Underway:
         run_id = UUID(str(run_id))
         with self.connection() as connection:
             name = runs.job_of(connection, run_id)
-        if name is None:
-            raise RunNotFound(f"no run has the id {run_id}: never committed, or gone after its keep")
-        job = self._jobs.get(name)
-        return client.Run(self, run_id, Any if job is None else job.result_type)
+        return client.Run(self, run_id, self._result_type(run_id, name))
+
+    def _result_type(self, run_id: UUID, job_name: str | None) -> Any:
+        """Any for a job that this code does not know."""
+        if job_name is None:
+            raise client.run_not_found(run_id)
+        job = self._jobs.get(job_name)
+        return Any if job is None else job.result_type
 
     def _enqueue(self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None") -> client.Run[R]:
         return client.enqueue(self, job, value, conn)

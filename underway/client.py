@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -16,6 +17,7 @@ from underway.errors import InvalidOption, PayloadError, RunCancelled, RunFailed
 from underway.ids import new_id
 from underway.job import Job
 from underway.loading import refuse_while_loading
+from underway.manifest import Placement
 
 if TYPE_CHECKING:
     import psycopg
@@ -63,8 +65,8 @@ class Attempt:
     peak_rss: int | None
 
 
-class Run(Generic[R]):
-    """A handle of one run; holds nothing but its id, so it can be made anew anywhere with `app.get_run(id)`."""
+class Handle(Generic[R]):
+    """What a sync and an async handle of a run have in common: nothing but the run's id."""
 
     __slots__ = ("_app", "_result_type", "id")
 
@@ -73,31 +75,36 @@ class Run(Generic[R]):
         self._result_type = result_type
         self.id = run_id
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+
+class Run(Handle[R]):
+    """A handle of one run; holds nothing but its id, so it can be made anew anywhere with `app.get_run(id)`."""
+
+    __slots__ = ()
+
     def status(self) -> Status:
         """Raises RunNotFound if it was never committed, or has left after its `keep`."""
         from underway.postgres import runs
 
         with self._app.connection() as connection:
-            state = runs.status(connection, self.id)
-        if state is None:
-            raise RunNotFound(f"no run has the id {self.id}: never committed, or gone after its keep")
-        return Status(state)
+            return known_status(self.id, runs.status(connection, self.id))
 
     def wait(self, timeout: timedelta | float | None = None) -> Status:
         """Wait until the run is finished and return its final status. `timeout` in seconds or as a timedelta.
 
         Raises TimeoutError. Looks every 20 ms at first and once a second in the end; finishing sends no notification.
         """
-        refuse_inside_step("Run.wait", "it would hold a worker; hand over to a next step, or look from outside")
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        deadline = None if seconds is None else time.monotonic() + seconds
-        pause = _FIRST_LOOK
+        patience = Patience(self.id, timeout)
         while not (status := self.status()).final:
-            left = pause if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"run {self.id} is still {status} after {seconds} s")
-            time.sleep(min(pause, left))
-            pause = min(pause * 1.5, _LAST_LOOK)
+            time.sleep(patience.next_pause(status))
         return status
 
     def result(self, timeout: timedelta | float | None = None) -> R:
@@ -110,14 +117,7 @@ class Run(Generic[R]):
         self.wait(timeout)
         with self._app.connection() as connection:
             outcome = runs.outcome(connection, self.id)
-        if outcome is None:
-            raise RunNotFound(f"run {self.id} has left after its keep")
-        state, result, error = outcome
-        if state == Status.FAILED:
-            raise RunFailed(f"run {self.id} failed: {error}")
-        if state == Status.CANCELLED:
-            raise RunCancelled(f"run {self.id} was cancelled")
-        value: R = codec.decode(result or "null", self._result_type)
+        value: R = result_of(self.id, outcome, self._result_type)
         return value
 
     def attempts(self) -> list[Attempt]:
@@ -135,29 +135,16 @@ class Run(Generic[R]):
         with self._app.connection() as connection:
             return runs.cancel(connection, self.id)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Run) and self.id == other.id
-
-    def __hash__(self) -> int:
-        return hash(self.id)
-
-    def __repr__(self) -> str:
-        return f"<Run {self.id}>"
-
 
 def enqueue(app: "Underway", job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None") -> Run[R]:
     from underway.postgres import runs
 
-    _refuse(conn)
-    first = job.compiled[0]
-    payload = codec.encode(value, first.input_type)
-    run_id = new_id()
-    if conn is not None:
-        runs.insert_run(_checked(conn), run_id, job.name, first.spec.name, first.spec.placement, payload)
-    else:
-        with app.connection() as connection:
-            runs.insert_run(connection, run_id, job.name, first.spec.name, first.spec.placement, payload)
-    return Run(app, run_id, job.result_type)
+    refuse_enqueue(conn)
+    run: Run[R] = Run(app, new_id(), job.result_type)
+    row = first_row(job, run.id, value)
+    with _connection(app, conn) as connection:
+        runs.insert_run(connection, *row)
+    return run
 
 
 def enqueue_many(
@@ -165,43 +152,99 @@ def enqueue_many(
 ) -> list[Run[R]]:
     from underway.postgres import runs
 
-    _refuse(conn)
-    first = job.compiled[0]
-    made: list[Run[R]] = []
-    rows = _encoded(app, job, values, made)
-    if conn is not None:
-        runs.copy_runs(_checked(conn), rows, job.name, first.spec.name, first.spec.placement)
-    else:
+    refuse_enqueue(conn)
+    made: list[UUID] = []
+    rows = first_rows(job, values, made)
+    with _connection(app, conn) as connection:
+        runs.copy_runs(connection, *rows)
+    return [Run(app, run_id, job.result_type) for run_id in made]
+
+
+@contextmanager
+def _connection(app: "Underway", conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
+    """The caller's, which stays in its transaction; else one of the app's own, committed at the end."""
+    import psycopg
+
+    if conn is None:
         with app.connection() as connection:
-            runs.copy_runs(connection, rows, job.name, first.spec.name, first.spec.placement)
-    return made
+            yield connection
+    elif isinstance(conn, psycopg.Connection):
+        yield conn
+    else:
+        hint = "; underway.aio takes async connections" if isinstance(conn, psycopg.AsyncConnection) else ""
+        raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}{hint}")
 
 
-def _encoded(
-    app: "Underway", job: Job[Any, Any, R], values: Iterable[Any], made: list[Run[R]]
-) -> Iterator[tuple[UUID, bytes]]:
-    """Id and payload of each value, while the list of runs grows along."""
-    typed = codec.codec_for(job.compiled[0].input_type)
-    result_type = job.result_type
-    for index, value in enumerate(values):
-        try:
-            payload = typed.encode(value)
-        except PayloadError as error:
-            raise PayloadError(f"value {index}: {error}") from error
-        run_id = new_id()
-        made.append(Run(app, run_id, result_type))
-        yield run_id, payload
+# What the async client does in the same way
 
 
-def _refuse(conn: object) -> None:
+def refuse_enqueue(conn: object) -> None:
     refuse_while_loading("enqueue")
     if conn is None:
         refuse_inside_step("enqueue without conn=", "use cx.enqueue(job, value), which commits with the step")
 
 
-def _checked(conn: Any) -> Any:
-    import psycopg
+def first_row(job: Job[Any, Any, Any], run_id: UUID, value: Any) -> tuple[UUID, str, str, Placement, bytes]:
+    """What insert_run takes. Raises PayloadError."""
+    first = job.compiled[0]
+    return run_id, job.name, first.spec.name, first.spec.placement, codec.encode(value, first.input_type)
 
-    if not isinstance(conn, psycopg.Connection):
-        raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}")
-    return conn
+
+def first_rows(
+    job: Job[Any, Any, Any], values: Iterable[Any], made: list[UUID]
+) -> tuple[Iterator[tuple[UUID, bytes]], str, str, Placement]:
+    """What copy_runs takes. The values are encoded as they are sent, and the list of ids grows along."""
+    first = job.compiled[0]
+    return _encoded(codec.codec_for(first.input_type), values, made), job.name, first.spec.name, first.spec.placement
+
+
+def _encoded(typed: codec.Codec, values: Iterable[Any], made: list[UUID]) -> Iterator[tuple[UUID, bytes]]:
+    for index, value in enumerate(values):
+        try:
+            payload = typed.encode(value)
+        except PayloadError as error:
+            raise PayloadError(f"value {index}: {error}") from error
+        made.append(new_id())
+        yield made[-1], payload
+
+
+def known_status(run_id: UUID, state: str | None) -> Status:
+    if state is None:
+        raise run_not_found(run_id)
+    return Status(state)
+
+
+def run_not_found(run_id: UUID) -> RunNotFound:
+    return RunNotFound(f"no run has the id {run_id}: never committed, or gone after its keep")
+
+
+def result_of(run_id: UUID, outcome: tuple[str, str | None, str | None] | None, result_type: Any) -> Any:
+    if outcome is None:
+        raise RunNotFound(f"run {run_id} has left after its keep")
+    state, result, error = outcome
+    if state == Status.FAILED:
+        raise RunFailed(f"run {run_id} failed: {error}")
+    if state == Status.CANCELLED:
+        raise RunCancelled(f"run {run_id} was cancelled")
+    return codec.decode(result or "null", result_type)
+
+
+class Patience:
+    """How long to pause between two looks at a run, until its `timeout` has passed."""
+
+    def __init__(self, run_id: UUID, timeout: timedelta | float | None) -> None:
+        refuse_inside_step("Run.wait", "it would hold a worker; hand over to a next step, or look from outside")
+        self._run_id = run_id
+        self._seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        self._deadline = None if self._seconds is None else time.monotonic() + self._seconds
+        self._pause = _FIRST_LOOK
+
+    def next_pause(self, status: Status) -> float:
+        """Raises TimeoutError."""
+        pause, self._pause = self._pause, min(self._pause * 1.5, _LAST_LOOK)
+        if self._deadline is None:
+            return pause
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"run {self._run_id} is still {status} after {self._seconds} s")
+        return min(pause, left)

@@ -1,4 +1,4 @@
-"""What a client asks of Postgres, on any psycopg connection: enqueue, look, cancel."""
+"""What a client asks of Postgres, on any psycopg connection, sync or async: enqueue, look, cancel."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -6,20 +6,18 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import tuple_row
 
 from underway.errors import SchemaMissing
 from underway.manifest import Placement
-from underway.postgres.queries import statements
+from underway.postgres.asking import Asking, Statement, atomic_question, fetch, question
 from underway.postgres.store import job_parameters
 
 _COPY_CHUNK = 256 * 1024
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def insert_run(
-    connection: psycopg.Connection[Any], run_id: UUID, job: str, step: str, placement: Placement, payload: bytes
-) -> None:
+@question
+def insert_run(run_id: UUID, job: str, step: str, placement: Placement, payload: bytes) -> Asking[None]:
     parameters = {
         "id": run_id,
         "job": job,
@@ -30,24 +28,16 @@ def insert_run(
         "delay": placement.delay.total_seconds(),
         "input": payload.decode(),
     }
-    _fetch(connection, "enqueue_run", parameters)
+    yield Statement("enqueue_run", parameters)
 
 
-def copy_runs(
-    connection: psycopg.Connection[Any],
-    runs: Iterable[tuple[UUID, bytes]],
-    job: str,
-    step: str,
-    placement: Placement,
-) -> None:
-    """Many runs at once by COPY, inside a transaction of the connection's: all of them or none."""
-    with connection.transaction():
-        ((microseconds,),) = _fetch(connection, "clock")
-        now = _instant(microseconds)
-        with _cursor(connection) as cursor, cursor.copy(statements()["copy_runs"]) as copy:
-            for chunk in _copy_chunks(runs, _constant_columns(now, job, step, placement)):
-                copy.write(chunk)
-        _fetch(connection, "wake_supervisors", {"queue": placement.queue})
+@atomic_question
+def copy_runs(runs: Iterable[tuple[UUID, bytes]], job: str, step: str, placement: Placement) -> Asking[None]:
+    """Many runs at once by COPY: all of them or none."""
+    ((microseconds,),) = yield Statement("clock")
+    columns = _constant_columns(_instant(microseconds), job, step, placement)
+    yield Statement("copy_runs", lines=_copy_chunks(runs, columns))
+    yield Statement("wake_supervisors", {"queue": placement.queue})
 
 
 def _constant_columns(now: datetime, job: str, step: str, placement: Placement) -> bytes:
@@ -84,62 +74,55 @@ def _copy_text(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
-def status(connection: psycopg.Connection[Any], run_id: UUID) -> str | None:
+@question
+def status(run_id: UUID) -> Asking[str | None]:
     """The state of a run; None if there is no such run."""
-    rows = _fetch(connection, "run_status", {"id": run_id})
+    rows = yield Statement("run_status", {"id": run_id})
     return rows[0][0] if rows else None
 
 
-def outcome(connection: psycopg.Connection[Any], run_id: UUID) -> tuple[str, str | None, str | None] | None:
+@question
+def outcome(run_id: UUID) -> Asking[tuple[str, str | None, str | None] | None]:
     """(state, result, error) of a finished run; None while it is live."""
-    rows = _fetch(connection, "run_outcome", {"id": run_id})
+    rows = yield Statement("run_outcome", {"id": run_id})
     return rows[0] if rows else None
 
 
-def job_of(connection: psycopg.Connection[Any], run_id: UUID) -> str | None:
-    rows = _fetch(connection, "run_job", {"id": run_id})
+@question
+def job_of(run_id: UUID) -> Asking[str | None]:
+    rows = yield Statement("run_job", {"id": run_id})
     return rows[0][0] if rows else None
 
 
-def attempts(connection: psycopg.Connection[Any], run_id: UUID) -> list[tuple[Any, ...]]:
+@question
+def attempts(run_id: UUID) -> Asking[list[tuple[Any, ...]]]:
     """Step, number, outcome, error, start, end, host, pid, CPU seconds, peak bytes of each."""
+    rows = yield Statement("run_attempts", {"id": run_id})
     return [
         (step, number, outcome, error, _instant(started), _instant(finished), *rest)
-        for step, number, outcome, error, started, finished, *rest in _fetch(connection, "run_attempts", {"id": run_id})
+        for step, number, outcome, error, started, finished, *rest in rows
     ]
 
 
-def cancel(connection: psycopg.Connection[Any], run_id: UUID) -> bool:
+@question
+def cancel(run_id: UUID) -> Asking[bool]:
     """Whether this call cancelled it."""
-    return bool(_fetch(connection, "cancel_run", {"id": run_id}))
+    rows = yield Statement("cancel_run", {"id": run_id})
+    return bool(rows)
 
 
 def register_job(connection: psycopg.Connection[Any], name: str, step: str, placement: Placement) -> None:
-    _fetch(connection, "register_job", job_parameters(name, step, placement))
+    fetch(connection, "register_job", job_parameters(name, step, placement))
 
 
 def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | None:
     """Versions that this database has, and the oldest code each allows; None without our schema."""
     try:
         with connection.transaction():
-            return dict(_fetch(connection, "applied_migrations"))
+            return dict(fetch(connection, "applied_migrations"))
     except SchemaMissing:
         return None
 
 
 def _instant(microseconds: Any) -> Any:
     return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
-
-
-def _fetch(connection: psycopg.Connection[Any], name: str, parameters: Any = None) -> list[tuple[Any, ...]]:
-    """Rows of a named statement, whatever row factory the caller's connection has. Never prepared: see Session."""
-    try:
-        with _cursor(connection) as cursor:
-            cursor.execute(statements()[name], parameters, prepare=False)
-            return cursor.fetchall() if cursor.description else []
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-        raise SchemaMissing from error
-
-
-def _cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[tuple[Any, ...]]:
-    return psycopg.Cursor(connection, row_factory=tuple_row)
