@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import underway
-from underway import Context, Job, Retry, RetryPolicy, Run, To, Underway
+from underway import Context, Job, Retry, RetryPolicy, Run, To, Underway, aio
 from underway.job import NewJob
 from underway.options import StepOptions
 
@@ -80,7 +80,10 @@ def test_every_error_is_drawn_in_the_tree() -> None:
 
 SIGNATURES: dict[Callable[..., Any], str] = {
     Underway: "(database: str | None = None) -> None",
-    Underway.job: "(self, name: str) -> underway.job.NewJob",
+    Underway.job: (
+        "(self, name: str, *, state: collections.abc.Callable[[], typing.Any] | None = None) "
+        "-> underway.job.NewJob[typing.Any]"
+    ),
     Underway.get_run: "(self, run_id: uuid.UUID | str) -> underway.client.Run[typing.Any]",
     Underway.migrate: "(self) -> list[str]",
     Underway.sync: "(self) -> list[str]",
@@ -109,6 +112,29 @@ def test_signatures(call: Callable[..., Any]) -> None:
     assert str(inspect.signature(call)) == SIGNATURES[call]
 
 
+def test_the_async_client_mirrors_the_sync_one() -> None:
+    assert (
+        aio.__all__ == sorted(aio.__all__) == ["AsyncRun", "close", "connection", "enqueue", "enqueue_many", "get_run"]
+    )
+    for sync, mirror in (
+        (Job.enqueue, aio.enqueue),
+        (Job.enqueue_many, aio.enqueue_many),
+        (Run.status, aio.AsyncRun.status),
+        (Run.wait, aio.AsyncRun.wait),
+        (Run.result, aio.AsyncRun.result),
+        (Run.attempts, aio.AsyncRun.attempts),
+        (Run.cancel, aio.AsyncRun.cancel),
+        (Underway.get_run, aio.get_run),
+        (Underway.close, aio.close),
+    ):
+        assert inspect.iscoroutinefunction(mirror)
+        assert mirror.__doc__
+        # what is `self` there is the first argument here; writing takes a connection
+        _, *expected = (name for name in inspect.signature(sync).parameters if name != "conn")
+        _, *found = (name for name in inspect.signature(mirror).parameters if name != "conn")
+        assert found == expected, mirror
+
+
 def test_step_takes_a_function_and_the_options() -> None:
     for step in (NewJob.step, Job.step):
         assert list(inspect.signature(step).parameters) == ["self", "function", "given"]
@@ -131,7 +157,7 @@ def test_step_takes_a_function_and_the_options() -> None:
 
 def test_what_a_step_sees() -> None:
     public = {name for name in dir(Context) if not name.startswith("_")}
-    assert public == {"attempt", "deadline", "enqueue", "job", "log", "progress", "run_id", "step"}
+    assert public == {"attempt", "deadline", "enqueue", "job", "log", "progress", "run_id", "state", "step"}
 
 
 def test_what_an_attempt_tells() -> None:

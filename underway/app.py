@@ -6,10 +6,10 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 from uuid import UUID
 
 from typing_extensions import TypeVar
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import psycopg_pool
 
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 class Underway:
@@ -41,11 +42,21 @@ class Underway:
         self._pool: psycopg_pool.ConnectionPool | None = None
         self._opening = threading.Lock()
 
-    def job(self, name: str) -> NewJob:
-        """Begin a job; its name is what its runs are kept under, so it outlives code."""
+    @overload
+    def job(self, name: str) -> NewJob: ...
+    @overload
+    def job(self, name: str, *, state: Callable[[], Awaitable[S]]) -> NewJob[S]: ...
+    @overload
+    def job(self, name: str, *, state: Callable[[], S]) -> NewJob[S]: ...
+    def job(self, name: str, *, state: Callable[[], Any] | None = None) -> NewJob[Any]:
+        """Begin a job; its name is what its runs are kept under, so it outlives code.
+
+        `state` makes what each worker keeps as `cx.state` for the job's steps: called at a worker's first task of the
+        job, within that task's limits; if it raises, that attempt has failed, and the next task tries again.
+        """
         if name in self._jobs:
             raise JobDefinitionError(f"two jobs are named {name!r}")
-        return NewJob(self, name)
+        return NewJob(self, name, state)
 
     def _declare(self, job: Job[Any, Any, Any]) -> None:
         known = self._jobs.get(job.name)
