@@ -74,7 +74,7 @@ class _Run:
         try:
             self._returned = await self._delivering(self._coroutine)
         except BaseException as error:
-            self._error = self._error or error
+            self._error = self._error or _unwrapped(error)
 
     async def _whole(self, awaitable: Awaitable[Any]) -> Any:
         try:
@@ -133,3 +133,15 @@ class _Run:
         assert self._task is not None
         self._task.uncancel()  # for a step that has something to hand over in spite of it
         return AsyncInterrupt(reason)
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """A TaskGroup of Python 3.11 wraps the interrupt of its body in a group, as it does for no other cancellation."""
+    wrapped: BaseException | None = error.subgroup(Interrupt) if isinstance(error, BaseExceptionGroup) else None
+    while isinstance(wrapped, BaseExceptionGroup):
+        wrapped = wrapped.exceptions[0]
+    if wrapped is None:
+        return error
+    interrupt = AsyncInterrupt(*wrapped.args)
+    interrupt.__cause__ = error
+    return interrupt
