@@ -5,10 +5,11 @@ the answer means is written once; how it is sent is written here, once for each 
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from underway.errors import SchemaMissing
@@ -31,6 +32,10 @@ class Statement(NamedTuple):
 Asking: TypeAlias = Generator[Statement, Rows, T]
 
 
+# Any statement does: a connection that is not in autocommit begins a transaction for its first one.
+_BEGIN = Statement("clock")
+
+
 class Question(Generic[P, T]):
     """`question(connection, ...)` on a psycopg.Connection, `await question.on(connection, ...)` on an AsyncConnection.
 
@@ -43,7 +48,11 @@ class Question(Generic[P, T]):
 
     def __call__(self, connection: psycopg.Connection[Any], *args: P.args, **kwargs: P.kwargs) -> T:
         asking = self._asking(*args, **kwargs)
-        with _schema_expected(), connection.transaction() if self._atomic else nullcontext():
+        with _schema_expected(), ExitStack() as whole:
+            if self._atomic:
+                if _would_commit(connection):
+                    _answer(connection, _BEGIN)
+                whole.enter_context(connection.transaction())
             try:
                 statement = next(asking)
                 while True:
@@ -55,7 +64,11 @@ class Question(Generic[P, T]):
     async def on(self, connection: psycopg.AsyncConnection[Any], *args: P.args, **kwargs: P.kwargs) -> T:
         asking = self._asking(*args, **kwargs)
         with _schema_expected():
-            async with connection.transaction() if self._atomic else nullcontext():
+            async with AsyncExitStack() as whole:
+                if self._atomic:
+                    if _would_commit(connection):
+                        await _answer_async(connection, _BEGIN)
+                    await whole.enter_async_context(connection.transaction())
                 try:
                     statement = next(asking)
                     while True:
@@ -107,6 +120,11 @@ async def _answer_async(connection: psycopg.AsyncConnection[Any], statement: Sta
             return []
         await cursor.execute(text, statement.parameters, prepare=False)
         return await cursor.fetchall() if cursor.description or connection.pgconn.pipeline_status else []
+
+
+def _would_commit(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Whether transaction() would begin the transaction, and so commit at its end what the caller may yet roll back."""
+    return not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE
 
 
 @contextmanager
