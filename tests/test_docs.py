@@ -1,0 +1,41 @@
+"""The programs in docs/*.md, as a reader would run them: each page's in order, on a migrated database of its own.
+
+A block of Python is a program, or a module of a later one; its first line names the file: `# shop.py`. SQL is
+executed where it stands, in between. What a program claims it asserts.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCK = re.compile(r"^```(python|sql)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = {page.stem: blocks for page in sorted(DOCS.glob("*.md")) if (blocks := BLOCK.findall(page.read_text()))}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_shows_runs(page: str, database: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "UNDERWAY_DATABASE_URL": database}
+    for language, text in PAGES[page]:
+        if language == "sql":
+            with psycopg.connect(database) as connection:
+                connection.execute(text)
+            continue
+        name = re.match(r"# (\w+\.py)\n", text)
+        assert name is not None, f"a block of docs/{page}.md does not name its file: {text[:60]!r}"
+        (tmp_path / name[1]).write_text(text)
+        done = subprocess.run(
+            [sys.executable, name[1]], cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=60
+        )
+        assert done.returncode == 0, f"{name[1]}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_page_that_is_linked_exists() -> None:
+    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
+        for link in re.findall(r"\]\(([\w./-]+\.md)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
