@@ -8,18 +8,18 @@ PYTHON ?= $(shell for python in $(PYTHONS); do \
 	echo $$python && break; done)
 BIN = .venv/bin
 
-# Extra arguments for demo, bench and pytest: make demo ARGS="--limit 20"
+# Extra arguments for demo, bench, bench-peers and pytest: make demo ARGS="--limit 20"
 ARGS =
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint bench chaos clean
+.PHONY: help demo test lint bench bench-peers chaos clean
 # A stamp whose recipe was interrupted must not count.
 .DELETE_ON_ERROR:
 
 help: ## Show this list
 	@echo "underway: durable step functions on Postgres. Needs Python 3.11+; the rest is set up in .venv."
 	@echo
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 	@echo
 	@echo 'Arguments go through ARGS, as in: make demo ARGS="--limit 20"  or  make test ARGS="-k retry"'
 
@@ -40,11 +40,14 @@ bench: .venv/.bench ## Measure: how fast, beside process pools of the same size;
 	@$(BIN)/python -m benchmarks $(ARGS)
 	@$(BIN)/python -m benchmarks.plots
 
+bench-peers: .venv/.test ## Measure: beside celery, dramatiq and four other queues (half an hour; needs redis-server)
+	@$(BIN)/python -m benchmarks.peers $(ARGS)
+
 chaos: .venv/.test ## Kill and stop things at random, for minutes
 	@$(BIN)/python -m pytest -m chaos --timeout=1800 $(ARGS)
 
-clean: ## Remove .venv and the caches; the reports stay
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## Remove the environments and the caches; the reports stay
+	rm -rf .venv benchmarks/peers/.envs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each extra. By environment, since -c alone leaves the packages that build packages to chance.

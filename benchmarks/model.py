@@ -1,6 +1,6 @@
 """What a benchmark measures and how its samples become a row of the table."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 OURS = "underway"
@@ -8,7 +8,10 @@ OURS = "underway"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. `cpu` maps the milliseconds a task burns to the number of tasks."""
+    """How much of everything. `cpu` maps the milliseconds a task burns to the number of tasks.
+
+    `backlog` is the number of pending runs around a claim; `claims` are measured beside them.
+    """
 
     runs: int = 40_000
     two_step: int = 20_000
@@ -17,15 +20,33 @@ class Sizes:
     latencies: int = 200
     kills: int = 20
     warm_up: int = 2000
+    backlog: int = 1_000_000
+    claims: int = 200
+    snapshot_seconds: float = 180
+    enqueues: int = 16_000
+    steady_minutes: float = 1
 
     @staticmethod
     def quick() -> "Sizes":
-        return Sizes(6000, 3000, 20_000, ((20, 100), (200, 12)), 40, 4, 500)
+        return Sizes(6000, 3000, 20_000, ((20, 100), (200, 12)), 40, 4, 500, 10_000, 40, 2, 1600, 0.1)
 
     def with_runs(self, runs: int) -> "Sizes":
         """The same with so many runs wherever their number is what makes the measurement long."""
-        cpu = tuple((milliseconds, min(tasks, runs)) for milliseconds, tasks in self.cpu)
-        return Sizes(runs, runs, runs, cpu, min(self.latencies, runs), min(self.kills, runs), min(self.warm_up, runs))
+        return replace(
+            self,
+            runs=runs,
+            two_step=runs,
+            bulk=runs,
+            cpu=tuple((milliseconds, min(tasks, runs)) for milliseconds, tasks in self.cpu),
+            latencies=min(self.latencies, runs),
+            kills=min(self.kills, runs),
+            warm_up=min(self.warm_up, runs),
+            backlog=min(self.backlog, 100 * runs),
+            claims=min(self.claims, runs),
+            snapshot_seconds=min(self.snapshot_seconds, runs / 10),
+            enqueues=min(self.enqueues, runs),
+            steady_minutes=min(self.steady_minutes, runs / 600),
+        )
 
     def scaled(self, usual: int, *, least: int = 4) -> int:
         """A number that is not listed here, in the same proportion to its usual size."""

@@ -11,19 +11,18 @@ from benchmarks.machine import Machine
 from benchmarks.model import OURS, Row
 
 RESULTS = Path(__file__).parent / "results"
-_HEAD = ("", "underway", "lowest - highest", "limit in the same run", "", "ratio", "floor", "goal", "")
+_HEAD = ("", "", "lowest - highest", "ratio", "floor", "goal", "")
 
 
 def table(rows: list[Row]) -> str:
+    """Each row with its limits below it; a ratio is that of the row to this limit."""
     lines: list[tuple[str, ...]] = [_HEAD]
     for row in rows:
-        limits = row.limits or [""]
-        lines += [_line(row, limit, first=number == 0) for number, limit in enumerate(limits)]
+        lines += [_line(row, form) for form in row.samples]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = {0, 3}
     texts = [
         "  ".join(
-            cell.ljust(width) if number in left else cell.rjust(width)
+            cell.rjust(width) if number else cell.ljust(width)
             for number, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -31,15 +30,16 @@ def table(rows: list[Row]) -> str:
     return "\n".join([texts[0], "-" * max(map(len, texts)), *texts[1:]])
 
 
-def _line(row: Row, limit: str, *, first: bool) -> tuple[str, ...]:
-    samples = row.samples[OURS]
+def _line(row: Row, form: str) -> tuple[str, ...]:
+    samples = row.samples[form]
     spread = f"{number(min(samples))} - {number(max(samples))}" if len(samples) > 1 else ""
-    ours = (row.name, f"{number(row.ours)} {row.unit}", spread) if first else ("", "", "")
-    beside = (limit, number(row.limit(limit)), f"{row.ratio(limit):.3f}") if limit else ("", "", "")
+    measured = (f"{number(median(samples))} {row.unit}".rstrip(), spread)
     judged = ("", "", "")
-    if limit in (row.judged_by, "") or (row.judged_by is None and first):
+    if form == (row.judged_by or OURS):
         judged = (_bound(row, row.floor), _bound(row, row.goal), _verdict(row))
-    return (*ours, *beside, *judged)
+    if form == OURS:
+        return (row.name, *measured, "", *judged)
+    return (f"  {form}", *measured, f"{row.ratio(form):.3f}", *judged)
 
 
 def _bound(row: Row, bound: float | None) -> str:
@@ -51,7 +51,7 @@ def _bound(row: Row, bound: float | None) -> str:
 def _verdict(row: Row) -> str:
     if row.disturbed is not None and row.goal is not None:
         # A contended machine also flatters: with more processes than a pool we get more of it than the pool does.
-        return f"no verdict: others used up to {row.disturbed:.0%}"
+        return f"no verdict (others {row.disturbed:.0%})"
     if row.meets(row.goal):
         return "goal met"
     if row.floor is not None:

@@ -37,6 +37,14 @@ class Stage:
         row = self._connection.execute(query, parameters).fetchone()
         return None if row is None else row[0]
 
+    def await_true(self, query: LiteralString, *parameters: object, otherwise: str) -> None:
+        """Wait a minute at most until the query says true."""
+        deadline = time.monotonic() + 60
+        while not self.value(query, *parameters):
+            if time.monotonic() > deadline:
+                raise TimeoutError(otherwise)
+            time.sleep(0.1)
+
     def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
         return self._connection.execute(query).fetchall()
 
@@ -59,8 +67,8 @@ class Stage:
         self._connection.execute("checkpoint")
 
     def empty(self) -> None:
-        """Throw away what no supervisor was there to run."""
-        self._connection.execute("truncate underway.run, underway.finished_run, underway.attempt")
+        """Throw away what no supervisor was there to run, and what killed ones said of themselves."""
+        self._connection.execute("truncate underway.run, underway.finished_run, underway.attempt, underway.supervisor")
 
     def drained(self, enqueue: Callable[[], object], runs: int, *, from_commit: bool = False) -> float:
         """Seconds from the start of the first attempt to the end of the last run, by the database's clock.
@@ -110,6 +118,7 @@ class Supervisor:
     """`underway-supervisor` in a process of its own. Verbose: its log says when a worker has booted."""
 
     def __init__(self, stage: Stage, procs: int) -> None:
+        self._stage = stage
         self.log = stage.folder / f"supervisor-{uuid4()}.log"
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -132,6 +141,13 @@ class Supervisor:
     def workers(self) -> list[psutil.Process]:
         return [child for child in self.process.children() if "underway.worker" in child.cmdline()]
 
+    def connections(self) -> int:
+        """How many it and its workers have to Postgres; the pool of our own app has to be closed."""
+        query: LiteralString = (
+            "select count(*) from pg_stat_activity where application_name = 'underway' and datname = current_database()"
+        )
+        return int(self._stage.value(query))
+
     def end(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(3)  # SIGQUIT: now
@@ -143,14 +159,25 @@ class Supervisor:
 
 
 @contextmanager
-def set_up() -> Iterator[Stage]:
-    """A cluster in a temporary folder, all its settings Postgres' own: fsync on, synchronous commits."""
+def server() -> Iterator[tuple[Cluster, Path]]:
+    """A cluster in a temporary folder, all its settings Postgres' own: fsync on, synchronous commits. And a folder for
+    logs."""
     # below /tmp: the user as whom the server of root runs must be able to enter every folder above
     folder = Path(tempfile.mkdtemp(prefix="underway-bench-", dir="/tmp"))
     logs = Path(tempfile.mkdtemp(prefix="underway-bench-logs-"))
     cluster = Cluster(folder)
     try:
         cluster.start()
+        yield cluster, logs
+    finally:
+        cluster.stop("immediate")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+@contextmanager
+def set_up() -> Iterator[Stage]:
+    with server() as (cluster, logs):
         cluster.create_database("bench")
         os.environ["UNDERWAY_DATABASE_URL"] = cluster.url("bench")
         app.migrate()
@@ -160,7 +187,3 @@ def set_up() -> Iterator[Stage]:
         finally:
             stage.close()
             app.close()
-    finally:
-        cluster.stop("immediate")
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(logs, ignore_errors=True)

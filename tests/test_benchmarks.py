@@ -30,5 +30,10 @@ def test_every_benchmark_runs() -> None:
     names = ["no-op, one step", "no-op, two steps", "CPU, 20 ms a task", "CPU, 200 ms a task", "idle latency, median"]
     assert [row["name"] for row in rows][:5] == names
     assert all(name in table for name in names)
-    assert all(sample > 0 for row in rows for samples in row["samples"].values() for sample in samples)
+    for row in rows:
+        # In so short a time an idle supervisor may need less CPU than can be measured.
+        least = 0 if row["name"].startswith("idle CPU") else 1e-9
+        assert all(sample >= least for samples in row["samples"].values() for sample in samples), row
+    # A table for terminals.
+    assert max(map(len, table.partition("\n\n")[0].splitlines())) <= 120
     assert "fsync on" in table

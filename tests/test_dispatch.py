@@ -8,6 +8,7 @@ import pytest
 from underway import wire
 from underway.manifest import Lane, Step
 from underway.supervisor.dispatch import (
+    AHEAD_BYTES,
     AHEAD_SECONDS,
     HANDED_SECONDS,
     MOST_AHEAD,
@@ -404,11 +405,40 @@ def test_long_tasks_are_left_to_others() -> None:
     assert line.demand() == 0
 
 
+def test_no_more_is_claimed_ahead_than_fits_by_the_size_of_what_came() -> None:
+    line = on(StubWorker())
+    learn(line, 0.0)
+    large = tasks(100)
+    for one in large:
+        one.input = bytes(AHEAD_BYTES // 8)
+    line.add(large)
+    for one in large:
+        line.drop(one)
+    assert 1 + 8 <= line.demand() <= 1 + 9
+    # One that is larger than all there may be is claimed alone, by a worker that is idle.
+    for one in large:
+        one.input = bytes(3 * AHEAD_BYTES)
+    line.add(large)
+    line.take_all()
+    assert line.demand() == 1
+
+
+def test_runs_that_were_here_before_go_first_in_their_order() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    first, second, *others = tasks(5)
+    line.add(others)
+    line.add_first([first, second])
+    assert [one.token for one in line.ready] == [1, 2, 3, 4, 5]
+    line.pump()
+    assert worker.tokens == [1]
+
+
 def test_little_is_not_worth_a_claim_while_there_is_work() -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, 0.01)
-    line.add(tasks(30))
+    line.add(tasks(int(AHEAD_SECONDS / 0.01) + 5))
     line.pump()
     worker.start()
     before = len(line.ready)

@@ -30,6 +30,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         wire.Result,
         tokens,
+        st.none() | tokens,
         st.sampled_from(wire.ENDINGS),
         placements,
         st.none() | seconds,

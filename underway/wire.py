@@ -71,10 +71,11 @@ class Result(NamedTuple):
 
     `ending` is one of the ENDINGS; `placement` is (step, queue, priority, delay, keep) of the next step; `retry_after`
     is what the step asked for; `spawned` are the runs to enqueue with the hand-over; times and sizes are in seconds
-    and bytes.
+    and bytes. `then` is the task that starts now: a Started of its own would double the frames of short tasks.
     """
 
     token: int
+    then: int | None
     ending: str
     placement: list[object] | None
     retry_after: float | None

@@ -36,18 +36,12 @@ def _ours(setting: Setting) -> list[float]:
         _pause()
         now = time.monotonic_ns()
         called[app.clocks.enqueue(0).id] = now
-    _await_finished(setting, len(called))
+    setting.stage.await_true(
+        "select count(*) >= %s from underway.finished_run", len(called), otherwise="the runs do not finish"
+    )
     reached = setting.stage.rows("select id, result::text::int8 from underway.finished_run")
     milliseconds = {run: (at - called[run]) / 1e6 for run, at in reached}
     return [milliseconds[run] for run in list(called)[_WARM_UP:]]
-
-
-def _await_finished(setting: Setting, runs: int) -> None:
-    deadline = time.monotonic() + 60
-    while setting.stage.value("select count(*) from underway.finished_run") < runs:
-        if time.monotonic() > deadline:
-            raise TimeoutError("the runs do not finish")
-        time.sleep(0.1)
 
 
 def _pool(setting: Setting) -> list[float]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
+from benchmarks import alone
 from benchmarks.cases.growth import FULL
 from benchmarks.documents import PEERS, Document, holding, holding_series
 from benchmarks.limits import EXECUTOR, POOL
@@ -34,7 +35,8 @@ def throughput(documents: Sequence[Document]) -> Picture | None:
     if (document := holding(documents, name)) is None or (row := document.row(name)) is None:
         return None
     bars = [Bar(OURS, {"": row.ours})]
-    bars += [Bar(f"{limit} (keeps nothing)", {"": row.limit(limit)}, ours=False) for limit in row.limits]
+    kept = {limit: limit if limit == alone.NAME else f"{limit} (keeps nothing)" for limit in row.limits}
+    bars += [Bar(label, {"": row.limit(limit)}, ours=False) for limit, label in kept.items()]
     peers = _peers(documents)
     bars += [Bar(peer, {"": rate}, ours=False) for peer, rate in peers.items()]
     bars.sort(key=lambda bar: bar.total, reverse=True)

@@ -20,7 +20,7 @@ MOST_HANDED = 200
 # Whatever has waited so long behind a running task is taken back.
 PATIENCE_SECONDS = 0.05
 # So much work per worker is claimed ahead: enough to hide a claim, little enough to leave to other supervisors.
-AHEAD_SECONDS = 0.25
+AHEAD_SECONDS = 0.5
 MOST_AHEAD = 500
 MOST_CLAIMED = 500
 # And no more input than this, by what has been claimed until now.

@@ -41,10 +41,10 @@ class Endings:
         match message:
             case wire.Result():
                 self._ended(worker, message)
+                if message.then is not None:
+                    self._started(worker, message.then)
             case wire.Started(token):
-                if task := worker.tasks.get(token):
-                    task.started_at = time.monotonic()
-                    worker.output.forget()
+                self._started(worker, token)
             case wire.Skipped(token):
                 self._dispatch.skipped(worker, token)
             case wire.Progress(token, payload):
@@ -73,6 +73,11 @@ class Endings:
                 self._dispatch.add([task])
         if not tasks and worker.kill_reason is None and worker.manifest is not None and not self.draining:
             log.warning("an idle worker died: %s", worker.exit_text, extra={"about": {"worker": worker.slot}})
+
+    def _started(self, worker: WorkerProcess, token: int) -> None:
+        if task := worker.tasks.get(token):
+            task.started_at = time.monotonic()
+            worker.output.forget()
 
     def _ended(self, worker: WorkerProcess, result: wire.Result) -> None:
         worker.output.read_to_end_of_task()

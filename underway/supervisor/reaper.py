@@ -12,6 +12,9 @@ log = getLogger("underway.supervisor")
 
 _LIMIT = 500
 _LONGEST_PERIOD = 5.0
+# A look passes over all that were in progress since the last vacuum, a million beside an old snapshot, and commits
+# wait for it: it may take this share of the time.
+_SHARE = 0.05
 
 
 class Reaper:
@@ -29,11 +32,13 @@ class Reaper:
 
     async def run(self) -> None:
         while True:
+            began = time.monotonic()
             try:
                 await self._reap()
             except DatabaseAway as error:
                 log.warning("reaping interrupted: %s", error)
-            await asyncio.sleep(min(self._shortest_lease() / 4, _LONGEST_PERIOD))
+            took = time.monotonic() - began
+            await asyncio.sleep(max(min(self._shortest_lease() / 4, _LONGEST_PERIOD), took / _SHARE))
 
     async def _reap(self) -> None:
         if self._work.opened != self._opened:

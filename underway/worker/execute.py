@@ -4,7 +4,7 @@ import functools
 import time
 import traceback
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _LONGEST_ERROR = 32 * 1024
 _PROGRESS_SECONDS = 0.1
 
+# The fields of a wire.Result from `ending` on.
+Outcome: TypeAlias = tuple[str, list[object] | None, float | None, list[dict[str, object]], float, float, int, bytes]
+
 
 class Executor:
     """Executes the steps of one app, one task at a time."""
@@ -44,8 +47,8 @@ class Executor:
                 for name in (step.spec.name, *step.spec.formerly):
                     self._steps[job.name, name] = (job, index)
 
-    def execute(self, task: wire.Task) -> wire.Result:
-        """The result of the step, whatever it does short of ending the process."""
+    def execute(self, task: wire.Task) -> Outcome:
+        """How the step ended, whatever it does short of ending the process."""
         self._meter.start()
         attempt = _Attempt(self._app, self._conversation, self._guard, task.token)
         placement: list[object] | None = None
@@ -66,8 +69,7 @@ class Executor:
         except BaseException as error:
             ending, payload = "retry", _error_text(error)
         spawned = attempt.spawned if ending in ("next", "done") else []
-        seconds, cpu_seconds, peak_rss = self._meter.stop()
-        return wire.Result(task.token, ending, placement, retry_after, spawned, seconds, cpu_seconds, peak_rss, payload)
+        return (ending, placement, retry_after, spawned, *self._meter.stop(), payload)
 
     @functools.cached_property
     def _loop(self) -> "WorkerLoop":

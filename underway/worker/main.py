@@ -57,6 +57,7 @@ class Inbox:
         self._pid = os.getpid()
 
     def work(self) -> None:
+        announced: int | None = None
         while True:
             while not self._tasks:
                 self._revoked.clear()  # they came too late, for tasks that are done
@@ -65,19 +66,20 @@ class Inbox:
             task = self._tasks.popleft()
             # The result before and the start of this leave in one write. Then the inbox is read: whoever wrote a
             # Revoke before seeing our Started can rely on its being found here.
-            self._conversation.send(wire.Started(task.token))
+            self._conversation.send(None if task.token == announced else wire.Started(task.token))
             self._take(self._conversation.poll())
             if task.token in self._revoked:
                 self._revoked.discard(task.token)
                 self._conversation.hold(wire.Skipped(task.token))
                 continue
             self._forwarder.token = task.token
-            result = self._executor.execute(task)
+            outcome = self._executor.execute(task)
             if os.getpid() != self._pid:
                 os._exit(1)  # a child that the step forked has come back out of it
-            self._conversation.hold(result)
             self._take(self._guard.inbox)
             self._guard.inbox.clear()
+            announced = self._tasks[0].token if self._tasks else None
+            self._conversation.hold(wire.Result(task.token, announced, *outcome))
 
     def _take(self, messages: Iterable[wire.Message]) -> None:
         for message in messages:

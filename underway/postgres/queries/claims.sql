@@ -1,11 +1,13 @@
 -- claim_tasks: take pending runs of these lanes in the order of their rank, and at most so many suspects
 --
--- Each lane is probed by its index, then the candidates are locked; "ctid = any(array(...))" keeps the plan the same
--- on an empty table and beside millions of rows.
+-- Each lane is probed by its index from its mark on, then the candidates are locked; "ctid = any(array(...))" keeps the
+-- plan the same on an empty table and beside millions of rows.
 with lane as (
-    select * from unnest(
-        %(queues)s::text[], %(jobs)s::text[], %(steps)s::text[], %(leases)s::float8[], %(max_crashes)s::int[]
-    ) with ordinality as lane (queue, job, step, lease, max_crashes, n)
+    select queue, job, step, lease, max_crashes, to_timestamp(mark) as mark, mark_id, n
+    from unnest(
+        %(queues)s::text[], %(jobs)s::text[], %(steps)s::text[], %(leases)s::float8[], %(max_crashes)s::int[],
+        %(marks)s::float8[], %(mark_ids)s::uuid[]
+    ) with ordinality as lane (queue, job, step, lease, max_crashes, mark, mark_id, n)
 ),
 claimed as (
     update underway.run r
@@ -26,6 +28,7 @@ claimed as (
                             select p.ctid, p.id, p.rank from underway.run p
                             where p.queue = lane.queue and p.job = lane.job and p.step = lane.step
                                 and p.state = 'pending' and p.crashes = 0
+                                and (p.rank, p.id) > (lane.mark, lane.mark_id)
                             order by p.rank, p.id
                             limit %(candidates)s
                         ) candidate
@@ -52,9 +55,9 @@ claimed as (
         and r.queue = lane.queue and r.job = lane.job and r.step = lane.step
     returning r.id, r.token, lane.n, r.number, r.attempts, r.crashes, r.releases, r.rank, r.input
 )
-select id::text, token, n, number, attempts, crashes, releases, input::text
+select id::text, token, n, number, attempts, crashes, releases, date_part('epoch', rank), input::text
 from claimed
-order by rank, id;
+order by rank, claimed.id;
 
 -- promote_runs: make waiting runs pending whose time has come
 update underway.run r

@@ -1,0 +1,25 @@
+"""Two questions to the queue's database, for the queues that are on psycopg."""
+
+from typing import Any
+
+import psycopg
+
+from benchmarks.peers.inside import database
+
+
+def count(rows: str) -> int:
+    """Of rows, as they stand after `from`."""
+    return int(_value(f"select count(*) from {rows}"))
+
+
+def latest(column: str, rows: str) -> float | None:
+    """In seconds since the epoch; None if there is none."""
+    moment: float | None = _value(f"select extract(epoch from max({column}))::float8 from {rows}")
+    return moment
+
+
+def _value(query: Any) -> Any:
+    with psycopg.connect(database(), autocommit=True) as connection:
+        row = connection.execute(query).fetchone()
+    assert row is not None
+    return row[0]

@@ -1,0 +1,64 @@
+"""A Redis of our own, from Debian's package: a free port on loopback, a temporary folder, all else as it is shipped."""
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from benchmarks.peers.environments import Unavailable
+
+_HOST = "127.0.0.1"
+_START_SECONDS = 10
+# Where Debian's package has it, which is not on everybody's path.
+_PROGRAM = "/usr/bin/redis-server"
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """Yields its URL."""
+    program = shutil.which("redis-server") or _PROGRAM
+    port = _free_port()
+    try:
+        process = subprocess.Popen(
+            [program, "--bind", _HOST, "--port", str(port), "--dir", str(folder), "--daemonize", "no"],
+            stdout=(folder / "redis.log").open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise Unavailable("needs a Redis (Debian: apt install redis-server)") from None
+    try:
+        _await(port, process)
+        yield f"redis://{_HOST}:{port}/0"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def version() -> str:
+    """As it calls itself; empty if there is none."""
+    with suppress(FileNotFoundError):
+        said = subprocess.run([_PROGRAM, "--version"], capture_output=True, text=True, check=False).stdout
+        return next((word.removeprefix("v=") for word in said.split() if word.startswith("v=")), "")
+    return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _await(port: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection((_HOST, port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            if connection.recv(100).startswith(b"+PONG"):
+                return
+        time.sleep(0.02)
+    raise Unavailable("Redis does not come up")

@@ -1,0 +1,68 @@
+"""Rows by the million, by set-based SQL: what lies around a claim in a table of some age."""
+
+from collections.abc import Callable
+from typing import Any, LiteralString, TypeAlias
+
+import psycopg
+
+from benchmarks.engine import FIRST, JOB, QUEUE
+
+# Inserts the rows with the numbers from %s to %s.
+Rows: TypeAlias = LiteralString
+
+_CHUNK = 250_000
+_RUN: LiteralString = "insert into underway.run (id, job, step, queue, keep, due, rank, priority, state, input)"
+
+# n numbers the rows of each kind. All ids are in the order of time, as those of clients are.
+PENDING: Rows = f"""
+    {_RUN}
+    select uuidv7(), '{JOB}', '{FIRST}', '{QUEUE}', '1 hour', at, at, 0, 'pending', '{{"order_id": 42}}'
+    from (select n, now() - interval '1 hour' + n * interval '1 ms' as at from generate_series(%s::int, %s) n) placed
+    order by n
+"""
+# A thousand priorities, so that they lie before and behind what is pending.
+DELAYED: Rows = f"""
+    {_RUN}
+    select uuidv7(), '{JOB}', '{FIRST}', '{QUEUE}', '1 hour', due, due - n %% 1000 * interval '1 minute', n %% 1000,
+        'waiting', '{{"order_id": 42}}'
+    from (select n, now() + interval '1 day' + n * interval '1 ms' as due from generate_series(%s::int, %s) n) placed
+    order by n
+"""
+UNSERVED: Rows = f"""
+    {_RUN}
+    select uuidv7(), 'of-nobody-here', '{FIRST}', '{QUEUE}', '1 hour', at, at, 0, 'pending', '{{"order_id": 42}}'
+    from (select n, now() - interval '1 day' + n * interval '1 ms' as at from generate_series(%s::int, %s) n) placed
+    order by n
+"""
+# With an attempt each.
+FINISHED: Rows = f"""
+    with finished as (
+        insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, priority,
+            state, queue, job, step, result)
+        select uuidv7(), now(), now() + interval '14 days', '14 days', 0, 0, 0, 0,
+            'succeeded', '{QUEUE}', '{JOB}', '{FIRST}', '{{"receipt": 42}}'
+        from generate_series(%s::int, %s)
+        returning id
+    )
+    insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,
+        step, outcome, host)
+    select id, nextval('underway.token'), 1, 4711, now(), now(), 50000000, 0.02, '{FIRST}', 'succeeded', 'benchmark'
+    from finished
+"""
+# New work goes to the end of the line.
+_FRESH: LiteralString = f"""
+    {_RUN}
+    select uuidv7(), '{JOB}', '{FIRST}', '{QUEUE}', '1 hour', now(), now(), 0, 'pending', '{{"order_id": 42}}'
+    from generate_series(1, %s)
+"""
+
+
+def load(connection: psycopg.Connection[Any], rows: Rows, count: int, say: Callable[[str], None]) -> None:
+    for first in range(1, count + 1, _CHUNK):
+        say(f"{first - 1:,} of {count:,} loaded")
+        connection.execute(rows, (first, min(first + _CHUNK - 1, count)))
+
+
+def add(connection: psycopg.Connection[Any], count: int) -> None:
+    """So many new pending runs."""
+    connection.execute(_FRESH, (count,))

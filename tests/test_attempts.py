@@ -1,0 +1,116 @@
+"""What a worker tells a step of its attempt, what it measures of it, and that one step has no hold on the next."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from apps import attempts
+from harness import Supervisor, eventually, states
+
+from underway import Status, Underway
+
+Start = Callable[..., Supervisor]
+Connection = psycopg.Connection[Any]
+
+
+@pytest.fixture(autouse=True)
+def app(bind: Callable[[Underway], Underway]) -> Underway:
+    return bind(attempts.app)
+
+
+# The context
+
+
+def test_each_step_sees_its_own_run_deadline_and_log(start_supervisor: Start) -> None:
+    runs = attempts.looks.enqueue_many(range(200))
+    supervisor = start_supervisor("attempts", "--procs", "2")
+    for number, run in enumerate(runs):
+        seen = run.result(30)
+        assert (seen["run"], seen["logger"], seen["attempt"]) == (str(run.id), "looks.look", 1), number
+        assert 990 < seen["left"] <= 1000
+    supervisor.until("number 199")
+    said = {int(line.split("number ")[1].split()[0]): line for line in supervisor.log.splitlines() if "number " in line}
+    assert said.keys() == set(range(200))
+    for number, run in enumerate(runs):
+        assert f"run={run.id}" in said[number]
+        assert "job=looks" in said[number]
+        assert "step=look " in said[number] + " "
+        assert "attempt=1" in said[number]
+
+
+def test_progress_is_that_of_the_run_that_reports_it(connection: Connection, start_supervisor: Start) -> None:
+    runs = attempts.reports.enqueue_many([11, 22])
+    start_supervisor("attempts", "--procs", "2")
+
+    def progress() -> dict[str, Any]:
+        return dict(connection.execute("select id::text, progress from underway.runs where progress is not null"))
+
+    expected = {
+        str(run.id): {"done": number, "total": 100, "note": str(run.id)}
+        for number, run in zip((11, 22), runs, strict=True)
+    }
+    eventually(lambda: progress() == expected)
+    # At its deadline it is interrupted, and what it hands over all the same is its own.
+    assert [run.result(20) for run in runs] == [11, 22]
+
+
+# What it cost
+
+COSTS = {
+    "nothing": 0.0,
+    "itself": 0.4,
+    "in a child": 0.4,
+    "in a child and its child": 0.4,
+    "in a child that is not waited for": 0.0,
+}
+
+
+def test_an_attempt_costs_its_cpu_time_and_that_of_children_it_waited_for(
+    connection: Connection, start_supervisor: Start
+) -> None:
+    """One worker, and each after a costly one: nobody pays for the attempt before."""
+    hows = [how for each in COSTS for how in (each, "nothing")]
+    runs = attempts.costs.enqueue_many(hows)
+    assert start_supervisor("attempts", "--procs", "1", "--until-idle").wait(60) == 0
+    assert states(connection) == {"succeeded": len(hows)}
+    for how, run in zip(hows, runs, strict=True):
+        (attempt,) = run.attempts()
+        spent = connection.execute("select cpu_seconds from underway.attempt where run_id = %s", [run.id]).fetchone()
+        assert spent is not None
+        # A child spends some on starting, too.
+        assert COSTS[how] - 0.01 <= spent[0] < COSTS[how] + 0.3, (how, spent)
+        assert attempt.started_at is not None
+
+
+def test_no_attempt_costs_less_than_nothing(connection: Connection, start_supervisor: Start) -> None:
+    count = 2000
+    attempts.costs.enqueue_many(["nothing"] * count)
+    assert start_supervisor("attempts", "--procs", "2", "--until-idle").wait(60) == 0
+    row = connection.execute(
+        "select count(cpu_seconds), min(cpu_seconds) >= 0, max(cpu_seconds) < 0.5,"
+        " bool_and(started_at <= finished_at), bool_and(peak_rss > 1000000) from underway.attempt"
+    ).fetchone()
+    assert row == (count, True, True, True, True)
+
+
+# The signal
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["on its own", "handed out together"])
+@pytest.mark.parametrize("how", ["blocks", "ignores", "replaces"])
+def test_a_step_that_takes_the_signal_does_not_spare_the_next_its_interrupt(
+    start_supervisor: Start, how: str, together: bool
+) -> None:
+    """Also when both are in the worker's hands, and the next begins within microseconds."""
+    # Many quick ones teach the supervisor that these are short, so that it hands out many at once.
+    before = attempts.fickles.enqueue_many(["is quick"] * (1000 if together else 0))
+    _taking, long = attempts.fickles.enqueue_many([how, "is long"])
+    supervisor = start_supervisor("attempts", "--procs", "1")
+    assert long.wait(30) is Status.SUCCEEDED, long.attempts()[0].error
+    assert long.result() == "interrupted"
+    assert all(run.wait(20) is Status.SUCCEEDED for run in before[-3:])
+    (attempt,) = long.attempts()
+    assert attempt.started_at is not None
+    assert (attempt.finished_at - attempt.started_at).total_seconds() < 3
+    assert "killed" not in supervisor.log

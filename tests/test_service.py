@@ -1,0 +1,269 @@
+"""A whole service against a real database, with workers that do nothing: what it holds, hands on, and gives back."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+from committing import NEXT, NEXT_LANE, Interrupted, attempts_of
+from db import LANE, Connection, ago, insert, row_of, value
+
+from underway import wire
+from underway.manifest import Job, Lane, Manifest, Policy, Step
+from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.store import Attempt, Claimed, Store
+from underway.supervisor.commits import Ended
+from underway.supervisor.service import Service
+from underway.supervisor.shutdown import StopRequest
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import succeed
+
+# Longer than any of these tests: what a lapse would take back counts as stuck.
+POLICY = Policy(lease=timedelta(seconds=300))
+STEPS = (Step("step", policy=POLICY), Step("next", policy=POLICY))
+LANES: dict[Lane, Step] = {LANE: STEPS[0], NEXT_LANE: STEPS[1]}
+
+
+class SilentWorker:
+    """Takes whatever it is handed, and says nothing of it."""
+
+    slot = 1
+    pid = 7
+    ready = True
+
+    def __init__(self) -> None:
+        self.lanes = LANES
+        self.tasks: dict[int, Task] = {}
+        self.revoked: set[int] = set()
+        self.handed: list[int] = []
+
+    @property
+    def current(self) -> Task | None:
+        task = next(iter(self.tasks.values()), None)
+        return task if task is not None and task.started_at is not None else None
+
+    def send(self, *messages: wire.Message) -> bool:
+        self.handed += [message.token for message in messages if isinstance(message, wire.Task)]
+        return True
+
+    def drain(self) -> None:
+        pass
+
+
+class SilentCrew:
+    booting = False
+    listener: Any = None
+    lanes = LANES
+
+    def __init__(self, workers: int) -> None:
+        self.active = [SilentWorker() for _ in range(workers)]
+
+    def stop_booting(self) -> None:
+        pass
+
+    def keep_keeper(self) -> None:
+        pass
+
+    def collect_adopted(self) -> None:
+        pass
+
+    def kill_slow_boots(self, now: float) -> None:
+        pass
+
+
+class Serving:
+    def __init__(self, database: str, workers: int) -> None:
+        self.owner = uuid4()
+        self.work, self.leases = Interrupted(database), Session(database)
+        self.store = Store(self.work, self.leases, self.owner, "testhost")
+        self.silent = SilentCrew(workers)
+        self.stop = StopRequest()
+        self.claimed: list[int] = []  # the tokens of all claims
+        self._claim: Callable[..., Awaitable[list[Claimed]]] = self.store.claim
+        self.store.claim = self._note_claim  # type: ignore[method-assign]
+
+    async def _note_claim(self, *asked: Any, **options: Any) -> list[Claimed]:
+        claimed = await self._claim(*asked, **options)
+        self.claimed += [run.token for run in claimed]
+        return claimed
+
+    async def start(self) -> "asyncio.Task[bool]":
+        """Like a supervisor: with both sessions open before the service has them."""
+        await self.work.open()
+        await self.leases.open()
+        crew: Any = self.silent
+        manifest = Manifest((Job(LANE.job, STEPS),))
+        self.service = Service("app", manifest, crew, self.store, self.work, self.leases, self.stop)
+        return asyncio.create_task(self.service.serve(grace=10, until_idle=False))
+
+    async def running(self) -> Task:
+        """The first task that a worker has, and has begun."""
+        return (await self.all_running(1))[0]
+
+    async def all_running(self, count: int, step: str | None = None) -> list[Task]:
+        deadline = time.monotonic() + 20
+        while True:
+            tasks = [task for worker in self.silent.active for task in worker.tasks.values()]
+            tasks = [task for task in tasks if step is None or task.lane.step == step]
+            if len(tasks) == count:
+                break
+            assert time.monotonic() < deadline, f"{len(tasks)} of {count} tasks were handed out"
+            await asyncio.sleep(0.002)
+        for task in tasks:
+            task.started_at = time.monotonic()
+        return tasks
+
+    def succeed(self, task: Task, *, goes_on: bool = True) -> None:
+        """As its worker's result is passed on."""
+        for worker in self.silent.active:
+            worker.tasks.pop(task.token, None)
+        attempt = Attempt("succeeded", started=ago(0.001), pid=7)
+        row = succeed(task, attempt, NEXT if goes_on else None, b'{"n": 2}')
+        self.service._commits.submit(Ended(task, row, []))
+        # Not Endings.settled(): it wakes the claims too, and a claim may take the place of the next step.
+        self.service._commits.hurry()
+
+    def lose_answers(self) -> "asyncio.Event":
+        """The next commit takes effect, and its answer is lost."""
+        lost = asyncio.Event()
+
+        async def cut(moment: str, pid: int) -> None:
+            if moment == "after":
+                lost.set()
+                raise DatabaseAway("server closed the connection unexpectedly")
+
+        self.work.cut = cut
+        return lost
+
+
+def serve(database: str, play: Callable[[Serving], Awaitable[None]], *, workers: int = 1) -> bool:
+    """Serve until the script has been played and the service has drained; whether that was clean."""
+
+    async def main() -> bool:
+        serving = Serving(database, workers)
+        served = await serving.start()
+        played = asyncio.ensure_future(play(serving))
+        try:
+            await asyncio.wait([served, played], return_when=asyncio.FIRST_COMPLETED, timeout=60)
+            if served.done():
+                served.result()
+            assert played.done(), "the script has not ended"
+            played.result()
+            serving.stop.drain()
+            return await asyncio.wait_for(served, 30)
+        finally:
+            for task in (served, played):
+                task.cancel()
+            await asyncio.gather(served, played, return_exceptions=True)
+            await serving.work.close()
+            await serving.leases.close()
+
+    return asyncio.run(main())
+
+
+def now(connection: Connection, run: str) -> dict[str, Any]:
+    row = row_of(connection, "run", run)
+    assert row is not None
+    return row
+
+
+def is_free(row: dict[str, Any]) -> bool:
+    """Given back, with nobody charged."""
+    return (row["state"], row["owner"], row["attempts"], row["crashes"]) == ("pending", None, 0, 0)
+
+
+def test_the_next_step_needs_no_claim(database: str, connection: Connection) -> None:
+    run = insert(connection)
+
+    async def play(serving: Serving) -> None:
+        first = await serving.running()
+        serving.succeed(first)
+        (second,) = await serving.all_running(1, "next")
+        row = now(connection, run)
+        assert (row["state"], row["owner"], row["token"]) == ("in_progress", str(serving.owner), second.token)
+        assert second.token > first.token
+        assert serving.claimed == [first.token]
+        serving.succeed(second, goes_on=False)
+
+    assert serve(database, play)
+    assert attempts_of(connection, run) == [("succeeded", 1), ("succeeded", 1)]
+    assert value(connection, "select count(*) from underway.run") == 0
+    finished = row_of(connection, "finished_run", run)
+    assert finished is not None
+    assert (finished["releases"], finished["crashes"]) == (0, 0)
+
+
+def test_a_next_step_that_stays_while_the_service_drains_is_given_back(database: str, connection: Connection) -> None:
+    run = insert(connection)
+
+    async def play(serving: Serving) -> None:
+        task = await serving.running()
+        serving.stop.drain()
+        while not serving.service._endings.draining:
+            await asyncio.sleep(0.001)
+        serving.succeed(task)
+
+    assert serve(database, play)
+    row = now(connection, run)
+    assert is_free(row)
+    assert (row["step"], row["input"], row["number"]) == ("next", {"n": 2}, 0)
+    assert attempts_of(connection, run) == [("succeeded", 1)]
+    assert value(connection, "select count(*) from underway.supervisor") == 0
+
+
+def test_what_waits_here_at_its_next_step_is_given_back_by_a_drain(database: str, connection: Connection) -> None:
+    """Kept, but its worker is busy: it is in line, and not begun."""
+    runs = [insert(connection) for _ in range(2)]
+
+    async def play(serving: Serving) -> None:
+        tasks = await serving.all_running(2)
+        for task in tasks:
+            serving.succeed(task)
+        await serving.all_running(2, "next")
+        for worker in serving.silent.active:
+            for task in worker.tasks.values():
+                task.started_at = None
+
+    assert serve(database, play, workers=2)
+    for run in runs:
+        assert is_free(now(connection, run))
+        assert attempts_of(connection, run) == [("succeeded", 1)]
+
+
+def test_a_hand_over_whose_answer_is_lost_is_claimed_again_and_goes_on(database: str, connection: Connection) -> None:
+    run = insert(connection)
+
+    async def play(serving: Serving) -> None:
+        lost = serving.lose_answers()
+        serving.succeed(await serving.running())
+        await lost.wait()
+        (task,) = await serving.all_running(1, "next")
+        assert (task.run, task.releases, task.crashes) == (run, 1, 0)
+        assert serving.claimed[-1] == task.token
+        serving.succeed(task, goes_on=False)
+
+    assert serve(database, play)
+    assert attempts_of(connection, run) == [("succeeded", 1), ("succeeded", 1)]
+    assert value(connection, "select count(*) from underway.run") == 0
+
+
+def test_a_hand_over_whose_answer_is_lost_while_the_service_drains_is_given_back(
+    database: str, connection: Connection
+) -> None:
+    """Nobody claims any more, and still nothing may be left that only its lease will free, for the price of a crash."""
+    run = insert(connection)
+
+    async def play(serving: Serving) -> None:
+        task = await serving.running()
+        serving.stop.drain()
+        while not serving.service._endings.draining:
+            await asyncio.sleep(0.001)
+        lost = serving.lose_answers()
+        serving.succeed(task)
+        await lost.wait()
+
+    serve(database, play)
+    assert is_free(now(connection, run))
+    assert attempts_of(connection, run) == [("succeeded", 1)]

@@ -1,0 +1,429 @@
+"""Runs that stay with their supervisor from one step to the next: the fence, who may stay, answers that are lost."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from committing import NEXT, NEXT_LANE, Committing, attempts_of, play
+from db import (
+    AGES_AGO,
+    LANE,
+    Connection,
+    dump,
+    finish,
+    go_on,
+    insert,
+    insert_held,
+    open_store,
+    row_of,
+    spawn,
+    value,
+)
+
+from underway.manifest import Lane, Policy, Step
+from underway.postgres.session import DatabaseAway
+from underway.postgres.store import Renewal, Store
+from underway.supervisor.verdict import Next, Seen
+
+US, OTHERS = uuid4(), uuid4()
+KEPT = Policy(lease=timedelta(seconds=45), max_crashes=7)
+NEXT_STEP = Step("next", policy=KEPT)
+SERVED = {NEXT_LANE: NEXT_STEP}
+
+LEASE = "select extract(epoch from lease_until - clock_timestamp())::float8 from underway.run where id = %s"
+
+
+async def keep(store: Store, run: str, token: int, policy: Policy | None = KEPT, **more: Any) -> dict[int, int | None]:
+    return await store.continue_([go_on(run, token, **more)], [], [policy])
+
+
+def now(connection: Connection, run: str) -> dict[str, Any]:
+    row = row_of(connection, "run", run)
+    assert row is not None
+    return row
+
+
+# What the store writes
+
+
+def test_a_run_that_stays_is_claimed_anew_under_the_policy_of_its_next_step(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        counters = {"number": 4, "attempts": 2, "crashes": 1, "releases": 3}
+        run, token = insert_held(
+            connection, US, **counters, max_crashes=2, progress='{"done": 1}', rank=AGES_AGO, due=AGES_AGO
+        )
+        before = now(connection, run)
+
+        async def hand_over() -> dict[int, int | None]:
+            async with open_store(any_database, US) as store:
+                return await keep(store, run, token, queue="other", priority=0, ran_number=5)
+
+        tokens = asyncio.run(hand_over())
+        row = now(connection, run)
+        assert tokens == {token: row["token"]}
+        assert row["token"] > token
+        assert (row["state"], row["owner"], row["max_crashes"]) == ("in_progress", str(US), 7)
+        assert (row["step"], row["queue"], row["input"], row["progress"]) == ("next", "other", {"n": 2}, None)
+        assert {name: row[name] for name in counters} == dict.fromkeys(counters, 0)
+        assert 30 < value(connection, LEASE, [run]) <= 45
+        # It keeps its place in line, for whoever has to claim it after us.
+        assert (row["due"], row["rank"]) == (before["due"], before["due"])
+        attempt = row_of(connection, "attempt", run)
+        assert attempt is not None
+        # The attempt that ended is noted under the token it ran under, not under the next one.
+        assert (attempt["token"], attempt["number"], attempt["step"]) == (token, 5, "step")
+
+
+def test_after_the_hand_over_only_the_new_token_writes(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, old = insert_held(connection, US)
+
+        async def play_it() -> None:
+            async with open_store(any_database, US) as store:
+                new = (await keep(store, run, old))[old]
+                assert new is not None
+                assert await store.owned([run]) == {(run, new)}
+                before = dump(connection)
+                assert await store.finish([finish(run, old)], [spawn(run)]) == set()
+                assert await keep(store, run, old) == {}
+                assert await keep(store, run, old, policy=None) == {}
+                assert await store.renew([Renewal(run, old, 600.0, None)]) == set()
+                assert dump(connection) == before
+                assert await store.renew([Renewal(run, new, 600.0, None)]) == {run}
+                assert value(connection, LEASE, [run]) > 500
+                newer = (await keep(store, run, new, ran_step="next"))[new]
+                assert newer is not None
+                assert newer > new
+                assert await store.finish([finish(run, newer)], []) == {newer}
+
+        asyncio.run(play_it())
+        tokens = connection.execute("select token, step from underway.attempt order by token").fetchall()
+        assert [step for _, step in tokens] == ["step", "next", "next"]
+        assert [token for token, _ in tokens] == sorted({token for token, _ in tokens})
+
+
+def test_the_supervisor_of_another_cannot_keep_it(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, token = insert_held(connection, US)
+        before = dump(connection)
+
+        async def steal() -> dict[int, int | None]:
+            async with open_store(any_database, OTHERS) as store:
+                return await keep(store, run, token)
+
+        assert asyncio.run(steal()) == {}
+        assert dump(connection) == before
+
+
+def test_tokens_that_were_swapped_keep_neither_run(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        (first, one), (second, two) = (insert_held(connection, US) for _ in range(2))
+        before = dump(connection)
+
+        async def swap() -> dict[int, int | None]:
+            async with open_store(any_database, US) as store:
+                return await store.continue_([go_on(first, two), go_on(second, one)], [], [KEPT, KEPT])
+
+        assert asyncio.run(swap()) == {}
+        assert dump(connection) == before
+
+
+def test_of_one_group_some_stay_and_some_do_not_each_under_its_own_policy(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        held = [insert_held(connection, US) for _ in range(5)]
+        policies = [None, KEPT, None, Policy(lease=timedelta(seconds=900), max_crashes=1), KEPT]
+
+        async def hand_over() -> dict[int, int | None]:
+            async with open_store(any_database, US) as store:
+                return await store.continue_([go_on(*key) for key in held], [], policies)
+
+        tokens = asyncio.run(hand_over())
+        rows = [now(connection, run) for run, _ in held]
+        assert tokens == {
+            token: None if policy is None else row["token"]
+            for (_, token), policy, row in zip(held, policies, rows, strict=True)
+        }
+        assert len({row["token"] for row in rows}) == 5
+        for (run, token), policy, row in zip(held, policies, rows, strict=True):
+            if policy is None:
+                assert (row["state"], row["owner"], row["lease_until"]) == ("pending", None, None)
+                assert row["token"] == token
+            else:
+                assert (row["state"], row["owner"], row["max_crashes"]) == ("in_progress", str(US), policy.max_crashes)
+                lease = policy.lease.total_seconds()
+                assert lease - 20 < value(connection, LEASE, [run]) <= lease
+
+
+def test_a_run_that_stays_wakes_nobody_and_one_that_goes_wakes_those_who_idle(database: str) -> None:
+    with (
+        psycopg.connect(database, autocommit=True) as connection,
+        psycopg.connect(database, autocommit=True) as listener,
+    ):
+        listener.execute("listen underway")
+
+        async def hand_over() -> None:
+            async with open_store(database, US) as store:
+                await store.register(pid=1, app="app", manifest_hash="")
+                await store.set_idle(True)
+                await keep(store, *insert_held(connection, US), queue="stays")
+                await keep(store, *insert_held(connection, US), policy=None, queue="goes")
+
+        asyncio.run(hand_over())
+        heard = [notify.payload for notify in listener.notifies(timeout=10, stop_after=1)]
+        connection.execute("select pg_notify('underway', 'the last')")
+        heard += [notify.payload for notify in listener.notifies(timeout=10, stop_after=1)]
+        assert heard == ["goes", "the last"]
+
+
+def test_a_run_of_which_cancellation_was_requested_does_not_stay(database: str, connection: Connection) -> None:
+    run, token = insert_held(connection, US, cancel_requested=True)
+
+    async def hand_over() -> dict[int, int | None]:
+        async with open_store(database, US) as store:
+            return await keep(store, run, token)
+
+    assert asyncio.run(hand_over()) == {}
+    assert now(connection, run)["step"] == "step"
+
+
+def test_what_stayed_and_was_lost_is_taken_back_like_any_other(database: str, connection: Connection) -> None:
+    """By the policy it was kept under, and against whoever kept it."""
+    run, token = insert_held(connection, US)
+
+    async def lapse() -> None:
+        async with open_store(database, US) as store:
+            new = (await keep(store, run, token, policy=Policy(max_crashes=1)))[token]
+            assert new is not None
+            connection.execute("update underway.run set lease_until = now() - interval '1 s'")
+            assert await store.reap(10) == [(run, new, True)]
+            assert await store.finish([finish(run, new)], []) == set()
+
+    asyncio.run(lapse())
+    rows = connection.execute("select step, outcome from underway.attempt order by token").fetchall()
+    assert rows == [("step", "succeeded"), ("next", "lost")]
+
+
+# Who stays
+
+
+def test_the_next_step_stays_when_there_is_a_worker_for_it(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run = insert(connection, crashes=1, attempts=2, number=3)
+        old: list[int] = []
+
+        async def script(committing: Committing) -> None:
+            old.append(committing.submit(run, b'{"n": "\xc3\xbc"}', ending="next").token)
+
+        committing = play(any_database, script, workers=1, lanes=SERVED)
+        (task,) = committing.stayed
+        row = now(connection, run)
+        assert committing.held == {task.token: task}
+        assert (row["state"], row["owner"], row["token"]) == ("in_progress", str(committing.owner), task.token)
+        assert task.token > old[0]
+        assert (task.run, task.lane, task.step) == (run, NEXT_LANE, NEXT_STEP)
+        assert (task.number, task.attempts, task.crashes, task.releases) == (0, 0, 0, 0)
+        assert (task.input, task.ended, task.suspect, task.started_at) == (b'{"n": "\xc3\xbc"}', False, False, None)
+        assert 0 < task.lease_deadline - task.claimed_at <= 45
+        assert committing.unknown == 0
+        assert attempts_of(connection, run) == [("succeeded", 4)]
+
+
+def test_as_many_stay_as_there_are_places(database: str, connection: Connection) -> None:
+    batch = [insert(connection) for _ in range(5)]
+
+    async def script(committing: Committing) -> None:
+        for run in batch:
+            committing.submit(run, ending="next")
+
+    committing = play(database, script, workers=2, lanes=SERVED)
+    assert len(committing.stayed) == 2
+    states = connection.execute("select state, count(*) from underway.run group by state").fetchall()
+    assert dict(states) == {"in_progress": 2, "pending": 3}
+    kept = {task.run for task in committing.stayed}
+    assert {run for run in batch if now(connection, run)["state"] == "in_progress"} == kept
+    assert committing.held.keys() == {task.token for task in committing.stayed}
+
+
+@pytest.mark.parametrize(
+    ("workers", "lanes", "following"),
+    [
+        pytest.param(0, SERVED, NEXT, id="no place"),
+        pytest.param(3, {}, NEXT, id="no lane"),
+        pytest.param(3, {Lane("default", "another job", "next"): NEXT_STEP}, NEXT, id="another job's step"),
+        pytest.param(3, SERVED, NEXT._replace(queue="elsewhere"), id="another queue"),
+        pytest.param(3, SERVED, NEXT._replace(step="unknown"), id="another step"),
+        pytest.param(3, SERVED, NEXT._replace(delay=60.0), id="delayed"),
+    ],
+)
+def test_the_next_step_does_not_stay(
+    database: str, connection: Connection, workers: int, lanes: dict[Lane, Step], following: Next
+) -> None:
+    run = insert(connection)
+
+    async def script(committing: Committing) -> None:
+        committing.submit(run, ending="next", following=following)
+
+    committing = play(database, script, workers=workers, lanes=lanes)
+    row = now(connection, run)
+    assert (row["state"], row["owner"], row["lease_until"]) == ("waiting" if following.delay else "pending", None, None)
+    assert (committing.held, committing.stayed) == ({}, [])
+    assert committing.continued == [following.delay]
+
+
+def test_a_step_that_is_to_be_tried_again_does_not_stay(database: str, connection: Connection) -> None:
+    """Neither without a delay: another supervisor may have more luck with it."""
+    retried, released = insert(connection), insert(connection)
+    lanes = {LANE: Step("step", policy=KEPT), **SERVED}
+
+    async def script(committing: Committing) -> None:
+        committing.fail(retried)
+        committing.fail(released, Seen.INTERRUPTED_SHUTDOWN)
+
+    committing = play(database, script, workers=3, lanes=lanes)
+    assert (committing.held, committing.stayed) == ({}, [])
+    assert (now(connection, retried)["state"], now(connection, released)["state"]) == ("waiting", "pending")
+
+
+def test_the_dispatch_expects_those_that_may_stay_while_it_is_not_known(database: str, connection: Connection) -> None:
+    """Or a claim that is under way beside the commit would fetch others for the same workers."""
+    run = insert(connection)
+    seen: list[int] = []
+
+    async def script(committing: Committing) -> None:
+        async def look(moment: str, pid: int) -> None:
+            seen.append(committing.dispatch.places())
+
+        committing.work.cut = look
+        assert committing.dispatch.places() == 2
+        committing.submit(run, ending="next")
+
+    committing = play(database, script, workers=2, lanes=SERVED)
+    assert seen == [1, 1]
+    assert committing.dispatch.places() == 2  # the stub does not put what stayed in line
+
+
+# Answers that are lost
+
+
+def lose() -> None:
+    raise DatabaseAway("server closed the connection unexpectedly")
+
+
+def test_when_the_answer_of_a_hand_over_is_lost_its_run_is_given_back_and_nobody_is_charged(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        batch = [insert(connection) for _ in range(3)]
+
+        async def lose_answer(moment: str, pid: int) -> None:
+            if moment == "after":
+                # What the server thinks now: it stays with us, under a token of which we never hear.
+                assert value(connection, "select count(*) from underway.run where state = 'in_progress'") == 3
+                lose()
+
+        async def script(committing: Committing) -> None:
+            committing.work.cut = lose_answer
+            for run in batch:
+                committing.submit(run, ending="next", spawned=[spawn(run)])
+
+        async def give_back(committing: Committing) -> None:
+            assert committing.unknown > 0
+            assert committing.stayed == []
+            assert committing.held == {}  # so that the runs are not among what is known
+            await committing.store.release_unknown({task.run for task in committing.held.values()})
+
+        committing = play(any_database, script, workers=3, lanes=SERVED, then=give_back)
+        assert committing.commits.outcomes == {"succeeded": 3}
+        assert value(connection, "select count(*) from underway.run where job = 'child'") == 3
+        for run in batch:
+            assert attempts_of(connection, run) == [("succeeded", 1)]
+            row = now(connection, run)
+            assert (row["state"], row["step"], row["owner"], row["lease_until"]) == ("pending", "next", None, None)
+            assert (row["releases"], row["crashes"], row["attempts"], row["number"]) == (1, 0, 0, 0)
+
+
+def test_a_hand_over_that_did_not_take_effect_is_repeated_and_its_run_stays(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run = insert(connection)
+
+        async def kill(moment: str, pid: int) -> None:
+            if moment == "before":
+                assert value(connection, "select pg_terminate_backend(%s, 10000)", [pid])
+
+        async def script(committing: Committing) -> None:
+            committing.work.cut = kill
+            committing.submit(run, ending="next")
+
+        committing = play(any_database, script, workers=1, lanes=SERVED)
+        assert committing.work.opened == 2
+        assert committing.unknown == 0
+        (task,) = committing.stayed
+        assert committing.held == {task.token: task}
+        assert (now(connection, run)["state"], now(connection, run)["token"]) == ("in_progress", task.token)
+        assert attempts_of(connection, run) == [("succeeded", 1)]
+
+
+def test_what_is_given_back_while_the_answer_is_still_out_is_not_the_run_itself(
+    database: str, connection: Connection
+) -> None:
+    """Between the loss and the repetition the run is held under its old token: nobody gives it back over our heads."""
+    run = insert(connection)
+
+    async def script(committing: Committing) -> None:
+        async def lose_answer(moment: str, pid: int) -> None:
+            if moment == "after":
+                await committing.store.release_unknown({task.run for task in committing.held.values()})
+                assert now(connection, run)["state"] == "in_progress"
+                lose()
+
+        committing.work.cut = lose_answer
+        committing.submit(run, ending="next")
+
+    async def give_back(committing: Committing) -> None:
+        await committing.store.release_unknown({task.run for task in committing.held.values()})
+
+    committing = play(database, script, workers=1, lanes=SERVED, then=give_back)
+    assert committing.unknown == 1
+    assert now(connection, run)["state"] == "pending"
+    assert attempts_of(connection, run) == [("succeeded", 1)]
+
+
+def test_a_run_that_was_kept_and_whose_row_is_then_locked_is_kept_once_it_is_free(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        stuck, free = insert(connection), insert(connection)
+
+        async def script(committing: Committing) -> None:
+            with psycopg.connect(any_database) as stranger:
+                stranger.execute("select from underway.run where id = %s for update", [stuck])
+                committing.submit(stuck, ending="next")
+                committing.submit(free, ending="next")
+                while not committing.stayed:
+                    await asyncio.sleep(0.001)
+                assert [task.run for task in committing.stayed] == [free]
+                stranger.rollback()
+
+        committing = play(any_database, script, workers=2, lanes=SERVED)
+        assert [task.run for task in committing.stayed] == [free, stuck]
+        assert committing.unknown == 0
+        assert committing.held.keys() == {task.token for task in committing.stayed}
+        for run in (stuck, free):
+            assert attempts_of(connection, run) == [("succeeded", 1)]
+
+
+@pytest.mark.parametrize("payload", [b'"\\u0000"', b'"\xff"', b"{"], ids=repr)
+def test_one_payload_that_cannot_be_stored_keeps_no_other_from_staying(
+    database: str, connection: Connection, payload: bytes
+) -> None:
+    bad, good = insert(connection), insert(connection)
+
+    async def script(committing: Committing) -> None:
+        committing.submit(bad, payload, ending="next")
+        committing.submit(good, ending="next")
+
+    committing = play(database, script, workers=2, lanes=SERVED)
+    assert [task.run for task in committing.stayed] == [good]
+    assert committing.held.keys() == {task.token for task in committing.stayed}
+    assert attempts_of(connection, bad) == [("failed", 1)]
+    assert (now(connection, bad)["state"], now(connection, bad)["step"]) == ("waiting", "step")
+    assert committing.dispatch.places() == 2
