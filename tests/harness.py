@@ -31,13 +31,16 @@ class Supervisor:
 
     def __init__(self, app: str, database: str, log: Path, *options: str, env: dict[str, str] | None = None) -> None:
         self.log_file = log
+        env = dict(env or {})
+        if "PYTHONPATH" in env:  # beside what is tested, not in its place
+            env["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "underway.cli.supervisor", app, *options],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "UNDERWAY_DATABASE_URL": database, **(env or {})},
+                env={**os.environ, "UNDERWAY_DATABASE_URL": database, **env},
             )
 
     @property

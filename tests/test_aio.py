@@ -124,6 +124,18 @@ def test_cancel_in_the_callers_transaction(app: Underway, database: str) -> None
     serve(app, use)
 
 
+def test_cancel_by_key_and_by_job(app: Underway, connection: Connection) -> None:
+    async def use() -> None:
+        one, *others = await aio.enqueue_many(clients.echoes, range(3))
+        connection.execute("update underway.run set unique_key = 'k' where id = %s", [one.id])
+        assert await aio.cancel(clients.echoes, unique_key="k") == 1
+        assert await aio.cancel(clients.echoes, unique_key="k") == 0
+        assert [await run.status() for run in (one, *others)] == ["cancelled", "pending", "pending"]
+        assert await aio.cancel_all(clients.echoes) == 2
+
+    serve(app, use)
+
+
 def test_enqueue_many_is_all_or_nothing(app: Underway, connection: Connection) -> None:
     def breaks() -> Iterator[Order]:
         yield from (Order(number, "x" * 1000) for number in range(2000))

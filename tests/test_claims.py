@@ -304,7 +304,7 @@ def test_a_lapsed_lease_is_a_crash_and_backs_off(any_database: str, crashes: int
             connection, owner, lease_until=AGES_AGO, crashes=crashes, max_crashes=100, number=3, attempts=2, priority=2
         )
         insert_held(connection, owner)
-        assert with_store(any_database, lambda store: store.reap(100)) == [(run, token, False)]
+        assert with_store(any_database, lambda store: store.reap(100)) == [(run, token, None)]
         row = row_of(connection, "run", run)
         assert row is not None
         kept = {name: row[name] for name in ("state", "crashes", "number", "attempts", "owner", "lease_until", "token")}
@@ -331,7 +331,7 @@ def test_a_lapsed_lease_is_a_crash_and_backs_off(any_database: str, crashes: int
 def test_the_last_crash_that_is_allowed_quarantines_the_run(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(connection, uuid4(), lease_until=AGES_AGO, crashes=2, max_crashes=3, number=2)
-        assert with_store(any_database, lambda store: store.reap(100)) == [(run, token, True)]
+        assert with_store(any_database, lambda store: store.reap(100)) == [(run, token, "failed")]
         assert row_of(connection, "run", run) is None
         finished, attempt = row_of(connection, "finished_run", run), row_of(connection, "attempt", run)
         assert finished is not None
@@ -358,7 +358,7 @@ def test_reaping_is_bounded_and_goes_on_where_it_stopped(any_database: str) -> N
     with psycopg.connect(any_database, autocommit=True) as connection:
         lapsed = {insert_held(connection, uuid4(), lease_until=AGES_AGO)[0] for _ in range(5)}
 
-    async def turns(store: Store) -> list[list[tuple[str, int, bool]]]:
+    async def turns(store: Store) -> list[list[tuple[str, int, str | None]]]:
         return [await store.reap(2) for _ in range(4)]
 
     reaped = with_store(any_database, turns)
@@ -532,7 +532,7 @@ class Renewing:
         self.lost: list[str] = []
         self.loop = Leases(
             self.store,
-            Wakeup(self.leases, lambda: None),
+            Wakeup(self.leases, lambda payload: None),
             self.held,
             shortest_lease=lambda: 60.0,
             on_lost=lambda task: self.lost.append(task.run),
@@ -584,7 +584,6 @@ def test_a_locked_row_is_not_lost_and_is_renewed_next_turn(database: str, connec
         pytest.param("update underway.run set token = nextval('underway.token')", id="new token"),
         pytest.param("update underway.run set owner = gen_random_uuid()", id="new owner"),
         pytest.param("update underway.run set state = 'pending', owner = null", id="taken back"),
-        pytest.param("update underway.run set cancel_requested = true", id="cancel requested"),
         pytest.param("delete from underway.run", id="gone"),
     ],
 )
@@ -595,6 +594,19 @@ def test_a_row_that_is_no_longer_ours_is_lost(database: str, connection: Connect
         connection.execute(theft + " where id = %s", [stolen])
         assert await renewing.renew() == {kept}
         assert renewing.lost == [stolen]
+
+    _renewing(database, us, play)
+
+
+def test_a_run_that_somebody_has_cancelled_is_not_renewed_and_not_lost(
+    database: str, connection: Connection, us: UUID
+) -> None:
+    cancelled, kept = insert(connection), insert(connection)
+
+    async def play(renewing: Renewing) -> None:
+        assert runs.cancel(connection, UUID(cancelled))
+        assert await renewing.renew() == {kept}
+        assert renewing.lost == []
 
     _renewing(database, us, play)
 

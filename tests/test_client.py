@@ -487,7 +487,7 @@ def test_the_schema_is_missing(empty_database: str) -> None:
             call()
     with psycopg.connect(empty_database) as mine, pytest.raises(SchemaMissing):
         Underway().job("x").step(clients.echo).enqueue(1, conn=mine)
-    assert app.migrate() == ["0001_initial"]
+    assert app.migrate()[0] == "0001_initial"
     assert app.migrate() == []
     with pytest.raises(RunNotFound):
         app.get_run(uuid4())

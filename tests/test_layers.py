@@ -34,19 +34,21 @@ ROOMS: dict[str, set[str]] = {
     "job": PURE | {"context", "options"},
     "client": DECLARING,
     "aio": DECLARING | {"client"},
-    "app": DECLARING | {"client"},
+    "dead_letters": DECLARING | {"client"},
+    "app": DECLARING | {"client", "dead_letters"},
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
     "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
     "cli": {"app", "errors", "loading", "supervisor"},
     "testing": DECLARING | {"client", "app"},
-    "__init__": DECLARING | {"client", "app"},
+    "__init__": DECLARING | {"client", "app", "dead_letters"},
 }
 # Clients, and workers for cx.tx, come to Postgres when they first use it.
 LAZY: dict[str, set[str]] = {
     "client": {"postgres"},
     "aio": {"postgres"},
     "app": {"postgres"},
+    "dead_letters": {"postgres"},
     "worker": {"postgres"},
     "cli": {"postgres", "client", "job"},
     "testing": {"postgres"},

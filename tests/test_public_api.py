@@ -15,6 +15,7 @@ NAMES = [
     "AppNotFound",
     "Attempt",
     "Context",
+    "DeadLetter",
     "Done",
     "EmbeddedPostgresError",
     "Fail",
@@ -40,6 +41,7 @@ NAMES = [
     "To",
     "Underway",
     "UnderwayError",
+    "UnknownJob",
 ]
 
 
@@ -98,7 +100,15 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Run.wait: "(self, timeout: datetime.timedelta | float | None = None) -> underway.client.Status",
     Run.result: "(self, timeout: datetime.timedelta | float | None = None) -> ~R",
     Run.attempts: "(self) -> list[underway.client.Attempt]",
-    Run.cancel: "(self) -> bool",
+    Run.cancel: "(self, *, conn: 'psycopg.Connection[Any] | None' = None) -> bool",
+    Job.cancel: "(self, *, unique_key: str, conn: 'psycopg.Connection[Any] | None' = None) -> int",
+    Job.cancel_all: "(self, *, conn: 'psycopg.Connection[Any] | None' = None) -> int",
+    Underway.cancel: ("(self, run_id: uuid.UUID | str, *, conn: 'psycopg.Connection[Any] | None' = None) -> bool"),
+    Underway.queue: "(self, name: str, *, dead_letter: str | None = None) -> None",
+    Underway.pause: "(self, queue: str) -> bool",
+    Underway.resume: "(self, queue: str) -> bool",
+    Underway.dead_letters: "(self, label: str, *, limit: int = 100) -> list[underway.dead_letters.DeadLetter]",
+    Underway.discard: "(self, run_or_label: Union[underway.client.Run[Any], uuid.UUID, str]) -> int",
     Context.enqueue: "(self, job: 'Job[_In, Never, _R]', value: ~_In) -> 'Run[_R]'",
     Context.progress: "(self, done: float, total: float | None = None, note: str = '') -> None",
     Retry: "(message: str = '', *, after: datetime.timedelta | None = None) -> None",
@@ -114,11 +124,15 @@ def test_signatures(call: Callable[..., Any]) -> None:
 
 def test_the_async_client_mirrors_the_sync_one() -> None:
     assert (
-        aio.__all__ == sorted(aio.__all__) == ["AsyncRun", "close", "connection", "enqueue", "enqueue_many", "get_run"]
+        aio.__all__
+        == sorted(aio.__all__)
+        == ["AsyncRun", "cancel", "cancel_all", "close", "connection", "enqueue", "enqueue_many", "get_run"]
     )
     for sync, mirror in (
         (Job.enqueue, aio.enqueue),
         (Job.enqueue_many, aio.enqueue_many),
+        (Job.cancel, aio.cancel),
+        (Job.cancel_all, aio.cancel_all),
         (Run.status, aio.AsyncRun.status),
         (Run.wait, aio.AsyncRun.wait),
         (Run.result, aio.AsyncRun.result),

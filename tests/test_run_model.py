@@ -73,6 +73,7 @@ class ModelRun:
     releases: int = 0
     token: int = 0
     owner: UUID | None = None
+    cancel_requested: bool = False
     recorded: list[tuple[str, int, str]] = field(default_factory=list)
 
     def live_row(self) -> tuple[Any, ...]:
@@ -96,6 +97,8 @@ class ModelRun:
     def end(self, seen: Seen) -> None:
         """The rules of DESIGN.md, promise 7, once more and independently."""
         self.owner = None
+        if self.cancel_requested:
+            seen = Seen.CANCELLED
         outcome, charge = VERDICTS[seen]
         if seen is not Seen.NEVER_STARTED:
             self.record(outcome)
@@ -106,6 +109,8 @@ class ModelRun:
             self.step += 1
             self.input += 1
             self.number = self.attempts = self.crashes = self.releases = 0
+        elif seen is Seen.CANCELLED:
+            self.state = "cancelled"
         elif charge is Charge.RELEASE:
             self.state = "pending"
             self.releases += 1
@@ -163,10 +168,12 @@ class RunMachine(RuleBasedStateMachine):
         if not once_in_a_while:
             return
         run = list(self.model.values())[pick % len(self.model)]
-        possible = run.state in ("pending", "waiting")
+        possible = not run.finished and not run.cancel_requested
         assert runs.cancel(self.world.connection, UUID(run.id)) == possible
-        if possible:
+        if run.state in ("pending", "waiting"):
             run.state = "cancelled"
+        elif possible:
+            run.cancel_requested = True
 
     # What supervisors do
 
@@ -196,7 +203,11 @@ class RunMachine(RuleBasedStateMachine):
         keys = list(self.held)
         owner = keys[pick % len(keys)].owner
         ended = dict(zip([key for key in keys if key.owner == owner], endings, strict=False))
-        rows = [self._row(self.held[key], seen) for key, seen in ended.items()]
+        if refused := [self._row(self.held[key], seen) for key, seen in ended.items() if self._cancelled(key)]:
+            assert self._write(owner, refused) == set()
+        rows = [
+            self._row(self.held[key], Seen.CANCELLED if self._cancelled(key) else seen) for key, seen in ended.items()
+        ]
         if late and self.stale:
             key, task = self.stale[pick % len(self.stale)]
             if key.run not in {row.run for row in rows}:
@@ -215,7 +226,8 @@ class RunMachine(RuleBasedStateMachine):
         mine = [key for key in self.held if key.owner == owner]
         if mine:
             renewals = [Renewal(key.run, key.token, 60.0, None) for key in mine]
-            assert self.world.run(self.world.stores[owner].renew(renewals)) == {key.run for key in mine}
+            renewed = self.world.run(self.world.stores[owner].renew(renewals))
+            assert renewed == {key.run for key in mine if not self._cancelled(key)}
 
     @precondition(lambda self: self.held)
     @rule(owner=st.sampled_from(OWNERS), remembered=st.integers(0, 2))
@@ -224,6 +236,8 @@ class RunMachine(RuleBasedStateMachine):
         mine = [key for key in self.held if key.owner == owner]
         self.world.run(self.world.stores[owner].release_unknown(key.run for key in mine[:remembered]))
         for key in mine[remembered:]:
+            if self._cancelled(key):
+                continue
             self.model[key.run].end(Seen.NEVER_STARTED)
             self._let_go(key)
 
@@ -237,10 +251,14 @@ class RunMachine(RuleBasedStateMachine):
         reaped = self.world.run(self.world.stores[by].reap(100))
         for key in lapsed:
             run = self.model[key.run]
-            run.record("lost")
-            run.crash()
+            if run.cancel_requested:
+                run.end(Seen.CANCELLED)
+            else:
+                run.record("lost")
+                run.crash()
             self._let_go(key)
-        assert set(reaped) == {(key.run, key.token, self.model[key.run].finished) for key in lapsed}
+        ends = {key: run.state if (run := self.model[key.run]).finished else None for key in lapsed}
+        assert set(reaped) == {(key.run, key.token, end) for key, end in ends.items()}
         # A crash waits seconds only, and an example may take as long.
         self.world.connection.execute("update underway.run set due = due + interval '1 hour' where state = 'waiting'")
 
@@ -327,6 +345,9 @@ class RunMachine(RuleBasedStateMachine):
 
     def _rows(self, query: str) -> dict[str, tuple[Any, ...]]:
         return {row[0]: row[1:] for row in self.world.connection.execute(query)}
+
+    def _cancelled(self, key: Key) -> bool:
+        return self.model[key.run].cancel_requested
 
     def _row(self, task: Task, seen: Seen) -> Finish | Continue:
         started = None if seen is Seen.NEVER_STARTED else ago(0.5)

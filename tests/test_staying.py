@@ -85,7 +85,7 @@ def test_after_the_hand_over_only_the_new_token_writes(any_database: str) -> Non
             async with open_store(any_database, US) as store:
                 new = (await keep(store, run, old))[old]
                 assert new is not None
-                assert await store.owned([run]) == {(run, new)}
+                assert await store.owned([run]) == {(run, new): False}
                 before = dump(connection)
                 assert await store.finish([finish(run, old)], [spawn(run)]) == set()
                 assert await keep(store, run, old) == {}
@@ -198,7 +198,7 @@ def test_what_stayed_and_was_lost_is_taken_back_like_any_other(database: str, co
             new = (await keep(store, run, token, policy=Policy(max_crashes=1)))[token]
             assert new is not None
             connection.execute("update underway.run set lease_until = now() - interval '1 s'")
-            assert await store.reap(10) == [(run, new, True)]
+            assert await store.reap(10) == [(run, new, "failed")]
             assert await store.finish([finish(run, new)], []) == set()
 
     asyncio.run(lapse())

@@ -23,7 +23,7 @@ class Listening:
         self._came = asyncio.Event()
         self.wakeup = Wakeup(self.session, self._hear)
 
-    def _hear(self) -> None:
+    def _hear(self, payload: str) -> None:
         self.heard += 1
         self._came.set()
 

@@ -3,6 +3,7 @@
 from underway.app import Underway
 from underway.client import Attempt, Run, Status
 from underway.context import Context
+from underway.dead_letters import DeadLetter
 from underway.errors import (
     AppNotFound,
     EmbeddedPostgresError,
@@ -23,6 +24,7 @@ from underway.errors import (
     SchemaTooNew,
     SchemaTooOld,
     UnderwayError,
+    UnknownJob,
 )
 from underway.handover import Done, To
 from underway.job import Job
@@ -32,6 +34,7 @@ __all__ = [
     "AppNotFound",
     "Attempt",
     "Context",
+    "DeadLetter",
     "Done",
     "EmbeddedPostgresError",
     "Fail",
@@ -57,4 +60,5 @@ __all__ = [
     "To",
     "Underway",
     "UnderwayError",
+    "UnknownJob",
 ]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from underway.app import Underway
 
-__all__ = ["AsyncRun", "close", "connection", "enqueue", "enqueue_many", "get_run"]
+__all__ = ["AsyncRun", "cancel", "cancel_all", "close", "connection", "enqueue", "enqueue_many", "get_run"]
 
 In = TypeVar("In")
 R = TypeVar("R")
@@ -81,7 +81,7 @@ class AsyncRun(Handle[R]):
             return [Attempt(*row) for row in await runs.attempts.on(own, self.id)]
 
     async def cancel(self, *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> bool:
-        """Cancel a run that is not in progress; whether this call did it. With `conn=` in your transaction."""
+        """Cancel the run, for good; False if it was finished, cancelled before, or never there. See Run.cancel."""
         from underway.postgres import runs
 
         refuse_while_loading("AsyncRun.cancel")
@@ -129,6 +129,26 @@ async def enqueue_many(
     return [AsyncRun(job._app, run_id, job.result_type) for run_id in made]
 
 
+async def cancel(
+    job: Job[Any, Any, Any], *, unique_key: str, conn: "psycopg.AsyncConnection[Any] | None" = None
+) -> int:
+    """Cancel the live run that has this unique key, as Run.cancel does; 1 if there was one, else 0."""
+    from underway.postgres import runs
+
+    refuse_while_loading("aio.cancel")
+    async with _connection(job._app, conn) as one:
+        return await runs.cancel_key.on(one, job.name, unique_key)
+
+
+async def cancel_all(job: Job[Any, Any, Any], *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> int:
+    """Cancel all live runs of this job, as Run.cancel does; returns how many. All of it is one transaction."""
+    from underway.postgres import runs
+
+    refuse_while_loading("aio.cancel_all")
+    async with _connection(job._app, conn) as one:
+        return await runs.cancel_job.on(one, job.name)
+
+
 async def get_run(app: "Underway", run_id: UUID | str) -> AsyncRun[Any]:
     """A handle of a run, from anywhere. Raises RunNotFound."""
     from underway.postgres import runs
@@ -136,7 +156,7 @@ async def get_run(app: "Underway", run_id: UUID | str) -> AsyncRun[Any]:
     run_id = UUID(str(run_id))
     async with connection(app) as own:
         name = await runs.job_of.on(own, run_id)
-    return AsyncRun(app, run_id, app._result_type(run_id, name))
+    return AsyncRun(app, run_id, app._result_type(client.known_job(run_id, name)))
 
 
 # The app's connections. A pool belongs to the event loop on which it was opened.

@@ -14,12 +14,13 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway import client
+from underway import client, options
+from underway import dead_letters as letters
 from underway.context import refuse_inside_step
-from underway.errors import JobDefinitionError, NoDatabase, UnderwayError
+from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, UnderwayError
 from underway.job import Job, NewJob
 from underway.loading import refuse_while_loading
-from underway.manifest import Manifest
+from underway.manifest import Manifest, Queue
 
 if TYPE_CHECKING:
     import psycopg
@@ -39,6 +40,7 @@ class Underway:
     def __init__(self, database: str | None = None) -> None:
         self._database = database
         self._jobs: dict[str, Job[Any, Any, Any]] = {}
+        self._queues: dict[str, Queue] = {}
         self._pool: psycopg_pool.ConnectionPool | None = None
         self._opening = threading.Lock()
 
@@ -64,6 +66,18 @@ class Underway:
             raise JobDefinitionError(f"two jobs are named {job.name!r}")
         self._jobs[job.name] = job
 
+    def queue(self, name: str, *, dead_letter: str | None = None) -> None:
+        """Declare a queue. A run that fails for good in it is labelled with `dead_letter`: see `dead_letters`.
+
+        A queue without such a label needs no declaration.
+        """
+        declared = Queue(
+            options.checked_name("queue", name),
+            None if dead_letter is None else options.checked_name("dead_letter", dead_letter),
+        )
+        if self._queues.setdefault(name, declared) != declared:
+            raise InvalidOption(f"queue {name!r} is declared twice, with different dead letters")
+
     @property
     def jobs(self) -> dict[str, Job[Any, Any, Any]]:
         """The declared jobs by name."""
@@ -76,7 +90,8 @@ class Underway:
 
     def manifest(self) -> Manifest:
         """All jobs as pure data. Raises JobDefinitionError if the steps of one do not fit together."""
-        return Manifest(tuple(job.manifest() for job in self._jobs.values()), self.database)
+        jobs = tuple(job.manifest() for job in self._jobs.values())
+        return Manifest(jobs, self.database, tuple(self._queues.values()))
 
     # The database
 
@@ -132,13 +147,19 @@ class Underway:
             return migrate.migrate(connection)
 
     def sync(self) -> list[str]:
-        """Register the jobs for `select underway.enqueue(...)`; returns their names. A supervisor does it too."""
-        from underway.postgres import runs
+        """Register the jobs for `select underway.enqueue(...)`, and the queues; returns the names of the jobs.
+
+        A supervisor does it too.
+        """
+        from underway.postgres import control, runs
 
         refuse_while_loading("sync")
         with self.connection() as connection:
-            for job in self.manifest().jobs:
+            manifest = self.manifest()
+            for job in manifest.jobs:
                 runs.register_job(connection, job.name, job.steps[0].name, job.steps[0].placement)
+            for queue in manifest.queues:
+                control.register_queue(connection, queue.name, queue.dead_letter)
         return list(self._jobs)
 
     def _named_database(self) -> str:
@@ -155,14 +176,72 @@ class Underway:
         run_id = UUID(str(run_id))
         with self.connection() as connection:
             name = runs.job_of(connection, run_id)
-        return client.Run(self, run_id, self._result_type(run_id, name))
+        return self._handle(run_id, client.known_job(run_id, name))
 
-    def _result_type(self, run_id: UUID, job_name: str | None) -> Any:
+    def _handle(self, run_id: UUID, job: str) -> client.Run[Any]:
+        """A handle of a run of this job, without a look whether there is one."""
+        return client.Run(self, run_id, self._result_type(job))
+
+    def _result_type(self, job: str) -> Any:
         """Any for a job that this code does not know."""
-        if job_name is None:
-            raise client.run_not_found(run_id)
-        job = self._jobs.get(job_name)
-        return Any if job is None else job.result_type
+        declared = self._jobs.get(job)
+        return Any if declared is None else declared.result_type
+
+    def cancel(self, run_id: UUID | str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
+        """Cancel a run by its id, as Run.cancel does."""
+        return client.Run(self, UUID(str(run_id)), Any).cancel(conn=conn)
+
+    def pause(self, queue: str) -> bool:
+        """Let no run of this queue begin, on any supervisor, until `resume`; False if it was paused already.
+
+        What has been claimed goes on, up to its next step.
+        """
+        from underway.postgres import control
+
+        refuse_while_loading("pause")
+        with self.connection() as connection:
+            return control.pause(connection, options.checked_name("queue", queue))
+
+    def resume(self, queue: str) -> bool:
+        """Undo `pause`; False if the queue was not paused."""
+        from underway.postgres import control
+
+        refuse_while_loading("resume")
+        with self.connection() as connection:
+            return control.resume(connection, options.checked_name("queue", queue))
+
+    def dead_letters(self, label: str, *, limit: int = 100) -> list[letters.DeadLetter]:
+        """The failed runs with this dead-letter label, the oldest first."""
+        return letters.listed(self, label, limit)
+
+    def redrive(
+        self,
+        run_or_label: client.Run[Any] | UUID | str,
+        *,
+        input: Any = letters.UNCHANGED,
+        limit: int | None = None,
+    ) -> int:
+        """Let a failed run go on, at the step that failed, with all counters at zero; returns how many do.
+
+        A Run or a UUID is one run, with a dead-letter label or without, and may be given another `input` for that
+        step. A text is a label: all runs that have it, or `limit` of them, the oldest first. A run stays where it is
+        while another is live under its unique key. Raises PayloadError if the input does not fit the step, UnknownJob
+        if this app does not have the step.
+        """
+        return letters.redrive(self, run_or_label, input, limit)
+
+    def discard(self, run_or_label: client.Run[Any] | UUID | str) -> int:
+        """Take the dead-letter label off a run, or off all that have it; returns how many.
+
+        They stay readable as failed runs until their `keep` has passed.
+        """
+        return letters.discard(self, run_or_label)
+
+    def _cancel_all(self, job: Job[Any, Any, Any], conn: "psycopg.Connection[Any] | None") -> int:
+        return client.cancel_all(self, job.name, conn)
+
+    def _cancel_key(self, job: Job[Any, Any, Any], unique_key: str, conn: "psycopg.Connection[Any] | None") -> int:
+        return client.cancel_key(self, job.name, unique_key, conn)
 
     def _enqueue(self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None") -> client.Run[R]:
         return client.enqueue(self, job, value, conn)

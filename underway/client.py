@@ -127,12 +127,17 @@ class Run(Handle[R]):
         with self._app.connection() as connection:
             return [Attempt(*row) for row in runs.attempts(connection, self.id)]
 
-    def cancel(self) -> bool:
-        """Cancel a run that is not in progress; whether this call did it."""
+    def cancel(self, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
+        """Cancel the run, for good; False if it was finished, cancelled before, or never there.
+
+        A run that is not in progress is closed at once. Of one in progress nothing is written any more from the commit
+        of this on: no result, no next step, no retry. Its step gets an Interrupt, is killed 5 seconds later, and then
+        the run is closed.
+        """
         from underway.postgres import runs
 
         refuse_while_loading("Run.cancel")
-        with self._app.connection() as connection:
+        with _connection(self._app, conn) as connection:
             return runs.cancel(connection, self.id)
 
 
@@ -158,6 +163,22 @@ def enqueue_many(
     with _connection(app, conn) as connection:
         runs.copy_runs(connection, *rows)
     return [Run(app, run_id, job.result_type) for run_id in made]
+
+
+def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None") -> int:
+    from underway.postgres import runs
+
+    refuse_while_loading("cancel_all")
+    with _connection(app, conn) as connection:
+        return runs.cancel_job(connection, job)
+
+
+def cancel_key(app: "Underway", job: str, unique_key: str, conn: "psycopg.Connection[Any] | None") -> int:
+    from underway.postgres import runs
+
+    refuse_while_loading("cancel")
+    with _connection(app, conn) as connection:
+        return runs.cancel_key(connection, job, unique_key)
 
 
 @contextmanager
@@ -209,13 +230,17 @@ def _encoded(typed: codec.Codec, values: Iterable[Any], made: list[UUID]) -> Ite
 
 
 def known_status(run_id: UUID, state: str | None) -> Status:
-    if state is None:
-        raise run_not_found(run_id)
-    return Status(state)
+    return Status(_known(run_id, state))
 
 
-def run_not_found(run_id: UUID) -> RunNotFound:
-    return RunNotFound(f"no run has the id {run_id}: never committed, or gone after its keep")
+def known_job(run_id: UUID, name: str | None) -> str:
+    return _known(run_id, name)
+
+
+def _known(run_id: UUID, what: str | None) -> str:
+    if what is None:
+        raise RunNotFound(f"no run has the id {run_id}: never committed, or gone after its keep")
+    return what
 
 
 def result_of(run_id: UUID, outcome: tuple[str, str | None, str | None] | None, result_type: Any) -> Any:

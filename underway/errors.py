@@ -90,6 +90,10 @@ class PayloadError(UnderwayError, ValueError):
     """A value that cannot travel as JSON, or does not fit the type it should have."""
 
 
+class UnknownJob(UnderwayError):
+    """The database or this app knows no job, or no step of it, of that name."""
+
+
 class RunNotFound(UnderwayError):
     """No run has this id. A finished run leaves the database after its `keep`."""
 
@@ -118,7 +122,7 @@ class Fail(Exception):
 
 
 class Interrupt(BaseException):
-    """Raised inside a running step when its supervisor wants it to stop: soft timeout or shutdown.
+    """Raised inside a running step when its supervisor wants it to stop; its text is `timeout`, `cancel` or `shutdown`.
 
     Derives from BaseException so that `except Exception` does not swallow it. Clean up and let it pass: a few
     seconds later the worker process is killed. In a coroutine it is an asyncio.CancelledError besides.

@@ -131,6 +131,14 @@ class Job(Generic[In, Next, Result, State]):
         """Enqueue a run for each value, all or none of them, by COPY. The runs are in the order of the values."""
         return self._app._enqueue_many(self, values, conn)
 
+    def cancel(self, *, unique_key: str, conn: "psycopg.Connection[Any] | None" = None) -> int:
+        """Cancel the live run that has this unique key, as Run.cancel does; 1 if there was one, else 0."""
+        return self._app._cancel_key(self, unique_key, conn)
+
+    def cancel_all(self, *, conn: "psycopg.Connection[Any] | None" = None) -> int:
+        """Cancel all live runs of this job, as Run.cancel does; returns how many. All of it is one transaction."""
+        return self._app._cancel_all(self, conn)
+
     @functools.cached_property
     def compiled(self) -> tuple[CompiledStep, ...]:
         """The steps with their types resolved. Raises JobDefinitionError if they do not fit together."""

@@ -49,11 +49,19 @@ class Job(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...]
 
 
+class Queue(msgspec.Struct, frozen=True):
+    """`dead_letter` is the label that runs get which fail for good in this queue."""
+
+    name: str
+    dead_letter: str | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """Everything a worker tells its supervisor once it has imported the app. `database` is None if none was named."""
 
     jobs: tuple[Job, ...]
     database: str | None = None
+    queues: tuple[Queue, ...] = ()
 
     def lanes(self) -> Iterator[tuple[Lane, Step]]:
         """Each lane this code serves, also those of steps' former names."""

@@ -35,7 +35,7 @@ def insert_run(run_id: UUID, job: str, step: str, placement: Placement, payload:
 def copy_runs(runs: Iterable[tuple[UUID, bytes]], job: str, step: str, placement: Placement) -> Asking[None]:
     """Many runs at once by COPY: all of them or none."""
     ((microseconds,),) = yield Statement("clock")
-    columns = _constant_columns(_instant(microseconds), job, step, placement)
+    columns = _constant_columns(instant(microseconds), job, step, placement)
     yield Statement("copy_runs", lines=_copy_chunks(runs, columns))
     yield Statement("wake_supervisors", {"queue": placement.queue})
 
@@ -99,16 +99,29 @@ def attempts(run_id: UUID) -> Asking[list[tuple[Any, ...]]]:
     """Step, number, outcome, error, start, end, host, pid, CPU seconds, peak bytes of each."""
     rows = yield Statement("run_attempts", {"id": run_id})
     return [
-        (step, number, outcome, error, _instant(started), _instant(finished), *rest)
+        (step, number, outcome, error, instant(started), instant(finished), *rest)
         for step, number, outcome, error, started, finished, *rest in rows
     ]
 
 
 @question
 def cancel(run_id: UUID) -> Asking[bool]:
-    """Whether this call cancelled it."""
-    rows = yield Statement("cancel_run", {"id": run_id})
-    return bool(rows)
+    """Whether this call cancelled it: it was live, and nobody had cancelled it before."""
+    ((cancelled,),) = yield Statement("cancel_run", {"id": run_id})
+    return bool(cancelled)
+
+
+@question
+def cancel_job(job: str) -> Asking[int]:
+    """How many runs this call cancelled."""
+    ((number,),) = yield Statement("cancel_job", {"job": job})
+    return int(number)
+
+
+@question
+def cancel_key(job: str, unique_key: str) -> Asking[int]:
+    ((number,),) = yield Statement("cancel_key", {"job": job, "unique_key": unique_key})
+    return int(number)
 
 
 def register_job(connection: psycopg.Connection[Any], name: str, step: str, placement: Placement) -> None:
@@ -124,5 +137,5 @@ def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | 
         return None
 
 
-def _instant(microseconds: Any) -> Any:
+def instant(microseconds: Any) -> Any:
     return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)

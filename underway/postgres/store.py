@@ -203,10 +203,14 @@ class Store:
             "host": self._host,
         }
 
-    async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> set[tuple[str, int]]:
-        """Which of these runs are still ours, with their tokens; asked on the connection that the caller uses."""
+    async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> dict[tuple[str, int], bool]:
+        """Which of these runs are still ours, with their tokens, and whether somebody has cancelled them.
+
+        Asked on the connection that the caller uses.
+        """
         session = self._leases if on_leases else self._work
-        return set(await session.fetch("owned_runs", {"ids": UUIDs(runs), "owner": self._owner}))
+        rows = await session.fetch("owned_runs", {"ids": UUIDs(runs), "owner": self._owner})
+        return {(run, token): cancelled for run, token, cancelled in rows}
 
     async def recorded(self, attempts: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
         ids, tokens = zip(*attempts, strict=True)
@@ -227,9 +231,22 @@ class Store:
     async def release_unknown(self, known: Iterable[str]) -> None:
         await self._leases.fetch("release_unknown", {"owner": self._owner, "known": UUIDs(known)})
 
-    async def reap(self, limit: int) -> list[tuple[str, int, bool]]:
-        """Take back expired runs: (run, token, quarantined) of each."""
-        return [(run, token, dead) for run, token, dead in await self._work.fetch("reap_runs", {"limit": limit})]
+    async def cancel_requests(self) -> list[tuple[str, int, int, int]]:
+        """Run, token, attempts and crashes of each run of ours that somebody has cancelled.
+
+        Asked behind the claims, on their connection: whatever one of those has taken is known when this returns.
+        """
+        rows = await self._leases.fetch("cancel_requests", {"owner": self._owner})
+        return [(run, token, attempts, crashes) for run, token, attempts, crashes in rows]
+
+    async def reap(self, limit: int) -> list[tuple[str, int, str | None]]:
+        """Take back expired runs: (run, token, final state if that was its end) of each."""
+        return [(run, token, final) for run, token, final in await self._work.fetch("reap_runs", {"limit": limit})]
+
+    async def expire(self, limit: int) -> int:
+        """Remove so many finished runs whose keep has passed."""
+        rows = await self._work.fetch("expire_runs", {"limit": limit})
+        return int(rows[0][0])
 
     async def promote(self, limit: int) -> int:
         return len(await self._work.fetch("promote_runs", {"limit": limit}))
@@ -243,9 +260,21 @@ class Store:
         rows = await self._work.fetch("has_work", {"jobs": list(jobs)})
         return bool(rows[0][0])
 
-    async def register(self, *, pid: int, app: str, manifest_hash: str) -> None:
-        label = {"host": self._host, "pid": pid, "app": app, "manifest_hash": manifest_hash}
+    async def register(self, *, pid: int, app: str, manifest_hash: str, lanes: Iterable[Lane] = ()) -> None:
+        served = orjson.dumps([lane._asdict() for lane in lanes]).decode()
+        label = {"host": self._host, "pid": pid, "app": app, "manifest_hash": manifest_hash, "lanes": served}
         await self._work.fetch("register_supervisor", {"id": self._owner, **label})
+
+    async def register_queue(self, name: str, dead_letter: str | None) -> None:
+        await self._work.fetch("register_queue", {"name": name, "dead_letter": dead_letter})
+
+    async def stranded_lanes(self) -> list[Lane]:
+        """Where runs have been pending for a minute that no living supervisor serves."""
+        return [Lane(*row) for row in await self._work.fetch("long_stranded_lanes")]
+
+    async def stop_requested(self) -> bool:
+        rows = await self._leases.fetch("stop_requested", {"id": self._owner})
+        return bool(rows[0][0])
 
     async def register_job(self, name: str, step: str, placement: Placement) -> None:
         await self._work.fetch("register_job", job_parameters(name, step, placement))

@@ -18,9 +18,11 @@ class Wakeup:
 
     At each new connection it sends itself a nonce: behind pgbouncer in transaction mode LISTEN seems to work and
     nothing ever arrives, so without the echo it says `listening = False`, and whoever relies on it has to poll.
+
+    `on_notify` is given the payload: the queue of new runs, `cancel`, `shutdown`, or "" for whatever was missed.
     """
 
-    def __init__(self, session: Session, on_notify: Callable[[], None]) -> None:
+    def __init__(self, session: Session, on_notify: Callable[[str], None]) -> None:
         self._session = session
         self._on_notify = on_notify
         self._opened = -1
@@ -45,7 +47,7 @@ class Wakeup:
         if not self.listening:
             log.warning("notifications do not arrive (a pooler in transaction mode?): polling instead")
         self._opened = opened
-        self._on_notify()  # whatever was notified while we were deaf
+        self._on_notify("")  # whatever was notified while we were deaf
 
     async def rest(self, seconds: float) -> None:
         """Let this time pass; less if the connection breaks."""
@@ -56,7 +58,7 @@ class Wakeup:
         if payload == self._nonce:
             self._echoed.set()
         else:
-            self._on_notify()
+            self._on_notify(payload)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:

@@ -205,7 +205,7 @@ class Commits:
         self.submit(Ended(ended.task, settle(ended.task, Seen.UNSTORABLE, attempt, self._rng), []))
 
     async def _sort_out(self, missing: list[Ended]) -> None:
-        """Judge per run: locked by a stranger (again later), already recorded (done), or lost (dropped)."""
+        """Judge per run: already recorded (done), lost (dropped), locked by a stranger or cancelled (again later)."""
         keys = [(ended.task.run, ended.task.token) for ended in missing]
         try:
             owned = await self._store.owned([run for run, _ in keys])
@@ -219,13 +219,20 @@ class Commits:
                 self._durable(ended)
                 self._on_unknown()
             elif key in owned:
-                locked.append(ended)
+                locked.append(self._cancelled(ended) if owned[key] else ended)
             else:
                 self._held.pop(ended.task.token, None)
                 log.warning("its run was taken from us, its ending is dropped", extra={"about": {"run": key[0]}})
         if locked:
             self._locked += len(locked)
             asyncio.get_running_loop().call_later(_LOCKED_PAUSE, self._unlock, locked)
+
+    def _cancelled(self, ended: Ended) -> Ended:
+        """What is left to write of an attempt whose run somebody has cancelled before its end was durable."""
+        if isinstance(ended.row, Finish) and ended.row.state == "cancelled":
+            return ended
+        attempt = ended.row.attempt._replace(outcome="cancelled", error="cancelled before its end was written")
+        return Ended(ended.task, settle(ended.task, Seen.CANCELLED, attempt, self._rng), [])
 
     def _unlock(self, group: list[Ended]) -> None:
         self._locked -= len(group)

@@ -109,6 +109,8 @@ class Endings:
         retry_after: float | None = None,
     ) -> None:
         """Put an ending that is no success on its way. `attempt` is what was measured, if anybody was left to."""
+        if task.cancelled:
+            seen = Seen.CANCELLED
         outcome = VERDICTS[seen].outcome
         if attempt is None:
             attempt = Attempt(

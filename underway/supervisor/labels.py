@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable
 from logging import getLogger
 
-from underway.manifest import Manifest
+from underway.manifest import Lane, Manifest
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
+from underway.supervisor.crew import Crew
 
 log = getLogger("underway.supervisor")
 
@@ -23,29 +24,44 @@ class Labels:
     """Nothing depends on labels; they are written again every minute, and when the database has been away."""
 
     def __init__(
-        self, store: Store, work: Session, app: str, manifest: Manifest, *, on_label: Callable[[], None]
+        self, store: Store, work: Session, app: str, manifest: Manifest, crew: Crew, *, on_label: Callable[[], None]
     ) -> None:
         self._store = store
         self._work = work
         self._app = app
         self._manifest = manifest
+        self._crew = crew
         self._on_label = on_label
+        self._stranded: set[Lane] = set()
 
     async def write(self) -> None:
         digest = hashlib.sha256(self._manifest.to_json()).hexdigest()
-        await self._store.register(pid=os.getpid(), app=self._app, manifest_hash=digest)
+        await self._store.register(pid=os.getpid(), app=self._app, manifest_hash=digest, lanes=self._crew.lanes)
         for job in self._manifest.jobs:
             await self._store.register_job(job.name, job.steps[0].name, job.steps[0].placement)
+        for queue in self._manifest.queues:
+            await self._store.register_queue(queue.name, queue.dead_letter)
         self._on_label()
 
     async def run(self) -> None:
         while True:
+            with contextlib.suppress(DatabaseAway):
+                await self._warn_of_stranded()
             opened, again_at = self._work.opened, time.monotonic() + _LABEL_SECONDS
             while self._work.opened == opened and time.monotonic() < again_at:
                 await asyncio.sleep(1)
             with contextlib.suppress(DatabaseAway):
                 await self.write()
                 await self._store.forget_supervisors()
+
+    async def _warn_of_stranded(self) -> None:
+        stranded = set(await self._store.stranded_lanes())
+        for lane in sorted(stranded - self._stranded):
+            log.warning(
+                "no supervisor serves step %r of job %r in queue %r, where runs have been pending for a minute",
+                lane.step, lane.job, lane.queue,
+            )  # fmt: skip
+        self._stranded = stranded
 
 
 async def summarise(outcomes: Counter[str], running: Callable[[], int]) -> None:

@@ -82,7 +82,9 @@ class Leases:
             await self._sort_out(missing)
 
     async def _sort_out(self, missing: list[Task]) -> None:
-        """A row that still shows our token was only locked by somebody: the next turn will renew it."""
+        """A row that still shows our token was only locked by somebody, and the next turn will renew it; or somebody
+        has cancelled the run. Then nobody renews it any more, but it stays ours until we have stopped it and closed it.
+        """
         owned = await self._store.owned([task.run for task in missing], on_leases=True)
         for task in missing:
             if (task.run, task.token) not in owned and not task.ended:

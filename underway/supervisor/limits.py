@@ -14,6 +14,7 @@ log = getLogger("underway.supervisor")
 
 # Between the interrupt and the kill a step may clean up.
 CLEANUP_SECONDS = 5.0
+_KILLED = {"timeout": Seen.KILLED_TIMEOUT, "cancel": Seen.KILLED_CANCEL, "shutdown": Seen.KILLED_SHUTDOWN}
 # A worker is killed before its lease lapses, so that the kill is over when somebody else may begin.
 LEASE_MARGIN = 0.05
 
@@ -30,7 +31,7 @@ class Limits:
         for worker in running:
             task = worker.current
             if task is not None and not self._kill_before_lapse(worker, task, now):
-                self._enforce_timeout(worker, task, now)
+                self._enforce_stop(worker, task, now)
         if now >= self._sample_at:
             self._sample_at = now + SAMPLE_SECONDS
             self._enforce_memory([worker for worker in running if _runs_longer_than_a_sample(worker, now)])
@@ -44,16 +45,19 @@ class Limits:
             log.error("killed: its lease could not be renewed in time", extra={"about": about_task(worker, task)})
         return True
 
-    def _enforce_timeout(self, worker: WorkerProcess, task: Task, now: float) -> None:
+    def _enforce_stop(self, worker: WorkerProcess, task: Task, now: float) -> None:
+        """First the interrupt, at the timeout if nothing else has come before it, then the kill."""
         assert task.started_at is not None
         timeout = task.step.policy.timeout.total_seconds()
-        if now - task.started_at < timeout:
-            return
         if task.stop_sent_at is None:
-            interrupt(worker, task, "timeout", now)
-            log.warning("interrupted after its timeout of %.1f s", timeout, extra={"about": about_task(worker, task)})
-        elif now - task.stop_sent_at >= CLEANUP_SECONDS and worker.kill_task(task, Seen.KILLED_TIMEOUT):
-            log.error("killed: it did not end within %.1f s of its timeout", CLEANUP_SECONDS,
+            if now - task.started_at >= timeout:
+                interrupt(worker, task, "timeout", now)
+                log.warning("interrupted after its timeout of %.1f s", timeout,
+                            extra={"about": about_task(worker, task)})  # fmt: skip
+            return
+        assert task.stop_reason is not None
+        if now - task.stop_sent_at >= CLEANUP_SECONDS and worker.kill_task(task, _KILLED[task.stop_reason]):
+            log.error("killed: it did not end within %.1f s of its interrupt (%s)", CLEANUP_SECONDS, task.stop_reason,
                       extra={"about": about_task(worker, task)})  # fmt: skip
 
     def _enforce_memory(self, workers: list[WorkerProcess]) -> None:

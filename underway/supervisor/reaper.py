@@ -11,6 +11,11 @@ from underway.postgres.store import Store
 log = getLogger("underway.supervisor")
 
 _LIMIT = 500
+_WHY = {
+    None: "its lease expired",
+    "failed": "quarantined: its lease expired once too often",
+    "cancelled": "cancelled: its lease expired, its supervisor is gone",
+}
 _LONGEST_PERIOD = 5.0
 # A look passes over all that were in progress since the last vacuum, a million beside an old snapshot, and commits
 # wait for it: it may take this share of the time.
@@ -48,9 +53,8 @@ class Reaper:
         if time.monotonic() < self._not_before:
             return
         while reaped := await self._store.reap(_LIMIT):
-            for run, _token, quarantined in reaped:
-                what = "quarantined: its lease expired once too often" if quarantined else "its lease expired"
-                log.warning("run taken back, %s", what, extra={"about": {"run": run}})
+            for run, _token, final in reaped:
+                log.warning("run taken back, %s", _WHY[final], extra={"about": {"run": run}})
             self._on_reaped()
             if len(reaped) < _LIMIT:
                 return

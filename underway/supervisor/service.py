@@ -12,6 +12,7 @@ from underway.manifest import Manifest
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
 from underway.postgres.wakeup import Wakeup
+from underway.supervisor.cancels import Cancels
 from underway.supervisor.claims import Claims
 from underway.supervisor.commits import Commits
 from underway.supervisor.crew import Crew
@@ -23,6 +24,8 @@ from underway.supervisor.leases import Leases
 from underway.supervisor.limits import Limits
 from underway.supervisor.promoter import Promoter
 from underway.supervisor.reaper import Reaper
+from underway.supervisor.requests import Requests
+from underway.supervisor.retention import Retention
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.task import Task
 
@@ -80,7 +83,10 @@ class Service:
         self._reaper = Reaper(
             store, work, shortest_lease=self._shortest_lease, on_reaped=lambda: self._promoter.hint(0)
         )
-        self._labels = Labels(store, work, app, manifest, on_label=self._claims.forget_idle)
+        self._cancels = Cancels(store, self._dispatch, self._endings, self._held)
+        self._requests = Requests(store, self._cancels, stop, listening=lambda: wakeup.listening)
+        self._retention = Retention(store)
+        self._labels = Labels(store, work, app, manifest, crew, on_label=self._claims.forget_idle)
         crew.listener = self._endings
 
     async def serve(self, *, grace: float, until_idle: bool) -> bool:
@@ -94,6 +100,8 @@ class Service:
                 self._commits.run(),
                 self._reaper.run(),
                 self._promoter.run(),
+                self._requests.run(),
+                self._retention.run(),
                 self._labels.run(),
                 self._watch(),
                 summarise(self._commits.outcomes, self._running),
@@ -124,9 +132,10 @@ class Service:
         if self._dispatch.idle():
             self._commits.hurry()
 
-    def _on_notify(self) -> None:
+    def _on_notify(self, payload: str) -> None:
         self._promoter.hint(0)
         self._claims.wake()
+        self._requests.hear(payload)
 
     def _on_continue(self, delay: float) -> None:
         if delay > 0:
@@ -159,6 +168,7 @@ class Service:
                 self._keep_house(now)
             if self._held:
                 self._limits.enforce(self._crew.active, now)
+                self._cancels.pursue(now)
                 self._dispatch.take_back_waiting(now)
                 for task in self._dispatch.overdue(now):
                     self._endings.release(task)

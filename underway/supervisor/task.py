@@ -33,6 +33,7 @@ class Task:
     stop_reason: str | None = None
     peak_rss: int = 0
     progress: bytes | None = None
+    cancelled: bool = False  # somebody has cancelled the run: whatever the attempt's end, it is the run's
     ended: bool = False  # on its way to Postgres: from here on the commit judges whether the run is still ours
 
     @property

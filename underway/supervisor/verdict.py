@@ -7,6 +7,7 @@
 | failure  | attempts                | failed at once: the step said so                                       |
 | crash    | crashes                 | back-off as a suspect, or failed as quarantined after max_crashes      |
 | release  | releases                | pending again at once; nobody is to blame                              |
+| cancel   | none                    | the run is closed as cancelled: somebody has asked for that            |
 """
 
 import random
@@ -34,6 +35,8 @@ class Seen(StrEnum):
     OUT_OF_MEMORY = "out of memory"
     NEVER_STARTED = "never started"
     UNSTORABLE = "result cannot be stored"
+    CANCELLED = "cancelled"
+    KILLED_CANCEL = "killed: cancelled"
 
 
 class Charge(StrEnum):
@@ -42,6 +45,7 @@ class Charge(StrEnum):
     FAILURE = "failure"
     CRASH = "crash"
     RELEASE = "release"
+    CANCEL = "cancel"
 
 
 class Verdict(NamedTuple):
@@ -64,9 +68,11 @@ VERDICTS: dict[Seen, Verdict] = {
     Seen.OUT_OF_MEMORY: Verdict("out_of_memory", Charge.CRASH),
     Seen.NEVER_STARTED: Verdict("released", Charge.RELEASE),
     Seen.UNSTORABLE: Verdict("failed", Charge.ATTEMPT),
+    Seen.CANCELLED: Verdict("cancelled", Charge.CANCEL),
+    Seen.KILLED_CANCEL: Verdict("cancelled", Charge.CANCEL),
 }
 # Two endings have no verdict of ours, because nothing may be written any more: a task whose lease or run is lost
-# (the reaper has charged it as a crash, outcome `lost`, or somebody has cancelled it), and one that succeeded in a
+# (the reaper has charged it as a crash, outcome `lost`), and one that succeeded in a
 # transaction of its own, which committed its attempt itself.
 
 
@@ -111,6 +117,8 @@ def settle(
     policy = task.step.policy
     attempts = task.attempts + (charge in (Charge.ATTEMPT, Charge.FAILURE))
     crashes = task.crashes + (charge is Charge.CRASH)
+    if charge is Charge.CANCEL:
+        return Finish(task.run, task.token, "cancelled", None, attempts, crashes, attempt)
     if charge is Charge.FAILURE or (charge is Charge.ATTEMPT and attempts >= policy.retry.max_attempts):
         return Finish(task.run, task.token, "failed", None, attempts, crashes, attempt)
     if charge is Charge.CRASH and crashes >= policy.max_crashes:

@@ -1,13 +1,14 @@
 -- claim_tasks: take pending runs of these lanes in the order of their rank, and at most so many suspects
 --
 -- Each lane is probed by its index from its mark on, then the candidates are locked; "ctid = any(array(...))" keeps the
--- plan the same on an empty table and beside millions of rows.
+-- plan the same on an empty table and beside millions of rows. Lanes of queues that are paused are left out.
 with lane as (
     select queue, job, step, lease, max_crashes, to_timestamp(mark) as mark, mark_id, n
     from unnest(
         %(queues)s::text[], %(jobs)s::text[], %(steps)s::text[], %(leases)s::float8[], %(max_crashes)s::int[],
         %(marks)s::float8[], %(mark_ids)s::uuid[]
     ) with ordinality as lane (queue, job, step, lease, max_crashes, mark, mark_id, n)
+    where queue <> all(array(select name from underway.queue where paused))
 ),
 claimed as (
     update underway.run r

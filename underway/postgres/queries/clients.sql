@@ -45,17 +45,11 @@ from underway.attempt
 where run_id = %(id)s
 order by token;
 
--- cancel_run: close a run that is not in progress
-with gone as (
-    delete from underway.run r
-    where r.id = %(id)s and r.state in ('pending', 'waiting')
-    returning r.*
-),
-filed as (
-    insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, state, queue, job, step, unique_key, concurrency_key, error, input)
-    select id, created_at, now() + keep, scheduled_for, keep, attempts, crashes, releases, priority, key_limit,
-        'cancelled', queue, job, step, unique_key, concurrency_key, 'cancelled', input
-    from gone
-)
-select id from gone;
+-- cancel_run: close a run, or have it closed by whoever runs it
+select underway.cancel(%(id)s) as cancelled;
+
+-- cancel_job: cancel all live runs of a job
+select underway.cancel_all(%(job)s) as cancelled;
+
+-- cancel_key: cancel the live run of a job that has this unique key
+select underway.cancel_key(%(job)s, %(unique_key)s) as cancelled;

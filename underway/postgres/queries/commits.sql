@@ -2,6 +2,7 @@
 --
 -- The fence is pairwise: (id, token) as given together, never two lists. With two lists, attempts whose tokens were
 -- swapped deleted each other's runs. A row that somebody else has locked is left for the next turn.
+-- Of a run that somebody has cancelled no other end is written than that.
 with gone as (
     delete from underway.run r
     using unnest(
@@ -13,17 +14,18 @@ with gone as (
             select l.id from underway.run l where l.id = any(%(ids)s::uuid[]) order by l.id for update skip locked
         ))
         and r.id = g.id and r.token = g.token and r.owner = %(owner)s
-        and r.state = 'in_progress' and not r.cancel_requested
+        and r.state = 'in_progress' and r.cancel_requested = (g.final = 'cancelled')
     returning r.id, r.token, r.created_at, r.scheduled_for, r.keep, r.number, r.releases, r.priority, r.key_limit,
         r.queue, r.job, r.step, r.unique_key, r.concurrency_key, r.input, g.final, g.payload, g.outcome, g.error,
         g.attempts, g.crashes, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
 ),
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, state, queue, job, step, unique_key, concurrency_key, error, result, input)
+        priority, key_limit, state, queue, job, step, unique_key, concurrency_key, dead_letter, error, result, input)
     select id, created_at, now() + keep, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, final, queue, job, step, unique_key, concurrency_key, error,
-        case when final = 'succeeded' then payload::jsonb end,
+        priority, key_limit, final, queue, job, step, unique_key, concurrency_key,
+        case when final = 'failed' then (select q.dead_letter from underway.queue q where q.name = gone.queue) end,
+        error, case when final = 'succeeded' then payload::jsonb end,
         case when final <> 'succeeded' then input end
     from gone
 ),
@@ -53,7 +55,8 @@ from gone;
 
 -- continue_runs: put these runs at their next step, or at the same step again; fenced like finish_runs
 --
--- With a lease the run stays with this supervisor, claimed anew: its next step needs no claim of its own.
+-- With a lease the run stays with this supervisor, claimed anew: its next step needs no claim of its own. But not in a
+-- queue that is paused.
 -- Without a delay a run keeps its place in line. (When each step went to the end of it, a thousand reports of four
 -- steps were all begun before the first was finished.)
 with continued as (
@@ -70,10 +73,10 @@ with continued as (
         due = case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end,
         rank = case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end
             - coalesce(g.priority, r.priority) * interval '1 minute',
-        state = case when g.lease is not null then 'in_progress' when g.delay > 0 then 'waiting' else 'pending' end,
-        token = case when g.lease is not null then nextval('underway.token') else r.token end,
-        owner = case when g.lease is not null then r.owner end,
-        lease_until = clock_timestamp() + make_interval(secs => g.lease),
+        state = case when stay.lease is not null then 'in_progress' when g.delay > 0 then 'waiting' else 'pending' end,
+        token = case when stay.lease is not null then nextval('underway.token') else r.token end,
+        owner = case when stay.lease is not null then r.owner end,
+        lease_until = clock_timestamp() + make_interval(secs => stay.lease),
         max_crashes = coalesce(g.max_crashes, r.max_crashes),
         progress = null
     from unnest(
@@ -83,14 +86,17 @@ with continued as (
         %(leases)s::float8[], %(max_crashes)s::int[], %(outcomes)s::text[], %(errors)s::text[],
         %(started)s::float8[], %(ended)s::float8[], %(pids)s::int[], %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
     ) as g (id, token, step, queue, priority, keep, payload, number, attempts, crashes, releases, delay, ran_step,
-        ran_number, lease, max_crashes, outcome, error, started, ended, pid, cpu_seconds, peak_rss)
+        ran_number, wanted, max_crashes, outcome, error, started, ended, pid, cpu_seconds, peak_rss)
+    cross join lateral (
+        select case when g.queue <> all(array(select name from underway.queue where paused)) then g.wanted end as lease
+    ) stay
     where r.id = any(array(
             select l.id from underway.run l
             where l.id = any(%(ids)s::uuid[]) order by l.id for no key update skip locked
         ))
         and r.id = g.id and r.token = g.token and r.owner = %(owner)s
         and r.state = 'in_progress' and not r.cancel_requested
-    returning r.id, g.token, case when g.lease is not null then r.token end as kept_token, r.queue, r.state,
+    returning r.id, g.token, case when stay.lease is not null then r.token end as kept_token, r.queue, r.state,
         g.ran_step, g.ran_number, g.outcome, g.error, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
 ),
 noted as (
@@ -118,10 +124,10 @@ select token, kept_token,
             select queue from spawned union select queue from continued where state = 'pending') woken) end as woken
 from continued;
 
--- owned_runs: which of these runs this supervisor still owns, and under which token
-select id::text, token
+-- owned_runs: which of these runs this supervisor still owns, under which token, and whether somebody has cancelled them
+select id::text, token, cancel_requested
 from underway.run
-where id = any(%(ids)s::uuid[]) and owner = %(owner)s and state = 'in_progress' and not cancel_requested;
+where id = any(%(ids)s::uuid[]) and owner = %(owner)s and state = 'in_progress';
 
 -- recorded_attempts: which of these attempts are already written, by a commit whose answer was lost
 --

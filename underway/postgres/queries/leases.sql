@@ -13,8 +13,11 @@ where r.id = any(array(
 returning r.id::text;
 
 -- reap_runs: take back runs whose lease has expired; the crash that comes with it may be their last
+--
+-- One that somebody has cancelled is closed: whoever had to stop it is gone.
 with lapsed as materialized (
-    select id, token, owner, crashes + 1 as crashes, crashes + 1 >= max_crashes as quarantined
+    select id, token, owner, crashes + 1 as crashes,
+        case when cancel_requested then 'cancelled' when crashes + 1 >= max_crashes then 'failed' end as final
     from underway.run
     where state = 'in_progress' and lease_until < now()
     order by id
@@ -32,47 +35,58 @@ back as (
         lease_until = null,
         progress = null
     from lapsed l
-    where r.id = any(array(select id from lapsed)) and r.id = l.id and r.token = l.token and not l.quarantined
-    returning r.id, r.token, r.number, r.step, l.owner, 'back' as what
+    where r.id = any(array(select id from lapsed)) and r.id = l.id and r.token = l.token and l.final is null
+    returning r.id, r.token, r.number, r.step, l.owner
 ),
 gone as (
     delete from underway.run r
     using lapsed l
-    where r.id = any(array(select id from lapsed)) and r.id = l.id and r.token = l.token and l.quarantined
-    returning r.*, l.crashes as all_crashes, l.owner as last_owner
+    where r.id = any(array(select id from lapsed)) and r.id = l.id and r.token = l.token and l.final is not null
+    returning r.*, l.final, case l.final when 'failed' then l.crashes else r.crashes end as all_crashes,
+        l.owner as last_owner
 ),
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, state, queue, job, step, unique_key, concurrency_key, error, input)
+        priority, key_limit, state, queue, job, step, unique_key, concurrency_key, dead_letter, error, input)
     select id, created_at, now() + keep, scheduled_for, keep, attempts, all_crashes, releases, priority, key_limit,
-        'failed', queue, job, step, unique_key, concurrency_key,
-        format('quarantined after %%s crashes: the lease expired, its supervisor is gone', all_crashes), input
+        final, queue, job, step, unique_key, concurrency_key,
+        case final when 'failed' then (select q.dead_letter from underway.queue q where q.name = gone.queue) end,
+        case final when 'cancelled' then 'cancelled; its lease expired, its supervisor is gone'
+            else format('quarantined after %%s crashes: the lease expired, its supervisor is gone', all_crashes) end,
+        input
     from gone
 ),
 noted as (
     insert into underway.attempt (run_id, token, number, pid, finished_at, step, outcome, host, error)
-    select t.id, t.token, t.number, s.pid, now(), t.step, 'lost', s.host,
+    select t.id, t.token, t.number, s.pid, now(), t.step, t.outcome, s.host,
         format('the lease expired: supervisor %%s did not renew it', t.owner)
     from (
-        select id, token, number, step, owner from back
+        select id, token, number, step, owner, 'lost' as outcome from back
         union all
-        select id, token, number + 1, step, last_owner from gone
+        select id, token, number + 1, step, last_owner, case final when 'cancelled' then final else 'lost' end from gone
     ) t
     left join underway.supervisor s on s.id = t.owner
 )
-select id::text, token, false as quarantined from back
+select id::text, token, null as final from back
 union all
-select id::text, token, true from gone;
+select id::text, token, final from gone;
 
 -- release_unknown: give back runs that are ours by their row but not by our memory: claims whose answer was lost
+--
+-- But not one that somebody has cancelled: nobody could finish it.
 update underway.run r
 set state = 'pending', owner = null, lease_until = null, releases = r.releases + 1
 where r.ctid = any(array(
     select ctid from underway.run
-    where state = 'in_progress' and owner = %(owner)s and id <> all(%(known)s::uuid[])
+    where state = 'in_progress' and owner = %(owner)s and id <> all(%(known)s::uuid[]) and not cancel_requested
     order by id
     for no key update skip locked
 ));
+
+-- cancel_requests: which of this supervisor's runs somebody has cancelled
+select id::text, token, attempts, crashes
+from underway.run
+where cancel_requested and owner = %(owner)s;
 
 -- listen: hear of new runs
 listen underway;

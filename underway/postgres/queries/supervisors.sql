@@ -1,21 +1,50 @@
 -- register_supervisor: say that this supervisor is here; labels only, nothing depends on them
-insert into underway.supervisor (id, host, pid, app, manifest_hash)
-values (%(id)s, %(host)s, %(pid)s, %(app)s, %(manifest_hash)s)
-on conflict (id) do update set seen_at = clock_timestamp(), idle = false;
+insert into underway.supervisor (id, host, pid, app, manifest_hash, lanes)
+values (%(id)s, %(host)s, %(pid)s, %(app)s, %(manifest_hash)s, %(lanes)s::text::jsonb)
+on conflict (id) do update set seen_at = clock_timestamp(), idle = false, lanes = excluded.lanes;
 
 -- set_idle: tell those who enqueue whether a NOTIFY is wanted
 update underway.supervisor
 set idle = %(idle)s, seen_at = clock_timestamp()
 where id = %(id)s;
 
+-- stop_requested: has anybody asked this supervisor to stop
+select exists (select from underway.stop_request where supervisor = %(id)s) as requested;
+
 -- deregister_supervisor: leaving
+with answered as (
+    delete from underway.stop_request where supervisor = %(id)s
+)
 delete from underway.supervisor where id = %(id)s;
 
 -- forget_supervisors: drop the labels of supervisors not seen for ten minutes
-delete from underway.supervisor s
-where s.id = any(array(
-    select id from underway.supervisor where seen_at < now() - interval '10 minutes' for update skip locked
-));
+with forgotten as (
+    delete from underway.supervisor s
+    where s.id = any(array(
+        select id from underway.supervisor where seen_at < now() - interval '10 minutes' for update skip locked
+    ))
+    returning s.id
+)
+delete from underway.stop_request r
+where r.supervisor = any(array(select id from forgotten));
+
+-- register_queue: what the app says of a queue; never waits for whoever pauses it
+with known as (
+    select name, dead_letter from underway.queue where name = %(name)s
+),
+changed as (
+    update underway.queue q
+    set dead_letter = %(dead_letter)s
+    where q.name = any(array(
+        select name from underway.queue
+        where name = %(name)s and dead_letter is distinct from %(dead_letter)s::text
+        for no key update skip locked
+    ))
+)
+insert into underway.queue (name, dead_letter)
+select %(name)s, %(dead_letter)s
+where not exists (select from known)
+on conflict (name) do nothing;
 
 -- register_job: what underway.enqueue needs to know of a job
 insert into underway.job (name, step, queue, priority, delay, keep)
@@ -25,3 +54,9 @@ set step = excluded.step, queue = excluded.queue, priority = excluded.priority, 
     keep = excluded.keep, registered_at = clock_timestamp()
 where (job.step, job.queue, job.priority, job.delay, job.keep)
     is distinct from (excluded.step, excluded.queue, excluded.priority, excluded.delay, excluded.keep);
+
+-- long_stranded_lanes: where runs have been pending for a minute that no living supervisor serves
+select queue, job, step
+from underway.stranded_lane
+where since < now() - interval '1 minute'
+order by queue, job, step;

@@ -1,0 +1,433 @@
+"""Cancel is final, in every state and in every race (promise 13)."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from apps import cancelling
+from committing import NEXT_LANE, Committing, attempts_of, play
+from db import (
+    AGES_AGO,
+    LANE,
+    Connection,
+    claim,
+    finish,
+    held_task,
+    insert,
+    insert_held,
+    row_of,
+    spawn,
+    value,
+    with_store,
+)
+from harness import APPS, Supervisor, eventually, outcomes, states
+
+from underway import InvalidOption, RunCancelled, Status, Underway
+from underway.manifest import Step
+from underway.postgres import runs
+from underway.postgres.store import Store
+from underway.supervisor.cancels import Cancels
+from underway.supervisor.dispatch import Dispatch
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import Seen
+
+US = uuid4()
+
+
+def status(connection: Connection, run: str) -> str | None:
+    return runs.status(connection, UUID(run))
+
+
+# One call
+
+
+@pytest.mark.parametrize("owner", [US, uuid4()])
+def test_a_run_in_progress_is_marked_once_and_its_supervisor_is_told(any_database: str, owner: UUID) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, token = insert_held(connection, owner)
+        with psycopg.connect(any_database, autocommit=True) as listener:
+            listener.execute("listen underway")
+            assert runs.cancel(connection, UUID(run))
+            assert not runs.cancel(connection, UUID(run))
+            connection.execute("select pg_notify('underway', 'the last')")
+            heard = [notify.payload for notify in listener.notifies(timeout=10, stop_after=2)]
+        assert heard == ["cancel", "the last"]
+        row = row_of(connection, "run", run)
+        assert row is not None
+        assert (row["state"], row["cancel_requested"], row["token"]) == ("in_progress", True, token)
+        assert with_store(any_database, lambda store: store.cancel_requests(), owner) == [(run, token, 0, 0)]
+
+
+def test_all_live_runs_of_a_job_are_cancelled_and_no_others(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        live = [insert(connection), insert(connection, state="waiting"), insert_held(connection, US)[0]]
+        insert_held(connection, US, cancel_requested=True)
+        other = insert(connection, job="another")
+        assert runs.cancel_job(connection, LANE.job) == 3
+        assert runs.cancel_job(connection, LANE.job) == 0
+        assert [status(connection, run) for run in live] == ["cancelled", "cancelled", "in_progress"]
+        assert status(connection, other) == "pending"
+
+
+def test_the_live_run_with_a_unique_key_is_cancelled(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run = insert(connection, unique_key="order 1")
+        others = [insert(connection, unique_key="order 2"), insert(connection, job="another", unique_key="order 1")]
+        assert runs.cancel_key(connection, LANE.job, "order 1") == 1
+        assert runs.cancel_key(connection, LANE.job, "order 1") == 0
+        assert status(connection, run) == "cancelled"
+        assert [status(connection, other) for other in others] == ["pending", "pending"]
+        assert insert(connection, unique_key="order 1")  # the key is free
+
+
+# Races with whoever has the row at that moment: the cancel waits for it, and decides by what it leaves
+
+
+@contextmanager
+def busy(database: str, *writes: str) -> Iterator[Connection]:
+    """A transaction in which somebody is about to write these."""
+    with psycopg.connect(database) as other:
+        for write in writes:
+            other.execute(write)
+        yield other
+        other.commit()
+
+
+@pytest.mark.parametrize(
+    ("write", "cancelled", "then"),
+    [
+        pytest.param(
+            f"update underway.run set state = 'in_progress', owner = '{US}', token = 7, lease_until = now()",
+            True, ("in_progress", True), id="claimed",
+        ),
+        pytest.param("update underway.run set state = 'waiting', owner = null", True, ("cancelled", None), id="retry"),
+        pytest.param("update underway.run set step = 'next', state = 'pending'", True, ("cancelled", None), id="next"),
+        pytest.param(
+            f"update underway.run set step = 'next', state = 'in_progress', owner = '{US}', token = 8",
+            True, ("in_progress", True), id="next that stays",
+        ),
+        pytest.param("delete from underway.run", False, (None, None), id="finished"),
+    ],
+)  # fmt: skip
+def test_who_writes_at_that_moment_comes_first(
+    any_database: str, write: str, cancelled: bool, then: tuple[str | None, bool | None]
+) -> None:
+    answers: list[bool] = []
+
+    def cancel(connection: Connection) -> None:
+        answers.append(runs.cancel(connection, UUID(run)))
+
+    waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    with (
+        psycopg.connect(any_database, autocommit=True) as connection,
+        psycopg.connect(any_database, autocommit=True) as canceller,
+    ):
+        run = insert(connection)
+        with busy(any_database, write):
+            thread = threading.Thread(target=cancel, args=[canceller])
+            thread.start()
+            eventually(lambda: value(connection, waits) == 1)
+        thread.join()
+        row = row_of(connection, "run", run)
+        assert answers == [cancelled]
+        assert (status(connection, run), row and row["cancel_requested"]) == then
+
+
+def test_a_claim_passes_by_a_run_that_is_being_cancelled(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection, psycopg.connect(any_database) as canceller:
+        run, other = insert(connection), insert(connection)
+        assert runs.cancel(canceller, UUID(run))
+        assert [claimed.run for claimed in claim(any_database)] == [other]
+        canceller.commit()
+        assert status(connection, run) == "cancelled"
+
+
+def test_who_cancels_many_in_any_order_does_not_deadlock(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        for _ in range(200):
+            insert(connection)
+
+        def cancel(way: str) -> None:
+            with psycopg.connect(any_database, autocommit=True) as canceller:
+                canceller.execute(
+                    f"select underway.cancel_runs((select array_agg(id order by id {way}) from underway.run))"
+                )
+
+        threads = [threading.Thread(target=cancel, args=[way]) for way in ("asc", "desc") * 4]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert states(connection) == {"cancelled": 200}
+
+
+# Races with an ending on its way to Postgres
+
+
+def _late(ending: str) -> Callable[[Committing, str], Task]:
+    def submit(committing: Committing, run: str) -> Task:
+        if ending in ("done", "next"):
+            return committing.submit(run, ending=ending, spawned=[spawn(run)])
+        return committing.fail(run, Seen(ending))
+
+    return submit
+
+
+@pytest.mark.parametrize(
+    "ending", ["done", "next", Seen.RETRY, Seen.FAIL, Seen.DIED, Seen.KILLED_SHUTDOWN, Seen.KILLED_TIMEOUT]
+)
+def test_an_ending_that_comes_after_the_cancel_closes_the_run_as_cancelled(
+    database: str, connection: Connection, ending: str
+) -> None:
+    run, other = insert(connection), insert(connection)
+
+    async def script(committing: Committing) -> None:
+        assert runs.cancel(connection, UUID(run))
+        _late(ending)(committing, run)
+        committing.submit(other)
+
+    committing = play(database, script, workers=1, lanes={NEXT_LANE: Step("next")})
+    assert committing.held == {}
+    assert committing.stayed == []
+    assert (status(connection, run), status(connection, other)) == ("cancelled", "succeeded")
+    assert attempts_of(connection, run) == [("cancelled", 1)]
+    attempt = row_of(connection, "attempt", run)
+    assert attempt is not None
+    assert attempt["started_at"] is not None
+    assert value(connection, "select count(*) from underway.runs where job = 'child'") == 0
+    assert committing.commits.outcomes == {"cancelled": 1, "succeeded": 1}
+
+
+def test_a_task_that_never_began_leaves_no_attempt(database: str, connection: Connection) -> None:
+    run = insert(connection)
+
+    async def script(committing: Committing) -> None:
+        assert runs.cancel(connection, UUID(run))
+        committing.fail(run, Seen.NEVER_STARTED)
+        committing.commits._waiting[0] = _never_started(committing)
+
+    def _never_started(committing: Committing) -> Any:
+        (ended,) = committing.commits._waiting
+        return ended._replace(row=ended.row._replace(attempt=ended.row.attempt._replace(started=None)))
+
+    play(database, script)
+    assert (status(connection, run), attempts_of(connection, run)) == ("cancelled", [])
+
+
+def test_a_next_step_that_stayed_is_stopped_under_its_new_token(database: str, connection: Connection) -> None:
+    """The request is found before the supervisor has heard of the new token, and again when it has."""
+    run = insert(connection)
+
+    async def script(committing: Committing) -> None:
+        committing.submit(run, ending="next")
+
+    async def then(committing: Committing) -> None:
+        (task,) = committing.stayed
+        stopper = Stopping(committing.store)
+        stopper.held[0] = held_task_of(run)  # the step before, whose answer has not come
+        assert runs.cancel(connection, UUID(run))
+        assert not await stopper.cancels.look()
+        assert status(connection, run) == "in_progress"
+        stopper.held = stopper.cancels._held = {task.token: task}
+        task.worker, task.started_at = None, None
+        assert await stopper.cancels.look()
+        assert stopper.settled == [(run, Seen.CANCELLED)]
+
+    play(database, script, workers=1, lanes={NEXT_LANE: Step("next")}, then=then)
+
+
+def held_task_of(run: str) -> Task:
+    from underway.postgres.store import Claimed
+
+    return held_task(Claimed(run, 0, LANE, 0, 0, 0, 0, b"null"))
+
+
+class Stopping:
+    """Cancels with a real store and nothing that runs."""
+
+    def __init__(self, store: Store) -> None:
+        self.held: dict[int, Task] = {}
+        self.settled: list[tuple[str, Seen]] = []
+        crew: Any = None
+        endings: Any = self
+        self.cancels = Cancels(store, Dispatch(crew), endings, self.held)
+
+    def settle(self, task: Task, seen: Seen, _error: str) -> None:
+        self.settled.append((task.run, seen))
+
+
+def test_a_claim_whose_answer_was_lost_is_not_given_back_but_closed(database: str, connection: Connection) -> None:
+    run, _ = insert_held(connection, US, attempts=1, crashes=2)
+    assert runs.cancel(connection, UUID(run))
+
+    async def look(store: Store) -> None:
+        await store.release_unknown([])
+        assert status(connection, run) == "in_progress"
+        assert await Stopping(store).cancels.look()
+
+    with_store(database, look, US)
+    finished = row_of(connection, "finished_run", run)
+    assert finished is not None
+    assert (finished["state"], finished["attempts"], finished["crashes"]) == ("cancelled", 1, 2)
+    assert attempts_of(connection, run) == []
+
+
+def test_nobody_closes_what_another_supervisor_runs(database: str, connection: Connection) -> None:
+    run, token = insert_held(connection, US)
+    assert runs.cancel(connection, UUID(run))
+
+    async def meddle(store: Store) -> None:
+        assert await Stopping(store).cancels.look()
+        assert await store.finish([finish(run, token, state="cancelled", payload=None)], []) == set()
+
+    with_store(database, meddle)
+    assert status(connection, run) == "in_progress"
+
+
+def test_the_reaper_closes_it_for_a_dead_owner_and_charges_nothing(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, token = insert_held(connection, US, lease_until=AGES_AGO, crashes=1, max_crashes=2, number=3)
+        assert runs.cancel(connection, UUID(run))
+        assert with_store(any_database, lambda store: store.reap(10)) == [(run, token, "cancelled")]
+        finished = row_of(connection, "finished_run", run)
+        assert finished is not None
+        assert (finished["state"], finished["crashes"], finished["input"]) == ("cancelled", 1, {"n": 1})
+        assert attempts_of(connection, run) == [("cancelled", 4)]
+        assert not runs.cancel(connection, UUID(run))
+
+
+# With real supervisors and workers
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def start(start_supervisor: Callable[..., Supervisor], stage: Path) -> Callable[..., Supervisor]:
+    def start(*options: str) -> Supervisor:
+        env = {"PYTHONPATH": str(APPS.parent), "STAGE": str(stage)}
+        return start_supervisor("apps.cancelling:app", *options, env=env)
+
+    return start
+
+
+@pytest.fixture
+def app(bind: Callable[[Underway], Underway]) -> Underway:
+    return bind(cancelling.app)
+
+
+def began(stage: Path, how: str) -> int:
+    """The pid of the worker in which the step has begun."""
+    file = stage / f"began {how}"
+    return int(eventually(lambda: file.exists() and file.read_text(), what=how))
+
+
+def test_a_running_step_is_interrupted_and_its_run_goes_no_further(
+    app: Underway, connection: Connection, start: Callable[..., Supervisor], stage: Path
+) -> None:
+    """Whatever it makes of the interrupt: let it pass, hand over, ask for a retry, or die of it."""
+    ways = ["cleans up", "goes on", "retries", "dies"]
+    started = {how: cancelling.stoppable.enqueue(how) for how in ways}
+    supervisor = start("--procs", "4")
+    for how in ways:
+        began(stage, how)
+    with app.connection() as conn:  # in the caller's transaction
+        assert app.cancel(started["cleans up"].id, conn=conn)
+        assert cancelling.stoppable.cancel_all(conn=conn) == 3
+        assert not started["dies"].cancel(conn=conn)
+    for how, run in started.items():
+        with pytest.raises(RunCancelled, match=f"run {run.id} was cancelled"):
+            run.result(20)
+        assert (stage / f"interrupted {how}").read_text() == "cancel"
+        assert not (stage / f"went on {how}").exists()
+        (attempt,) = run.attempts()
+        assert (attempt.step, attempt.number, attempt.outcome) == ("first", 1, "cancelled")
+        assert attempt.started_at is not None
+        assert not run.cancel()
+    assert value(connection, "select sum(attempts + crashes) from underway.runs") == 0
+    assert value(connection, "select count(*) from underway.runs where job = 'echoes'") == 0
+    assert supervisor.log.count("interrupted: somebody has cancelled it") == 4
+    # The workers go on.
+    assert cancelling.echoes.enqueue("x").result(20) == "x"
+
+
+def test_a_step_that_does_not_end_is_killed_after_a_grace_and_only_then_closed(
+    app: Underway, connection: Connection, start: Callable[..., Supervisor], stage: Path
+) -> None:
+    run = cancelling.stoppable.enqueue("does not end")
+    supervisor = start("--procs", "2")
+    worker = began(stage, "does not end")
+    # Nobody is told: as behind a pooler it is found by polling.
+    connection.execute("update underway.run set cancel_requested = true")
+    eventually((stage / "interrupted does not end").exists)
+    assert cancelling.echoes.enqueue("meanwhile").result(20) == "meanwhile"
+    assert run.status() is Status.IN_PROGRESS
+    assert worker in [process.pid for process in supervisor.workers()]
+    assert run.wait(20) is Status.CANCELLED
+    assert worker not in [process.pid for process in supervisor.workers()]
+    (attempt,) = run.attempts()
+    assert attempt.outcome == "cancelled"
+    assert "killed: it did not end within 5.0 s of its interrupt (cancel)" in supervisor.log
+    assert value(connection, "select crashes from underway.runs where id = %s", [run.id]) == 0
+
+
+def test_the_reaper_closes_it_when_its_supervisor_is_killed_meanwhile(
+    app: Underway, connection: Connection, start: Callable[..., Supervisor], stage: Path
+) -> None:
+    run = cancelling.short_lived.enqueue("outlives its supervisor")
+    first = start("--procs", "1")
+    began(stage, "outlives its supervisor")
+    assert run.cancel()
+    eventually((stage / "interrupted outlives its supervisor").exists)
+    first.send(signal.SIGKILL)
+    first.wait()
+    assert run.status() is Status.IN_PROGRESS
+    second = start("--procs", "1")
+    assert run.wait(20) is Status.CANCELLED
+    assert "run taken back, cancelled" in second.log
+    assert outcomes(connection) == {"cancelled": 1}
+
+
+def test_tasks_that_wait_in_a_supervisor_or_behind_a_running_one_never_begin(
+    app: Underway, connection: Connection, start: Callable[..., Supervisor], stage: Path
+) -> None:
+    cancelling.shorts.enqueue_many(range(3000))
+    start("--procs", "2")
+    eventually(lambda: states(connection).get("succeeded", 0) > 200)
+    cancelled = cancelling.shorts.cancel_all()
+    assert cancelled > 0
+    eventually(lambda: states(connection).keys() == {"succeeded", "cancelled"})
+    assert states(connection)["cancelled"] == cancelled
+    # Of those it held when they were cancelled, some had begun; the others have no attempt.
+    assert outcomes(connection).get("cancelled", 0) < cancelled
+
+
+def test_cancelling_needs_a_connection_of_the_right_kind(app: Underway) -> None:
+    conn: Any = object()
+    calls: list[Callable[[], object]] = [
+        lambda: app.cancel(uuid4(), conn=conn),
+        lambda: cancelling.echoes.cancel_all(conn=conn),
+        lambda: cancelling.echoes.cancel(unique_key="x", conn=conn),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidOption, match="psycopg"):
+            call()
+    assert cancelling.echoes.cancel(unique_key="x") == 0
+
+
+def test_a_cancel_that_is_rolled_back_never_was(app: Underway) -> None:
+    run = cancelling.echoes.enqueue("x")
+    with app.connection() as conn:
+        assert run.cancel(conn=conn)
+        conn.rollback()
+    assert run.status() is Status.PENDING

@@ -1,0 +1,92 @@
+"""Runs that failed for good and wait for somebody: look at them, let them go on, or let them be."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from underway import codec
+from underway.client import Run
+from underway.errors import InvalidOption, UnknownJob
+from underway.loading import refuse_while_loading
+
+if TYPE_CHECKING:
+    from underway.app import Underway
+
+UNCHANGED: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A failed run with a dead-letter label. `step` is the one that failed, `input` its input as plain JSON."""
+
+    run: Run[Any]
+    job: str
+    step: str
+    queue: str
+    error: str | None
+    input: Any
+    finished_at: datetime
+    attempts: int
+    crashes: int
+
+
+def listed(app: "Underway", label: str, limit: int) -> list[DeadLetter]:
+    from underway.postgres import control
+
+    with app.connection() as connection:
+        rows = control.dead_letters(connection, label, limit)
+    return [
+        DeadLetter(app._handle(run_id, job), job, step, queue, error, codec.decode(given, Any), *rest)
+        for run_id, job, step, queue, error, given, *rest in rows
+    ]
+
+
+def redrive(app: "Underway", what: Run[Any] | UUID | str, given: Any, limit: int | None) -> int:
+    from underway.postgres import control
+
+    refuse_while_loading("redrive")
+    run_id = _run_id(what)
+    if run_id is None:
+        if given is not UNCHANGED:
+            raise InvalidOption("input= is for one run: give its Run or its id, not a label")
+        with app.connection() as connection:
+            return control.redrive_label(connection, str(what), limit)
+    if limit is not None:
+        raise InvalidOption("limit= is for a label, not for one run")
+    with app.connection() as connection:
+        payload = None
+        if given is not UNCHANGED:
+            failed = control.failed_step(connection, run_id)
+            if failed is None:
+                return 0
+            payload = codec.encode(given, _input_type(app, *failed))
+        return int(control.redrive(connection, run_id, payload))
+
+
+def discard(app: "Underway", what: Run[Any] | UUID | str) -> int:
+    from underway.postgres import control
+
+    refuse_while_loading("discard")
+    run_id = _run_id(what)
+    with app.connection() as connection:
+        if run_id is None:
+            return control.discard_label(connection, str(what))
+        return int(control.discard(connection, run_id))
+
+
+def _run_id(what: object) -> UUID | None:
+    """The id of one run; None for a label."""
+    if isinstance(what, str):
+        return None
+    if isinstance(what, Run | UUID):
+        return what.id if isinstance(what, Run) else what
+    raise InvalidOption(f"a Run, the UUID of one, or a dead-letter label is needed, not {what!r}")
+
+
+def _input_type(app: "Underway", job: str, step: str) -> Any:
+    declared = app.jobs.get(job)
+    for compiled in () if declared is None else declared.compiled:
+        if step in (compiled.spec.name, *compiled.spec.formerly):
+            return compiled.input_type
+    raise UnknownJob(f"this app has no step {step!r} in a job {job!r}, so the type of its input is not known here")

@@ -1,0 +1,75 @@
+"""What people ask of queues, dead letters and supervisors, on any psycopg connection."""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from underway.postgres.asking import fetch
+from underway.postgres.runs import instant
+
+
+def pause(connection: psycopg.Connection[Any], queue: str) -> bool:
+    """Whether it was not paused before."""
+    return bool(fetch(connection, "pause_queue", {"queue": queue})[0][0])
+
+
+def resume(connection: psycopg.Connection[Any], queue: str) -> bool:
+    """Whether it was paused before."""
+    return bool(fetch(connection, "resume_queue", {"queue": queue})[0][0])
+
+
+def register_queue(connection: psycopg.Connection[Any], name: str, dead_letter: str | None) -> None:
+    fetch(connection, "register_queue", {"name": name, "dead_letter": dead_letter})
+
+
+def shut_down(connection: psycopg.Connection[Any], supervisor: UUID | None = None) -> list[UUID]:
+    """Ask one supervisor, or all, to stop as TERM does; who was asked."""
+    return [id_ for (id_,) in fetch(connection, "shut_down", {"supervisor": supervisor})]
+
+
+def present(connection: psycopg.Connection[Any], supervisors: Iterable[UUID]) -> list[UUID]:
+    """Which of these supervisors have not left yet. One that was killed is present for ten minutes more."""
+    return [id_ for (id_,) in fetch(connection, "present_supervisors", {"ids": list(supervisors)})]
+
+
+def dead_letters(connection: psycopg.Connection[Any], label: str, limit: int) -> list[tuple[Any, ...]]:
+    """Id, job, step, queue, error, input, end, attempts, crashes of each, the oldest first."""
+    return [
+        (*row[:6], instant(row[6]), *row[7:])
+        for row in fetch(connection, "dead_letters", {"label": label, "limit": limit})
+    ]
+
+
+def failed_step(connection: psycopg.Connection[Any], run_id: UUID) -> tuple[str, str] | None:
+    """(job, step) at which a run has failed; None if it has not."""
+    rows = fetch(connection, "failed_step", {"id": run_id})
+    return rows[0] if rows else None
+
+
+def redrive(connection: psycopg.Connection[Any], run_id: UUID, payload: bytes | None = None) -> bool:
+    """Whether it goes on: it had failed, and no other run is live under its unique key."""
+    return bool(
+        fetch(connection, "redrive_run", {"id": run_id, "input": payload if payload is None else payload.decode()})[0][
+            0
+        ]
+    )
+
+
+def redrive_label(connection: psycopg.Connection[Any], label: str, limit: int | None = None) -> int:
+    return int(fetch(connection, "redrive_label", {"label": label, "limit": limit})[0][0])
+
+
+def discard(connection: psycopg.Connection[Any], run_id: UUID) -> bool:
+    """Whether it had a label."""
+    return bool(fetch(connection, "discard_run", {"id": run_id})[0][0])
+
+
+def discard_label(connection: psycopg.Connection[Any], label: str) -> int:
+    return int(fetch(connection, "discard_label", {"label": label})[0][0])
+
+
+def stranded_lanes(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
+    """Queue, job and step of each, and since when a run waits there."""
+    return [(*lane, instant(since)) for *lane, since in fetch(connection, "stranded_lanes")]

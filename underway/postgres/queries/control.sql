@@ -1,0 +1,39 @@
+-- pause_queue: let no run of this queue begin
+select underway.pause(%(queue)s) as changed;
+
+-- resume_queue: undo that
+select underway.resume(%(queue)s) as changed;
+
+-- shut_down: ask a supervisor, or all of them, to stop
+select id from underway.shutdown(%(supervisor)s) as id;
+
+-- present_supervisors: which of these have not left yet; who vanished without leaving is forgotten in ten minutes
+select id from underway.supervisor where id = any(%(ids)s::uuid[]);
+
+-- dead_letters: failed runs with this label, the oldest first; times as for clock
+select id, job, step, queue, error, input::text, (extract(epoch from finished_at) * 1000000)::int8 as finished_at,
+    attempts, crashes
+from underway.finished_run
+where dead_letter = %(label)s
+order by finished_at
+limit %(limit)s;
+
+-- failed_step: the job and the step at which a run has failed; no row if it has not
+select job, step from underway.finished_run where id = %(id)s and state = 'failed';
+
+-- redrive_run: let a failed run go on at the step that failed, perhaps with another input
+select underway.redrive(%(id)s, %(input)s::text::jsonb) as redriven;
+
+-- redrive_label: the same for runs with this dead-letter label, the oldest first
+select underway.redrive_all(%(label)s, %(limit)s) as redriven;
+
+-- discard_run: take the dead-letter label off a run
+select underway.discard(%(id)s) as discarded;
+
+-- discard_label: take this label off all runs that have it
+select underway.discard_all(%(label)s) as discarded;
+
+-- stranded_lanes: where runs are pending that no living supervisor serves, and since when; times as for clock
+select queue, job, step, (extract(epoch from since) * 1000000)::int8 as since
+from underway.stranded_lane
+order by queue, job, step;

@@ -1,0 +1,49 @@
+"""What people ask of a supervisor while it runs: to cancel a run, to stop."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from logging import getLogger
+
+from underway.postgres.session import DatabaseAway
+from underway.postgres.store import Store
+from underway.supervisor.cancels import Cancels
+from underway.supervisor.shutdown import StopRequest
+
+log = getLogger("underway.supervisor")
+
+# What a notification says in place of a queue; "" is said for whatever may have been missed.
+_PAYLOADS = ("", "cancel", "shutdown")
+_POLL_SECONDS = 5.0
+_POLL_SECONDS_DEAF = 1.0
+_SOON_SECONDS = 0.05
+
+
+class Requests:
+    """Woken by notifications; polls behind that."""
+
+    def __init__(self, store: Store, cancels: Cancels, stop: StopRequest, *, listening: Callable[[], bool]) -> None:
+        self._store = store
+        self._cancels = cancels
+        self._stop = stop
+        self._listening = listening
+        self._woken = asyncio.Event()
+
+    def hear(self, payload: str) -> None:
+        if payload in _PAYLOADS:
+            self._woken.set()
+
+    async def run(self) -> None:
+        while True:
+            self._woken.clear()
+            pause = _POLL_SECONDS if self._listening() else _POLL_SECONDS_DEAF
+            try:
+                if not await self._cancels.look():
+                    pause = _SOON_SECONDS
+                if not self._stop.draining.is_set() and await self._store.stop_requested():
+                    log.info("asked to stop: finishing what runs, claiming nothing more")
+                    self._stop.drain()
+            except DatabaseAway as error:
+                log.warning("requests could not be read: %s", error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), pause)
