@@ -4,7 +4,7 @@ The driver dumps each value of a list by itself and looks twice for its type: 12
 of one committed attempt. A whole column of one known type takes a tenth of that.
 """
 
-from struct import Struct
+from struct import Struct, error
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -33,7 +33,10 @@ class _Numbers(Column):
 
     def encoded(self) -> bytes:
         pack, size = self.element.pack, self.element.size - 4
-        return b"".join([_NULL if value is None else pack(size, value) for value in self])
+        try:
+            return b"".join([_NULL if value is None else pack(size, value) for value in self])
+        except (error, OverflowError) as out_of_range:
+            raise psycopg.DataError(f"a number does not fit into its column: {out_of_range}") from out_of_range
 
 
 class Int2s(_Numbers):

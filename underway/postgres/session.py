@@ -73,6 +73,10 @@ class Session:
 
     async def open(self) -> psycopg.AsyncConnection[TupleRow]:
         """The connection, after one try to open it if it is not. Raises DatabaseAway, or a SchemaError."""
+        async with self._lock:  # two who find it closed must not open one each
+            return await self._open()
+
+    async def _open(self) -> psycopg.AsyncConnection[TupleRow]:
         if self._connection is not None and not self._connection.closed:
             return self._connection
         try:
@@ -89,9 +93,7 @@ class Session:
             raise
         self._connection = connection
         self.opened += 1
-        if self.on_notify is not None:
-            hear = self.on_notify
-            connection.add_notify_handler(lambda notify: hear(notify.payload))
+        connection.add_notify_handler(lambda notify: self._heard(notify.payload))
         return connection
 
     async def _connect(self) -> psycopg.AsyncConnection[TupleRow]:
@@ -118,9 +120,7 @@ class Session:
             self._unwatch()
             try:
                 cursor = await connection.execute(sql, parameters)
-                rows = await cursor.fetchall() if cursor.description else []
-                self._watch(connection)
-                return rows
+                return await cursor.fetchall() if cursor.description else []
             except _ABOUT_THE_DATA:
                 raise
             except psycopg.Error as error:
@@ -129,12 +129,14 @@ class Session:
                 # Whatever the caller does next, a statement that fails at once must not spin.
                 await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311
                 raise DatabaseAway(str(error).strip()) from error
+            finally:
+                self._watch()
 
     async def _open_patiently(self) -> psycopg.AsyncConnection[TupleRow]:
         pause = 0.05
         while True:
             try:
-                return await self.open()
+                return await self._open()
             except DatabaseAway as error:
                 log.warning("the database is away, trying again in %.1f s: %s", pause, error)
                 # Jitter: a fleet that lost its database together must not come back in step.
@@ -149,11 +151,11 @@ class Session:
 
     # Between statements
 
-    def _watch(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+    def _watch(self) -> None:
         """Hear notifications while nothing is executed; while something is, the driver reads them."""
-        if self.on_notify is not None:
-            self._watched = connection.fileno()
-            asyncio.get_running_loop().add_reader(self._watched, self._on_readable, connection)
+        if self.on_notify is not None and self._connection is not None and not self._connection.closed:
+            self._watched = self._connection.fileno()
+            asyncio.get_running_loop().add_reader(self._watched, self._on_readable, self._connection)
 
     def _unwatch(self) -> None:
         if self._watched is not None:
@@ -170,9 +172,13 @@ class Session:
             if self.on_broken is not None:
                 self.on_broken()
             return
-        self._watch(connection)
-        while (notify := connection.pgconn.notifies()) is not None and self.on_notify is not None:
-            self.on_notify(notify.extra.decode(errors="replace"))
+        self._watch()
+        while (notify := connection.pgconn.notifies()) is not None:
+            self._heard(notify.extra.decode(errors="replace"))
+
+    def _heard(self, payload: str) -> None:
+        if self.on_notify is not None:
+            self.on_notify(payload)
 
 
 async def _connect(conninfo: str, prepare_threshold: int | None) -> psycopg.AsyncConnection[TupleRow]:

@@ -27,42 +27,38 @@ class Wakeup:
         self._on_notify = on_notify
         self._opened = -1
         self._nonce = ""
-        self._echoed = asyncio.Event()
         self._broken = asyncio.Event()
         self.listening = False
         session.on_notify = self._heard
         session.on_broken = self._broken.set
 
     async def subscribe(self) -> None:
-        """Listen, if the connection is a new one. Raises DatabaseAway."""
+        """Listen if the connection is a new one, without waiting for the echo. Raises DatabaseAway."""
         await self._session.open()
         if self._session.opened == self._opened:
             return
         opened = self._session.opened
-        self._nonce = secrets.token_hex(8)
-        self._echoed.clear()
+        self.listening = False
+        self._nonce = nonce = secrets.token_hex(8)
         await self._session.fetch("listen")
-        await self._session.fetch("notify_self", {"nonce": self._nonce})
-        self.listening = await _within(_ECHO_SECONDS, self._echoed)
-        if not self.listening:
-            log.warning("notifications do not arrive (a pooler in transaction mode?): polling instead")
+        await self._session.fetch("notify_self", {"nonce": nonce})
+        asyncio.get_running_loop().call_later(_ECHO_SECONDS, self._expect_echo, nonce)
         self._opened = opened
         self._on_notify("")  # whatever was notified while we were deaf
 
+    def _expect_echo(self, nonce: str) -> None:
+        if nonce == self._nonce and not self.listening:
+            log.warning("notifications do not arrive (a pooler in transaction mode?): polling instead")
+
     async def rest(self, seconds: float) -> None:
         """Let this time pass; less if the connection breaks."""
-        if await _within(seconds, self._broken):
-            self._broken.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._broken.wait()
+                self._broken.clear()
 
     def _heard(self, payload: str) -> None:
         if payload == self._nonce:
-            self._echoed.set()
+            self.listening = True
         else:
             self._on_notify(payload)
-
-
-async def _within(seconds: float, event: asyncio.Event) -> bool:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    return event.is_set()

@@ -112,6 +112,7 @@ class Commits:
         else:
             self._waiting += group
         self._waiting_bytes += sum(map(_size, group))
+        self._dispatch.expect(sum(map(_may_stay, group)))
         self._pace.offer(len(self._waiting))
 
     def _board(self) -> list[Ended]:
@@ -125,10 +126,11 @@ class Commits:
             count += 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         self._waiting_bytes -= size
+        self._dispatch.expect(-sum(map(_may_stay, batch)))
         return batch
 
     async def _commit(self, batch: list[Ended]) -> None:
-        for kind in (Finish, Continue):
+        for kind in (Continue, Finish):  # first those that workers may be waiting for
             group = [ended for ended in batch if isinstance(ended.row, kind) and self._is_held(ended.task)]
             if group:
                 await self._commit_group(group)
@@ -181,7 +183,7 @@ class Commits:
         staying: list[Step | None] = []
         for row, job in zip(rows, jobs, strict=True):
             step = None
-            if places > 0 and row.payload is not None and row.queue is not None and not row.delay:
+            if places > 0 and _goes_on_now(row) and row.queue is not None:
                 step = self._dispatch.lanes.get(Lane(row.queue, job, row.step))
             places -= step is not None
             staying.append(step)
@@ -252,3 +254,12 @@ class Commits:
 
 def _size(ended: Ended) -> int:
     return len(ended.row.payload or b"")
+
+
+def _may_stay(ended: Ended) -> bool:
+    """Its run's next step may be our next task: the place for it must not be filled by a claim meanwhile."""
+    return isinstance(ended.row, Continue) and _goes_on_now(ended.row)
+
+
+def _goes_on_now(row: Continue) -> bool:
+    return row.payload is not None and not row.delay

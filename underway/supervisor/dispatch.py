@@ -40,6 +40,7 @@ class Dispatch:
         self._overall: float | None = None
         self._size = 0.0
         self._expected = 0
+        self.closed = False  # nothing new is taken in: the supervisor stops
 
     @property
     def lanes(self) -> Mapping[Lane, Step]:
@@ -179,13 +180,10 @@ class Dispatch:
 
     def overdue(self, now: float) -> list[Task]:
         """Tasks to give back: waiting too long while all workers are busy, or under a lease that may have lapsed."""
-        overdue = []
-        for line in (self.ready, self.suspects):
-            for task in list(line):
-                if now - task.claimed_at <= STALE_SECONDS and now < task.lease_deadline:
-                    break  # they stand in the order in which they were claimed, but for a few that came back
-                line.remove(task)
-                overdue.append(task)
+        waiting = [*self.ready, *self.suspects]
+        overdue = [task for task in waiting if now - task.claimed_at > STALE_SECONDS or now >= task.lease_deadline]
+        for task in overdue:
+            self.drop(task)
         return overdue
 
     def drop(self, task: Task) -> None:
@@ -203,14 +201,18 @@ class Dispatch:
 
     # Claiming
 
+    def expect(self, tasks: int) -> None:
+        """So many more tasks may come; a negative number of them will not, or have."""
+        self._expected += tasks
+
     @contextmanager
     def expecting(self, tasks: int) -> Iterator[None]:
         """So many tasks have been asked for, and may come."""
-        self._expected += tasks
+        self.expect(tasks)
         try:
             yield
         finally:
-            self._expected -= tasks
+            self.expect(-tasks)
 
     def demand(self) -> int:
         """How many tasks to claim now."""
@@ -221,6 +223,8 @@ class Dispatch:
 
     def places(self) -> int:
         """How many more tasks would be welcome."""
+        if self.closed:
+            return 0
         busy = sum(max(0, len(worker.tasks) - 1) for worker in self._crew.active)
         return self._target(self.idle()) - len(self.ready) - busy - self._expected
 

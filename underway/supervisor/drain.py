@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from logging import getLogger
 
 from underway.postgres.session import DatabaseAway
@@ -13,6 +14,7 @@ from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.endings import Endings
 from underway.supervisor.limits import CLEANUP_SECONDS, about_task, interrupt
 from underway.supervisor.shutdown import StopRequest
+from underway.supervisor.task import Task
 from underway.supervisor.verdict import Seen
 
 log = getLogger("underway.supervisor")
@@ -26,19 +28,28 @@ class Drain:
     """Takes at most grace + 5 s to clean up + 5 s to die + 10 s to write."""
 
     def __init__(
-        self, crew: Crew, dispatch: Dispatch, endings: Endings, commits: Commits, store: Store, stop: StopRequest
+        self,
+        crew: Crew,
+        dispatch: Dispatch,
+        endings: Endings,
+        commits: Commits,
+        store: Store,
+        held: Mapping[int, Task],
+        stop: StopRequest,
     ) -> None:
         self._crew = crew
         self._dispatch = dispatch
         self._endings = endings
         self._commits = commits
         self._store = store
+        self._held = held
         self._stop = stop
 
     async def run(self, grace: float) -> bool:
         """Whether it was clean: everything that ran came to its own end, and is durable."""
         self._crew.stop_booting()
         self._endings.draining = True
+        self._dispatch.closed = True
         self._release_waiting()
         finished = await self._stop.settled(self._nothing_runs, grace)
         if not finished and not self._stop.now.is_set():
@@ -83,8 +94,10 @@ class Drain:
         except TimeoutError:
             log.error("the database is away: what could not be written is taken back when its leases expire")
             return False
-        # A label that stays behind does no harm, and is no reason to call the stop unclean.
+        # A label that stays behind does no harm, and is no reason to call the stop unclean; and what a last claim or
+        # hand-over has taken without our hearing of it comes back with its lease, if not now.
         with contextlib.suppress(TimeoutError, DatabaseAway):
             async with asyncio.timeout(_LABEL_SECONDS):
+                await self._store.release_unknown({task.run for task in self._held.values()})
                 await self._store.deregister()
         return True

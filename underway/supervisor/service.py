@@ -118,7 +118,7 @@ class Service:
                     if loop in loops:
                         loops.remove(loop)
             await self._claims.stop(claiming)
-            drain = Drain(self._crew, self._dispatch, self._endings, self._commits, self._store, self._stop)
+            drain = Drain(self._crew, self._dispatch, self._endings, self._commits, self._store, self._held, self._stop)
             return await drain.run(grace)
         finally:
             await _end([told, claiming, *loops])

@@ -20,8 +20,6 @@ from underway.worker.conversation import Conversation, SupervisorGone
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _KEEPER_SECONDS = 1.0
-# Between steps of microseconds nobody looks whether one has taken our signal away: it would cost a tenth of each.
-_UNWATCHED_SECONDS = 0.001
 _STOP_SIGNAL = int(signal.SIGUSR1)
 _STOP_SIGNALS = (_STOP_SIGNAL,)
 
@@ -34,7 +32,6 @@ class Guard:
         self._running: int | None = None
         self._postponed: str | None = None
         self._called_early = False
-        self._taken_back_at = 0.0
         self._deliver: Callable[[str], None] = _raise_here
         self.inbox: list[wire.Message] = []
         signal.signal(_STOP_SIGNAL, self._look)
@@ -43,10 +40,7 @@ class Guard:
         _arrange_end(supervisor)
 
     def begin(self, token: int) -> None:
-        now = time.monotonic()
-        if now - self._taken_back_at > _UNWATCHED_SECONDS:
-            self._taken_back_at = now
-            self._take_signal_back()
+        self._take_signal_back()
         self._running = token
         if self._called_early:
             self._called_early = False
