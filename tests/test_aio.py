@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from apps import clients
 from apps.clients import Order
-from harness import Supervisor
+from harness import Supervisor, eventually
 
 from underway import (
     Context,
@@ -165,7 +165,7 @@ def test_a_loop_after_another_has_connections_of_its_own(app: Underway, connecti
     for _ in range(2):
         serve(app, lambda: aio.enqueue(clients.echoes, 1))
     assert connection.execute("select count(*) from underway.run").fetchone() == (2,)
-    assert backends(connection) == 0
+    eventually(lambda: backends(connection) == 0)
 
 
 def test_a_closed_app_opens_again(app: Underway) -> None:
