@@ -245,7 +245,7 @@ def test_a_next_step_that_stayed_is_stopped_under_its_new_token(database: str, c
 def held_task_of(run: str) -> Task:
     from underway.postgres.store import Claimed
 
-    return held_task(Claimed(run, 0, LANE, 0, 0, 0, 0, b"null"))
+    return held_task(Claimed(run, 0, LANE, 0, 0, 0, 0, None, b"null"))
 
 
 class Stopping:

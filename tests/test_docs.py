@@ -1,7 +1,7 @@
 """The programs in docs/*.md, as a reader would run them: each page's in order, on a migrated database of its own.
 
 A block of Python is a program, or a module of a later one; its first line names the file: `# shop.py`. SQL is
-executed where it stands, in between. What a program claims it asserts.
+executed where it stands, in between. What a program claims it asserts, or prints as the comment behind a print says.
 """
 
 import os
@@ -15,6 +15,7 @@ import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|sql)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PRINTS = re.compile(r"print\(.*\)  # (.+)$", re.MULTILINE)
 PAGES = {page.stem: blocks for page in sorted(DOCS.glob("*.md")) if (blocks := BLOCK.findall(page.read_text()))}
 
 
@@ -33,6 +34,8 @@ def test_what_a_page_shows_runs(page: str, database: str, tmp_path: Path) -> Non
             [sys.executable, name[1]], cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=60
         )
         assert done.returncode == 0, f"{name[1]}\n{done.stdout}\n{done.stderr}"
+        for line in PRINTS.findall(text):
+            assert line in done.stdout.splitlines(), f"{name[1]}\n{done.stdout}"
 
 
 def test_every_page_that_is_linked_exists() -> None:

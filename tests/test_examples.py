@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,22 @@ def test_a_failing_email_does_not_render_the_receipt_again(database: str, tmp_pa
         f"succeeded: emailed {receipt}",
     ]
     assert receipt.read_bytes().startswith(b"%PDF")
+
+
+def test_daily_reports(database: str, connection: psycopg.Connection[Any], tmp_path: Path) -> None:
+    first = example("daily_reports.py", database, tmp_path).splitlines()
+    slots = [re.fullmatch(r"scheduled for (\d{4}-\d\d-\d\d) 00:00 P[SD]T", line) for line in first[:3]]
+    days = [date.fromisoformat(slot[1]) for slot in slots if slot is not None]
+    assert [day - days[0] for day in days] == [timedelta(days=0), timedelta(days=1), timedelta(days=2)]
+    assert re.fullmatch(r"succeeded: report of site 42 for \w+day, \d{4}-\d\d-\d\d", first[3])
+
+    # Two nights later it makes up for the latest, with the day that ended then.
+    connection.execute("update underway.schedule set next_at = next_at - interval '2 days'")
+    second = example("daily_reports.py", database, tmp_path).splitlines()
+    assert second[2] == first[0]
+    results = "select result from underway.finished_run where scheduled_for is not null"
+    ended = days[0] - timedelta(days=2)
+    assert connection.execute(results).fetchall() == [(f"report of site 42 for {ended:%A}, {ended}",)]
 
 
 def test_demo_renders_and_knows_when_it_has(database: str, connection: psycopg.Connection[Any], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from underway import Underway
 PACKAGE = Path(underway.__file__).parent
 
 # Each room of the package, and the rooms below it. What a function imports when it is called is in LAZY.
-PURE = {"errors", "ids", "retry", "codec", "wire", "manifest", "handover"}
+PURE = {"errors", "ids", "retry", "codec", "keys", "wire", "manifest", "handover"}
 DECLARING = PURE | {"context", "options", "loading", "job"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -25,27 +25,30 @@ ROOMS: dict[str, set[str]] = {
     "wire": set(),
     "retry": {"errors"},
     "codec": {"errors"},
+    "keys": {"errors"},
     "handover": {"errors"},
     "schedule": {"errors"},
     "manifest": {"retry"},
     "loading": {"errors"},
     "context": {"errors"},
-    "options": {"errors", "manifest", "retry"},
+    "options": {"errors", "keys", "manifest", "retry"},
     "job": PURE | {"context", "options"},
     "client": DECLARING,
+    "scheduling": DECLARING,
     "aio": DECLARING | {"client"},
     "dead_letters": DECLARING | {"client"},
-    "app": DECLARING | {"client", "dead_letters"},
+    "app": DECLARING | {"client", "dead_letters", "scheduling"},
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
     "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
     "cli": {"app", "errors", "loading", "supervisor"},
     "testing": DECLARING | {"client", "app"},
-    "__init__": DECLARING | {"client", "app", "dead_letters"},
+    "__init__": DECLARING | {"client", "app", "dead_letters", "scheduling"},
 }
 # Clients, and workers for cx.tx, come to Postgres when they first use it.
 LAZY: dict[str, set[str]] = {
     "client": {"postgres"},
+    "scheduling": {"postgres", "schedule"},
     "aio": {"postgres"},
     "app": {"postgres"},
     "dead_letters": {"postgres"},
@@ -147,7 +150,8 @@ def test_importing_underway_is_light() -> None:
     program = "import sys, underway; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
-    assert not loaded & {"psycopg", "psycopg_pool", "psycopg_binary", "asyncio", "click", "psutil", "pydantic", "rich"}
+    drivers = {"psycopg", "psycopg_pool", "psycopg_binary"}
+    assert not loaded & {*drivers, "asyncio", "click", "croniter", "psutil", "pydantic", "rich"}
 
 
 def test_a_worker_has_no_database_driver(

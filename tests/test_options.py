@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 
-from underway import Context, Done, InvalidOption, RetryPolicy, To, Underway
-from underway.options import StepOptions, step
+from underway import Context, Done, InvalidOption, JobDefinitionError, RetryPolicy, To, Underway
+from underway.options import RunOptions, StepOptions, step
 
 YEARS_1000 = timedelta(days=365_000)
 NAME = "must be a text of 1 to 200 characters"
 DURATION = "must be a timedelta"
+
+KEYS_REFUSED = ["", "a\0b", "x" * 401, 1, None, b"a", "{", "}", "{}", "a{b", "{a}}", "{{a}}", "{.a}", "{a.}", "{a..b}"]
+KEYS_ACCEPTED = ["a", "x" * 400, "{a}", "{a.b.c}-{d} {a}", "{with space}", "a\nb", "{ü}🦆"]
 
 REFUSED: dict[str, tuple[str, list[Any]]] = {
     "name": (f"name {NAME}|step {NAME}", ["", "a\0b", "x" * 201, 1, None, b"a"]),
@@ -43,6 +46,15 @@ REFUSED: dict[str, tuple[str, list[Any]]] = {
     "priority": ("priority must be a whole number from -32768 to 32767", [-32769, 32768, 1.0, True, None, "1"]),
     "delay": ("delay must be", [0, 1.5, None, timedelta(microseconds=-1), YEARS_1000 * 2]),
     "keep": ("keep must be", [0, 14, None, timedelta(days=-1), YEARS_1000 * 2]),
+    "unique_key": ("unique_key (must be a text of 1 to 400 characters|is a text in which {field})", KEYS_REFUSED),
+    "concurrency_key": (
+        "concurrency_key (must be a text of 1 to 400 characters|is a text in which {field})",
+        KEYS_REFUSED,
+    ),
+    "concurrency_limit": (
+        "concurrency_limit must be a whole number of at least 1 and at most 32,767",
+        [0, -1, 1.0, True, None, "3", 32768],
+    ),
 }
 
 ACCEPTED: dict[str, list[Any]] = {
@@ -57,11 +69,18 @@ ACCEPTED: dict[str, list[Any]] = {
     "priority": [-32768, 0, 32767],
     "delay": [timedelta(0), YEARS_1000],
     "keep": [timedelta(0), YEARS_1000],
+    "unique_key": KEYS_ACCEPTED,
+    "concurrency_key": KEYS_ACCEPTED,
+    "concurrency_limit": [1, 2, 32767],
 }
 
 
 def works(cx: Context) -> Done:
     return To.done()
+
+
+def hands_on(cx: Context) -> To[None]:
+    return To.next(None)
 
 
 def test_the_tables_above_know_every_option() -> None:
@@ -81,6 +100,31 @@ def test_a_bad_value_is_refused_where_it_is_given(option: str, value: Any) -> No
 def test_a_good_value_is_taken(option: str, value: Any) -> None:
     given: Any = {option: value}
     Underway().job("job").step(works, **given).manifest()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [(option, value) for option in RunOptions.__annotations__ for value in REFUSED[option][1]]
+)
+def test_a_bad_value_for_one_run_is_refused_before_anything_is_opened(option: str, value: Any) -> None:
+    given: Any = {option: value}
+    job = Underway("postgresql://nobody@nowhere.invalid/none").job("job").step(works)
+    for enqueue in (lambda: job.enqueue(**given), lambda: job.enqueue_many([None], **given)):
+        with pytest.raises(InvalidOption, match=f"^({REFUSED[option][0]})"):
+            enqueue()
+
+
+def test_an_unknown_option_of_a_run_is_refused_with_those_there_are() -> None:
+    given: Any = {"queue": "other"}
+    with pytest.raises(
+        InvalidOption, match="enqueue has no option 'queue'; it has conn, priority, delay, keep, unique"
+    ):
+        Underway().job("job").step(works).enqueue(**given)
+
+
+def test_a_unique_key_belongs_to_the_first_step() -> None:
+    job = Underway().job("job").step(hands_on).step(works, unique_key="a", name="second")
+    with pytest.raises(JobDefinitionError, match=r"'second' has a unique_key; .* give it to the first step"):
+        job.manifest()
 
 
 def test_an_unknown_option_is_refused_with_those_there_are() -> None:

@@ -6,6 +6,7 @@ A plan that reads the backlog shows in no other test, and makes every claim a hu
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,7 +17,8 @@ from harness import eventually
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from underway.manifest import Lane, Policy
+from underway.manifest import Lane, Placement, Policy
+from underway.postgres import schedules
 from underway.postgres.queries import statements
 from underway.postgres.session import Session
 from underway.postgres.store import Lanes, Renewal, Store
@@ -93,8 +95,32 @@ async def _reap(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.reap(500)
 
 
+async def _cancel_requests(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.cancel_requests()
+
+
+async def _expire(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.expire(500)
+
+
 async def _promote(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.promote(1000)
+
+
+async def _fire(store: Store, batch: list[tuple[str, int]]) -> object:
+    now = datetime.now(UTC)
+    schedule = schedules.Upcoming("job1", "default", "@daily", "UTC", "last", now, now)
+    runs = [(uuid4(), now)]
+    return await schedules.fire(store._work, schedule, runs, now, "step", Placement())
+
+
+async def _line_up(store: Store, batch: list[tuple[str, int]]) -> object:
+    store.locked_keys = {("default", run) for run, _ in batch}
+    return await store.line_up(1000)
+
+
+async def _sweep(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.sweep_keys(("default", "key7"), 500)
 
 
 USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
@@ -107,6 +133,11 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "release_unknown": _release_unknown,
     "reap_runs": _reap,
     "promote_runs": _promote,
+    "fire_schedule": _fire,
+    "cancel_requests": _cancel_requests,
+    "expire_runs": _expire,
+    "line_up_runs": _line_up,
+    "sweep_keys": _sweep,
 }
 
 
@@ -125,12 +156,23 @@ def load(connection: Connection, count: int, columns: str, values: str) -> None:
     )
 
 
+def load_keyed(connection: Connection, count: int, values: str) -> None:
+    """Many runs in line for keys, a due time of their own each."""
+    connection.execute(
+        f"insert into underway.run (id, queue, step, keep, rank, input, job, state, due, concurrency_key) "
+        f"select gen_random_uuid(), 'default', 'step', '1 day', now() - n * interval '1 s', '{{}}', {values} "
+        f"from generate_series(1, {count}) n"
+    )
+
+
 def fill(connection: Connection) -> None:
     """A backlog of everything."""
     load(connection, 50_000, "job, state", "'job' || n % 40, 'pending'")
     load(connection, 50_000, "job, state", "'job' || n % 40, 'waiting'")
     load(connection, 2_000, "job, state, crashes", "'job' || n % 40, 'pending', 1")
     held = f"'job' || n % 40, 'in_progress', '{US}', now() + n * interval '1 s', n"
+    in_line = "'job', 'waiting', case n % 3 when 0 then now() else 'infinity' end, 'key' || n % 1000"
+    load_keyed(connection, 20_000, in_line)
     load(connection, 5_000, "job, state, owner, lease_until, token", held)
 
 
@@ -149,13 +191,13 @@ def check_plans(plans: dict[str, Plan], when: object) -> None:
     probes = [node["Index Name"] for node in nodes(plans["claim_tasks"]) if node.get("Alias") in ("p", "p_1")]
     assert sorted(probes) == ["run_lane", "run_suspect"]
     for name, plan in plans.items():
-        reading = [node for node in nodes(plan) if node.get("Relation Name") in ("run", "attempt")]
+        reading = [node for node in nodes(plan) if node.get("Relation Name") in ("run", "attempt", "finished_run")]
         kinds = {node["Node Type"] for node in reading} - {"ModifyTable"}
         assert kinds <= {"Index Scan", "Index Only Scan", "Tid Scan"}, (when, name, kinds)
         # By a condition: an index can also be read from end to end, which is no better.
         for node in reading:
             if node["Node Type"].startswith("Index"):
-                partial = ("run_in_progress", "run_waiting")
+                partial = ("run_in_progress", "run_waiting", "run_cancel_requested", "run_key_due")
                 assert "Index Cond" in node or node["Index Name"] in partial, (when, name, node)
 
 
@@ -208,6 +250,60 @@ def test_a_claim_touches_as_many_pages_beside_a_hundred_times_the_backlog(any_da
         few, many = asyncio.run(touched(connection))
     assert many <= 1.5 * few
     assert many <= MOST_PAGES
+
+
+@pytest.mark.parametrize("analysed", [False, True], ids=["never analysed", "analysed"])
+def test_stranded_lanes_are_found_with_one_probe_for_each_lane(any_database: str, analysed: bool) -> None:
+    async def touched(connection: Connection) -> int:
+        session = Explaining(any_database, ", analyze, buffers")
+        try:
+            load(connection, 50_000, "job, state", "'job' || n % 10, 'pending'")
+            if analysed:
+                connection.execute("analyze underway.run")
+            await Store(session, session, US, "testhost").stranded_lanes()
+            plan = session.plans["long_stranded_lanes"]
+            found = [node["Actual Rows"] for node in nodes(plan) if node["Node Type"] == "Recursive Union"]
+            assert sorted(found) == [0, 10]  # suspects, and the others
+            return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+        finally:
+            await session.close()
+
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        connection.execute("alter table underway.run set (autovacuum_enabled = off)")
+        assert asyncio.run(touched(connection)) < 200
+
+
+def test_a_hundred_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_database: str) -> None:
+    """Neither of claims nor of promoters, nor of whoever passes the key on, however many wait for it."""
+
+    async def touched(connection: Connection) -> dict[str, list[int]]:
+        session = Explaining(any_database, ", analyze, buffers")
+        store = Store(session, session, US, "testhost")
+        pages: dict[str, list[int]] = {}
+        try:
+            for in_line in (1_000, 99_000):
+                load_keyed(connection, in_line, "'job', 'waiting', 'infinity', 'one key'")
+                load(connection, 50, "job, state", "'job', 'pending'")
+                await store.claim(LANES, 50, candidates=50, suspects=1)
+                await store.promote(1000)
+                await store.sweep_keys(("", ""), 500)
+                # The holder ends by hand, and its key is passed on.
+                connection.execute("delete from underway.run where holds_key")
+                store.locked_keys = {("default", "one key")}
+                await store.line_up(1000)
+                assert value(connection, "select count(*) from underway.run where holds_key") == 1
+                for name, plan in session.plans.items():
+                    pages.setdefault(name, []).append(int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]))
+        finally:
+            await session.close()
+        return pages
+
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        connection.execute("alter table underway.run set (autovacuum_enabled = off)")
+        pages = asyncio.run(touched(connection))
+    for name, (few, many) in pages.items():
+        assert many <= 1.5 * few + 30, (name, few, many)
+        assert many <= MOST_PAGES, (name, few, many)
 
 
 # For a claim of 50 it is 11 to 15 a run: to find it, for the new row version, and for that one's index entries.

@@ -1,15 +1,16 @@
 """The public names and the signatures of the main calls: a change here is a change for every user."""
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import underway
-from underway import Context, Job, Retry, RetryPolicy, Run, To, Underway, aio
+from underway import Context, Job, Retry, RetryPolicy, Run, Schedule, To, Underway, aio
 from underway.job import NewJob
-from underway.options import StepOptions
+from underway.options import RunOptions, StepOptions
 
 NAMES = [
     "AppNotFound",
@@ -33,6 +34,7 @@ NAMES = [
     "RunCancelled",
     "RunFailed",
     "RunNotFound",
+    "Schedule",
     "SchemaError",
     "SchemaMissing",
     "SchemaTooNew",
@@ -80,6 +82,11 @@ def test_every_error_is_drawn_in_the_tree() -> None:
             assert f" {name} " in f" {drawn} ".replace("\n", " \n ").replace("(", " ("), name
 
 
+# Each Python prints it in another way.
+_UNPACKED = re.compile(
+    r"typing_extensions\.Unpack\[underway\.options\.RunOptions\]|\*<class 'underway\.options\.RunOptions'>"
+)
+
 SIGNATURES: dict[Callable[..., Any], str] = {
     Underway: "(database: str | None = None) -> None",
     Underway.job: (
@@ -91,11 +98,22 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Underway.sync: "(self) -> list[str]",
     Underway.run: "(self, procs: int = 2, *, until_idle: bool = False) -> int",
     Underway.close: "(self) -> None",
-    Job.enqueue: "(self, value: Any = None, *, conn: 'psycopg.Connection[Any] | None' = None) -> 'Run[Any]'",
+    Job.enqueue: (
+        "(self, value: Any = None, *, conn: 'psycopg.Connection[Any] | None' = None, "
+        "**given: Unpack[RunOptions]) -> 'Run[Any]'"
+    ),
     Job.enqueue_many: (
         "(self: 'Job[In, Never, Result]', values: collections.abc.Iterable[~In], *, "
-        "conn: 'psycopg.Connection[Any] | None' = None) -> 'list[Run[Result]]'"
+        "conn: 'psycopg.Connection[Any] | None' = None, "
+        "**given: Unpack[RunOptions]) -> 'list[Run[Result]]'"
     ),
+    Job.schedule: (
+        "(self, cron: str, value: Any = None, *, name: str = 'default', catch_up: 'CatchUp' = 'last', "
+        "overlap: bool = True, conn: 'psycopg.Connection[Any] | None' = None) -> 'Schedule'"
+    ),
+    Job.unschedule: "(self, name: str = 'default', *, conn: 'psycopg.Connection[Any] | None' = None) -> bool",
+    Underway.schedules: "(self) -> list[underway.scheduling.Schedule]",
+    Schedule.next_slots: "(self, count: int = 1) -> list[datetime.datetime]",
     Run.status: "(self) -> underway.client.Status",
     Run.wait: "(self, timeout: datetime.timedelta | float | None = None) -> underway.client.Status",
     Run.result: "(self, timeout: datetime.timedelta | float | None = None) -> ~R",
@@ -119,7 +137,7 @@ SIGNATURES: dict[Callable[..., Any], str] = {
 
 @pytest.mark.parametrize("call", SIGNATURES, ids=lambda call: call.__qualname__)
 def test_signatures(call: Callable[..., Any]) -> None:
-    assert str(inspect.signature(call)) == SIGNATURES[call]
+    assert _UNPACKED.sub("Unpack[RunOptions]", str(inspect.signature(call))) == SIGNATURES[call]
 
 
 def test_the_async_client_mirrors_the_sync_one() -> None:
@@ -164,14 +182,29 @@ def test_step_takes_a_function_and_the_options() -> None:
         "priority",
         "delay",
         "keep",
+        "unique_key",
+        "concurrency_key",
+        "concurrency_limit",
     ]
+    assert list(RunOptions.__annotations__) == ["priority", "delay", "keep", "unique_key", "concurrency_key"]
     described = StepOptions.__doc__ or ""
     assert [option for option in StepOptions.__annotations__ if f"`{option}`" not in described] == []
 
 
 def test_what_a_step_sees() -> None:
     public = {name for name in dir(Context) if not name.startswith("_")}
-    assert public == {"attempt", "deadline", "enqueue", "job", "log", "progress", "run_id", "state", "step"}
+    assert public == {
+        "attempt",
+        "deadline",
+        "enqueue",
+        "job",
+        "log",
+        "progress",
+        "run_id",
+        "scheduled_for",
+        "state",
+        "step",
+    }
 
 
 def test_what_an_attempt_tells() -> None:

@@ -163,9 +163,9 @@ def test_success_ends_the_run_or_takes_it_to_the_next_step() -> None:
     before = task(attempts=2, crashes=1)
     finish = ends(succeed(before, STARTED, None, b"[1]"))
     assert finish == Finish("run", 11, "succeeded", b"[1]", 2, 1, STARTED)
-    following = Next("after", "other queue", 9, 30.0, 120.0)
+    following = Next("after", "other queue", 9, 30.0, 120.0, "customer 7", 2)
     row = goes_on(succeed(before, STARTED, following, b"[2]"))
-    assert (row.step, row.queue, row.priority, row.delay, row.keep) == following
+    assert all(getattr(row, name) == placed for name, placed in following._asdict().items())
     assert row.payload == b"[2]"
     # the counters are those of a step: a new one begins at zero
     assert (row.number, row.attempts, row.crashes, row.releases) == (0, 0, 0, 0)

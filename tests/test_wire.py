@@ -22,7 +22,7 @@ placements = st.none() | st.lists(json_values, max_size=5)
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(wire.Hello, st.integers(1, 2**22), payloads),
     st.builds(wire.BootFailed, payloads),
-    st.builds(wire.Task, texts, tokens, texts, texts, st.integers(1, 2**31), seconds, payloads),
+    st.builds(wire.Task, texts, tokens, texts, texts, st.integers(1, 2**31), seconds, st.none() | seconds, payloads),
     st.builds(wire.Started, tokens),
     st.builds(wire.Progress, tokens, payloads),
     st.builds(wire.Log, tokens, st.integers(0, 50), texts, payloads),
@@ -161,14 +161,14 @@ def test_a_flipped_byte_is_no_other_error_than_a_broken_frame(sent: Message, dat
 
 def test_the_payload_is_never_parsed() -> None:
     for payload in (b"\xff\x00 not json", b"", b"[", orjson.dumps("x")):
-        task = wire.Task("run", 1, "job", "step", 1, 1.0, payload)
+        task = wire.Task("run", 1, "job", "step", 1, 1.0, None, payload)
         assert read(wire.encode(task)) == [task]
 
 
 def test_the_header_is_small_json_with_what_a_supervisor_needs() -> None:
-    stream = wire.encode(wire.Task("run", 7, "job", "step", 1, 2.5, b"payload"))
+    stream = wire.encode(wire.Task("run", 7, "job", "step", 1, 2.5, None, b"payload"))
     length, kind, header_length = struct.unpack_from("!IBI", stream)
     assert length == len(stream) - 4
     assert wire._KINDS[kind] is wire.Task
-    assert orjson.loads(stream[9 : 9 + header_length]) == ["run", 7, "job", "step", 1, 2.5]
+    assert orjson.loads(stream[9 : 9 + header_length]) == ["run", 7, "job", "step", 1, 2.5, None]
     assert stream[9 + header_length :] == b"payload"

@@ -117,8 +117,18 @@ whole.enqueue_many([Receipt(key="")])  # error
 whole.enqueue_many(Order(1))  # error
 whole.enqueue(Order(1), conn="postgresql://")  # error
 whole.enqueue(Order(1), priority="high")  # error
+whole.enqueue(Order(1), unique_key=7)  # error
+whole.enqueue(Order(1), queue="other")  # error
+whole.enqueue_many([Order(1)], delay=5)  # error
 swept.enqueue(Order(1))  # error
 app.job("y").enqueue(Order(1))  # error
+
+# Schedules
+endless.schedule("@daily", Order(1))  # error
+whole.schedule("@daily")  # error
+whole.schedule("@daily", Receipt(key=""))  # error
+whole.schedule("@daily", Order(1), catch_up="some")  # error
+whole.schedule("@daily", Order(1), conn="postgresql://")  # error
 
 # Results
 number: int = whole.enqueue(Order(1)).result()  # error

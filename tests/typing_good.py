@@ -2,10 +2,10 @@
 
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Never, TypedDict, assert_type
 
-from underway import Context, Done, Job, RetryPolicy, Run, Status, To, Underway, aio
+from underway import Context, Done, Job, RetryPolicy, Run, Schedule, Status, To, Underway, aio
 
 if TYPE_CHECKING:
     import psycopg
@@ -95,6 +95,8 @@ assert_type(telling, Job[Order, Never, str | None])
 assert_type(telling.enqueue(Order(1)), Run[str | None])
 assert_type(telling.enqueue(Order(1)).result(timeout=timedelta(seconds=1)), str | None)
 assert_type(telling.enqueue_many([Order(1)]), list[Run[str | None]])
+assert_type(telling.enqueue(Order(1), priority=5, unique_key="{id}", keep=timedelta(days=1)).created, bool)
+assert_type(telling.enqueue_many([Order(1)], delay=timedelta(1), concurrency_key="a"), list[Run[str | None]])
 assert_type(app.job("d").step(price).step(send_and_tell).enqueue(Order(1)), Run[str | None])
 assert_type(app.job("e").step(price_or_stop).step(send_and_tell).enqueue(Order(1)), Run[str])
 assert_type(app.job("f").step(price_or_stop).step(count).enqueue(Order(1)), Run[str | int])
@@ -133,6 +135,14 @@ optioned = app.job("m").step(
 assert_type(optioned, Job[None, Never, int])
 
 
+# Schedules
+assert_type(telling.schedule("@daily[Asia/Tokyo]", Order(1), name="nightly", catch_up="all"), Schedule)
+assert_type(swept.schedule("*/5 * * * *", overlap=False), Schedule)
+assert_type(swept.schedule("@hourly", None).next_slots(2), list[datetime])
+assert_type(swept.unschedule(), bool)
+assert_type(app.schedules(), list[Schedule])
+
+
 def values() -> Iterator[Order]:
     yield Order(1)
 
@@ -141,11 +151,13 @@ def in_a_transaction(conn: "psycopg.Connection[dict[str, Any]]") -> None:
     assert_type(telling.enqueue(Order(1), conn=conn), Run[str | None])
     assert_type(telling.enqueue_many(values(), conn=conn), list[Run[str | None]])
     assert_type(swept.enqueue(conn=conn), Run[int])
+    assert_type(swept.schedule("@daily", conn=conn), Schedule)
 
 
 def spawning(cx: Context, order: Order) -> Done:
     assert_type(cx.enqueue(telling, order), Run[str | None])
     assert_type(cx.enqueue(swept, None), Run[int])
+    assert_type(cx.scheduled_for, datetime | None)
     return To.done()
 
 

@@ -29,6 +29,7 @@ from underway.errors import (
 from underway.handover import Done, To
 from underway.job import Job
 from underway.retry import RetryPolicy
+from underway.scheduling import Schedule
 
 __all__ = [
     "AppNotFound",
@@ -52,6 +53,7 @@ __all__ = [
     "RunCancelled",
     "RunFailed",
     "RunNotFound",
+    "Schedule",
     "SchemaError",
     "SchemaMissing",
     "SchemaTooNew",

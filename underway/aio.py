@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Never, overload
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from underway import client
 from underway.client import Attempt, Handle, Patience, Status
 from underway.errors import InvalidOption
-from underway.ids import new_id
 from underway.job import Job
 from underway.loading import refuse_while_loading
+from underway.options import RunOptions
 
 if TYPE_CHECKING:
     import psycopg
@@ -91,42 +91,50 @@ class AsyncRun(Handle[R]):
 
 @overload
 async def enqueue(
-    job: Job[In, Never, R], value: In, *, conn: "psycopg.AsyncConnection[Any] | None" = None
+    job: Job[In, Never, R],
+    value: In,
+    *,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+    **given: Unpack[RunOptions],
 ) -> AsyncRun[R]: ...
 @overload
-async def enqueue(job: Job[None, Never, R], *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> AsyncRun[R]: ...
 async def enqueue(
-    job: Job[Any, Never, Any], value: Any = None, *, conn: "psycopg.AsyncConnection[Any] | None" = None
+    job: Job[None, Never, R], *, conn: "psycopg.AsyncConnection[Any] | None" = None, **given: Unpack[RunOptions]
+) -> AsyncRun[R]: ...
+async def enqueue(
+    job: Job[Any, Never, Any],
+    value: Any = None,
+    *,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+    **given: Unpack[RunOptions],
 ) -> AsyncRun[Any]:
     """Enqueue a run. With `conn=` in your transaction: committed or rolled back with everything else in it.
 
     Raises PayloadError if the value cannot travel, JobDefinitionError if the job's steps do not fit together.
     """
-    from underway.postgres import runs
-
     client.refuse_enqueue(conn)
-    run: AsyncRun[Any] = AsyncRun(job._app, new_id(), job.result_type)
-    row = client.first_row(job, run.id, value)
+    question, arguments = client.one_run(job, value, given)
     async with _connection(job._app, conn) as one:
-        await runs.insert_run.on(one, *row)
-    return run
+        ((run_id, created),) = await question.on(one, *arguments)
+    return AsyncRun(job._app, run_id, job.result_type, created=created)
 
 
 async def enqueue_many(
-    job: Job[In, Never, R], values: Iterable[In], *, conn: "psycopg.AsyncConnection[Any] | None" = None
+    job: Job[In, Never, R],
+    values: Iterable[In],
+    *,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+    **given: Unpack[RunOptions],
 ) -> list[AsyncRun[R]]:
     """Enqueue a run for each value, all or none of them, by COPY. The runs are in the order of the values.
 
     Values are encoded between one write to the database and the next, so other tasks go on meanwhile.
     """
-    from underway.postgres import runs
-
     client.refuse_enqueue(conn)
-    made: list[UUID] = []
-    rows = client.first_rows(job, values, made)
+    question, arguments = client.many_runs(job, values, given)
     async with _connection(job._app, conn) as one:
-        await runs.copy_runs.on(one, *rows)
-    return [AsyncRun(job._app, run_id, job.result_type) for run_id in made]
+        placed = await question.on(one, *arguments)
+    return [AsyncRun(job._app, run_id, job.result_type, created=created) for run_id, created in placed]
 
 
 async def cancel(
@@ -156,7 +164,7 @@ async def get_run(app: "Underway", run_id: UUID | str) -> AsyncRun[Any]:
     run_id = UUID(str(run_id))
     async with connection(app) as own:
         name = await runs.job_of.on(own, run_id)
-    return AsyncRun(app, run_id, app._result_type(client.known_job(run_id, name)))
+    return AsyncRun(app, run_id, app._result_type(client.known_job(run_id, name)), created=False)
 
 
 # The app's connections. A pool belongs to the event loop on which it was opened.

@@ -14,13 +14,14 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway import client, options
+from underway import client, options, scheduling
 from underway import dead_letters as letters
 from underway.context import refuse_inside_step
 from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, UnderwayError
 from underway.job import Job, NewJob
 from underway.loading import refuse_while_loading
 from underway.manifest import Manifest, Queue
+from underway.options import RunOptions
 
 if TYPE_CHECKING:
     import psycopg
@@ -180,7 +181,7 @@ class Underway:
 
     def _handle(self, run_id: UUID, job: str) -> client.Run[Any]:
         """A handle of a run of this job, without a look whether there is one."""
-        return client.Run(self, run_id, self._result_type(job))
+        return client.Run(self, run_id, self._result_type(job), created=False)
 
     def _result_type(self, job: str) -> Any:
         """Any for a job that this code does not know."""
@@ -243,13 +244,36 @@ class Underway:
     def _cancel_key(self, job: Job[Any, Any, Any], unique_key: str, conn: "psycopg.Connection[Any] | None") -> int:
         return client.cancel_key(self, job.name, unique_key, conn)
 
-    def _enqueue(self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None") -> client.Run[R]:
-        return client.enqueue(self, job, value, conn)
+    def _enqueue(
+        self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None", given: RunOptions
+    ) -> client.Run[R]:
+        return client.enqueue(self, job, value, conn, given)
 
     def _enqueue_many(
-        self, job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None"
+        self, job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None", given: RunOptions
     ) -> list[client.Run[R]]:
-        return client.enqueue_many(self, job, values, conn)
+        return client.enqueue_many(self, job, values, conn, given)
+
+    # Schedules
+
+    def schedules(self) -> list[scheduling.Schedule]:
+        """All schedules in the database, also those of jobs that this app does not know; by job and name."""
+        return scheduling.every_schedule(self)
+
+    def _schedule(
+        self,
+        job: Job[Any, Any, Any],
+        cron: str,
+        value: Any,
+        name: str,
+        catch_up: scheduling.CatchUp,
+        overlap: bool,
+        conn: "psycopg.Connection[Any] | None",
+    ) -> scheduling.Schedule:
+        return scheduling.schedule(self, job, cron, value, name, catch_up, overlap, conn)
+
+    def _unschedule(self, job: Job[Any, Any, Any], name: str, conn: "psycopg.Connection[Any] | None") -> bool:
+        return scheduling.unschedule(self, job.name, name, conn)
 
     # Running
 

@@ -11,18 +11,21 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway import codec
+from underway import codec, keys, options
 from underway.context import refuse_inside_step
 from underway.errors import InvalidOption, PayloadError, RunCancelled, RunFailed, RunNotFound
 from underway.ids import new_id
 from underway.job import Job
 from underway.loading import refuse_while_loading
 from underway.manifest import Placement
+from underway.options import RunOptions
 
 if TYPE_CHECKING:
     import psycopg
 
     from underway.app import Underway
+    from underway.postgres.asking import Question
+    from underway.postgres.runs import KeyedRun
 
 R = TypeVar("R")
 
@@ -66,14 +69,19 @@ class Attempt:
 
 
 class Handle(Generic[R]):
-    """What a sync and an async handle of a run have in common: nothing but the run's id."""
+    """What a sync and an async handle of a run have in common: nothing but the run's id.
 
-    __slots__ = ("_app", "_result_type", "id")
+    `created` says whether the call that returned this handle enqueued the run: False if it was live already under its
+    unique key.
+    """
 
-    def __init__(self, app: "Underway", run_id: UUID, result_type: Any) -> None:
+    __slots__ = ("_app", "_result_type", "created", "id")
+
+    def __init__(self, app: "Underway", run_id: UUID, result_type: Any, *, created: bool = True) -> None:
         self._app = app
         self._result_type = result_type
         self.id = run_id
+        self.created = created
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Handle) and self.id == other.id
@@ -86,7 +94,11 @@ class Handle(Generic[R]):
 
 
 class Run(Handle[R]):
-    """A handle of one run; holds nothing but its id, so it can be made anew anywhere with `app.get_run(id)`."""
+    """A handle of one run; holds nothing but its id, so it can be made anew anywhere with `app.get_run(id)`.
+
+    `created` says whether the call that returned this handle enqueued the run: False if it was live already under its
+    unique key.
+    """
 
     __slots__ = ()
 
@@ -141,28 +153,33 @@ class Run(Handle[R]):
             return runs.cancel(connection, self.id)
 
 
-def enqueue(app: "Underway", job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None") -> Run[R]:
-    from underway.postgres import runs
-
+def enqueue(
+    app: "Underway",
+    job: Job[Any, Any, R],
+    value: Any,
+    conn: "psycopg.Connection[Any] | None",
+    given: RunOptions,
+) -> Run[R]:
     refuse_enqueue(conn)
-    run: Run[R] = Run(app, new_id(), job.result_type)
-    row = first_row(job, run.id, value)
+    question, arguments = one_run(job, value, given)
     with _connection(app, conn) as connection:
-        runs.insert_run(connection, *row)
-    return run
+        ((run_id, created),) = question(connection, *arguments)
+    return Run(app, run_id, job.result_type, created=created)
 
 
 def enqueue_many(
-    app: "Underway", job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None"
+    app: "Underway",
+    job: Job[Any, Any, R],
+    values: Iterable[Any],
+    conn: "psycopg.Connection[Any] | None",
+    given: RunOptions,
 ) -> list[Run[R]]:
-    from underway.postgres import runs
-
     refuse_enqueue(conn)
-    made: list[UUID] = []
-    rows = first_rows(job, values, made)
+    question, arguments = many_runs(job, values, given)
     with _connection(app, conn) as connection:
-        runs.copy_runs(connection, *rows)
-    return [Run(app, run_id, job.result_type) for run_id in made]
+        placed = question(connection, *arguments)
+    result_type = job.result_type
+    return [Run(app, run_id, result_type, created=created) for run_id, created in placed]
 
 
 def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None") -> int:
@@ -205,28 +222,56 @@ def refuse_enqueue(conn: object) -> None:
         refuse_inside_step("enqueue without conn=", "use cx.enqueue(job, value), which commits with the step")
 
 
-def first_row(job: Job[Any, Any, Any], run_id: UUID, value: Any) -> tuple[UUID, str, str, Placement, bytes]:
-    """What insert_run takes. Raises PayloadError."""
+def one_run(
+    job: Job[Any, Any, Any], value: Any, given: RunOptions
+) -> "tuple[Question[..., list[tuple[UUID, bool]]], tuple[Any, ...]]":
+    """What to ask Postgres to enqueue a run; it answers with (id, created) of each. Raises PayloadError."""
+    from underway.postgres import runs
+
     first = job.compiled[0]
-    return run_id, job.name, first.spec.name, first.spec.placement, codec.encode(value, first.input_type)
+    placement = options.placed(first.spec.placement, given)
+    run_id, payload = new_id(), codec.encode(value, first.input_type)
+    if placement.keyed:
+        return runs.insert_keyed_runs, (
+            [_with_keys(run_id, payload, placement)], job.name, first.spec.name, placement,
+        )  # fmt: skip
+    return runs.insert_run, (run_id, job.name, first.spec.name, placement, payload)
 
 
-def first_rows(
-    job: Job[Any, Any, Any], values: Iterable[Any], made: list[UUID]
-) -> tuple[Iterator[tuple[UUID, bytes]], str, str, Placement]:
-    """What copy_runs takes. The values are encoded as they are sent, and the list of ids grows along."""
+def many_runs(
+    job: Job[Any, Any, Any], values: Iterable[Any], given: RunOptions
+) -> "tuple[Question[..., list[tuple[UUID, bool]]], tuple[Any, ...]]":
+    """Like one_run; values without keys are encoded only as they are sent."""
+    from underway.postgres import runs
+
     first = job.compiled[0]
-    return _encoded(codec.codec_for(first.input_type), values, made), job.name, first.spec.name, first.spec.placement
+    placement = options.placed(first.spec.placement, given)
+    rows = _encoded(codec.codec_for(first.input_type), values)
+    if placement.keyed:
+        keyed = [_with_keys(run_id, payload, placement, index) for index, (run_id, payload) in enumerate(rows)]
+        return runs.insert_keyed_runs, (keyed, job.name, first.spec.name, placement)
+    return runs.copy_runs, (rows, job.name, first.spec.name, placement)
 
 
-def _encoded(typed: codec.Codec, values: Iterable[Any], made: list[UUID]) -> Iterator[tuple[UUID, bytes]]:
+def _encoded(typed: codec.Codec, values: Iterable[Any]) -> Iterator[tuple[UUID, bytes]]:
     for index, value in enumerate(values):
         try:
             payload = typed.encode(value)
         except PayloadError as error:
             raise PayloadError(f"value {index}: {error}") from error
-        made.append(new_id())
-        yield made[-1], payload
+        yield new_id(), payload
+
+
+def _with_keys(run_id: UUID, payload: bytes, placement: Placement, index: int | None = None) -> "KeyedRun":
+    from underway.postgres import runs
+
+    try:
+        unique, concurrency = (
+            template and keys.fill(template, payload) for template in (placement.unique_key, placement.concurrency_key)
+        )
+    except PayloadError as error:
+        raise error if index is None else PayloadError(f"value {index}: {error}") from error
+    return runs.KeyedRun(run_id, payload, unique, concurrency)
 
 
 def known_status(run_id: UUID, state: str | None) -> Status:

@@ -36,14 +36,25 @@ class Context(Generic[State]):
     `attempt` counts every try at this step that was begun, from 1, whatever became of it.
     """
 
-    __slots__ = ("_ends_at", "_run", "_worker", "attempt", "job", "step")
+    __slots__ = ("_ends_at", "_run", "_scheduled_for", "_worker", "attempt", "job", "step")
 
-    def __init__(self, *, run: str, job: str, step: str, attempt: int, ends_at: float, worker: Worker) -> None:
+    def __init__(
+        self,
+        *,
+        run: str,
+        job: str,
+        step: str,
+        attempt: int,
+        ends_at: float,
+        worker: Worker,
+        scheduled_for: float | None = None,
+    ) -> None:
         self.job = job
         self.step = step
         self.attempt = attempt
         self._run = run
         self._ends_at = ends_at
+        self._scheduled_for = scheduled_for
         self._worker = worker
 
     @property
@@ -60,6 +71,14 @@ class Context(Generic[State]):
         """What the job's `state=` factory made for this worker; None in a job without one."""
         state: State = self._worker.state
         return state
+
+    @property
+    def scheduled_for(self) -> datetime | None:
+        """The slot of the schedule that enqueued this run, in UTC; None if no schedule did.
+
+        The same in every step and at every attempt, however late it is.
+        """
+        return None if self._scheduled_for is None else datetime.fromtimestamp(self._scheduled_for, UTC)
 
     @property
     def log(self) -> logging.Logger:

@@ -14,13 +14,14 @@ from underway import codec, manifest, options
 from underway.context import Context, State
 from underway.errors import InvalidOption, JobDefinitionError, PayloadError
 from underway.handover import To
-from underway.options import StepOptions
+from underway.options import RunOptions, StepOptions
 
 if TYPE_CHECKING:
     import psycopg
 
     from underway.app import Underway
     from underway.client import Run
+    from underway.scheduling import CatchUp, Schedule
 
 In = TypeVar("In")
 Next = TypeVar("Next")
@@ -112,24 +113,45 @@ class Job(Generic[In, Next, Result, State]):
 
     @overload
     def enqueue(
-        self: "Job[In, Never, Result]", value: In, *, conn: "psycopg.Connection[Any] | None" = None
+        self: "Job[In, Never, Result]",
+        value: In,
+        *,
+        conn: "psycopg.Connection[Any] | None" = None,
+        **given: Unpack[RunOptions],
     ) -> "Run[Result]": ...
     @overload
     def enqueue(
-        self: "Job[None, Never, Result]", *, conn: "psycopg.Connection[Any] | None" = None
+        self: "Job[None, Never, Result]",
+        *,
+        conn: "psycopg.Connection[Any] | None" = None,
+        **given: Unpack[RunOptions],
     ) -> "Run[Result]": ...
-    def enqueue(self, value: Any = None, *, conn: "psycopg.Connection[Any] | None" = None) -> "Run[Any]":
+    def enqueue(
+        self, value: Any = None, *, conn: "psycopg.Connection[Any] | None" = None, **given: Unpack[RunOptions]
+    ) -> "Run[Any]":
         """Enqueue a run. With `conn=` in your transaction: committed or rolled back with everything else in it.
 
-        Raises PayloadError if the value cannot travel, JobDefinitionError if the job's steps do not fit together.
+        `priority`, `delay`, `keep`, `unique_key` and `concurrency_key` take the place of the first step's for this run.
+        If a live run of this job has the unique key, it is returned, with `created` False; if it is not committed
+        yet, this waits until it is, or is rolled back.
+
+        Raises PayloadError if the value cannot travel or lacks a field of a key, InvalidOption, JobDefinitionError if
+        the job's steps do not fit together.
         """
-        return self._app._enqueue(self, value, conn)
+        return self._app._enqueue(self, value, conn, given)
 
     def enqueue_many(
-        self: "Job[In, Never, Result]", values: Iterable[In], *, conn: "psycopg.Connection[Any] | None" = None
+        self: "Job[In, Never, Result]",
+        values: Iterable[In],
+        *,
+        conn: "psycopg.Connection[Any] | None" = None,
+        **given: Unpack[RunOptions],
     ) -> "list[Run[Result]]":
-        """Enqueue a run for each value, all or none of them, by COPY. The runs are in the order of the values."""
-        return self._app._enqueue_many(self, values, conn)
+        """Enqueue a run for each value, all or none of them, by COPY. The runs are in the order of the values.
+
+        Options as for `enqueue`, the same for all. Values with the same unique key share one run.
+        """
+        return self._app._enqueue_many(self, values, conn, given)
 
     def cancel(self, *, unique_key: str, conn: "psycopg.Connection[Any] | None" = None) -> int:
         """Cancel the live run that has this unique key, as Run.cancel does; 1 if there was one, else 0."""
@@ -138,6 +160,52 @@ class Job(Generic[In, Next, Result, State]):
     def cancel_all(self, *, conn: "psycopg.Connection[Any] | None" = None) -> int:
         """Cancel all live runs of this job, as Run.cancel does; returns how many. All of it is one transaction."""
         return self._app._cancel_all(self, conn)
+
+    @overload
+    def schedule(
+        self: "Job[In, Never, Result]",
+        cron: str,
+        value: In,
+        *,
+        name: str = "default",
+        catch_up: "CatchUp" = "last",
+        overlap: bool = True,
+        conn: "psycopg.Connection[Any] | None" = None,
+    ) -> "Schedule": ...
+    @overload
+    def schedule(
+        self: "Job[None, Never, Result]",
+        cron: str,
+        *,
+        name: str = "default",
+        catch_up: "CatchUp" = "last",
+        overlap: bool = True,
+        conn: "psycopg.Connection[Any] | None" = None,
+    ) -> "Schedule": ...
+    def schedule(
+        self,
+        cron: str,
+        value: Any = None,
+        *,
+        name: str = "default",
+        catch_up: "CatchUp" = "last",
+        overlap: bool = True,
+        conn: "psycopg.Connection[Any] | None" = None,
+    ) -> "Schedule":
+        """Enqueue a run with this value at every slot of a cron line, as "@daily[America/Los_Angeles]"; UTC if no zone.
+
+        Five fields, or @hourly and the like. A job may have several schedules, told apart by their names; one of the
+        same name is changed, and goes on waiting for its slot if line and zone are the same. Slots that came due while
+        nobody could serve them: "last" runs the latest of them, "all" every one, "none" none (that has been due for a
+        minute). With overlap=False a slot is skipped while a run of this schedule is live.
+
+        Raises InvalidOption for a line or zone that is none, or that never matches; PayloadError for the value.
+        """
+        return self._app._schedule(self, cron, value, name, catch_up, overlap, conn)
+
+    def unschedule(self, name: str = "default", *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
+        """Remove a schedule; whether there was one. Runs that it has enqueued stay."""
+        return self._app._unschedule(self, name, conn)
 
     @functools.cached_property
     def compiled(self) -> tuple[CompiledStep, ...]:
@@ -253,6 +321,12 @@ def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise JobDefinitionError(f"job {job!r}: two steps are (or were) named {name!r}; give one a name=")
+    for step in steps[1:]:
+        if step.spec.placement.unique_key is not None:
+            raise JobDefinitionError(
+                f"job {job!r}: step {step.spec.name!r} has a unique_key; it is the run that is unique, from enqueue to "
+                f"its end, so give it to the first step"
+            )
     for before, after in itertools.pairwise(steps):
         if before.next_type is Never:
             raise JobDefinitionError(

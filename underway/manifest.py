@@ -19,12 +19,22 @@ class Lane(NamedTuple):
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Written into the run's row at enqueue or hand-over; later changes in code do not reach queued runs."""
+    """Written into the run's row at enqueue or hand-over; later changes in code do not reach queued runs.
+
+    The keys are templates here, and filled in when they are written.
+    """
 
     queue: str = "default"
     priority: int = 0
     delay: timedelta = timedelta(0)
     keep: timedelta = timedelta(days=14)
+    unique_key: str | None = None
+    concurrency_key: str | None = None
+    concurrency_limit: int = 1
+
+    @property
+    def keyed(self) -> bool:
+        return self.unique_key is not None or self.concurrency_key is not None
 
 
 class Policy(msgspec.Struct, frozen=True):

@@ -1,11 +1,14 @@
 """What a user may say about a step or a run, checked where it is said."""
 
 import re
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypedDict
 
+import msgspec
 from typing_extensions import Unpack
 
+from underway import keys
 from underway.errors import InvalidOption
 from underway.manifest import Placement, Policy, Step
 from underway.retry import RetryPolicy
@@ -20,7 +23,10 @@ class StepOptions(TypedDict, total=False):
 
     `name` defaults to the function's name; `formerly` are names under which runs may still wait for this step.
     Placed in the run's row at enqueue or hand-over: `queue` ("default"), `priority` (0; one unit is a minute's head
-    start, -32768 to 32767), `delay` (none), `keep` (14 days: how long a finished run stays readable).
+    start, -32768 to 32767), `delay` (none), `keep` (14 days: how long a finished run stays readable),
+    `concurrency_key` with `concurrency_limit` (1: of the runs of a queue with the same key so many are at work at a
+    time, the others wait in line), `unique_key` (first step only: while a run of the job has this key, enqueue returns
+    that run). A key is a text in which {field} stands for a field of the step's input.
     Read when a run is claimed: `retry`, `timeout` (15 minutes: then the step is interrupted, and killed 5 seconds
     later), `memory_limit` (none; bytes or "1 GiB", for the worker and everything below it), `lease` (60 s: how long a
     vanished supervisor keeps a run from others; at least 1 s), `max_crashes` (3).
@@ -37,6 +43,19 @@ class StepOptions(TypedDict, total=False):
     priority: int
     delay: timedelta
     keep: timedelta
+    unique_key: str
+    concurrency_key: str
+    concurrency_limit: int
+
+
+class RunOptions(TypedDict, total=False):
+    """What one may say about a run in place of its first step's options, whose meaning they have."""
+
+    priority: int
+    delay: timedelta
+    keep: timedelta
+    unique_key: str
+    concurrency_key: str
 
 
 def step(default_name: str, **options: Unpack[StepOptions]) -> Step:
@@ -56,6 +75,13 @@ def step(default_name: str, **options: Unpack[StepOptions]) -> Step:
             priority=checked_priority(options.get("priority", placement.priority)),
             delay=checked_duration("delay", options.get("delay", placement.delay)),
             keep=checked_duration("keep", options.get("keep", placement.keep)),
+            unique_key=keys.checked("unique_key", options["unique_key"]) if "unique_key" in options else None,
+            concurrency_key=(
+                keys.checked("concurrency_key", options["concurrency_key"]) if "concurrency_key" in options else None
+            ),
+            concurrency_limit=_checked_count(
+                "concurrency_limit", options.get("concurrency_limit", placement.concurrency_limit), most=32767
+            ),
         ),
         policy=Policy(
             retry=_checked("retry", options.get("retry", policy.retry), RetryPolicy, "a RetryPolicy"),
@@ -67,6 +93,25 @@ def step(default_name: str, **options: Unpack[StepOptions]) -> Step:
             max_crashes=_checked_count("max_crashes", options.get("max_crashes", policy.max_crashes)),
         ),
     )
+
+
+def placed(placement: Placement, given: RunOptions) -> Placement:
+    """The placement with what is given for this run. Raises InvalidOption."""
+    if not given:
+        return placement
+    values: Mapping[str, Any] = given
+    checks: dict[str, Callable[[Any], Any]] = {
+        "priority": checked_priority,
+        "delay": lambda value: checked_duration("delay", value),
+        "keep": lambda value: checked_duration("keep", value),
+        "unique_key": lambda value: keys.checked("unique_key", value),
+        "concurrency_key": lambda value: keys.checked("concurrency_key", value),
+    }
+    for option in values:
+        if option not in checks:
+            raise InvalidOption(f"enqueue has no option {option!r}; it has conn, {', '.join(checks)}")
+    changes: dict[str, Any] = {option: checks[option](value) for option, value in values.items()}
+    return msgspec.structs.replace(placement, **changes)
 
 
 def checked_name(option: str, value: object) -> str:
@@ -90,9 +135,9 @@ def checked_duration(option: str, value: object, *, least: timedelta = timedelta
     return value
 
 
-def _checked_count(option: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidOption(f"{option} must be a whole number of at least 1, not {value!r}")
+def _checked_count(option: str, value: object, *, most: int = 2**31 - 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise InvalidOption(f"{option} must be a whole number of at least 1 and at most {most:,}, not {value!r}")
     return value
 
 

@@ -30,7 +30,10 @@ class BootFailed(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Supervisor: run this. `timeout` is in seconds from the start of the step; `attempt` counts from 1."""
+    """Supervisor: run this.
+
+    `attempt` counts from 1; `timeout` is in seconds from the start of the step, `scheduled_for` in those of the epoch.
+    """
 
     run: str
     token: int
@@ -38,6 +41,7 @@ class Task(NamedTuple):
     step: str
     attempt: int
     timeout: float
+    scheduled_for: float | None
     payload: bytes
 
 
@@ -69,9 +73,10 @@ class Transaction(NamedTuple):
 class Result(NamedTuple):
     """Worker: how the step ended. `payload` is the next step's input, the run's result, or the error's text.
 
-    `ending` is one of the ENDINGS; `placement` is (step, queue, priority, delay, keep) of the next step; `retry_after`
-    is what the step asked for; `spawned` are the runs to enqueue with the hand-over; times and sizes are in seconds
-    and bytes. `then` is the task that starts now: a Started of its own would double the frames of short tasks.
+    `ending` is one of the ENDINGS; `placement` is (step, queue, priority, delay, keep, concurrency_key, key_limit) of
+    the next step; `retry_after` is what the step asked for; `spawned` are the runs to enqueue with the hand-over; times
+    and sizes are in seconds and bytes. `then` is the task that starts now: a Started of its own would double the frames
+    of short tasks.
     """
 
     token: int

@@ -1,8 +1,8 @@
 """What a client asks of Postgres, on any psycopg connection, sync or async: enqueue, look, cancel."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -13,11 +13,27 @@ from underway.postgres.asking import Asking, Statement, atomic_question, fetch, 
 from underway.postgres.store import job_parameters
 
 _COPY_CHUNK = 256 * 1024
+_CHUNK_RUNS = 2000
+_CHUNK_BYTES = 4 * 1024 * 1024
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+class KeyedRun(NamedTuple):
+    """A run to be, its keys filled in."""
+
+    id: UUID
+    payload: bytes
+    unique_key: str | None
+    concurrency_key: str | None
+
+
+# Enqueueing answers with (id, created) of each run.
+
+
 @question
-def insert_run(run_id: UUID, job: str, step: str, placement: Placement, payload: bytes) -> Asking[None]:
+def insert_run(
+    run_id: UUID, job: str, step: str, placement: Placement, payload: bytes
+) -> Asking[list[tuple[UUID, bool]]]:
     parameters = {
         "id": run_id,
         "job": job,
@@ -29,15 +45,72 @@ def insert_run(run_id: UUID, job: str, step: str, placement: Placement, payload:
         "input": payload.decode(),
     }
     yield Statement("enqueue_run", parameters)
+    return [(run_id, True)]
 
 
 @atomic_question
-def copy_runs(runs: Iterable[tuple[UUID, bytes]], job: str, step: str, placement: Placement) -> Asking[None]:
+def insert_keyed_runs(
+    rows: Sequence[KeyedRun], job: str, step: str, placement: Placement
+) -> Asking[list[tuple[UUID, bool]]]:
+    """Runs with keys, all of them or none: not created where a live one had its unique key.
+
+    Waits for a transaction that has enqueued one of the unique keys and is still open.
+    """
+    created: set[UUID] = set()
+    live: dict[str, UUID] = {}
+    # By key: two that enqueue the same keys in different orders would each wait for the other.
+    left = sorted(rows, key=lambda row: row.unique_key or "")
+    while left:
+        chunk = left[: _chunk_length(left)]
+        found = yield Statement("enqueue_keyed_runs", _keyed(chunk, job, step, placement))
+        for run_id, key, is_new in found:
+            live[key] = run_id
+            if is_new:
+                created.add(run_id)
+        # A run that ended, or was enqueued by somebody else, while we looked is not found: look again.
+        again = [row for row in chunk if row.unique_key is not None and row.unique_key not in live]
+        left = again + left[len(chunk) :]
+    ids = [row.id if row.unique_key is None else live[row.unique_key] for row in rows]
+    return [(run_id, run_id == row.id and run_id in created) for run_id, row in zip(ids, rows, strict=True)]
+
+
+def _chunk_length(rows: Sequence[KeyedRun]) -> int:
+    """How many of these go into one statement."""
+    size = 0
+    for number, row in enumerate(rows[:_CHUNK_RUNS], 1):
+        size += len(row.payload)
+        if size > _CHUNK_BYTES:
+            return number
+    return min(len(rows), _CHUNK_RUNS)
+
+
+def _keyed(rows: Sequence[KeyedRun], job: str, step: str, placement: Placement) -> dict[str, Any]:
+    return {
+        "ids": [row.id for row in rows],
+        "inputs": [row.payload.decode() for row in rows],
+        "unique_keys": [row.unique_key for row in rows],
+        "concurrency_keys": [row.concurrency_key for row in rows],
+        "job": job,
+        "step": step,
+        "queue": placement.queue,
+        "priority": placement.priority,
+        "keep": placement.keep,
+        "delay": placement.delay.total_seconds(),
+        "key_limit": placement.concurrency_limit,
+    }
+
+
+@atomic_question
+def copy_runs(
+    rows: Iterable[tuple[UUID, bytes]], job: str, step: str, placement: Placement
+) -> Asking[list[tuple[UUID, bool]]]:
     """Many runs at once by COPY: all of them or none."""
     ((microseconds,),) = yield Statement("clock")
     columns = _constant_columns(instant(microseconds), job, step, placement)
-    yield Statement("copy_runs", lines=_copy_chunks(runs, columns))
+    made: list[UUID] = []
+    yield Statement("copy_runs", lines=_copy_chunks(rows, columns, made))
     yield Statement("wake_supervisors", {"queue": placement.queue})
+    return [(run_id, True) for run_id in made]
 
 
 def _constant_columns(now: datetime, job: str, step: str, placement: Placement) -> bytes:
@@ -56,11 +129,12 @@ def _constant_columns(now: datetime, job: str, step: str, placement: Placement) 
     return ("\t".join(columns) + "\n").encode()
 
 
-def _copy_chunks(runs: Iterable[tuple[UUID, bytes]], tail: bytes) -> Iterator[bytes]:
+def _copy_chunks(rows: Iterable[tuple[UUID, bytes]], tail: bytes, made: list[UUID]) -> Iterator[bytes]:
     """Lines of COPY's text format; JSON has no raw tabs or line ends, so only its backslashes need escaping."""
     lines: list[bytes] = []
     size = 0
-    for run_id, payload in runs:
+    for run_id, payload in rows:
+        made.append(run_id)
         line = b"\t".join((run_id.hex.encode(), payload.replace(b"\\", b"\\\\"), tail))
         lines.append(line)
         size += len(line)

@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
+from psycopg.rows import TupleRow
 
 from underway.manifest import Lane, Placement, Policy
 from underway.postgres.columns import Column, Float4s, Float8s, Int2s, Int4s, Int8s, Texts, UUIDs
@@ -25,6 +26,7 @@ class Claimed(NamedTuple):
     attempts: int
     crashes: int
     releases: int
+    scheduled_for: float | None
     input: bytes
 
 
@@ -57,7 +59,7 @@ class Finish(NamedTuple):
 
 
 class Continue(NamedTuple):
-    """The run goes on: at its next step with `payload`, or at the same step with what it has (None)."""
+    """The run goes on: at its next step with `payload`, or at the same step with what it has (queue is None)."""
 
     run: str
     token: int
@@ -74,6 +76,8 @@ class Continue(NamedTuple):
     ran_step: str
     ran_number: int
     attempt: Attempt
+    concurrency_key: str | None = None
+    key_limit: int | None = None
 
 
 class Renewal(NamedTuple):
@@ -122,6 +126,8 @@ class Store:
         self._leases = leases
         self._owner = owner
         self._host = host
+        self.locked_keys: set[tuple[str, str]] = set()
+        self.on_locked_keys: Callable[[], None] = lambda: None
 
     async def claim(
         self, lanes: Lanes, tasks: int, *, candidates: int, suspects: int, from_head: bool = True
@@ -133,9 +139,9 @@ class Store:
             {**columns, "owner": self._owner, "tasks": tasks, "candidates": candidates, "suspects": suspects},
         )
         claimed = []
-        for run, token, n, number, attempts, crashes, releases, rank, payload in rows:
+        for run, token, n, number, attempts, crashes, releases, rank, slot, payload in rows:
             claimed.append(
-                Claimed(run, token, lanes.lanes[n - 1], number, attempts, crashes, releases, payload.encode())
+                Claimed(run, token, lanes.lanes[n - 1], number, attempts, crashes, releases, slot, payload.encode())
             )
             if not crashes:
                 lanes.mark(n - 1, rank, run)
@@ -154,7 +160,9 @@ class Store:
             **self._attempt_columns(notes),
             "spawned": orjson.dumps(spawned).decode(),
         }
-        return {token for token, _woken in await self._work.fetch("finish_runs", parameters)}
+        done = await self._work.fetch("finish_runs", parameters)
+        self._note_locked_keys(done)
+        return {token for token, *_ in done}
 
     async def continue_(
         self, rows: Sequence[Continue], spawned: list[dict[str, Any]], keep: Sequence[Policy | None] | None = None
@@ -162,6 +170,7 @@ class Store:
         """Like finish, for runs that go on.
 
         A run for which `keep` has a policy stays ours, claimed anew under it: the new token is returned with the old.
+        A run that goes to a step with a concurrency key cannot stay.
         """
         keep = [None] * len(rows) if keep is None else keep
         columns = dict(zip(Continue._fields, zip(*rows, strict=True), strict=True))
@@ -172,6 +181,8 @@ class Store:
             "queues": Texts(columns["queue"]),
             "priorities": Int2s(columns["priority"]),
             "keeps": Float8s(columns["keep"]),
+            "concurrency_keys": Texts(columns["concurrency_key"]),
+            "key_limits": Int2s(columns["key_limit"]),
             "payloads": Texts(columns["payload"]),
             "delays": Float8s(columns["delay"]),
             "numbers": Int4s(columns["number"]),
@@ -185,7 +196,9 @@ class Store:
             **self._attempt_columns(columns["attempt"]),
             "spawned": orjson.dumps(spawned).decode(),
         }
-        return {token: kept for token, kept, _woken in await self._work.fetch("continue_runs", parameters)}
+        done = await self._work.fetch("continue_runs", parameters)
+        self._note_locked_keys(done)
+        return {token: kept for token, kept, *_ in done}
 
     def _attempt_columns(self, notes: Iterable[Attempt]) -> dict[str, Any]:
         """Postgres' clock decides: it is told how long ago things happened, not when."""
@@ -241,15 +254,42 @@ class Store:
 
     async def reap(self, limit: int) -> list[tuple[str, int, str | None]]:
         """Take back expired runs: (run, token, final state if that was its end) of each."""
-        return [(run, token, final) for run, token, final in await self._work.fetch("reap_runs", {"limit": limit})]
+        rows = await self._work.fetch("reap_runs", {"limit": limit})
+        self._note_locked_keys(rows)
+        return [(run, token, final) for run, token, final, _ in rows]
 
     async def expire(self, limit: int) -> int:
         """Remove so many finished runs whose keep has passed."""
-        rows = await self._work.fetch("expire_runs", {"limit": limit})
-        return int(rows[0][0])
+        return len(await self._work.fetch("expire_runs", {"limit": limit}))
 
     async def promote(self, limit: int) -> int:
         return len(await self._work.fetch("promote_runs", {"limit": limit}))
+
+    async def line_up(self, limit: int) -> int:
+        """Let due runs get in line for their keys; pass on these keys and those that were locked.
+
+        How many it looked at: if none, nothing has become pending.
+        """
+        locked, self.locked_keys = self.locked_keys, set()
+        parameters = {"queues": Texts(queue for queue, _ in locked), "keys": Texts(key for _, key in locked)}
+        rows = await self._work.fetch("line_up_runs", {**parameters, "limit": limit})
+        self._note_locked_keys(rows)
+        return int(rows[0][0]) if rows else 0
+
+    async def sweep_keys(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
+        """Pass on free keys among so many behind `after`; returns where to go on, ("", "") when that was the end."""
+        rows = await self._work.fetch("sweep_keys", {"queue": after[0], "key": after[1], "limit": limit})
+        self._note_locked_keys(rows)
+        queue, key, _ = rows[0] if rows else (None, None, None)
+        return ("", "") if queue is None else (queue, key)
+
+    def _note_locked_keys(self, rows: list[TupleRow]) -> None:
+        """Remember the keys (the last column) that somebody else was passing on just then, for the next line_up."""
+        for row in rows:
+            if row[-1] is not None:
+                self.locked_keys.update((queue, key) for queue, key in row[-1])
+                self.on_locked_keys()
+                return
 
     async def seconds_until_due(self) -> float | None:
         rows = await self._work.fetch("seconds_until_due")
@@ -298,4 +338,7 @@ def job_parameters(name: str, step: str, placement: Placement) -> dict[str, Any]
         "priority": placement.priority,
         "delay": placement.delay,
         "keep": placement.keep,
+        "unique_key": placement.unique_key,
+        "concurrency_key": placement.concurrency_key,
+        "key_limit": placement.concurrency_limit,
     }

@@ -262,4 +262,4 @@ def _may_stay(ended: Ended) -> bool:
 
 
 def _goes_on_now(row: Continue) -> bool:
-    return row.payload is not None and not row.delay
+    return row.payload is not None and not row.delay and row.concurrency_key is None

@@ -132,6 +132,7 @@ class Dispatch:
                     task.step.name,
                     task.attempt,
                     task.step.policy.timeout.total_seconds(),
+                    task.scheduled_for,
                     task.input,
                 )
                 for task in tasks

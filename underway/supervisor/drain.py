@@ -72,7 +72,8 @@ class Drain:
 
     def _interrupt(self) -> None:
         for worker in self._crew.active:
-            if (task := worker.current) is not None:
+            # One that was interrupted before, for another reason, is cleaning up already.
+            if (task := worker.current) is not None and task.stop_sent_at is None:
                 log.warning("interrupted: the supervisor stops", extra={"about": about_task(worker, task)})
                 interrupt(worker, task, "shutdown", time.monotonic())
 

@@ -1,4 +1,8 @@
-"""Makes waiting runs pending when they are due; asleep until the earliest of them."""
+"""Makes waiting runs pending when they are due, or lets them get in line for their key; asleep until the next of them.
+
+Whoever gives up a key passes it on. The promoter brings runs to a key that is free, tries again where somebody else was
+passing it on, and sweeps over all keys now and then, for what was missed when a process was killed.
+"""
 
 import asyncio
 import contextlib
@@ -15,6 +19,9 @@ _LIMIT = 1000
 _POLL_SECONDS = 1.0
 # A due row that somebody has locked must not make a busy loop.
 _SHORTEST_PAUSE = 0.01
+_LOCKED_PAUSE = 0.03
+_SWEEP_SECONDS = 5.0
+_SWEPT_KEYS = 500
 
 
 class Promoter:
@@ -25,6 +32,9 @@ class Promoter:
         self._on_promoted = on_promoted
         self._hinted = asyncio.Event()
         self._next_look = 0.0
+        self._swept_at = 0.0
+        self._swept_to = ("", "")
+        store.on_locked_keys = lambda: self.hint(_LOCKED_PAUSE)
 
     def hint(self, delay: float) -> None:
         """A run will be due in this many seconds."""
@@ -37,14 +47,23 @@ class Promoter:
         while True:
             pause = _POLL_SECONDS
             try:
-                if await self._store.promote(_LIMIT):
+                looked_at = await self._store.line_up(_LIMIT)
+                if await self._store.promote(_LIMIT) or looked_at:
                     self._on_promoted()
+                await self._sweep()
                 due = await self._store.seconds_until_due()
                 if due is not None:
                     pause = min(max(due, _SHORTEST_PAUSE), _POLL_SECONDS)
+                if self._store.locked_keys:
+                    pause = min(pause, _LOCKED_PAUSE)
             except DatabaseAway as error:
                 log.warning("promotion interrupted: %s", error)
             await self._sleep(pause)
+
+    async def _sweep(self) -> None:
+        if time.monotonic() >= self._swept_at + _SWEEP_SECONDS:
+            self._swept_at = time.monotonic()
+            self._swept_to = await self._store.sweep_keys(self._swept_to, _SWEPT_KEYS)
 
     async def _sleep(self, seconds: float) -> None:
         self._next_look = time.monotonic() + seconds

@@ -26,6 +26,7 @@ from underway.supervisor.promoter import Promoter
 from underway.supervisor.reaper import Reaper
 from underway.supervisor.requests import Requests
 from underway.supervisor.retention import Retention
+from underway.supervisor.schedules import Schedules
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.task import Task
 
@@ -83,6 +84,7 @@ class Service:
         self._reaper = Reaper(
             store, work, shortest_lease=self._shortest_lease, on_reaped=lambda: self._promoter.hint(0)
         )
+        self._schedules = Schedules(work, crew, on_enqueued=self._on_continue)
         self._cancels = Cancels(store, self._dispatch, self._endings, self._held)
         self._requests = Requests(store, self._cancels, stop, listening=lambda: wakeup.listening)
         self._retention = Retention(store)
@@ -100,6 +102,7 @@ class Service:
                 self._commits.run(),
                 self._reaper.run(),
                 self._promoter.run(),
+                self._schedules.run(),
                 self._requests.run(),
                 self._retention.run(),
                 self._labels.run(),

@@ -27,6 +27,7 @@ class Task:
     input: bytes
     claimed_at: float
     lease_deadline: float
+    scheduled_for: float | None = None  # seconds of the epoch
     worker: "WorkerProcess | None" = None
     started_at: float | None = None
     stop_sent_at: float | None = None
@@ -66,6 +67,7 @@ def from_claim(claimed: Claimed, step: manifest.Step, sent_at: float) -> Task:
         claimed.input,
         claimed_at=time.monotonic(),
         lease_deadline=sent_at + step.policy.lease.total_seconds(),
+        scheduled_for=claimed.scheduled_for,
     )
 
 
@@ -85,4 +87,5 @@ def from_hand_over(last: Task, row: Continue, token: int, step: manifest.Step, s
         row.payload,
         claimed_at=time.monotonic(),
         lease_deadline=sent_at + step.policy.lease.total_seconds(),
+        scheduled_for=last.scheduled_for,
     )

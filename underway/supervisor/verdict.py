@@ -84,6 +84,8 @@ class Next(NamedTuple):
     priority: int
     delay: float
     keep: float
+    concurrency_key: str | None = None
+    key_limit: int | None = None
 
 
 def succeed(task: Task, attempt: Attempt, following: Next | None, payload: bytes) -> Finish | Continue:
@@ -97,6 +99,8 @@ def succeed(task: Task, attempt: Attempt, following: Next | None, payload: bytes
         queue=following.queue,
         priority=following.priority,
         keep=following.keep,
+        concurrency_key=following.concurrency_key,
+        key_limit=following.key_limit,
         payload=payload,
         delay=following.delay,
         number=0,
@@ -136,6 +140,8 @@ def settle(
         queue=None,
         priority=None,
         keep=None,
+        concurrency_key=None,
+        key_limit=None,
         payload=None,
         delay=delay,
         number=task.number + (attempt.started is not None),

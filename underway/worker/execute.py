@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 
-from underway import codec, context, wire
+from underway import codec, context, keys, wire
 from underway.app import Underway
 from underway.client import Run
 from underway.context import Context
-from underway.errors import Fail, Interrupt, JobDefinitionError, Retry
+from underway.errors import Fail, Interrupt, InvalidOption, JobDefinitionError, Retry
 from underway.handover import To
 from underway.ids import new_id
 from underway.job import Job
@@ -87,6 +87,7 @@ class Executor:
             attempt=task.attempt,
             ends_at=time.time() + task.timeout,
             worker=attempt,
+            scheduled_for=task.scheduled_for,
         )
         arguments = (cx, codec.decode(task.payload, step.input_type)) if step.takes_input else (cx,)
         context.enter(cx)
@@ -119,14 +120,17 @@ class Executor:
         following = job.compiled[index + 1]
         placed = following.spec.placement
         delay = placed.delay if returned.delay is None else returned.delay
+        payload = codec.encode(returned.value, following.input_type)
         placement: list[object] = [
             following.spec.name,
             placed.queue,
             placed.priority,
             delay.total_seconds(),
             placed.keep.total_seconds(),
+            placed.concurrency_key and keys.fill(placed.concurrency_key, payload),
+            placed.concurrency_limit,
         ]
-        return "next", codec.encode(returned.value, following.input_type), placement
+        return "next", payload, placement
 
 
 class _Attempt:
@@ -153,6 +157,12 @@ class _Attempt:
     def spawn(self, job: Job[Any, Any, Any], value: Any) -> Run[Any]:
         first = job.compiled[0]
         placed: Placement = first.spec.placement
+        if placed.unique_key is not None:
+            raise InvalidOption(
+                f"job {job.name!r} has a unique_key, and whether a run with it is live shows only when it is written: "
+                f"enqueue it in the step's own transaction, job.enqueue(value, conn=cx.tx)"
+            )
+        payload = codec.encode(value, first.input_type)
         run_id = new_id()
         self.spawned.append(
             {
@@ -163,7 +173,9 @@ class _Attempt:
                 "priority": placed.priority,
                 "delay": placed.delay.total_seconds(),
                 "keep": placed.keep.total_seconds(),
-                "input": codec.encode(value, first.input_type).decode(),
+                "concurrency_key": placed.concurrency_key and keys.fill(placed.concurrency_key, payload),
+                "key_limit": placed.concurrency_limit,
+                "input": payload.decode(),
             }
         )
         return Run(self._app, run_id, job.result_type)

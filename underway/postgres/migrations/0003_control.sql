@@ -12,6 +12,7 @@ as $$
 declare
     closed int;
     requested int;
+    locked_keys text[];
 begin
     -- Who claims, commits or takes back one of them at this moment comes first, and what is found then stays.
     perform from underway.run r where r.id = any(run_ids) order by r.id for update;
@@ -27,7 +28,9 @@ begin
             'cancelled', queue, job, step, unique_key, concurrency_key, 'cancelled', input
         from gone
     )
-    select count(*) into closed from gone;
+    select count(*), (
+        select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key
+    ) into closed, locked_keys from gone;
     update underway.run r
     set cancel_requested = true
     where r.id = any(run_ids) and r.state = 'in_progress' and not r.cancel_requested;
@@ -67,6 +70,17 @@ comment on function underway.cancel_key is 'cancels the live run of a job that h
 
 -- Not over the owner: whoever gives up a run or takes it would write into this index too.
 create index run_cancel_requested on underway.run (id) where cancel_requested;
+
+-- Last: a view can only be given more columns at its end.
+create or replace view underway.runs as
+select id, job, step, state, queue, priority, number as attempts_made, attempts, crashes, releases, created_at,
+    nullif(due, 'infinity') as due, lease_until, owner, progress, input, null::jsonb as result, null::text as error,
+    null::timestamptz as finished_at, null::text as dead_letter, null::timestamptz as expires_at, cancel_requested
+from underway.run
+union all
+select id, job, step, state, queue, priority, null, attempts, crashes, releases, created_at,
+    null, null, null, null, input, result, error, finished_at, dead_letter, expires_at, null
+from underway.finished_run;
 
 -- Queues.
 

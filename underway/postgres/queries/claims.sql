@@ -54,33 +54,96 @@ claimed as (
             for update skip locked
         ))
         and r.queue = lane.queue and r.job = lane.job and r.step = lane.step
-    returning r.id, r.token, lane.n, r.number, r.attempts, r.crashes, r.releases, r.rank, r.input
+    returning r.id, r.token, lane.n, r.number, r.attempts, r.crashes, r.releases, r.rank,
+        r.scheduled_for, r.input
 )
-select id::text, token, n, number, attempts, crashes, releases, date_part('epoch', rank), input::text
+select id::text, token, n, number, attempts, crashes, releases, date_part('epoch', rank),
+    date_part('epoch', scheduled_for), input::text
 from claimed
 order by rank, claimed.id;
 
--- promote_runs: make waiting runs pending whose time has come
+-- promote_runs: make waiting runs pending whose time has come, but for those that have yet to get a key
 update underway.run r
 set state = 'pending'
 where r.ctid = any(array(
     select w.ctid
     from underway.run w
-    where w.state = 'waiting' and w.due <= now()
+    where w.state = 'waiting' and w.due <= now() and (w.concurrency_key is null or w.holds_key)
     order by w.due, w.id
     limit %(limit)s
     for no key update skip locked
 ))
 returning r.queue;
 
+-- line_up_runs: let runs whose time has come get in line for their keys, and admit what these have slots for
+--
+-- The keys given are those that could not be passed on the last time. From now on a run in line is looked at only by
+-- whoever gives up its key. Under the key's lock, or else whoever has it finds the oldest in line locked by us, and
+-- lets in the second.
+with lined_up as (
+    update underway.run r
+    set due = 'infinity', rank = least(r.rank, r.due - r.priority * interval '1 minute')
+    where r.ctid = any(array(
+        select w.ctid
+        from underway.run w
+        where w.state = 'waiting' and w.concurrency_key is not null and not w.holds_key and w.due <= now()
+            and pg_try_advisory_xact_lock(hashtextextended(w.queue || chr(31) || w.concurrency_key, 0))
+        order by w.due, w.id
+        limit %(limit)s
+        for no key update skip locked
+    ))
+    returning r.queue, r.concurrency_key
+)
+select count(*) as looked_at, underway.pass_keys(array_agg(queue), array_agg(key)) as locked_keys
+from (
+    select queue, concurrency_key as key from lined_up
+    union all
+    select * from unnest(%(queues)s::text[], %(keys)s::text[])
+) wanted;
+
+-- sweep_keys: look at keys in their order, from the given one on, for runs in line beside a free slot; admit them
+--
+-- Finds what nobody passed on: whoever gave up the key was killed before it could try again, or did so by hand.
+with recursive line as (
+    (
+        select w.queue, w.concurrency_key as key, w.rank, coalesce(w.key_limit, 1) as slots, 1 as n
+        from underway.run w
+        where w.state = 'waiting' and w.concurrency_key is not null
+            and (w.queue, w.concurrency_key) > (%(queue)s::text, %(key)s::text)
+        order by w.queue, w.concurrency_key, w.rank, w.id
+        limit 1
+    )
+    union all
+    select following.*, line.n + 1
+    from line cross join lateral (
+        select w.queue, w.concurrency_key, w.rank, coalesce(w.key_limit, 1)
+        from underway.run w
+        where w.state = 'waiting' and w.concurrency_key is not null
+            and (w.queue, w.concurrency_key) > (line.queue, line.key)
+        order by w.queue, w.concurrency_key, w.rank, w.id
+        limit 1
+    ) following
+    where line.n < %(limit)s
+),
+free as (
+    select queue, key from line
+    where rank < 'infinity' and slots > (
+        select count(*) from underway.run h where h.holds_key and h.queue = line.queue and h.concurrency_key = line.key
+    )
+)
+select (select queue from line where n = %(limit)s) as last_queue,
+    (select key from line where n = %(limit)s) as last_key,
+    (select underway.pass_keys(array_agg(queue), array_agg(key)) from free) as locked_keys;
+
 -- seconds_until_due: how long until the next waiting run is due; null when none waits
 select extract(epoch from min(due) - clock_timestamp())::float8 as seconds
 from underway.run
-where state = 'waiting';
+where state = 'waiting' and due < 'infinity';
 
--- has_work: is a run of these jobs pending, in progress, or waiting for a retry
+-- has_work: is a run of these jobs pending, in progress, waiting for a retry, or in line for a key
 select exists (
     select from underway.run
     where job = any(%(jobs)s)
-        and (state in ('pending', 'in_progress') or attempts > 0 or crashes > 0)
+        and (state in ('pending', 'in_progress') or attempts > 0 or crashes > 0
+            or (concurrency_key is not null and rank < 'infinity'))
 ) as has_work;

@@ -14,6 +14,48 @@ select pg_notify('underway', queue)
 from created
 where exists (select from underway.supervisor where idle);
 
+-- enqueue_keyed_runs: new runs with keys; beside them, those that were live already under a unique key of these
+--
+-- In the order of the unique keys, or two of these deadlock. A run that was inserted by somebody else after this began
+-- is in neither part of the answer: ask again. Of runs in line for the same key, one is enough for a promoter to look
+-- at; but it must not be one that is not inserted after all.
+with placed as materialized (
+    select clock_timestamp() + make_interval(secs => %(delay)s) as due
+),
+given as (
+    select *, unique_key is not null or %(delay)s > 0 or row_number() over (partition by concurrency_key order by n) = 1
+        as looked_at
+    from unnest(%(ids)s::uuid[], %(inputs)s::text[], %(unique_keys)s::text[], %(concurrency_keys)s::text[])
+        with ordinality as given (id, input, unique_key, concurrency_key, n)
+),
+created as (
+    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, unique_key, concurrency_key,
+        key_limit, input)
+    select g.id, %(job)s, %(step)s, %(queue)s, %(priority)s, %(keep)s,
+        case when g.concurrency_key is null or g.looked_at then placed.due else 'infinity' end,
+        case when g.concurrency_key is not null and %(delay)s > 0 then 'infinity'
+            else placed.due - %(priority)s * interval '1 minute' end,
+        case when g.concurrency_key is not null or %(delay)s > 0 then 'waiting' else 'pending' end,
+        g.unique_key, g.concurrency_key, %(key_limit)s, g.input::jsonb
+    from given g cross join placed
+    order by g.unique_key, g.n
+    on conflict (job, unique_key) where unique_key is not null do nothing
+    returning id, queue, unique_key
+),
+woken as (
+    select pg_notify('underway', queue)
+    from created
+    where exists (select from underway.supervisor where idle)
+    limit 1
+)
+select id, unique_key, true as created from created
+union all
+select id, unique_key, false
+from underway.run
+where job = %(job)s and unique_key = any(%(unique_keys)s::text[])
+union all
+select null, null, null from woken;
+
 -- copy_runs: many new runs at once; the constant columns travel with each row
 copy underway.run (id, input, job, step, queue, priority, keep, due, rank, state) from stdin;
 

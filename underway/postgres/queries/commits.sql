@@ -16,8 +16,8 @@ with gone as (
         and r.id = g.id and r.token = g.token and r.owner = %(owner)s
         and r.state = 'in_progress' and r.cancel_requested = (g.final = 'cancelled')
     returning r.id, r.token, r.created_at, r.scheduled_for, r.keep, r.number, r.releases, r.priority, r.key_limit,
-        r.queue, r.job, r.step, r.unique_key, r.concurrency_key, r.input, g.final, g.payload, g.outcome, g.error,
-        g.attempts, g.crashes, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
+        r.queue, r.job, r.step, r.unique_key, r.concurrency_key, r.holds_key, r.input, g.final, g.payload, g.outcome,
+        g.error, g.attempts, g.crashes, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
 ),
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
@@ -38,19 +38,23 @@ noted as (
     where started is not null
 ),
 spawned as (
-    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, input)
+    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, concurrency_key, key_limit,
+        input)
     select s.id, s.job, s.step, s.queue, s.priority, make_interval(secs => s.keep),
         now() + make_interval(secs => s.delay),
-        now() + make_interval(secs => s.delay) - s.priority * interval '1 minute',
-        case when s.delay > 0 then 'waiting' else 'pending' end, s.input::jsonb
+        case when s.delay > 0 and s.concurrency_key is not null then 'infinity'
+            else now() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
+        case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
+        s.concurrency_key, s.key_limit, s.input::jsonb
     from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent uuid, id uuid, job text, step text, queue text,
-        priority smallint, keep float8, delay float8, input text)
+        priority smallint, keep float8, delay float8, concurrency_key text, key_limit smallint, input text)
     where s.parent in (select id from gone)
     returning queue
 )
 select token,
     case when exists (select from spawned) and exists (select from underway.supervisor where idle)
-        then (select count(pg_notify('underway', queue)) from (select distinct queue from spawned) woken) end as woken
+        then (select count(pg_notify('underway', queue)) from (select distinct queue from spawned) woken) end as woken,
+    (select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key) as locked_keys
 from gone;
 
 -- continue_runs: put these runs at their next step, or at the same step again; fenced like finish_runs
@@ -59,10 +63,19 @@ from gone;
 -- queue that is paused.
 -- Without a delay a run keeps its place in line. (When each step went to the end of it, a thousand reports of four
 -- steps were all begun before the first was finished.)
-with continued as (
+-- With another key, or none, it gives up the one it holds; for a new one it has to wait, so it is given no lease.
+with mine as materialized (
+    select l.id, l.holds_key, l.queue, l.concurrency_key
+    from underway.run l
+    where l.id = any(%(ids)s::uuid[]) order by l.id for no key update skip locked
+),
+continued as (
     update underway.run r
     set step = g.step,
         queue = coalesce(g.queue, r.queue),
+        concurrency_key = case when g.queue is null then r.concurrency_key else g.concurrency_key end,
+        key_limit = case when g.queue is null then r.key_limit else g.key_limit end,
+        holds_key = underway.keeps_key(r.holds_key, r.queue, r.concurrency_key, g.queue, g.concurrency_key),
         priority = coalesce(g.priority, r.priority),
         keep = coalesce(make_interval(secs => g.keep), r.keep),
         input = coalesce(g.payload::jsonb, r.input),
@@ -71,9 +84,18 @@ with continued as (
         crashes = g.crashes,
         releases = g.releases,
         due = case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end,
-        rank = case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end
-            - coalesce(g.priority, r.priority) * interval '1 minute',
-        state = case when stay.lease is not null then 'in_progress' when g.delay > 0 then 'waiting' else 'pending' end,
+        rank = case
+            when g.delay > 0 and g.concurrency_key is not null and not underway.keeps_key(r.holds_key, r.queue,
+                r.concurrency_key, g.queue, g.concurrency_key) then 'infinity'
+            else case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end
+                - coalesce(g.priority, r.priority) * interval '1 minute'
+        end,
+        state = case
+            when stay.lease is not null then 'in_progress'
+            when g.delay > 0 or (g.concurrency_key is not null and not underway.keeps_key(r.holds_key, r.queue,
+                r.concurrency_key, g.queue, g.concurrency_key)) then 'waiting'
+            else 'pending'
+        end,
         token = case when stay.lease is not null then nextval('underway.token') else r.token end,
         owner = case when stay.lease is not null then r.owner end,
         lease_until = clock_timestamp() + make_interval(secs => stay.lease),
@@ -81,23 +103,22 @@ with continued as (
         progress = null
     from unnest(
         %(ids)s::uuid[], %(tokens)s::int8[], %(steps)s::text[], %(queues)s::text[], %(priorities)s::int2[],
-        %(keeps)s::float8[], %(payloads)s::text[], %(numbers)s::int[], %(attempts)s::int[], %(crashes)s::int[],
-        %(releases)s::int[], %(delays)s::float8[], %(ran_steps)s::text[], %(ran_numbers)s::int[],
+        %(keeps)s::float8[], %(concurrency_keys)s::text[], %(key_limits)s::int2[], %(payloads)s::text[],
+        %(numbers)s::int[], %(attempts)s::int[], %(crashes)s::int[], %(releases)s::int[], %(delays)s::float8[], %(ran_steps)s::text[], %(ran_numbers)s::int[],
         %(leases)s::float8[], %(max_crashes)s::int[], %(outcomes)s::text[], %(errors)s::text[],
         %(started)s::float8[], %(ended)s::float8[], %(pids)s::int[], %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
-    ) as g (id, token, step, queue, priority, keep, payload, number, attempts, crashes, releases, delay, ran_step,
-        ran_number, wanted, max_crashes, outcome, error, started, ended, pid, cpu_seconds, peak_rss)
+    ) as g (id, token, step, queue, priority, keep, concurrency_key, key_limit, payload, number, attempts, crashes,
+        releases, delay, ran_step, ran_number, wanted, max_crashes, outcome, error, started, ended, pid, cpu_seconds,
+        peak_rss)
     cross join lateral (
         select case when g.queue <> all(array(select name from underway.queue where paused)) then g.wanted end as lease
     ) stay
-    where r.id = any(array(
-            select l.id from underway.run l
-            where l.id = any(%(ids)s::uuid[]) order by l.id for no key update skip locked
-        ))
+    where r.id = any(array(select id from mine))
         and r.id = g.id and r.token = g.token and r.owner = %(owner)s
         and r.state = 'in_progress' and not r.cancel_requested
     returning r.id, g.token, case when stay.lease is not null then r.token end as kept_token, r.queue, r.state,
-        g.ran_step, g.ran_number, g.outcome, g.error, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
+        r.concurrency_key, r.holds_key, g.ran_step, g.ran_number, g.outcome, g.error, g.started, g.ended, g.pid,
+        g.cpu_seconds, g.peak_rss
 ),
 noted as (
     insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,
@@ -108,20 +129,32 @@ noted as (
     where started is not null
 ),
 spawned as (
-    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, input)
+    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, concurrency_key, key_limit,
+        input)
     select s.id, s.job, s.step, s.queue, s.priority, make_interval(secs => s.keep),
         now() + make_interval(secs => s.delay),
-        now() + make_interval(secs => s.delay) - s.priority * interval '1 minute',
-        case when s.delay > 0 then 'waiting' else 'pending' end, s.input::jsonb
+        case when s.delay > 0 and s.concurrency_key is not null then 'infinity'
+            else now() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
+        case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
+        s.concurrency_key, s.key_limit, s.input::jsonb
     from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent uuid, id uuid, job text, step text, queue text,
-        priority smallint, keep float8, delay float8, input text)
+        priority smallint, keep float8, delay float8, concurrency_key text, key_limit smallint, input text)
     where s.parent in (select id from continued)
     returning queue
 )
 select token, kept_token,
     case when exists (select from underway.supervisor where idle)
         then (select count(pg_notify('underway', queue)) from (
-            select queue from spawned union select queue from continued where state = 'pending') woken) end as woken
+            select queue from spawned union select queue from continued where state = 'pending') woken) end as woken,
+    (
+        select underway.pass_keys(array_agg(queue), array_agg(concurrency_key))
+        from (
+            select queue, concurrency_key from mine
+            where holds_key and id in (select id from continued where not holds_key)
+            union all
+            select queue, concurrency_key from continued where concurrency_key is not null and not holds_key
+        ) given_up_or_wanted
+    ) as locked_keys
 from continued;
 
 -- owned_runs: which of these runs this supervisor still owns, under which token, and whether somebody has cancelled them

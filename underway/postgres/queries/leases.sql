@@ -67,9 +67,11 @@ noted as (
     ) t
     left join underway.supervisor s on s.id = t.owner
 )
-select id::text, token, null as final from back
+select id::text, token, null as final, null::text[] as locked_keys from back
 union all
-select id::text, token, final from gone;
+select id::text, token, final,
+    (select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key)
+from gone;
 
 -- release_unknown: give back runs that are ours by their row but not by our memory: claims whose answer was lost
 --

@@ -14,4 +14,4 @@ attempts as (
     delete from underway.attempt a
     where a.run_id = any(array(select id from expired))
 )
-select count(*) as expired from expired;
+select id from expired;

@@ -47,13 +47,16 @@ where not exists (select from known)
 on conflict (name) do nothing;
 
 -- register_job: what underway.enqueue needs to know of a job
-insert into underway.job (name, step, queue, priority, delay, keep)
-values (%(name)s, %(step)s, %(queue)s, %(priority)s, %(delay)s, %(keep)s)
+insert into underway.job (name, step, queue, priority, delay, keep, unique_key, concurrency_key, key_limit)
+values (%(name)s, %(step)s, %(queue)s, %(priority)s, %(delay)s, %(keep)s, %(unique_key)s, %(concurrency_key)s,
+    %(key_limit)s)
 on conflict (name) do update
 set step = excluded.step, queue = excluded.queue, priority = excluded.priority, delay = excluded.delay,
-    keep = excluded.keep, registered_at = clock_timestamp()
-where (job.step, job.queue, job.priority, job.delay, job.keep)
-    is distinct from (excluded.step, excluded.queue, excluded.priority, excluded.delay, excluded.keep);
+    keep = excluded.keep, unique_key = excluded.unique_key, concurrency_key = excluded.concurrency_key,
+    key_limit = excluded.key_limit, registered_at = clock_timestamp()
+where (job.step, job.queue, job.priority, job.delay, job.keep, job.unique_key, job.concurrency_key, job.key_limit)
+    is distinct from (excluded.step, excluded.queue, excluded.priority, excluded.delay, excluded.keep,
+        excluded.unique_key, excluded.concurrency_key, excluded.key_limit);
 
 -- long_stranded_lanes: where runs have been pending for a minute that no living supervisor serves
 select queue, job, step

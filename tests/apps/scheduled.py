@@ -1,0 +1,64 @@
+"""Jobs that schedules enqueue."""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from underway import Context, Done, Retry, RetryPolicy, To, Underway
+
+app = Underway()
+
+
+@dataclass
+class Site:
+    number: int
+
+
+def begin(cx: Context, site: Site) -> To[list[datetime | None]]:
+    return To.next([cx.scheduled_for])
+
+
+def go_on(cx: Context, seen: list[datetime | None]) -> To[list[datetime | None]]:
+    return To.next([*seen, cx.scheduled_for])
+
+
+def end(cx: Context, seen: list[datetime | None]) -> Done[list[datetime | None]]:
+    if cx.attempt == 1:
+        raise Retry("once more")
+    return To.done([*seen, cx.scheduled_for])
+
+
+def number(cx: Context, site: Site) -> Done[int]:
+    return To.done(site.number)
+
+
+def nothing(cx: Context) -> Done:
+    return To.done()
+
+
+def sleep(cx: Context, seconds: float) -> Done:
+    time.sleep(seconds)
+    return To.done()
+
+
+def refused(cx: Context) -> Done[str]:
+    try:
+        reports.schedule("@daily", Site(1))
+    except Exception as error:
+        return To.done(f"{type(error).__name__}: {error}")
+    return To.done("nothing was refused")
+
+
+reports = (
+    app.job("reports")
+    .step(begin)
+    .step(go_on)
+    .step(end, retry=RetryPolicy(initial_interval=timedelta(milliseconds=20), jitter=0))
+)
+numbers = app.job("numbers").step(number)
+sleeping = app.job("sleeping").step(sleep)
+refusing = app.job("refusing").step(refused)
+# Never executed: what its schedules enqueue can be counted in peace.
+later = app.job("later").step(
+    nothing, queue="tomorrow", priority=3, delay=timedelta(days=1), keep=timedelta(days=2, seconds=0.5)
+)

@@ -1,0 +1,467 @@
+"""concurrency_key: of the runs of a queue with one key only so many are at work; the others stand in line."""
+
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from apps import keyed
+from db import AGES_AGO, Connection, finish, go_on, insert, insert_held, row_of, spawn, value, with_store
+from harness import Supervisor
+from psycopg import IsolationLevel, sql
+
+from underway import Run, Status, Underway
+from underway.manifest import Lane, Policy
+from underway.postgres import runs
+from underway.postgres.store import Claimed, Finish, Lanes, Store
+
+T = TypeVar("T")
+
+US = uuid4()
+LANES = Lanes((Lane("default", "job", step), Policy()) for step in ("step", "next"))
+
+
+@pytest.fixture
+def play(any_database: str) -> Callable[[Callable[[Store, Connection], Coroutine[Any, Any, None]]], None]:
+    """Play a scene with a supervisor's store and a stranger's connection, on each Postgres."""
+
+    def play(scene: Callable[[Store, Connection], Coroutine[Any, Any, None]]) -> None:
+        with psycopg.connect(any_database, autocommit=True) as connection:
+            with_store(any_database, lambda store: scene(store, connection), US)
+
+    return play
+
+
+Play = Callable[[Callable[[Store, Connection], Coroutine[Any, Any, None]]], None]
+
+
+def wait_for(connection: Connection, key: str = "key", *, limit: int = 1, age: float = 60.0, **more: Any) -> str:
+    """A run as enqueue leaves it: waiting for its key since so many seconds."""
+    due = sql.SQL("clock_timestamp() - make_interval(secs => {})").format(sql.Literal(age))
+    placed = {"state": "waiting", "concurrency_key": key, "key_limit": limit, "due": sql.SQL(due.as_string()), **more}
+    return insert(connection, **{"rank": placed["due"], **placed})
+
+
+async def claim(store: Store, tasks: int = 100) -> list[Claimed]:
+    return await store.claim(LANES, tasks, candidates=tasks, suspects=5)
+
+
+async def claimed(store: Store) -> list[str]:
+    return [one.run for one in await claim(store)]
+
+
+def done(one: Claimed, **more: Any) -> Finish:
+    return finish(one.run, one.token, **more)
+
+
+def holders(connection: Connection) -> set[str]:
+    return {run for (run,) in connection.execute("select id::text from underway.run where holds_key")}
+
+
+def state(connection: Connection, run: str) -> str:
+    row = row_of(connection, "run", run) or row_of(connection, "finished_run", run)
+    assert row is not None
+    return str(row["state"])
+
+
+def test_the_oldest_come_first_and_no_more_than_the_limit(play: Play) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        order = [wait_for(connection, "two", limit=2, age=60 - n) for n in range(4)]
+        single = [wait_for(connection, "one", age=30 - n) for n in range(3)]
+        elsewhere = wait_for(connection, "one", queue="elsewhere")
+        assert await claimed(store) == [], "nobody is claimed who has not got its key"
+        assert await store.line_up(100) == 8
+        assert holders(connection) == {*order[:2], single[0], elsewhere}
+        assert await store.line_up(100) == 0, "whoever is in line is not looked at again"
+        first = await claim(store)
+        assert [one.run for one in first] == [*order[:2], single[0]]
+        assert await claimed(store) == []
+        # Each end lets in the next of its line, at once.
+        assert await store.finish([done(first[0])], []) == {first[0].token}
+        assert await claimed(store) == [order[2]]
+        assert len(await store.finish([done(one) for one in first[1:]], [])) == 2
+        assert await claimed(store) == [order[3], single[1]]
+
+    play(scene)
+
+
+def test_priority_and_age_decide_the_place_in_line(play: Play) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        plain = wait_for(connection, age=90)
+        urgent = wait_for(connection, age=80, priority=1, rank=sql.SQL("clock_timestamp() - interval '140 s'"))
+        aged = wait_for(connection, age=200)
+        assert await store.line_up(100) == 3
+        order = []
+        while batch := await claim(store):
+            order += [one.run for one in batch]
+            await store.finish([done(one) for one in batch], [])
+        assert order == [aged, urgent, plain]
+
+    play(scene)
+
+
+def test_a_run_holds_its_key_through_retries_releases_and_lost_leases(play: Play) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        first, second = wait_for(connection, age=60), wait_for(connection, age=50)
+        await store.line_up(100)
+        for how in ("release", "retry", "lapse", "unknown"):
+            (held,) = await claim(store)
+            assert held.run == first
+            if how == "release":
+                await store.continue_([go_on(held.run, held.token, step="step", queue=None, payload=None)], [])
+            elif how == "retry":
+                row = go_on(held.run, held.token, step="step", queue=None, payload=None, delay=3600.0)
+                await store.continue_([row], [])
+            elif how == "lapse":
+                connection.execute(
+                    "update underway.run set lease_until = now() - interval '1 s' where owner is not null"
+                )
+                assert len(await store.reap(10)) == 1
+            else:
+                await store.release_unknown([])
+            assert holders(connection) == {first}
+            assert await store.line_up(100) == 0
+            connection.execute("update underway.run set due = now() where holds_key and state = 'waiting'")
+            await store.promote(100)
+            assert state(connection, second) == "waiting"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("end", ["failed", "quarantined", "cancelled", "released and cancelled"])
+def test_every_end_gives_the_key_to_the_next(play: Play, end: str) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        first, second = wait_for(connection, age=60), wait_for(connection, age=50)
+        await store.line_up(100)
+        if end != "cancelled":
+            (held,) = await claim(store)
+        if end == "failed":
+            await store.finish([done(held, state="failed", payload=None)], [])
+        elif end == "quarantined":
+            connection.execute(
+                "update underway.run set lease_until = now() - interval '1 s', crashes = 2 where owner is not null"
+            )
+            assert (await store.reap(10))[0][2]
+        else:
+            if end == "released and cancelled":
+                await store.release_unknown([])
+            assert runs.cancel(connection, UUID(first))
+        assert holders(connection) == {second}
+        assert state(connection, first) in ("failed", "cancelled")
+        assert await claimed(store) == [second]
+
+    play(scene)
+
+
+def test_a_cancelled_run_in_line_gives_up_nothing(play: Play) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        first, second, third = (wait_for(connection, age=60 - n) for n in range(3))
+        await store.line_up(100)
+        assert runs.cancel(connection, UUID(second))
+        assert holders(connection) == {first}
+        (held,) = await claim(store)
+        await store.finish([done(held)], [])
+        assert await claimed(store) == [third]
+
+    play(scene)
+
+
+def test_two_steps_with_the_same_key_hand_over_without_letting_go(play: Play) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        first, second = wait_for(connection, age=60), wait_for(connection, age=50)
+        await store.line_up(100)
+        (held,) = await claim(store)
+        await store.continue_([go_on(held.run, held.token, concurrency_key="key", key_limit=1)], [])
+        assert holders(connection) == {first}
+        (held,) = await claim(store)
+        assert (held.run, held.lane.step) == (first, "next")
+        await store.finish([done(held)], [])
+        assert holders(connection) == {second}
+
+    play(scene)
+
+
+@pytest.mark.parametrize("next_key", [None, "other", "same, other queue"])
+def test_a_step_with_another_key_or_none_lets_the_next_in(play: Play, next_key: str | None) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        first, second = wait_for(connection, age=60), wait_for(connection, age=50)
+        await store.line_up(100)
+        (held,) = await claim(store)
+        place = (
+            {"concurrency_key": "key", "queue": "q2"}
+            if next_key == "same, other queue"
+            else {"concurrency_key": next_key}
+        )
+        await store.continue_([go_on(held.run, held.token, key_limit=1, **place)], [])
+        assert state(connection, first) == "pending"
+        assert holders(connection) == {second} | ({first} if next_key else set())
+
+    play(scene)
+
+
+@pytest.mark.parametrize("delay", [0.0, 3600.0])
+def test_a_step_with_a_key_that_is_taken_stands_in_line(play: Play, delay: float) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        holder = wait_for(connection, "taken")
+        await store.line_up(100)
+        (held,) = await claim(store)
+        free, token = insert_held(connection, US)
+        await store.continue_([go_on(free, token, concurrency_key="taken", key_limit=1, delay=delay)], [])
+        assert holders(connection) == {holder}
+        if delay:
+            later = wait_for(connection, "taken", age=1)
+            assert await store.line_up(100) == 1
+            connection.execute("update underway.run set due = now() where id = %s", [free])
+            assert await store.line_up(100) == 1
+        await store.finish([done(held)], [])
+        assert await claimed(store) == [later if delay else free]
+
+    play(scene)
+
+
+def test_a_delayed_run_gets_in_line_when_it_is_due_and_not_before(play: Play) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        infinity, in_an_hour = sql.SQL("'infinity'::timestamptz"), sql.SQL("now() + interval '1 hour'")
+        delayed = wait_for(connection, due=in_an_hour, rank=infinity, priority=600)
+        now = [wait_for(connection, age=60 - n) for n in range(2)]
+        await store.line_up(100)
+        (held,) = await claim(store)
+        await store.finish([done(held)], [])
+        assert holders(connection) == {now[1]}, "a great priority does not shorten a delay"
+        (held,) = await claim(store)
+        await store.finish([done(held)], [])
+        assert holders(connection) == set()
+        connection.execute("update underway.run set due = now()")
+        assert await store.line_up(100) == 1
+        assert await claimed(store) == [delayed]
+        row = row_of(connection, "run", delayed)
+        assert row is not None
+        assert row["due"] != "infinity"
+
+    play(scene)
+
+
+def test_a_key_whose_lock_a_stranger_holds_delays_its_own_runs_only(play: Play, any_database: str) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        first, second = wait_for(connection, "locked", age=60), wait_for(connection, "locked", age=50)
+        others = [wait_for(connection, "other", age=40), wait_for(connection, "other", age=30)]
+        await store.line_up(100)
+        batch = await claim(store)
+        assert [one.run for one in batch] == [first, others[0]]
+        with psycopg.connect(any_database) as stranger:
+            query = "select pg_advisory_xact_lock(hashtextextended('default' || chr(31) || 'locked', 0))"
+            stranger.execute(query)
+            late = wait_for(connection, "locked", age=70)
+            asked: list[bool] = []
+            store.on_locked_keys = lambda: asked.append(True)
+            # The results are durable at once all the same.
+            assert len(await store.finish([done(one) for one in batch], [])) == 2
+            assert asked == [True]
+            assert store.locked_keys == {("default", "locked")}
+            assert holders(connection) == {others[1]}
+            assert await store.line_up(100) == 1, "the key once more, and not the run that came late"
+            assert holders(connection) == {others[1]}
+        assert store.locked_keys == {("default", "locked")}
+        await store.line_up(100)
+        assert store.locked_keys == set()
+        assert holders(connection) == {others[1], late}
+        assert state(connection, second) == "waiting"
+
+    play(scene)
+
+
+def test_whoever_passes_a_key_on_has_it_for_itself_until_it_has_committed(play: Play, any_database: str) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        first, _ = wait_for(connection, age=60), wait_for(connection, age=50)
+        with psycopg.connect(any_database) as mine:
+            pass_on = "select underway.pass_keys(array['default'], array['key'])"
+            assert value(mine, pass_on) is None
+            assert value(connection, pass_on) == [["default", "key"]]
+            assert await store.line_up(100) == 0
+            await store.sweep_keys(("", ""), 100)
+            assert store.locked_keys == {("default", "key")}
+            assert holders(connection) == set()
+        assert holders(connection) == {first}
+        await store.line_up(100)
+        assert holders(connection) == {first}
+
+    play(scene)
+
+
+def test_a_sweep_finds_a_free_key_that_nobody_passed_on(play: Play) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        firsts = [wait_for(connection, f"key{n}", age=60) for n in range(5)]
+        seconds = [wait_for(connection, f"key{n}", age=50) for n in range(5)]
+        await store.line_up(100)
+        connection.execute("delete from underway.run where id = any(%s::uuid[])", [firsts[1:4]])
+        assert await store.sweep_keys(("", ""), 2) == ("default", "key1")
+        assert holders(connection) == {firsts[0], seconds[1], firsts[4]}
+        assert await store.sweep_keys(("default", "key1"), 2) == ("default", "key3")
+        assert holders(connection) == {firsts[0], *seconds[1:4], firsts[4]}
+        assert await store.sweep_keys(("default", "key3"), 2) == ("", "")
+        assert holders(connection) == {firsts[0], *seconds[1:4], firsts[4]}
+
+    play(scene)
+
+
+@pytest.mark.parametrize("level", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE])
+def test_a_transaction_that_sees_old_slots_gives_none_away(
+    play: Play, any_database: str, level: IsolationLevel
+) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        first, second = wait_for(connection, limit=2, age=60), wait_for(connection, limit=2, age=50)
+        third, fourth = wait_for(connection, limit=2, age=40), wait_for(connection, limit=2, age=30)
+        await store.line_up(100)
+        (_, held) = await claim(store)
+        connection.execute("update underway.run set state = 'pending' where id = %s", [first])
+        with psycopg.connect(any_database) as mine:
+            mine.isolation_level = level
+            mine.execute("select count(*) from underway.run")
+            await store.finish([done(held)], [])
+            assert holders(connection) == {first, third}
+            assert runs.cancel(mine, UUID(first))
+        assert holders(connection) == {third}
+        assert second == held.run
+        await store.sweep_keys(("", ""), 100)
+        assert holders(connection) == {third, fourth}
+
+    play(scene)
+
+
+def test_children_with_a_key_stand_in_line_too(play: Play) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        parent, token = insert_held(connection, US)
+        children = [spawn(parent, concurrency_key="key", key_limit=1, job="job", step="step") for _ in range(2)]
+        late = spawn(parent, concurrency_key="late", key_limit=1, delay=3600.0)
+        await store.finish([finish(parent, token)], [*children, late])
+        assert state(connection, children[0]["id"]) == "waiting"
+        await store.line_up(100)
+        assert await claimed(store) == [children[0]["id"]]
+        assert holders(connection) == {children[0]["id"]}
+
+    play(scene)
+
+
+def test_runs_without_a_key_take_no_notice(play: Play) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        plain, due = insert(connection), insert(connection, state="waiting", due=AGES_AGO)
+        assert await store.line_up(100) == 0
+        assert await store.promote(100) == 1
+        assert set(await claimed(store)) == {plain, due}
+        assert value(connection, "select count(*) from pg_locks where locktype = 'advisory'") == 0
+
+    play(scene)
+
+
+# What clients do
+
+
+@pytest.fixture
+def app(database: str, bind: Callable[[Underway], Underway]) -> Underway:
+    app = bind(keyed.app)
+    app.sync()
+    return app
+
+
+def placed(connection: Connection, run_id: UUID) -> tuple[Any, ...]:
+    row = row_of(connection, "run", str(run_id))
+    assert row is not None
+    return row["state"], row["concurrency_key"], row["key_limit"], row["rank"] == "infinity", row["holds_key"]
+
+
+def test_enqueue_stands_in_line_and_takes_no_lock(connection: Connection, app: Underway) -> None:
+    run_ids = [
+        keyed.pairs.enqueue({"account": 7}).id,
+        *(run.id for run in keyed.pairs.enqueue_many([{"account": 7}, {"account": 7}])),
+        value(connection, "select underway.enqueue('pairs', '{\"account\": 7}')"),
+    ]
+    assert {placed(connection, run_id) for run_id in run_ids} == {("waiting", "7", 2, False, False)}
+    # In bulk one of a key is enough for a promoter to look at.
+    assert value(connection, "select count(*) from underway.run where due = 'infinity'") == 1
+    assert value(connection, "select count(*) from underway.runs where due is null") == 1
+    hour = timedelta(hours=1)
+    delayed = [
+        keyed.pairs.enqueue({"account": 7}, delay=hour).id,
+        keyed.pairs.enqueue_many([{"account": 7}], delay=hour)[0].id,
+        value(connection, "select underway.enqueue('pairs', '{\"account\": 7}', delay => '1 hour')"),
+    ]
+    assert {placed(connection, run_id) for run_id in delayed} == {("waiting", "7", 2, True, False)}
+
+
+def test_a_key_for_one_run(connection: Connection, app: Underway) -> None:
+    one = keyed.syncs.enqueue({"account": 7}, concurrency_key="mine")
+    two = keyed.free.enqueue({"a": "x"}, concurrency_key="{a}")
+    three = value(connection, "select underway.enqueue('free', '{}', concurrency_key => 'k')")
+    assert [placed(connection, run_id)[:3] for run_id in (one.id, two.id, three)] == [
+        ("waiting", "mine", 1),
+        ("waiting", "x", 1),
+        ("waiting", "k", 1),
+    ]
+
+
+def test_both_kinds_of_key(connection: Connection, app: Underway) -> None:
+    first = keyed.both.enqueue({"account": 1, "order": 1})
+    assert keyed.both.enqueue({"account": 1, "order": 1}) == first
+    assert keyed.both.enqueue({"account": 1, "order": 2}).created
+    keys = connection.execute("select unique_key, concurrency_key from underway.run order by 1").fetchall()
+    assert keys == [("1/1", "1"), ("1/2", "1")]
+
+
+# With supervisors
+
+
+def test_freed_keys_are_taken_within_milliseconds(
+    connection: Connection, app: Underway, start_supervisor: Callable[..., Supervisor]
+) -> None:
+    start_supervisor("keyed", "--procs", "2").until("serving")
+    runs = keyed.syncs.enqueue_many({"account": n % 2, "seconds": 0.03} for n in range(30))
+    for run in runs:
+        assert run.wait(30) is Status.SUCCEEDED
+    late = connection.execute(
+        "select percentile_disc(0.5) within group (order by extract(epoch from started_at - before)) from ("
+        "  select started_at, lag(a.finished_at) over (partition by r.concurrency_key order by started_at) as before"
+        "  from underway.attempt a join underway.finished_run r on r.id = a.run_id"
+        ") a where before is not null"
+    ).fetchone()
+    assert late is not None
+    assert 0 <= late[0] < 0.02
+    overtaken = connection.execute(
+        "select count(*) from ("
+        "  select r.id, lag(r.id) over (partition by r.concurrency_key order by started_at) as before"
+        "  from underway.attempt a join underway.finished_run r on r.id = a.run_id"
+        ") a where before > id"
+    ).fetchone()
+    assert overtaken == (0,), "at limit 1 they start in the order in which they were enqueued"
+
+
+def test_steps_hand_over_their_keys(
+    connection: Connection, app: Underway, start_supervisor: Callable[..., Supervisor]
+) -> None:
+    supervisor = start_supervisor("keyed", "--until-idle")
+    runs: list[Run[Any]] = [
+        *keyed.same.enqueue_many({"account": n % 3} for n in range(12)),
+        *keyed.other.enqueue_many({"to": {"account": n % 3}} for n in range(12)),
+        keyed.crashing.enqueue({"account": "c", "crash": True}),
+        keyed.crashing.enqueue({"account": "c"}),
+    ]
+    misfit = keyed.other.enqueue({"to": {}})
+    assert supervisor.wait(60) == 0
+    assert [run.status() for run in runs] == [Status.SUCCEEDED] * 24 + [Status.FAILED, Status.SUCCEEDED]
+    # The key of the next step cannot be made: a failed attempt, which says so.
+    assert misfit.status() is Status.FAILED
+    assert "needs the field to.account" in (misfit.attempts()[0].error or "")
+    assert value(connection, "select count(*) from underway.run") == 0
+
+
+def test_the_promoter_tries_again_when_a_stranger_lets_go(
+    database: str, connection: Connection, app: Underway, start_supervisor: Callable[..., Supervisor]
+) -> None:
+    start_supervisor("keyed").until("serving")
+    with psycopg.connect(database) as stranger:
+        stranger.execute("select pg_advisory_xact_lock(hashtextextended('default' || chr(31) || '1', 0))")
+        locked, free = keyed.syncs.enqueue({"account": 1}), keyed.syncs.enqueue({"account": 2})
+        assert free.wait(20) is Status.SUCCEEDED
+        assert locked.status() is Status.WAITING
+    assert locked.wait(20) is Status.SUCCEEDED

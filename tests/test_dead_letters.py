@@ -1,0 +1,247 @@
+"""Runs that fail for good get their queue's label, by whatever way; from there they go on, or stay as they are."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from apps import letters
+from db import AGES_AGO, Connection, finish, insert, insert_held, row_of, value, with_store
+from harness import Supervisor, eventually
+
+from underway import DeadLetter, InvalidOption, PayloadError, Run, Status, Underway, UnknownJob
+from underway.ids import new_id
+from underway.manifest import Queue
+from underway.postgres import control, runs
+from underway.postgres.store import Store
+
+US = uuid4()
+
+
+@pytest.fixture
+def app(bind: Callable[[Underway], Underway]) -> Underway:
+    app = bind(letters.app)
+    app.sync()
+    return app
+
+
+def failed(connection: Connection, label: str | None = "dead", **columns: Any) -> str:
+    """A run that has failed for good."""
+    run = insert(connection, **columns)
+    assert runs.cancel(connection, UUID(run))
+    connection.execute(
+        "update underway.finished_run set state = 'failed', error = 'oh', dead_letter = %s where id = %s", [label, run]
+    )
+    return run
+
+
+def label_of(connection: Connection, run: str) -> str | None:
+    row = row_of(connection, "finished_run", run)
+    assert row is not None
+    label: str | None = row["dead_letter"]
+    return label
+
+
+# Labels
+
+
+@pytest.mark.parametrize("queue", ["with", "without", "unknown"])
+def test_only_what_failed_for_good_is_labelled(any_database: str, queue: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        connection.execute("insert into underway.queue (name, dead_letter) values ('with', 'dead'), ('without', null)")
+        held = {state: insert_held(connection, US, queue=queue) for state in ("succeeded", "failed", "cancelled")}
+        runs.cancel(connection, UUID(held["cancelled"][0]))
+        lapsed, _ = insert_held(connection, US, queue=queue, lease_until=AGES_AGO, crashes=2)
+        stopped, _ = insert_held(connection, US, queue=queue, lease_until=AGES_AGO, cancel_requested=True)
+        waiting = insert(connection, queue=queue)
+        runs.cancel(connection, UUID(waiting))
+
+        async def end(store: Store) -> None:
+            rows = [
+                finish(run, token, state=state, payload=b"1" if state == "succeeded" else None)
+                for state, (run, token) in held.items()
+            ]
+            assert len(await store.finish(rows, [])) == 3
+            assert len(await store.reap(10)) == 2
+
+        with_store(any_database, end, US)
+        label = "dead" if queue == "with" else None
+        assert label_of(connection, held["failed"][0]) == label
+        assert label_of(connection, lapsed) == label
+        for run in (held["succeeded"][0], held["cancelled"][0], stopped, waiting):
+            assert label_of(connection, run) is None
+
+
+def test_a_queue_is_registered_and_changed_and_stays_paused(database: str, connection: Connection) -> None:
+    async def register(store: Store) -> None:
+        await store.register_queue("pdf", "dead")
+        control.pause(connection, "pdf")
+        with psycopg.connect(database) as pausing:  # nobody waits for whoever pauses it
+            pausing.execute("select from underway.queue for update")
+            await asyncio.wait_for(store.register_queue("pdf", "passed by"), 5)
+        assert connection.execute("select * from underway.queue").fetchall() == [("pdf", True, "dead")]
+        await store.register_queue("pdf", "other")
+        await store.register_queue("plain", None)
+
+    with_store(database, register)
+    rows = connection.execute("select * from underway.queue order by name").fetchall()
+    assert rows == [("pdf", True, "other"), ("plain", False, None)]
+
+
+def test_a_declaration_is_checked() -> None:
+    app = Underway()
+    app.queue("pdf", dead_letter="dead")
+    app.queue("pdf", dead_letter="dead")
+    assert app.manifest().queues == (Queue("pdf", "dead"),)
+    with pytest.raises(InvalidOption, match="queue 'pdf' is declared twice"):
+        app.queue("pdf")
+    for queue, label in (("", "dead"), ("x", ""), ("x" * 201, None), ("x", "a\0")):
+        with pytest.raises(InvalidOption, match="must be a text of 1 to 200 characters"):
+            app.queue(queue, dead_letter=label)
+
+
+# Redrive
+
+
+def test_a_redriven_run_begins_again_at_the_step_that_failed(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run = failed(connection, step="second", attempts=5, crashes=2, releases=1, number=7, priority=3)
+        created = value(connection, "select created_at from underway.finished_run")
+        assert control.redrive(connection, UUID(run))
+        assert not control.redrive(connection, UUID(run))
+        assert value(connection, "select count(*) from underway.finished_run") == 0
+        row = row_of(connection, "run", run)
+        assert row is not None
+        counters = [row[name] for name in ("number", "attempts", "crashes", "releases")]
+        assert (row["state"], row["step"], row["input"], counters) == ("pending", "second", {"n": 1}, [0, 0, 0, 0])
+        assert value(connection, "select created_at from underway.run") == created
+        assert value(connection, "select extract(epoch from due - rank)::int from underway.run") == 180
+        assert value(connection, "select due between now() - interval '1 minute' and now() from underway.run")
+
+
+def test_only_failed_runs_are_redriven(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        cancelled, live = insert(connection), insert(connection)
+        runs.cancel(connection, UUID(cancelled))
+        for run in (cancelled, live, str(new_id())):
+            assert not control.redrive(connection, UUID(run))
+
+
+def test_of_runs_with_one_unique_key_only_one_is_live(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        first, second = failed(connection, unique_key="key"), failed(connection, unique_key="key")
+        other_job = failed(connection, unique_key="key", job="another")
+        plain = [failed(connection), failed(connection)]
+        assert control.redrive_label(connection, "dead") == 4
+        assert {runs.status(connection, UUID(run)) for run in (first, other_job, *plain)} == {"pending"}
+        assert runs.status(connection, UUID(second)) == "failed"
+        assert not control.redrive(connection, UUID(second))
+        assert runs.cancel(connection, UUID(first))
+        assert control.redrive(connection, UUID(second))
+
+
+def test_a_limit_takes_the_oldest_and_another_input_replaces_the_old(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        oldest, newer = failed(connection), failed(connection)
+        assert control.redrive_label(connection, "dead", 1) == 1
+        assert runs.status(connection, UUID(oldest)) == "pending"
+        assert control.redrive(connection, UUID(newer), b'{"n": 2}')
+        assert value(connection, "select input from underway.run where id = %s", [newer]) == {"n": 2}
+        nothing = failed(connection)
+        assert control.redrive(connection, UUID(nothing), b"null")
+        assert value(connection, "select input = 'null' from underway.run where id = %s", [nothing])
+
+
+def test_a_run_in_line_for_its_key_waits_like_a_new_one(database: str, connection: Connection) -> None:
+    run = failed(connection, concurrency_key="key", key_limit=2)
+    assert control.redrive(connection, UUID(run))
+    row = row_of(connection, "run", run)
+    assert row is not None
+    assert (row["state"], row["concurrency_key"], row["key_limit"]) == ("waiting", "key", 2)
+
+
+def test_redriving_wakes_those_who_idle(database: str, connection: Connection) -> None:
+    failed(connection, queue="a"), failed(connection, queue="a"), failed(connection, queue="b")
+
+    async def idle(store: Store) -> None:
+        await store.register(pid=1, app="app", manifest_hash="")
+        await store.set_idle(True)
+
+    with_store(database, idle)
+    with psycopg.connect(database, autocommit=True) as listener:
+        listener.execute("listen underway")
+        assert control.redrive_label(connection, "dead") == 3
+        heard = {notify.payload for notify in listener.notifies(timeout=10, stop_after=2)}
+    assert heard == {"a", "b"}
+
+
+def test_a_discarded_run_stays_readable(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        first, second, third = (failed(connection) for _ in range(3))
+        other = failed(connection, "other")
+        assert control.discard(connection, UUID(first))
+        assert not control.discard(connection, UUID(first))
+        assert control.discard_label(connection, "dead") == 2
+        assert control.discard_label(connection, "dead") == 0
+        assert [label_of(connection, run) for run in (first, second, third, other)] == [None, None, None, "other"]
+        assert runs.status(connection, UUID(second)) == "failed"
+        assert control.redrive(connection, UUID(second)), "a label is no condition"
+
+
+# From Python, with a supervisor
+
+
+def test_from_failure_to_redrive(
+    app: Underway, connection: Connection, start_supervisor: Callable[..., Supervisor]
+) -> None:
+    ways = ("gives up", "is used up", "crashes")
+    started = {how: letters.rendering.enqueue(how) for how in ways}
+    start_supervisor("letters", "--procs", "2")
+    for run in started.values():
+        assert run.wait(20) is Status.FAILED
+    found = app.dead_letters("pdf-dead")
+    assert {letter.run for letter in found} == set(started.values())
+    assert sorted(found, key=lambda letter: letter.finished_at) == found
+    letter: DeadLetter = next(letter for letter in found if letter.input == "is used up")
+    assert (letter.job, letter.step, letter.queue) == ("rendering", "render", "pdf")
+    assert (letter.attempts, letter.crashes) == (2, 0)
+    assert "again" in str(letter.error)
+    assert len(app.dead_letters("pdf-dead", limit=2)) == 2
+    assert app.dead_letters("another") == []
+
+    assert app.redrive(letter.run, input="well") == 1
+    assert letter.run.result(20) == "rendered well, attempt 1"
+    assert [(attempt.step, attempt.number, attempt.outcome) for attempt in letter.run.attempts()] == [
+        ("ask", 1, "succeeded"),
+        ("render", 1, "failed"),
+        ("render", 2, "failed"),
+        ("render", 1, "succeeded"),
+    ]
+    assert app.redrive(letter.run) == 0
+    assert app.discard(started["crashes"]) == 1
+    assert app.redrive("pdf-dead") == 1
+    eventually(lambda: [letter.input for letter in app.dead_letters("pdf-dead")] == ["gives up"])
+    assert app.discard("pdf-dead") == 1
+    assert app.redrive(started["gives up"].id, input="now") == 1
+    assert started["gives up"].result(20) == "rendered now, attempt 1"
+
+
+def test_what_cannot_be_redriven_says_so(app: Underway, connection: Connection) -> None:
+    run = Run[Any](app, UUID(failed(connection, job="rendering", step="render", input='"x"')), Any)
+    with pytest.raises(PayloadError):
+        app.redrive(run, input=4)
+    with pytest.raises(InvalidOption, match="not a label"):
+        app.redrive("pdf-dead", input="x")
+    with pytest.raises(InvalidOption, match="limit= is for a label"):
+        app.redrive(run, limit=3)
+    wrong: Any = 7
+    with pytest.raises(InvalidOption, match="dead-letter label is needed"):
+        app.redrive(wrong)
+    stranger = UUID(failed(connection, job="unheard-of"))
+    with pytest.raises(UnknownJob, match="no step 'step' in a job 'unheard-of'"):
+        app.redrive(stranger, input=1)
+    assert app.redrive(stranger) == 1
+    assert app.redrive(new_id(), input=1) == 0
+    assert run.status() is Status.FAILED

@@ -1,0 +1,97 @@
+"""Four supervisors' stores race for a thousand keys and are killed meanwhile; a journal of their own is the witness."""
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+from db import Connection, value
+from harness import eventually
+
+CLAIMER = Path(__file__).parent / "key_claimer.py"
+CLAIMERS, KILLS, WAVES = 4, 4, 100
+WAVE_SECONDS = 0.02
+
+# A run has its slot from its first start, through retries, crashes and steps, to the end that was committed.
+AT_WORK = """
+    with held as (
+        select concurrency_key as key, key_limit, min(at) filter (where event = 'started') as since,
+            max(at) filter (where event = 'ended' and token = last_token) as until
+        from journal
+        join underway.finished_run r on r.id = run
+        join (select run_id, max(token) as last_token from underway.attempt group by 1) a on run_id = run
+        group by run, concurrency_key, key_limit
+    )
+    select key, key_limit, since, 1 + (
+        select count(*) from held o where o.key = h.key and o.since < h.since and o.until > h.since
+    ) as at_work
+    from held h
+"""
+OVERTAKEN = """
+    select count(*) from (
+        select run, lag(run) over (partition by concurrency_key order by min(at)) as before
+        from journal join underway.finished_run r on r.id = run
+        where event = 'started' and key_limit = 1
+        group by run, concurrency_key
+    ) starts
+    where before > run
+"""
+
+
+def enqueue(connection: Connection, keys: int, numbers: range) -> None:
+    """Ids in the order of enqueueing; every third key has two slots."""
+    connection.execute(
+        """insert into underway.run (id, queue, job, step, state, keep, due, rank, concurrency_key, key_limit,
+            max_crashes, input)
+        select lpad(to_hex(n), 32, '0')::uuid, 'default', 'job', 'step', 'waiting', '1 day', now(), now(), key,
+            key_limit, 100, jsonb_build_array(key, key_limit::text)
+        from generate_series(%(first)s::int, %(last)s::int) n, lateral (
+            select 'key' || n %% %(keys)s as key, case when n %% %(keys)s %% 3 = 0 then 2 else 1 end as key_limit
+        ) k""",
+        {"first": numbers.start, "last": numbers.stop - 1, "keys": keys},
+    )
+
+
+def start(database: str, seed: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, str(CLAIMER), database, str(seed)])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("keys", "runs"), [(1000, 3000), (8, 500)], ids=["a thousand keys", "eight hot keys"])
+def test_keys_are_never_exceeded_and_nobody_is_overtaken(database: str, keys: int, runs: int) -> None:
+    rng = random.Random(keys)
+    wave = runs // WAVES
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("create table journal (run uuid, token int8, event text, at timestamptz)")
+        enqueue(connection, keys, range(1, wave + 1))
+        running = [start(database, seed) for seed in range(CLAIMERS)]
+        try:
+            eventually(lambda: value(connection, "select exists (select from journal)"))
+            # While runs come in, most keys are free now and then, and several are ready to give the slot away.
+            for number in range(1, WAVES):
+                enqueue(connection, keys, range(number * wave + 1, (number + 1) * wave + 1))
+                time.sleep(rng.uniform(0, 2 * WAVE_SECONDS))
+                if number % (WAVES // KILLS) == 0:
+                    victim = running.pop(rng.randrange(len(running)))
+                    victim.kill()
+                    victim.wait()
+                    running.append(start(database, 100 + number))
+            eventually(lambda: not value(connection, "select exists (select from underway.run)"), within=60)
+        finally:
+            left = leftover(connection)
+            for process in running:
+                process.kill()
+                process.wait()
+        assert left == []
+        held = connection.execute(AT_WORK).fetchall()
+        assert len(held) == wave * WAVES
+        assert [row for row in held if row[3] > row[1]] == []
+        assert max(row[3] for row in held) == 2, "two slots are both used"
+        assert value(connection, OVERTAKEN) == 0
+
+
+def leftover(connection: Connection) -> object:
+    return connection.execute("select state, holds_key, count(*) from underway.run group by 1, 2").fetchall()

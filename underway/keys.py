@@ -1,0 +1,62 @@
+"""Keys: constants, or templates over the fields of an input. Pure; `underway.fill_key` is the twin in SQL.
+
+`"{customer_id}"` is replaced by that field of the input as it travels, in JSON; `"{customer.id}"` looks into a nested
+object. A field must be a string, an integer or a boolean: of these the text is the same everywhere.
+"""
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+from underway.errors import InvalidOption, PayloadError
+
+# With the name of a queue it has to fit into an entry of an index, which is 2,704 bytes at most.
+LONGEST = 400
+
+_TEMPLATE = re.compile(r"(?:[^{}]|\{[^{}.]+(?:\.[^{}.]+)*\})+")
+_FIELD = re.compile(r"\{([^{}]+)\}")
+
+
+def checked(option: str, template: object) -> str:
+    """The template if it is one; InvalidOption, naming the option, if not."""
+    if not isinstance(template, str) or "\0" in template or not 1 <= len(template) <= LONGEST:
+        raise InvalidOption(f"{option} must be a text of 1 to {LONGEST} characters, not {template!r}")
+    if not _TEMPLATE.fullmatch(template):
+        raise InvalidOption(f"{option} is a text in which {{field}} stands for a field of the input, not {template!r}")
+    return template
+
+
+def fill(template: str, payload: bytes) -> str:
+    """The key for this input; PayloadError if a field is missing or is nothing to make a key of."""
+    if "{" not in template:
+        return template
+    # A number that Postgres prints without a point is an integer, however it was spelled: 1e3 is, 1.0 is not.
+    tree = json.loads(payload, parse_float=Decimal)
+    filled = _FIELD.sub(lambda field: _text(template, field[1], _find(template, field[1], tree)), template)
+    if not 1 <= len(filled) <= LONGEST:
+        raise PayloadError(f"the key {template!r} has {len(filled)} characters here, and 1 to {LONGEST} are allowed")
+    return filled
+
+
+def _find(template: str, field: str, tree: Any) -> Any:
+    for name in field.split("."):
+        if not isinstance(tree, dict) or name not in tree:
+            raise PayloadError(f"the key {template!r} needs the field {field}, which the input does not have")
+        tree = tree[name]
+    return tree
+
+
+def _text(template: str, field: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Decimal) and value.adjusted() <= LONGEST and int(value.as_tuple().exponent) >= 0:
+        value = int(value)
+    if isinstance(value, int):
+        return str(value)
+    raise PayloadError(
+        f"the key {template!r} takes a string, an integer or a boolean from the field {field}, "
+        f"not {json.dumps(value, default=str)[:100]}"
+    )

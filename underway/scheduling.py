@@ -1,0 +1,127 @@
+"""Schedules as a client makes, lists and removes them, on a connection of the app's or of the caller's."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from underway import codec, options
+from underway.context import refuse_inside_step
+from underway.errors import InvalidOption
+from underway.job import Job
+from underway.loading import refuse_while_loading
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from underway.app import Underway
+    from underway.postgres.schedules import Row
+
+CatchUp: TypeAlias = Literal["none", "last", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A cron line that enqueues runs of a job, as it stood when it was read.
+
+    `next_at` is the slot it is waiting for, in UTC; `input` is what its runs are given, as plain JSON values.
+    """
+
+    job: str
+    name: str
+    cron: str
+    zone: str
+    catch_up: str
+    overlap: bool
+    input: Any
+    next_at: datetime
+
+    def next_slots(self, count: int = 1) -> list[datetime]:
+        """The slots to come, in the schedule's own zone, beginning with `next_at`."""
+        return list(itertools.islice(self._slots(), count))
+
+    def _slots(self) -> Iterator[datetime]:
+        from zoneinfo import ZoneInfo
+
+        from underway.schedule import Cron  # here and below: workers, which never read a cron line, start without it
+
+        cron, zone, slot = Cron(self.cron, self.zone), ZoneInfo(self.zone), self.next_at
+        while True:
+            yield slot.astimezone(zone)
+            slot = cron.after(slot)
+
+
+def schedule(
+    app: "Underway",
+    job: Job[Any, Any, Any],
+    cron: str,
+    value: Any,
+    name: str,
+    catch_up: CatchUp,
+    overlap: bool,
+    conn: "psycopg.Connection[Any] | None",
+) -> Schedule:
+    from underway.postgres import schedules
+    from underway.schedule import Cron
+
+    refuse_while_loading("schedule")
+    parsed = Cron.parse(cron)
+    options.checked_name("name", name)
+    _check_policies(catch_up, overlap)
+    payload = codec.encode(value, job.compiled[0].input_type).decode()
+    with _connection(app, "schedule", conn) as connection:
+        row = schedules.Row(
+            job.name, name, parsed.line, parsed.zone, catch_up, overlap, payload,
+            next_at=parsed.after(schedules.clock(connection)),
+        )  # fmt: skip
+        row = row._replace(next_at=schedules.put(connection, row))
+    return _made(row)
+
+
+def unschedule(app: "Underway", job: str, name: str, conn: "psycopg.Connection[Any] | None") -> bool:
+    from underway.postgres import schedules
+
+    refuse_while_loading("unschedule")
+    with _connection(app, "unschedule", conn) as connection:
+        return schedules.drop(connection, job, name)
+
+
+def every_schedule(app: "Underway") -> list[Schedule]:
+    from underway.postgres import schedules
+
+    with app.connection() as connection:
+        return [_made(row) for row in schedules.every(connection)]
+
+
+@contextmanager
+def _connection(
+    app: "Underway", call: str, given: "psycopg.Connection[Any] | None"
+) -> "Iterator[psycopg.Connection[Any]]":
+    import psycopg
+
+    if given is None:
+        refuse_inside_step(f"{call} without conn=", "pass conn=cx.tx, which commits with the step")
+        with app.connection() as connection:
+            yield connection
+    elif isinstance(given, psycopg.Connection):
+        yield given
+    else:
+        raise InvalidOption(f"conn must be a psycopg.Connection, not {type(given).__name__}")
+
+
+def _check_policies(catch_up: object, overlap: object) -> None:
+    if catch_up not in get_args(CatchUp):
+        raise InvalidOption(f"catch_up must be one of {', '.join(get_args(CatchUp))}, not {catch_up!r}")
+    if not isinstance(overlap, bool):
+        raise InvalidOption(f"overlap must be True or False, not {overlap!r}")
+    if catch_up == "all" and not overlap:
+        raise InvalidOption(
+            "catch_up='all' enqueues every missed slot at once, and overlap=False would skip all but one of them: "
+            "take catch_up='last', or overlap=True with a concurrency_key, under which they run one after the other"
+        )
+
+
+def _made(row: "Row") -> Schedule:
+    return Schedule(**{**row._asdict(), "input": codec.decode(row.input, Any)})

@@ -1,0 +1,94 @@
+"""Enqueues the runs of schedules that are due; asleep until the earliest of them."""
+
+import asyncio
+from collections.abc import Callable
+from logging import getLogger
+
+import psycopg
+
+from underway import manifest
+from underway.errors import InvalidOption
+from underway.ids import new_id
+from underway.postgres import schedules
+from underway.postgres.schedules import Upcoming
+from underway.postgres.session import DatabaseAway, Session
+from underway.schedule import Cron, due
+from underway.supervisor.crew import Crew
+
+log = getLogger("underway.supervisor")
+
+# Also how long it takes until a schedule that has just been made or changed is seen: less than a slot is apart.
+_POLL_SECONDS = 1.0
+_SHORTEST_PAUSE = 0.01
+_MOST_SLOTS = 200
+
+
+class Schedules:
+    """Any supervisor that knows the job fires; the row of the schedule decides which.
+
+    Only one that knows the job can say where its runs are placed. A schedule whose job nobody serves stays due, and is
+    caught up with by its own rule when somebody does.
+    """
+
+    def __init__(self, work: Session, crew: Crew, *, on_enqueued: Callable[[float], None]) -> None:
+        self._work = work
+        self._crew = crew
+        self._on_enqueued = on_enqueued
+        self._complaints: set[tuple[str, ...]] = set()
+
+    async def run(self) -> None:
+        while True:
+            pause = _POLL_SECONDS
+            try:
+                pause = await self._turn()
+            except DatabaseAway as error:
+                log.warning("schedules interrupted: %s", error)
+            await asyncio.sleep(pause)
+
+    async def _turn(self) -> float:
+        """Fire what is due; how long until the next look."""
+        first_steps = self._first_steps()
+        moved = False
+        for schedule in await schedules.upcoming(self._work, list(first_steps), _POLL_SECONDS):
+            if schedule.next_at > schedule.now:
+                left = (schedule.next_at - schedule.now).total_seconds()
+                return _SHORTEST_PAUSE if moved else max(left, _SHORTEST_PAUSE)
+            moved = await self._fire(schedule, first_steps[schedule.job]) or moved
+        # What is due and did not move is locked, fired by somebody else just now, or broken: that can wait.
+        return _SHORTEST_PAUSE if moved else _POLL_SECONDS
+
+    def _first_steps(self) -> dict[str, manifest.Step]:
+        """Of every job that a living worker knows: where its runs begin."""
+        manifests = [worker.manifest for worker in self._crew.active if worker.manifest is not None]
+        return {job.name: job.steps[0] for known in manifests for job in known.jobs}
+
+    async def _fire(self, schedule: Upcoming, first: manifest.Step) -> bool:
+        """Whether the schedule waits for another slot now."""
+        try:
+            cron = Cron(schedule.cron, schedule.zone)
+            slots, following = due(cron, schedule.catch_up, schedule.next_at, schedule.now, _MOST_SLOTS)
+            runs = [(new_id(), slot) for slot in slots]
+            free = await schedules.fire(self._work, schedule, runs, following, first.name, first.placement)
+        except (InvalidOption, psycopg.Error) as error:
+            self._complain(schedule, error)
+            return False
+        if free is None:
+            return False
+        if not free:
+            log.info("slot skipped: a run of the schedule is still live", extra={"about": _about(schedule)})
+        elif runs:
+            log.debug("enqueued %d runs", len(runs), extra={"about": _about(schedule)})
+            self._on_enqueued(first.placement.delay.total_seconds())
+        return True
+
+    def _complain(self, schedule: Upcoming, error: Exception) -> None:
+        """Once: it may be a zone that other hosts know, or something written by hand; it will be so for a while."""
+        complaint = (schedule.job, schedule.name, schedule.cron, schedule.zone, str(error))
+        if complaint not in self._complaints:
+            self._complaints.add(complaint)
+            log.error("this schedule cannot be fired here: %s", error, extra={"about": _about(schedule)})
+
+
+def _about(schedule: Upcoming) -> dict[str, object]:
+    slot = schedule.next_at.isoformat(timespec="seconds")
+    return {"job": schedule.job, "schedule": schedule.name, "slot": slot}
