@@ -436,6 +436,8 @@ def test_runs_of_a_renamed_step_are_taken_over(app: Underway, connection: Connec
 
 
 class _NoWorker:
+    state: Any = None
+
     def report(self, progress: dict[str, Any]) -> None:
         pass
 

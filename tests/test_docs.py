@@ -1,7 +1,7 @@
 """The programs in docs/*.md, as a reader would run them: each page's in order, on a migrated database of its own.
 
 A block of Python is a program, or a module of a later one; its first line names the file: `# shop.py`. SQL is
-executed where it stands, in between. What a program claims it asserts, or prints as the comment behind a print says.
+executed where it stands, in between. What a program claims it asserts, or says what it prints: `# prints ...`.
 """
 
 import os
@@ -15,7 +15,7 @@ import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|sql)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PRINTS = re.compile(r"print\(.*\)  # (.+)$", re.MULTILINE)
+PRINTS = re.compile(r"  # prints (.+)$", re.MULTILINE)
 PAGES = {page.stem: blocks for page in sorted(DOCS.glob("*.md")) if (blocks := BLOCK.findall(page.read_text()))}
 
 

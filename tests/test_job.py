@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Never, Optional, Union
@@ -162,19 +162,50 @@ def test_a_step_takes_a_context_and_at_most_one_input() -> None:
     assert "step 'two': a step takes (cx) or (cx, input), not (cx: " in refusal(Underway(), two)
 
 
-def test_coroutines_and_generators_are_refused() -> None:
-    async def coroutine(cx: Context) -> Done:
-        return To.done()
+def test_async_functions_are_steps_like_others(app: Underway) -> None:
+    async def coroutine(cx: Context, order: Order) -> To[Receipt, int]:
+        return To.done(1)
 
+    async def again(cx: Context, order: Order) -> To[Receipt]:
+        return To.next(Receipt(""))
+
+    def awaitable(cx: Context, receipt: Receipt) -> Awaitable[Done[str]]:
+        raise NotImplementedError
+
+    class Called:
+        async def __call__(self, cx: Context, receipt: Receipt) -> Done[bytes]:
+            return To.done(b"")
+
+    compiled = chain(app, coroutine, awaitable).compiled
+    assert [(step.input_type, step.next_type, step.result_type) for step in compiled] == [
+        (Order, Receipt, int),
+        (Receipt, Never, str),
+    ]
+    assert chain(Underway(), functools.partial(coroutine), Called()).result_type == int | bytes
+    assert "hands over Receipt, but step 'coroutine' takes Order" in refusal(Underway(), again, coroutine)
+
+
+def test_generators_are_refused() -> None:
     def generator(cx: Context) -> Any:
         yield To.done()
 
-    class Called:
-        async def __call__(self, cx: Context) -> Done:
-            return To.done()
+    async def async_generator(cx: Context) -> Any:
+        yield To.done()
 
-    for function in (coroutine, generator, Called(), functools.partial(coroutine)):
-        assert "a step is a plain function, not a coroutine or a generator" in refusal(Underway(), function)
+    for function in (generator, async_generator, functools.partial(generator)):
+        assert "a step is a function or an async function, not a generator" in refusal(Underway(), function)
+
+
+def test_a_state_is_made_by_a_function(app: Underway) -> None:
+    def generator() -> Iterator[int]:
+        yield 1
+
+    wrong: Any
+    for wrong in (1, "model"):
+        with pytest.raises(InvalidOption, match="job 'job': state must be a function that makes the state of a worker"):
+            app.job("job", state=wrong)
+    with pytest.raises(InvalidOption, match="state must return the state, not yield it"):
+        app.job("job", state=generator)
 
 
 def test_types_that_cannot_travel_are_refused() -> None:

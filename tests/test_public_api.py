@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import underway
-from underway import Context, Job, Retry, RetryPolicy, Run, Schedule, To, Underway
+from underway import Context, Job, Retry, RetryPolicy, Run, Schedule, To, Underway, aio
 from underway.job import NewJob
 from underway.options import RunOptions, StepOptions
 
@@ -89,7 +89,10 @@ _UNPACKED = re.compile(
 
 SIGNATURES: dict[Callable[..., Any], str] = {
     Underway: "(database: str | None = None) -> None",
-    Underway.job: "(self, name: str) -> underway.job.NewJob",
+    Underway.job: (
+        "(self, name: str, *, state: collections.abc.Callable[[], typing.Any] | None = None) "
+        "-> underway.job.NewJob[typing.Any]"
+    ),
     Underway.get_run: "(self, run_id: uuid.UUID | str) -> underway.client.Run[typing.Any]",
     Underway.migrate: "(self) -> list[str]",
     Underway.sync: "(self) -> list[str]",
@@ -137,6 +140,33 @@ def test_signatures(call: Callable[..., Any]) -> None:
     assert _UNPACKED.sub("Unpack[RunOptions]", str(inspect.signature(call))) == SIGNATURES[call]
 
 
+def test_the_async_client_mirrors_the_sync_one() -> None:
+    assert (
+        aio.__all__
+        == sorted(aio.__all__)
+        == ["AsyncRun", "cancel", "cancel_all", "close", "connection", "enqueue", "enqueue_many", "get_run"]
+    )
+    for sync, mirror in (
+        (Job.enqueue, aio.enqueue),
+        (Job.enqueue_many, aio.enqueue_many),
+        (Job.cancel, aio.cancel),
+        (Job.cancel_all, aio.cancel_all),
+        (Run.status, aio.AsyncRun.status),
+        (Run.wait, aio.AsyncRun.wait),
+        (Run.result, aio.AsyncRun.result),
+        (Run.attempts, aio.AsyncRun.attempts),
+        (Run.cancel, aio.AsyncRun.cancel),
+        (Underway.get_run, aio.get_run),
+        (Underway.close, aio.close),
+    ):
+        assert inspect.iscoroutinefunction(mirror)
+        assert mirror.__doc__
+        # what is `self` there is the first argument here; writing takes a connection
+        _, *expected = (name for name in inspect.signature(sync).parameters if name != "conn")
+        _, *found = (name for name in inspect.signature(mirror).parameters if name != "conn")
+        assert found == expected, mirror
+
+
 def test_step_takes_a_function_and_the_options() -> None:
     for step in (NewJob.step, Job.step):
         assert list(inspect.signature(step).parameters) == ["self", "function", "given"]
@@ -164,8 +194,18 @@ def test_step_takes_a_function_and_the_options() -> None:
 def test_what_a_step_sees() -> None:
     public = {name for name in dir(Context) if not name.startswith("_")}
     assert public == {
-        "attempt", "deadline", "enqueue", "job", "log", "progress", "run_id", "scheduled_for", "step", "tx"
-    }  # fmt: skip
+        "attempt",
+        "deadline",
+        "enqueue",
+        "job",
+        "log",
+        "progress",
+        "run_id",
+        "scheduled_for",
+        "state",
+        "step",
+        "tx",
+    }
 
 
 def test_what_an_attempt_tells() -> None:

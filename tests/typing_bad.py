@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Never
 
-from underway import Context, Done, Job, RetryPolicy, Run, To, Underway
+from underway import Context, Done, Job, RetryPolicy, Run, To, Underway, aio
 
 
 @dataclass
@@ -141,3 +142,68 @@ def spawning(cx: Context, order: Order) -> Done:
     cx.enqueue(whole)  # error
     cx.progress("half")  # error
     return To.done()
+
+
+# Async steps
+
+
+async def price_async(cx: Context, order: Order) -> To[Receipt]:
+    return To.next(order)  # error
+
+
+async def no_hand_over_async(cx: Context, order: Order) -> Receipt:
+    return Receipt(key="")
+
+
+app.job("z").step(price_async).step(price_async)  # error
+app.job("aa").step(no_hand_over_async)  # error
+app.job("ab").step(price_async).enqueue(Order(1))  # error
+
+
+# State
+
+
+class Model:
+    pass
+
+
+async def connect() -> Model:
+    return Model()
+
+
+def needs_argument(path: str) -> Model:
+    return Model()
+
+
+def judge(cx: Context[Model], order: Order) -> Done[str]:
+    return To.done(cx.state.unknown)  # error
+
+
+def judge_number(cx: Context[int], order: Order) -> Done:
+    return To.done(cx.state + 1)  # error
+
+
+def says_nothing(cx: Context, order: Order) -> Done[str]:
+    return To.done(cx.state.name)  # error
+
+
+app.job("ac").step(judge)  # error
+app.job("ad", state=Model).step(judge_number)  # error
+app.job("ae", state=connect).step(judge_number)  # error
+app.job("af", state=needs_argument)  # error
+app.job("ag", state=3)  # error
+stateful: Job[Order, Never, str, int] = app.job("ah", state=Model).step(judge)  # error
+
+
+# The async client
+
+
+async def service() -> None:
+    await aio.enqueue(endless, Order(1))  # error
+    await aio.enqueue(whole, Receipt(key=""))  # error
+    await aio.enqueue(whole)  # error
+    await aio.enqueue_many(whole, [Receipt(key="")])  # error
+    await aio.enqueue(whole, Order(1), conn="postgresql://")  # error
+    await (await aio.enqueue(whole, Order(1))).result(timeout="1 s")  # error
+    run: aio.AsyncRun[int] = await aio.enqueue(whole, Order(1))  # error
+    await run.status()

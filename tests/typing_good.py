@@ -1,11 +1,11 @@
 """Chains that fit, with the types that mypy and pyright must infer. Checked by test_typing.py, never run."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Never, TypedDict, assert_type
 
-from underway import Context, Done, Job, RetryPolicy, Run, Schedule, Status, To, Underway
+from underway import Context, Done, Job, RetryPolicy, Run, Schedule, Status, To, Underway, aio
 
 if TYPE_CHECKING:
     import psycopg
@@ -159,3 +159,102 @@ def spawning(cx: Context, order: Order) -> Done:
     assert_type(cx.enqueue(swept, None), Run[int])
     assert_type(cx.scheduled_for, datetime | None)
     return To.done()
+
+
+# Async steps: the hand-over is what is awaited
+
+
+async def price_async(cx: Context, order: Order) -> To[Receipt, str]:
+    return To.next(Receipt(key=""))
+
+
+async def send_async(cx: Context, receipt: Receipt) -> Done[int]:
+    return To.done(1)
+
+
+async def sweep_async(cx: Context) -> Done[bytes]:
+    return To.done(b"")
+
+
+def passes_on(cx: Context, receipt: Receipt) -> Awaitable[Done[int]]:
+    return send_async(cx, receipt)
+
+
+asynchronous = app.job("n").step(price_async).step(send_async)
+assert_type(asynchronous, Job[Order, Never, str | int])
+assert_type(asynchronous.enqueue(Order(1)), Run[str | int])
+assert_type(app.job("o").step(price).step(send_async), Job[Order, Never, int | None])
+assert_type(app.job("p").step(price_async).step(send_and_tell).enqueue(Order(1)), Run[str])
+assert_type(app.job("q").step(sweep_async).enqueue(), Run[bytes])
+assert_type(app.job("r").step(price_async).step(passes_on), Job[Order, Never, str | int])
+
+
+# State
+
+
+class Model:
+    def predict(self, order: Order) -> str:
+        return ""
+
+
+def load_model() -> Model:
+    return Model()
+
+
+async def connect() -> Model:
+    return Model()
+
+
+def judge(cx: Context[Model], order: Order) -> To[Receipt]:
+    assert_type(cx.state, Model)
+    return To.next(Receipt(key=cx.state.predict(order)))
+
+
+async def judge_async(cx: Context[Model]) -> Done[str]:
+    return To.done(cx.state.predict(Order(1)))
+
+
+def always_tell(cx: Context[object], receipt: Receipt) -> Done[str]:
+    return To.done("")
+
+
+def judge_or_stop(cx: Context[Model], order: Order) -> To[Receipt, str]:
+    return To.next(Receipt(key=""))
+
+
+def stateless(cx: Context, receipt: Receipt) -> Done:
+    assert_type(cx.state, object)
+    return To.done()
+
+
+judged = app.job("s", state=load_model).step(judge).step(stateless)
+assert_type(judged, Job[Order, Never, None, Model])
+assert_type(judged.enqueue(Order(1)), Run[None])
+assert_type(judged.enqueue_many([Order(1)]), list[Run[None]])
+assert_type(app.job("t", state=Model).step(judge), Job[Order, Receipt, None, Model])
+assert_type(app.job("u", state=connect).step(judge).step(send_async), Job[Order, Never, int | None, Model])
+assert_type(app.job("v", state=connect).step(judge_async).enqueue(), Run[str])
+assert_type(app.job("w", state=load_model).step(price).step(send), Job[Order, Never, None, Model])
+
+
+def anything_to_enqueue(job: Job[Order, Never, str]) -> Run[str]:
+    return job.enqueue(Order(1))
+
+
+# A job with a state will do where only its input and result matter.
+anything_to_enqueue(app.job("x", state=load_model).step(judge_or_stop).step(always_tell))
+
+
+# The async client
+
+
+async def service(conn: "psycopg.AsyncConnection[dict[str, Any]]") -> None:
+    run = await aio.enqueue(telling, Order(1), conn=conn)
+    assert_type(run, aio.AsyncRun[str | None])
+    assert_type(await run.result(timeout=5), str | None)
+    assert_type(await run.wait(), Status)
+    assert_type(await aio.enqueue(swept), aio.AsyncRun[int])
+    assert_type(await aio.enqueue(judged, Order(1)), aio.AsyncRun[None])
+    assert_type(await aio.enqueue_many(telling, values(), conn=conn), list[aio.AsyncRun[str | None]])
+    assert_type(await aio.get_run(app, run.id), aio.AsyncRun[Any])
+    assert_type(await run.cancel(conn=conn), bool)

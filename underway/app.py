@@ -6,10 +6,10 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 from uuid import UUID
 
 from typing_extensions import TypeVar
@@ -17,7 +17,7 @@ from typing_extensions import TypeVar
 from underway import client, options, scheduling
 from underway import dead_letters as letters
 from underway.context import refuse_inside_step
-from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, RunNotFound, UnderwayError
+from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, UnderwayError
 from underway.job import Job, NewJob
 from underway.loading import refuse_while_loading
 from underway.manifest import Manifest, Queue
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import psycopg_pool
 
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 class Underway:
@@ -44,11 +45,21 @@ class Underway:
         self._pool: psycopg_pool.ConnectionPool | None = None
         self._opening = threading.Lock()
 
-    def job(self, name: str) -> NewJob:
-        """Begin a job; its name is what its runs are kept under, so it outlives code."""
+    @overload
+    def job(self, name: str) -> NewJob: ...
+    @overload
+    def job(self, name: str, *, state: Callable[[], Awaitable[S]]) -> NewJob[S]: ...
+    @overload
+    def job(self, name: str, *, state: Callable[[], S]) -> NewJob[S]: ...
+    def job(self, name: str, *, state: Callable[[], Any] | None = None) -> NewJob[Any]:
+        """Begin a job; its name is what its runs are kept under, so it outlives code.
+
+        `state` makes what each worker keeps as `cx.state` for the job's steps: called at a worker's first task of the
+        job, within that task's limits; if it raises, that attempt has failed, and the next task tries again.
+        """
         if name in self._jobs:
             raise JobDefinitionError(f"two jobs are named {name!r}")
-        return NewJob(self, name)
+        return NewJob(self, name, state)
 
     def _declare(self, job: Job[Any, Any, Any]) -> None:
         known = self._jobs.get(job.name)
@@ -97,20 +108,27 @@ class Underway:
     def _open_pool(self) -> "psycopg_pool.ConnectionPool":
         with self._opening:
             if self._pool is None:
-                import psycopg
                 import psycopg_pool
 
-                from underway.postgres import connect, migrate, runs
-
-                url = connect.conninfo(self._named_database())
-                # The pool would try again in the background for half a minute; a wrong address should say so now.
-                with psycopg.connect(url) as connection:
-                    migrate.check(runs.applied_migrations(connection))
-                self._pool = psycopg_pool.ConnectionPool(url, min_size=0, max_size=4, open=True)
+                self._pool = psycopg_pool.ConnectionPool(self._checked_url(), min_size=0, max_size=4, open=True)
                 # Left to the interpreter's end, it waits there for threads that are gone already: from Python 3.13
                 # on a program that had enqueued never ended.
                 weakref.finalize(self, self._pool.close)
             return self._pool
+
+    def _checked_url(self) -> str:
+        """What to connect with, once a connection has shown that the address is right and the schema fits.
+
+        A pool would try again in the background for half a minute; a wrong address should say so now.
+        """
+        import psycopg
+
+        from underway.postgres import connect, migrate, runs
+
+        url = connect.conninfo(self._named_database())
+        with psycopg.connect(url) as connection:
+            migrate.check(runs.applied_migrations(connection))
+        return url
 
     def close(self) -> None:
         """Close the app's connections; they open again when needed."""
@@ -159,14 +177,16 @@ class Underway:
         run_id = UUID(str(run_id))
         with self.connection() as connection:
             name = runs.job_of(connection, run_id)
-        if name is None:
-            raise RunNotFound(f"no run has the id {run_id}: never committed, or gone after its keep")
-        return self._handle(run_id, name)
+        return self._handle(run_id, client.known_job(run_id, name))
 
     def _handle(self, run_id: UUID, job: str) -> client.Run[Any]:
         """A handle of a run of this job, without a look whether there is one."""
+        return client.Run(self, run_id, self._result_type(job), created=False)
+
+    def _result_type(self, job: str) -> Any:
+        """Any for a job that this code does not know."""
         declared = self._jobs.get(job)
-        return client.Run(self, run_id, Any if declared is None else declared.result_type, created=False)
+        return Any if declared is None else declared.result_type
 
     def cancel(self, run_id: UUID | str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Cancel a run by its id, as Run.cancel does."""

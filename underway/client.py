@@ -1,7 +1,7 @@
 """Enqueue runs and look at them, on a connection of the app's or of the caller's."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import psycopg
 
     from underway.app import Underway
-    from underway.postgres import runs
+    from underway.postgres.asking import Question
+    from underway.postgres.runs import KeyedRun
 
 R = TypeVar("R")
-T = TypeVar("T")
 
 _FIRST_LOOK = 0.02
 _LAST_LOOK = 1.0
@@ -68,8 +68,8 @@ class Attempt:
     peak_rss: int | None
 
 
-class Run(Generic[R]):
-    """A handle of one run; holds nothing but its id, so it can be made anew anywhere with `app.get_run(id)`.
+class Handle(Generic[R]):
+    """What a sync and an async handle of a run have in common: nothing but the run's id.
 
     `created` says whether the call that returned this handle enqueued the run: False if it was live already under its
     unique key.
@@ -83,31 +83,40 @@ class Run(Generic[R]):
         self.id = run_id
         self.created = created
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+
+class Run(Handle[R]):
+    """A handle of one run; holds nothing but its id, so it can be made anew anywhere with `app.get_run(id)`.
+
+    `created` says whether the call that returned this handle enqueued the run: False if it was live already under its
+    unique key.
+    """
+
+    __slots__ = ()
+
     def status(self) -> Status:
         """Raises RunNotFound if it was never committed, or has left after its `keep`."""
         from underway.postgres import runs
 
         with self._app.connection() as connection:
-            state = runs.status(connection, self.id)
-        if state is None:
-            raise RunNotFound(f"no run has the id {self.id}: never committed, or gone after its keep")
-        return Status(state)
+            return known_status(self.id, runs.status(connection, self.id))
 
     def wait(self, timeout: timedelta | float | None = None) -> Status:
         """Wait until the run is finished and return its final status. `timeout` in seconds or as a timedelta.
 
         Raises TimeoutError. Looks every 20 ms at first and once a second in the end; finishing sends no notification.
         """
-        refuse_inside_step("Run.wait", "it would hold a worker; hand over to a next step, or look from outside")
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        deadline = None if seconds is None else time.monotonic() + seconds
-        pause = _FIRST_LOOK
+        patience = Patience(self.id, timeout)
         while not (status := self.status()).final:
-            left = pause if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"run {self.id} is still {status} after {seconds} s")
-            time.sleep(min(pause, left))
-            pause = min(pause * 1.5, _LAST_LOOK)
+            time.sleep(patience.next_pause(status))
         return status
 
     def result(self, timeout: timedelta | float | None = None) -> R:
@@ -120,14 +129,7 @@ class Run(Generic[R]):
         self.wait(timeout)
         with self._app.connection() as connection:
             outcome = runs.outcome(connection, self.id)
-        if outcome is None:
-            raise RunNotFound(f"run {self.id} has left after its keep")
-        state, result, error = outcome
-        if state == Status.FAILED:
-            raise RunFailed(f"run {self.id} failed: {error}")
-        if state == Status.CANCELLED:
-            raise RunCancelled(f"run {self.id} was cancelled")
-        value: R = codec.decode(result or "null", self._result_type)
+        value: R = result_of(self.id, outcome, self._result_type)
         return value
 
     def attempts(self) -> list[Attempt]:
@@ -146,16 +148,9 @@ class Run(Generic[R]):
         """
         from underway.postgres import runs
 
-        return _in_transaction(self._app, conn, "Run.cancel", lambda connection: runs.cancel(connection, self.id))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Run) and self.id == other.id
-
-    def __hash__(self) -> int:
-        return hash(self.id)
-
-    def __repr__(self) -> str:
-        return f"<Run {self.id}>"
+        refuse_while_loading("Run.cancel")
+        with _connection(self._app, conn) as connection:
+            return runs.cancel(connection, self.id)
 
 
 def enqueue(
@@ -165,19 +160,10 @@ def enqueue(
     conn: "psycopg.Connection[Any] | None",
     given: RunOptions,
 ) -> Run[R]:
-    from underway.postgres import runs
-
-    _refuse(conn)
-    first = job.compiled[0]
-    placement = options.placed(first.spec.placement, given)
-    payload = codec.encode(value, first.input_type)
-    run_id, created = new_id(), True
+    refuse_enqueue(conn)
+    question, arguments = one_run(job, value, given)
     with _connection(app, conn) as connection:
-        if placement.keyed:
-            keyed = [_with_keys(run_id, payload, placement)]
-            ((run_id, created),) = runs.insert_keyed_runs(connection, keyed, job.name, first.spec.name, placement)
-        else:
-            runs.insert_run(connection, run_id, job.name, first.spec.name, placement, payload)
+        ((run_id, created),) = question(connection, *arguments)
     return Run(app, run_id, job.result_type, created=created)
 
 
@@ -188,39 +174,95 @@ def enqueue_many(
     conn: "psycopg.Connection[Any] | None",
     given: RunOptions,
 ) -> list[Run[R]]:
+    refuse_enqueue(conn)
+    question, arguments = many_runs(job, values, given)
+    with _connection(app, conn) as connection:
+        placed = question(connection, *arguments)
+    result_type = job.result_type
+    return [Run(app, run_id, result_type, created=created) for run_id, created in placed]
+
+
+def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None") -> int:
     from underway.postgres import runs
 
-    _refuse(conn)
-    step = job.compiled[0].spec
-    placement = options.placed(step.placement, given)
-    made: list[Run[R]] = []
-    rows = _encoded(app, job, values, made)
+    refuse_while_loading("cancel_all")
     with _connection(app, conn) as connection:
-        if not placement.keyed:
-            runs.copy_runs(connection, rows, job.name, step.name, placement)
-            return made
+        return runs.cancel_job(connection, job)
+
+
+def cancel_key(app: "Underway", job: str, unique_key: str, conn: "psycopg.Connection[Any] | None") -> int:
+    from underway.postgres import runs
+
+    refuse_while_loading("cancel")
+    with _connection(app, conn) as connection:
+        return runs.cancel_key(connection, job, unique_key)
+
+
+@contextmanager
+def _connection(app: "Underway", conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
+    """The caller's, which stays in its transaction; else one of the app's own, committed at the end."""
+    import psycopg
+
+    if conn is None:
+        with app.connection() as connection:
+            yield connection
+    elif isinstance(conn, psycopg.Connection):
+        yield conn
+    else:
+        hint = "; underway.aio takes async connections" if isinstance(conn, psycopg.AsyncConnection) else ""
+        raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}{hint}")
+
+
+# What the async client does in the same way
+
+
+def refuse_enqueue(conn: object) -> None:
+    refuse_while_loading("enqueue")
+    if conn is None:
+        refuse_inside_step("enqueue without conn=", "use cx.enqueue(job, value), which commits with the step")
+
+
+def one_run(
+    job: Job[Any, Any, Any], value: Any, given: RunOptions
+) -> "tuple[Question[..., list[tuple[UUID, bool]]], tuple[Any, ...]]":
+    """What to ask Postgres to enqueue a run; it answers with (id, created) of each. Raises PayloadError."""
+    from underway.postgres import runs
+
+    first = job.compiled[0]
+    placement = options.placed(first.spec.placement, given)
+    run_id, payload = new_id(), codec.encode(value, first.input_type)
+    if placement.keyed:
+        return runs.insert_keyed_runs, (
+            [_with_keys(run_id, payload, placement)], job.name, first.spec.name, placement,
+        )  # fmt: skip
+    return runs.insert_run, (run_id, job.name, first.spec.name, placement, payload)
+
+
+def many_runs(
+    job: Job[Any, Any, Any], values: Iterable[Any], given: RunOptions
+) -> "tuple[Question[..., list[tuple[UUID, bool]]], tuple[Any, ...]]":
+    """Like one_run; values without keys are encoded only as they are sent."""
+    from underway.postgres import runs
+
+    first = job.compiled[0]
+    placement = options.placed(first.spec.placement, given)
+    rows = _encoded(codec.codec_for(first.input_type), values)
+    if placement.keyed:
         keyed = [_with_keys(run_id, payload, placement, index) for index, (run_id, payload) in enumerate(rows)]
-        placed = runs.insert_keyed_runs(connection, keyed, job.name, step.name, placement)
-    return [Run(app, run_id, job.result_type, created=created) for run_id, created in placed]
+        return runs.insert_keyed_runs, (keyed, job.name, first.spec.name, placement)
+    return runs.copy_runs, (rows, job.name, first.spec.name, placement)
 
 
-def _encoded(
-    app: "Underway", job: Job[Any, Any, R], values: Iterable[Any], made: list[Run[R]]
-) -> Iterator[tuple[UUID, bytes]]:
-    """Id and payload of each value, while the list of runs grows along."""
-    typed = codec.codec_for(job.compiled[0].input_type)
-    result_type = job.result_type
+def _encoded(typed: codec.Codec, values: Iterable[Any]) -> Iterator[tuple[UUID, bytes]]:
     for index, value in enumerate(values):
         try:
             payload = typed.encode(value)
         except PayloadError as error:
             raise PayloadError(f"value {index}: {error}") from error
-        run_id = new_id()
-        made.append(Run(app, run_id, result_type))
-        yield run_id, payload
+        yield new_id(), payload
 
 
-def _with_keys(run_id: UUID, payload: bytes, placement: Placement, index: int | None = None) -> "runs.KeyedRun":
+def _with_keys(run_id: UUID, payload: bytes, placement: Placement, index: int | None = None) -> "KeyedRun":
     from underway.postgres import runs
 
     try:
@@ -232,49 +274,47 @@ def _with_keys(run_id: UUID, payload: bytes, placement: Placement, index: int | 
     return runs.KeyedRun(run_id, payload, unique, concurrency)
 
 
-def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None") -> int:
-    from underway.postgres import runs
-
-    return _in_transaction(app, conn, "cancel_all", lambda connection: runs.cancel_job(connection, job))
+def known_status(run_id: UUID, state: str | None) -> Status:
+    return Status(_known(run_id, state))
 
 
-def cancel_key(app: "Underway", job: str, unique_key: str, conn: "psycopg.Connection[Any] | None") -> int:
-    from underway.postgres import runs
-
-    return _in_transaction(app, conn, "cancel", lambda connection: runs.cancel_key(connection, job, unique_key))
+def known_job(run_id: UUID, name: str | None) -> str:
+    return _known(run_id, name)
 
 
-def _in_transaction(
-    app: "Underway",
-    conn: "psycopg.Connection[Any] | None",
-    call: str,
-    do: "Callable[[psycopg.Connection[Any]], T]",
-) -> T:
-    """In the caller's transaction, or in one of our own."""
-    refuse_while_loading(call)
-    with _connection(app, conn) as connection:
-        return do(connection)
+def _known(run_id: UUID, what: str | None) -> str:
+    if what is None:
+        raise RunNotFound(f"no run has the id {run_id}: never committed, or gone after its keep")
+    return what
 
 
-@contextmanager
-def _connection(app: "Underway", conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
-    """The caller's, or one of the app's with a transaction of its own."""
-    if conn is not None:
-        yield _checked(conn)
-    else:
-        with app.connection() as connection:
-            yield connection
+def result_of(run_id: UUID, outcome: tuple[str, str | None, str | None] | None, result_type: Any) -> Any:
+    if outcome is None:
+        raise RunNotFound(f"run {run_id} has left after its keep")
+    state, result, error = outcome
+    if state == Status.FAILED:
+        raise RunFailed(f"run {run_id} failed: {error}")
+    if state == Status.CANCELLED:
+        raise RunCancelled(f"run {run_id} was cancelled")
+    return codec.decode(result or "null", result_type)
 
 
-def _refuse(conn: object) -> None:
-    refuse_while_loading("enqueue")
-    if conn is None:
-        refuse_inside_step("enqueue without conn=", "use cx.enqueue(job, value), which commits with the step")
+class Patience:
+    """How long to pause between two looks at a run, until its `timeout` has passed."""
 
+    def __init__(self, run_id: UUID, timeout: timedelta | float | None) -> None:
+        refuse_inside_step("Run.wait", "it would hold a worker; hand over to a next step, or look from outside")
+        self._run_id = run_id
+        self._seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        self._deadline = None if self._seconds is None else time.monotonic() + self._seconds
+        self._pause = _FIRST_LOOK
 
-def _checked(conn: Any) -> Any:
-    import psycopg
-
-    if not isinstance(conn, psycopg.Connection):
-        raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}")
-    return conn
+    def next_pause(self, status: Status) -> float:
+        """Raises TimeoutError."""
+        pause, self._pause = self._pause, min(self._pause * 1.5, _LAST_LOOK)
+        if self._deadline is None:
+            return pause
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"run {self._run_id} is still {status} after {self._seconds} s")
+        return min(pause, left)

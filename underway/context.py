@@ -2,7 +2,7 @@
 
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Never, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Never, Protocol
 from uuid import UUID
 
 from typing_extensions import TypeVar
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from underway.client import Run
     from underway.job import Job
 
+# A step written as `cx: Context` says nothing of a state, so it fits jobs with any and jobs without.
+State = TypeVar("State", covariant=True, default=object)
 _In = TypeVar("_In")
 _R = TypeVar("_R")
 
@@ -24,12 +26,14 @@ _current: "Context | None" = None
 class Worker(Protocol):
     """Whoever runs the step, as its context needs it."""
 
+    state: Any
+
     def report(self, progress: dict[str, Any]) -> None: ...
     def spawn(self, job: "Job[Any, Any, Any]", value: Any) -> "Run[Any]": ...
     def transaction(self) -> "psycopg.Connection[tuple[Any, ...]]": ...
 
 
-class Context:
+class Context(Generic[State]):
     """Given to every step. Belongs to one attempt; of no use after it.
 
     `attempt` counts every try at this step that was begun, from 1, whatever became of it.
@@ -64,6 +68,12 @@ class Context:
     def deadline(self) -> datetime:
         """When the step will be interrupted."""
         return datetime.fromtimestamp(self._ends_at, UTC)
+
+    @property
+    def state(self) -> State:
+        """What the job's `state=` factory made for this worker; None in a job without one."""
+        state: State = self._worker.state
+        return state
 
     @property
     def scheduled_for(self) -> datetime | None:

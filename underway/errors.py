@@ -125,5 +125,5 @@ class Interrupt(BaseException):
     """Raised inside a running step when its supervisor wants it to stop; its text is `timeout`, `cancel` or `shutdown`.
 
     Derives from BaseException so that `except Exception` does not swallow it. Clean up and let it pass: a few
-    seconds later the worker process is killed.
+    seconds later the worker process is killed. In a coroutine it is an asyncio.CancelledError besides.
     """

@@ -3,16 +3,16 @@
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Generic, Never, Union, get_args, get_origin, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Generic, Never, TypeAlias, Union, get_args, get_origin, get_type_hints, overload
 
 from typing_extensions import TypeVar, Unpack
 
 from underway import codec, manifest, options
-from underway.context import Context
-from underway.errors import JobDefinitionError, PayloadError
+from underway.context import Context, State
+from underway.errors import InvalidOption, JobDefinitionError, PayloadError
 from underway.handover import To
 from underway.options import RunOptions, StepOptions
 
@@ -29,12 +29,15 @@ Result = TypeVar("Result")
 N = TypeVar("N")
 R = TypeVar("R")
 
+# What a step returns: an `async def` gives the hand-over when it is awaited.
+Returned: TypeAlias = To[N, R] | Awaitable[To[N, R]]
+
 
 @dataclass(frozen=True, slots=True)
 class CompiledStep:
     """A step whose types are known. `next_type` is Never for a step that always ends the run."""
 
-    function: Callable[..., To[Any, Any]]
+    function: Callable[..., Returned[Any, Any]]
     spec: manifest.Step
     takes_input: bool
     input_type: Any
@@ -49,50 +52,64 @@ class StepAfterTheEnd:
     """
 
 
-class NewJob:
+class NewJob(Generic[State]):
     """A job without steps; give it the first one with `.step(...)`."""
 
-    def __init__(self, app: "Underway", name: str) -> None:
+    def __init__(self, app: "Underway", name: str, state: Callable[[], Any] | None = None) -> None:
         self._app = app
+        self._state = None if state is None else _checked_factory(name, state)
         self.name = options.checked_name("job", name)
 
     @overload
-    def step(self, function: Callable[[Context, In], To[N, R]], **given: Unpack[StepOptions]) -> "Job[In, N, R]": ...
+    def step(
+        self, function: Callable[[Context[State], In], Returned[N, R]], **given: Unpack[StepOptions]
+    ) -> "Job[In, N, R, State]": ...
     @overload
-    def step(self, function: Callable[[Context], To[N, R]], **given: Unpack[StepOptions]) -> "Job[None, N, R]": ...
-    def step(self, function: Callable[..., Any], **given: Unpack[StepOptions]) -> "Job[Any, Any, Any]":
+    def step(
+        self, function: Callable[[Context[State]], Returned[N, R]], **given: Unpack[StepOptions]
+    ) -> "Job[None, N, R, State]": ...
+    def step(self, function: Callable[..., Any], **given: Unpack[StepOptions]) -> "Job[Any, Any, Any, State]":
         """The first step: its input is what `enqueue` takes. Options as described in StepOptions."""
-        return Job(self._app, self.name, ((function, _spec(function, given)),))
+        return Job(self._app, self.name, ((function, _spec(function, given)),), self._state)
 
 
-class Job(Generic[In, Next, Result]):
+class Job(Generic[In, Next, Result, State]):
     """A named sequence of typed steps. `In` is what `enqueue` takes, `Result` what `Run.result()` returns.
 
-    `Next` is what the last step hands on; it is Never for a job that is complete.
+    `Next` is what the last step hands on; it is Never for a job that is complete. `State` is what `cx.state` is.
     """
 
-    def __init__(self, app: "Underway", name: str, steps: tuple[tuple[Callable[..., Any], manifest.Step], ...]) -> None:
+    def __init__(
+        self,
+        app: "Underway",
+        name: str,
+        steps: tuple[tuple[Callable[..., Any], manifest.Step], ...],
+        state: Callable[[], Any] | None = None,
+    ) -> None:
         self._app = app
         self._steps = steps
         self.name = name
+        self.make_state = state
         app._declare(self)
 
     # First, or a step that takes anything would seem to fit what a Done hands on: Never.
     @overload
     def step(
-        self: "Job[In, Never, Result]", function: Callable[..., Any], **given: Unpack[StepOptions]
+        self: "Job[In, Never, Result, State]", function: Callable[..., Any], **given: Unpack[StepOptions]
     ) -> StepAfterTheEnd: ...
     @overload
     def step(
-        self, function: Callable[[Context, Next], To[N, R]], **given: Unpack[StepOptions]
-    ) -> "Job[In, N, Result | R]": ...
+        self, function: Callable[[Context[State], Next], Returned[N, R]], **given: Unpack[StepOptions]
+    ) -> "Job[In, N, Result | R, State]": ...
     @overload
     def step(
-        self: "Job[In, None, Result]", function: Callable[[Context], To[N, R]], **given: Unpack[StepOptions]
-    ) -> "Job[In, N, Result | R]": ...
+        self: "Job[In, None, Result, State]",
+        function: Callable[[Context[State]], Returned[N, R]],
+        **given: Unpack[StepOptions],
+    ) -> "Job[In, N, Result | R, State]": ...
     def step(self, function: Callable[..., Any], **given: Unpack[StepOptions]) -> Any:
         """This job with one more step, whose input is what the step before it hands over."""
-        return Job(self._app, self.name, (*self._steps, (function, _spec(function, given))))
+        return Job(self._app, self.name, (*self._steps, (function, _spec(function, given))), self.make_state)
 
     @overload
     def enqueue(
@@ -211,6 +228,14 @@ class Job(Generic[In, Next, Result]):
         return f"<Job {self.name}: {' -> '.join(spec.name for _, spec in self._steps)}>"
 
 
+def _checked_factory(job: str, state: Callable[[], Any]) -> Callable[[], Any]:
+    if not callable(state):
+        raise InvalidOption(f"job {job!r}: state must be a function that makes the state of a worker, not {state!r}")
+    if inspect.isgeneratorfunction(state) or inspect.isasyncgenfunction(state):
+        raise InvalidOption(f"job {job!r}: state must return the state, not yield it: nothing runs at a worker's end")
+    return state
+
+
 def _spec(function: Callable[..., Any], given: StepOptions) -> manifest.Step:
     if not callable(function):
         raise JobDefinitionError(f"a step is a function, not {function!r}")
@@ -224,8 +249,8 @@ def _compile(job: str, function: Callable[..., Any], spec: manifest.Step) -> Com
     plain = function if inspect.isroutine(function) else type(function).__call__
     if isinstance(function, functools.partial):
         plain = function.func
-    if inspect.iscoroutinefunction(plain) or inspect.isgeneratorfunction(plain):
-        raise JobDefinitionError(f"{where}: a step is a plain function, not a coroutine or a generator")
+    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        raise JobDefinitionError(f"{where}: a step is a function or an async function, not a generator")
     try:
         hints = get_type_hints(plain, include_extras=True)
     except NameError as error:
@@ -260,6 +285,8 @@ def _compile(job: str, function: Callable[..., Any], spec: manifest.Step) -> Com
 
 def _handed_over(where: str, annotation: Any) -> tuple[Any, Any]:
     """What a return annotation says: (next input or Never, result or Never)."""
+    if get_origin(annotation) in (Awaitable, Coroutine):
+        annotation = get_args(annotation)[-1]
     branches = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     nexts, results = [], []
     for branch in branches:

@@ -6,7 +6,8 @@ from uuid import UUID
 
 import psycopg
 
-from underway.postgres.runs import fetch, instant
+from underway.postgres.asking import fetch
+from underway.postgres.runs import instant
 
 
 def pause(connection: psycopg.Connection[Any], queue: str) -> bool:

@@ -6,7 +6,8 @@ from uuid import UUID
 
 import psycopg
 
-from underway.postgres.runs import fetch, instant
+from underway.postgres.asking import fetch
+from underway.postgres.runs import instant
 
 Row = dict[str, Any]
 

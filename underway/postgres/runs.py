@@ -1,18 +1,15 @@
-"""What a client asks of Postgres, on any psycopg connection: enqueue, look, cancel."""
+"""What a client asks of Postgres, on any psycopg connection, sync or async: enqueue, look, cancel."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
-from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
 
 from underway.errors import SchemaMissing
 from underway.manifest import Placement
-from underway.postgres.queries import statements
+from underway.postgres.asking import Asking, Statement, atomic_question, fetch, question
 from underway.postgres.store import job_parameters
 
 _COPY_CHUNK = 256 * 1024
@@ -30,9 +27,13 @@ class KeyedRun(NamedTuple):
     concurrency_key: str | None
 
 
+# Enqueueing answers with (id, created) of each run.
+
+
+@question
 def insert_run(
-    connection: psycopg.Connection[Any], run_id: UUID, job: str, step: str, placement: Placement, payload: bytes
-) -> None:
+    run_id: UUID, job: str, step: str, placement: Placement, payload: bytes
+) -> Asking[list[tuple[UUID, bool]]]:
     parameters = {
         "id": run_id,
         "job": job,
@@ -43,13 +44,15 @@ def insert_run(
         "delay": placement.delay.total_seconds(),
         "input": payload.decode(),
     }
-    fetch(connection, "enqueue_run", parameters)
+    yield Statement("enqueue_run", parameters)
+    return [(run_id, True)]
 
 
+@atomic_question
 def insert_keyed_runs(
-    connection: psycopg.Connection[Any], rows: Sequence[KeyedRun], job: str, step: str, placement: Placement
-) -> list[tuple[UUID, bool]]:
-    """Runs with keys, all of them or none: (id, created) of each, not created where a live one had its unique key.
+    rows: Sequence[KeyedRun], job: str, step: str, placement: Placement
+) -> Asking[list[tuple[UUID, bool]]]:
+    """Runs with keys, all of them or none: not created where a live one had its unique key.
 
     Waits for a transaction that has enqueued one of the unique keys and is still open.
     """
@@ -57,16 +60,16 @@ def insert_keyed_runs(
     live: dict[str, UUID] = {}
     # By key: two that enqueue the same keys in different orders would each wait for the other.
     left = sorted(rows, key=lambda row: row.unique_key or "")
-    with _all_or_nothing(connection):
-        while left:
-            chunk = left[: _chunk_length(left)]
-            for run_id, key, is_new in fetch(connection, "enqueue_keyed_runs", _keyed(chunk, job, step, placement)):
-                live[key] = run_id
-                if is_new:
-                    created.add(run_id)
-            # A run that ended, or was enqueued by somebody else, while we looked is not found: look again.
-            again = [row for row in chunk if row.unique_key is not None and row.unique_key not in live]
-            left = again + left[len(chunk) :]
+    while left:
+        chunk = left[: _chunk_length(left)]
+        found = yield Statement("enqueue_keyed_runs", _keyed(chunk, job, step, placement))
+        for run_id, key, is_new in found:
+            live[key] = run_id
+            if is_new:
+                created.add(run_id)
+        # A run that ended, or was enqueued by somebody else, while we looked is not found: look again.
+        again = [row for row in chunk if row.unique_key is not None and row.unique_key not in live]
+        left = again + left[len(chunk) :]
     ids = [row.id if row.unique_key is None else live[row.unique_key] for row in rows]
     return [(run_id, run_id == row.id and run_id in created) for run_id, row in zip(ids, rows, strict=True)]
 
@@ -97,21 +100,17 @@ def _keyed(rows: Sequence[KeyedRun], job: str, step: str, placement: Placement) 
     }
 
 
+@atomic_question
 def copy_runs(
-    connection: psycopg.Connection[Any],
-    runs: Iterable[tuple[UUID, bytes]],
-    job: str,
-    step: str,
-    placement: Placement,
-) -> None:
-    """Many runs at once by COPY, inside a transaction of the connection's: all of them or none."""
-    with _all_or_nothing(connection):
-        ((microseconds,),) = fetch(connection, "clock")
-        now = instant(microseconds)
-        with _cursor(connection) as cursor, cursor.copy(statements()["copy_runs"]) as copy:
-            for chunk in _copy_chunks(runs, _constant_columns(now, job, step, placement)):
-                copy.write(chunk)
-        fetch(connection, "wake_supervisors", {"queue": placement.queue})
+    rows: Iterable[tuple[UUID, bytes]], job: str, step: str, placement: Placement
+) -> Asking[list[tuple[UUID, bool]]]:
+    """Many runs at once by COPY: all of them or none."""
+    ((microseconds,),) = yield Statement("clock")
+    columns = _constant_columns(instant(microseconds), job, step, placement)
+    made: list[UUID] = []
+    yield Statement("copy_runs", lines=_copy_chunks(rows, columns, made))
+    yield Statement("wake_supervisors", {"queue": placement.queue})
+    return [(run_id, True) for run_id in made]
 
 
 def _constant_columns(now: datetime, job: str, step: str, placement: Placement) -> bytes:
@@ -130,11 +129,12 @@ def _constant_columns(now: datetime, job: str, step: str, placement: Placement) 
     return ("\t".join(columns) + "\n").encode()
 
 
-def _copy_chunks(runs: Iterable[tuple[UUID, bytes]], tail: bytes) -> Iterator[bytes]:
+def _copy_chunks(rows: Iterable[tuple[UUID, bytes]], tail: bytes, made: list[UUID]) -> Iterator[bytes]:
     """Lines of COPY's text format; JSON has no raw tabs or line ends, so only its backslashes need escaping."""
     lines: list[bytes] = []
     size = 0
-    for run_id, payload in runs:
+    for run_id, payload in rows:
+        made.append(run_id)
         line = b"\t".join((run_id.hex.encode(), payload.replace(b"\\", b"\\\\"), tail))
         lines.append(line)
         size += len(line)
@@ -148,43 +148,54 @@ def _copy_text(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
-def status(connection: psycopg.Connection[Any], run_id: UUID) -> str | None:
+@question
+def status(run_id: UUID) -> Asking[str | None]:
     """The state of a run; None if there is no such run."""
-    rows = fetch(connection, "run_status", {"id": run_id})
+    rows = yield Statement("run_status", {"id": run_id})
     return rows[0][0] if rows else None
 
 
-def outcome(connection: psycopg.Connection[Any], run_id: UUID) -> tuple[str, str | None, str | None] | None:
+@question
+def outcome(run_id: UUID) -> Asking[tuple[str, str | None, str | None] | None]:
     """(state, result, error) of a finished run; None while it is live."""
-    rows = fetch(connection, "run_outcome", {"id": run_id})
+    rows = yield Statement("run_outcome", {"id": run_id})
     return rows[0] if rows else None
 
 
-def job_of(connection: psycopg.Connection[Any], run_id: UUID) -> str | None:
-    rows = fetch(connection, "run_job", {"id": run_id})
+@question
+def job_of(run_id: UUID) -> Asking[str | None]:
+    rows = yield Statement("run_job", {"id": run_id})
     return rows[0][0] if rows else None
 
 
-def attempts(connection: psycopg.Connection[Any], run_id: UUID) -> list[tuple[Any, ...]]:
+@question
+def attempts(run_id: UUID) -> Asking[list[tuple[Any, ...]]]:
     """Step, number, outcome, error, start, end, host, pid, CPU seconds, peak bytes of each."""
+    rows = yield Statement("run_attempts", {"id": run_id})
     return [
         (step, number, outcome, error, instant(started), instant(finished), *rest)
-        for step, number, outcome, error, started, finished, *rest in fetch(connection, "run_attempts", {"id": run_id})
+        for step, number, outcome, error, started, finished, *rest in rows
     ]
 
 
-def cancel(connection: psycopg.Connection[Any], run_id: UUID) -> bool:
+@question
+def cancel(run_id: UUID) -> Asking[bool]:
     """Whether this call cancelled it: it was live, and nobody had cancelled it before."""
-    return bool(fetch(connection, "cancel_run", {"id": run_id})[0][0])
+    ((cancelled,),) = yield Statement("cancel_run", {"id": run_id})
+    return bool(cancelled)
 
 
-def cancel_job(connection: psycopg.Connection[Any], job: str) -> int:
+@question
+def cancel_job(job: str) -> Asking[int]:
     """How many runs this call cancelled."""
-    return int(fetch(connection, "cancel_job", {"job": job})[0][0])
+    ((number,),) = yield Statement("cancel_job", {"job": job})
+    return int(number)
 
 
-def cancel_key(connection: psycopg.Connection[Any], job: str, unique_key: str) -> int:
-    return int(fetch(connection, "cancel_key", {"job": job, "unique_key": unique_key})[0][0])
+@question
+def cancel_key(job: str, unique_key: str) -> Asking[int]:
+    ((number,),) = yield Statement("cancel_key", {"job": job, "unique_key": unique_key})
+    return int(number)
 
 
 def register_job(connection: psycopg.Connection[Any], name: str, step: str, placement: Placement) -> None:
@@ -200,32 +211,5 @@ def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | 
         return None
 
 
-@contextmanager
-def _all_or_nothing(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """A transaction of our own, or a savepoint in the caller's.
-
-    A caller whose connection is not in autocommit mode means to commit, also where our statement is the first; psycopg
-    would take a transaction begun here for ours and commit it.
-    """
-    if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
-        fetch(connection, "clock")
-    with connection.transaction():
-        yield
-
-
 def instant(microseconds: Any) -> Any:
     return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
-
-
-def fetch(connection: psycopg.Connection[Any], name: str, parameters: Any = None) -> list[tuple[Any, ...]]:
-    """Rows of a named statement, whatever row factory the caller's connection has. Never prepared: see Session."""
-    try:
-        with _cursor(connection) as cursor:
-            cursor.execute(statements()[name], parameters, prepare=False)
-            return cursor.fetchall() if cursor.description else []
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-        raise SchemaMissing from error
-
-
-def _cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[tuple[Any, ...]]:
-    return psycopg.Cursor(connection, row_factory=tuple_row)

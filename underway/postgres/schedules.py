@@ -11,8 +11,9 @@ from uuid import UUID
 import psycopg
 
 from underway.manifest import Placement
+from underway.postgres.asking import fetch
 from underway.postgres.columns import Int8s, UUIDs
-from underway.postgres.runs import fetch, instant
+from underway.postgres.runs import instant
 from underway.postgres.session import Session
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

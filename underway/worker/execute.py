@@ -1,7 +1,9 @@
 """Runs one task and says how it ended."""
 
+import functools
 import time
 import traceback
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
@@ -13,15 +15,18 @@ from underway.context import Context
 from underway.errors import Fail, InsideStep, Interrupt, InvalidOption, JobDefinitionError, Retry
 from underway.handover import To
 from underway.ids import new_id
-from underway.job import CompiledStep, Job
+from underway.job import Job
 from underway.manifest import Placement
 from underway.worker.conversation import Conversation
 from underway.worker.guard import Guard
 from underway.worker.measure import Meter
+from underway.worker.state import States
 from underway.worker.transaction import Transactions
 
 if TYPE_CHECKING:
     import psycopg
+
+    from underway.worker.loop import WorkerLoop
 
 _LONGEST_ERROR = 32 * 1024
 _PROGRESS_SECONDS = 0.1
@@ -39,6 +44,7 @@ class Executor:
         self._guard = guard
         self._meter = Meter()
         self.transactions = Transactions(conversation)
+        self._states = States(lambda made: self._loop.run_factory(made))
         self._steps: dict[tuple[str, str], tuple[Job[Any, Any, Any], int]] = {}
         for job in app.jobs.values():
             for index, step in enumerate(job.compiled):
@@ -53,7 +59,7 @@ class Executor:
         retry_after: float | None = None
         try:
             job, index = self._steps[task.job, task.step]
-            ending, payload, placement = self._handed_over(job, index, self._call(job.compiled[index], task, attempt))
+            ending, payload, placement = self._handed_over(job, index, self._call(job, index, task, attempt))
         except Interrupt as error:
             ending, payload = "interrupted", _error_text(error, str(error))
         except Fail as error:
@@ -76,8 +82,16 @@ class Executor:
         except Exception as error:
             return ("retry", None, None, [], *outcome[4:7], _error_text(error))
 
-    def _call(self, step: CompiledStep, task: wire.Task, attempt: "_Attempt") -> Any:
-        cx = Context(
+    @functools.cached_property
+    def _loop(self) -> "WorkerLoop":
+        """Made for the first step that is async; a worker without such never imports asyncio."""
+        from underway.worker.loop import WorkerLoop
+
+        return WorkerLoop(self._guard)
+
+    def _call(self, job: Job[Any, Any, Any], index: int, task: wire.Task, attempt: "_Attempt") -> Any:
+        step = job.compiled[index]
+        cx: Context[Any] = Context(
             run=task.run,
             job=task.job,
             step=step.spec.name,
@@ -91,7 +105,12 @@ class Executor:
         try:
             try:
                 self._guard.begin(task.token)
-                return step.function(*arguments)
+                if job.make_state is not None:
+                    attempt.state = self._states.of(job)
+                returned = step.function(*arguments)
+                if not isinstance(returned, To) and isinstance(returned, Awaitable):
+                    return self._loop.run_step(returned)
+                return returned
             finally:
                 self._guard.end()
         finally:
@@ -128,7 +147,7 @@ class Executor:
 class _Attempt:
     """What a step does through its context while it runs."""
 
-    __slots__ = ("_app", "_conversation", "_guard", "_reported_at", "_token", "_transactions", "spawned")
+    __slots__ = ("_app", "_conversation", "_guard", "_reported_at", "_token", "_transactions", "spawned", "state")
 
     def __init__(
         self, app: Underway, conversation: Conversation, guard: Guard, transactions: Transactions, token: int
@@ -140,6 +159,7 @@ class _Attempt:
         self._token = token
         self._reported_at = 0.0
         self.spawned: list[dict[str, Any]] = []
+        self.state: Any = None
 
     def report(self, progress: dict[str, Any]) -> None:
         now = time.monotonic()

@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -30,6 +32,7 @@ class Guard:
         self._running: int | None = None
         self._postponed: str | None = None
         self._called_early = False
+        self._deliver: Callable[[str], None] = _raise_here
         self.inbox: list[wire.Message] = []
         signal.signal(_STOP_SIGNAL, self._look)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -87,7 +90,20 @@ class Guard:
             and threading.current_thread() is threading.main_thread()
         ):
             reason, self._postponed = self._postponed, None
-            raise Interrupt(reason)
+            self._deliver(reason)
+
+    @contextmanager
+    def delivering(self, deliver: Callable[[str], None]) -> Iterator[None]:
+        """Meanwhile an interrupt is not simply raised, but handed to `deliver`, which knows where it may be."""
+        self._deliver = deliver
+        try:
+            yield
+        finally:
+            self._deliver = _raise_here
+
+
+def _raise_here(reason: str) -> None:
+    raise Interrupt(reason)
 
 
 def end_everything() -> NoReturn:

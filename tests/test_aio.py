@@ -1,0 +1,271 @@
+"""The async client on connections of the app's own: what it says and refuses is what the sync one says and refuses."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import psycopg
+import pytest
+from apps import clients
+from apps.clients import Order
+from harness import Supervisor, eventually
+
+from underway import (
+    Context,
+    ImportSideEffect,
+    InsideStep,
+    InvalidOption,
+    NoDatabase,
+    PayloadError,
+    RunCancelled,
+    RunFailed,
+    RunNotFound,
+    SchemaMissing,
+    Status,
+    Underway,
+    aio,
+    context,
+)
+from underway.loading import load
+
+T = TypeVar("T")
+Connection = psycopg.Connection[Any]
+
+
+@pytest.fixture
+def app(bind: Callable[[Underway], Underway]) -> Underway:
+    return bind(clients.app)
+
+
+@asynccontextmanager
+async def service(app: Underway) -> AsyncIterator[None]:
+    """A service's life: whatever it has opened on this loop is closed at its end."""
+    try:
+        yield
+    finally:
+        await aio.close(app)
+
+
+def serve(app: Underway, use: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def main() -> T:
+        async with service(app):
+            return await use()
+
+    return asyncio.run(main())
+
+
+def backends(connection: Connection) -> int:
+    row = connection.execute(
+        "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() "
+        "and backend_type = 'client backend'"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_what_becomes_of_runs(app: Underway, start_supervisor: Callable[..., Supervisor]) -> None:
+    start_supervisor("clients", "--procs", "2")
+
+    async def use() -> None:
+        run = await aio.enqueue(clients.orders, Order(7))
+        assert await run.result(timeout=20) == Order(7)
+        assert await run.wait() is await run.status() is Status.SUCCEEDED
+        assert [(attempt.step, attempt.outcome) for attempt in await run.attempts()] == [("keep_order", "succeeded")]
+        assert repr(run) == f"<AsyncRun {run.id}>"
+        found = await aio.get_run(app, str(run.id))
+        assert found == run == app.get_run(run.id)
+        assert await found.result() == Order(7)
+
+        assert (
+            await asyncio.gather(*(echo.result(20) for echo in await aio.enqueue_many(clients.echoes, range(9))))
+        ) == [*range(9)]
+        failing = await aio.enqueue(clients.hopeless, "well")
+        with pytest.raises(RunFailed, match="never well"):
+            await failing.result(20)
+        later = await aio.enqueue(clients.placed, 1)
+        with pytest.raises(TimeoutError, match=f"run {later.id} is still waiting after 0.05 s"):
+            await later.wait(timeout=0.05)
+        assert await later.cancel()
+        assert not await later.cancel()
+        with pytest.raises(RunCancelled):
+            await later.result()
+
+    serve(app, use)
+
+
+def test_waiting_keeps_nobody_else_from_the_loop(app: Underway, connection: Connection) -> None:
+    async def use() -> None:
+        run = await aio.enqueue(clients.echoes, 1)
+        waits = [asyncio.create_task(run.wait()) for _ in range(50)]
+        await asyncio.sleep(0.2)
+        assert not any(task.done() for task in waits)
+        # what the pool holds, not one for each that waits
+        assert backends(connection) <= 4
+        await run.cancel()
+        assert set(await asyncio.gather(*waits)) == {Status.CANCELLED}
+
+    serve(app, use)
+
+
+def test_cancel_in_the_callers_transaction(app: Underway, database: str) -> None:
+    async def use() -> None:
+        run = await aio.enqueue(clients.echoes, 1)
+        async with await psycopg.AsyncConnection.connect(database) as mine:
+            assert await run.cancel(conn=mine)
+            assert await run.status() is Status.PENDING
+            await mine.rollback()
+            assert await run.status() is Status.PENDING
+            assert await run.cancel(conn=mine)
+        assert await run.status() is Status.CANCELLED
+
+    serve(app, use)
+
+
+def test_cancel_by_key_and_by_job(app: Underway, connection: Connection) -> None:
+    async def use() -> None:
+        one, *others = await aio.enqueue_many(clients.echoes, range(3))
+        connection.execute("update underway.run set unique_key = 'k' where id = %s", [one.id])
+        assert await aio.cancel(clients.echoes, unique_key="k") == 1
+        assert await aio.cancel(clients.echoes, unique_key="k") == 0
+        assert [await run.status() for run in (one, *others)] == ["cancelled", "pending", "pending"]
+        assert await aio.cancel_all(clients.echoes) == 2
+
+    serve(app, use)
+
+
+def test_enqueue_many_is_all_or_nothing(app: Underway, connection: Connection) -> None:
+    def breaks() -> Iterator[Order]:
+        yield from (Order(number, "x" * 1000) for number in range(2000))
+        raise KeyError("theirs")
+
+    async def use() -> None:
+        with pytest.raises(KeyError, match="theirs"):
+            await aio.enqueue_many(clients.orders, breaks())
+        assert await aio.enqueue_many(clients.orders, []) == []
+        runs = await aio.enqueue_many(clients.orders, (Order(number) for number in range(5000)))
+        found = dict(connection.execute("select id, (input->>'number')::int from underway.run").fetchall())
+        assert [found[run.id] for run in runs] == list(range(5000))
+
+    serve(app, use)
+
+
+def test_many_at_once_open_one_pool(app: Underway, connection: Connection) -> None:
+    async def use() -> None:
+        await asyncio.gather(*(aio.enqueue(clients.echoes, number) for number in range(100)))
+        assert backends(connection) <= 4
+
+    serve(app, use)
+    assert connection.execute("select count(*) from underway.run").fetchone() == (100,)
+
+
+def test_a_loop_after_another_has_connections_of_its_own(app: Underway, connection: Connection) -> None:
+    for _ in range(2):
+        serve(app, lambda: aio.enqueue(clients.echoes, 1))
+    assert connection.execute("select count(*) from underway.run").fetchone() == (2,)
+    eventually(lambda: backends(connection) == 0)
+
+
+def test_a_closed_app_opens_again(app: Underway) -> None:
+    async def use() -> None:
+        await aio.close(app)
+        run = await aio.enqueue(clients.echoes, 1)
+        await aio.close(app)
+        assert await run.status() is Status.PENDING
+
+    serve(app, use)
+
+
+def test_a_transaction_on_a_connection_of_the_apps_own(app: Underway, connection: Connection) -> None:
+    async def use() -> None:
+        with pytest.raises(KeyError):  # noqa: PT012
+            async with aio.connection(app) as own:
+                await aio.enqueue(clients.echoes, 1, conn=own)
+                raise KeyError
+        async with aio.connection(app) as own:
+            await aio.enqueue(clients.echoes, 2, conn=own)
+
+    serve(app, use)
+    assert connection.execute("select input from underway.run").fetchall() == [(2,)]
+
+
+# What is refused
+
+
+def test_what_does_not_fit_is_refused_before_anything_happens(app: Underway, connection: Connection) -> None:
+    async def use() -> None:
+        bad: Any
+        for bad in (Order("x"), None, {"number": 1}):  # type: ignore[arg-type]
+            with pytest.raises(PayloadError):
+                await aio.enqueue(clients.orders, bad)
+        with pytest.raises(RunNotFound, match="never committed, or gone after its keep"):
+            await aio.get_run(app, uuid4())
+
+    serve(app, use)
+    assert connection.execute("select count(*) from underway.run").fetchone() == (0,)
+
+
+def test_a_connection_of_the_wrong_kind_is_refused(app: Underway, database: str) -> None:
+    async def use() -> None:
+        wrong: Any
+        with psycopg.connect(database) as wrong:
+            for refused in (
+                aio.enqueue(clients.echoes, 1, conn=wrong),
+                aio.enqueue_many(clients.echoes, [1], conn=wrong),
+            ):
+                with pytest.raises(InvalidOption, match=r"conn must be a psycopg\.AsyncConnection, not Connection"):
+                    await refused
+        async with await psycopg.AsyncConnection.connect(database) as wrong:
+            with pytest.raises(InvalidOption, match=r"not AsyncConnection; underway\.aio takes async connections"):
+                clients.echoes.enqueue(1, conn=wrong)
+
+    serve(app, use)
+
+
+@pytest.fixture
+def in_a_step() -> Iterator[None]:
+    nobody: Any = None
+    context.enter(Context(run=str(uuid4()), job="job", step="step", attempt=1, ends_at=0, worker=nobody))
+    yield
+    context.enter(None)
+
+
+@pytest.mark.usefixtures("in_a_step")
+def test_inside_a_step(app: Underway, database: str) -> None:
+    async def use() -> None:
+        with pytest.raises(InsideStep, match=r"enqueue without conn= inside a step \(job.step\): use cx.enqueue"):
+            await aio.enqueue(clients.echoes, 1)
+        async with await psycopg.AsyncConnection.connect(database) as mine:
+            run = await aio.enqueue(clients.echoes, 1, conn=mine)
+        for refused in (run.wait(), run.result()):
+            with pytest.raises(InsideStep, match=r"Run.wait inside a step \(job.step\): it would hold a worker"):
+                await refused
+        assert await run.status() is Status.PENDING
+
+    serve(app, use)
+
+
+def test_while_an_app_is_imported(tmp_path: Path, database: str) -> None:
+    (tmp_path / "eager.py").write_text(
+        "import asyncio\nfrom apps import clients\nfrom underway import aio\n"
+        "asyncio.run(aio.enqueue(clients.echoes, 1))\n"
+    )
+    with pytest.raises(ImportSideEffect, match="enqueue was called while"):
+        load(f"{tmp_path / 'eager.py'}:app")
+
+
+def test_no_database_and_no_schema(app: Underway, empty_database: str) -> None:
+    async def use() -> None:
+        app._database = None
+        with pytest.raises(NoDatabase):
+            await aio.enqueue(clients.echoes, 1)
+        app._database = empty_database
+        with pytest.raises(SchemaMissing):
+            await aio.enqueue(clients.echoes, 1)
+        app._database = "postgresql://nobody@localhost:1/nowhere"
+        with pytest.raises(psycopg.OperationalError):
+            await aio.enqueue(clients.echoes, 1)
+
+    serve(app, use)

@@ -1,0 +1,230 @@
+"""The client for asyncio services: what `Job` and `Run` do, awaited.
+
+    from underway import aio
+
+    run = await aio.enqueue(order_receipt, GenerateReceipt(order_id=42), conn=conn)
+    print(await run.result(timeout=60))
+
+`conn=` is a psycopg.AsyncConnection of the caller's, and its transaction; without it the app opens a small pool on the
+running event loop, at first use. The same statements, checks and errors as in the sync client.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Never, overload
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from typing_extensions import TypeVar, Unpack
+
+from underway import client
+from underway.client import Attempt, Handle, Patience, Status
+from underway.errors import InvalidOption
+from underway.job import Job
+from underway.loading import refuse_while_loading
+from underway.options import RunOptions
+
+if TYPE_CHECKING:
+    import psycopg
+    import psycopg_pool
+
+    from underway.app import Underway
+
+__all__ = ["AsyncRun", "cancel", "cancel_all", "close", "connection", "enqueue", "enqueue_many", "get_run"]
+
+In = TypeVar("In")
+R = TypeVar("R")
+
+
+class AsyncRun(Handle[R]):
+    """A handle of one run, like `underway.Run`; made anew anywhere with `await aio.get_run(app, id)`."""
+
+    __slots__ = ()
+
+    async def status(self) -> Status:
+        """Raises RunNotFound if it was never committed, or has left after its `keep`."""
+        from underway.postgres import runs
+
+        async with connection(self._app) as own:
+            return client.known_status(self.id, await runs.status.on(own, self.id))
+
+    async def wait(self, timeout: timedelta | float | None = None) -> Status:
+        """Wait until the run is finished and return its final status. `timeout` in seconds or as a timedelta.
+
+        Raises TimeoutError. Holds no connection while it waits.
+        """
+        patience = Patience(self.id, timeout)
+        while not (status := await self.status()).final:
+            await asyncio.sleep(patience.next_pause(status))
+        return status
+
+    async def result(self, timeout: timedelta | float | None = None) -> R:
+        """What `To.done` carried, once the run has succeeded; waits for that like `wait`.
+
+        Raises RunFailed with the last error, RunCancelled, RunNotFound, TimeoutError.
+        """
+        from underway.postgres import runs
+
+        await self.wait(timeout)
+        async with connection(self._app) as own:
+            outcome = await runs.outcome.on(own, self.id)
+        value: R = client.result_of(self.id, outcome, self._result_type)
+        return value
+
+    async def attempts(self) -> list[Attempt]:
+        """All attempts so far that have ended, in order."""
+        from underway.postgres import runs
+
+        async with connection(self._app) as own:
+            return [Attempt(*row) for row in await runs.attempts.on(own, self.id)]
+
+    async def cancel(self, *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> bool:
+        """Cancel the run, for good; False if it was finished, cancelled before, or never there. See Run.cancel."""
+        from underway.postgres import runs
+
+        refuse_while_loading("AsyncRun.cancel")
+        async with _connection(self._app, conn) as one:
+            return await runs.cancel.on(one, self.id)
+
+
+@overload
+async def enqueue(
+    job: Job[In, Never, R],
+    value: In,
+    *,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+    **given: Unpack[RunOptions],
+) -> AsyncRun[R]: ...
+@overload
+async def enqueue(
+    job: Job[None, Never, R], *, conn: "psycopg.AsyncConnection[Any] | None" = None, **given: Unpack[RunOptions]
+) -> AsyncRun[R]: ...
+async def enqueue(
+    job: Job[Any, Never, Any],
+    value: Any = None,
+    *,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+    **given: Unpack[RunOptions],
+) -> AsyncRun[Any]:
+    """Enqueue a run. With `conn=` in your transaction: committed or rolled back with everything else in it.
+
+    Raises PayloadError if the value cannot travel, JobDefinitionError if the job's steps do not fit together.
+    """
+    client.refuse_enqueue(conn)
+    question, arguments = client.one_run(job, value, given)
+    async with _connection(job._app, conn) as one:
+        ((run_id, created),) = await question.on(one, *arguments)
+    return AsyncRun(job._app, run_id, job.result_type, created=created)
+
+
+async def enqueue_many(
+    job: Job[In, Never, R],
+    values: Iterable[In],
+    *,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+    **given: Unpack[RunOptions],
+) -> list[AsyncRun[R]]:
+    """Enqueue a run for each value, all or none of them, by COPY. The runs are in the order of the values.
+
+    Values are encoded between one write to the database and the next, so other tasks go on meanwhile.
+    """
+    client.refuse_enqueue(conn)
+    question, arguments = client.many_runs(job, values, given)
+    async with _connection(job._app, conn) as one:
+        placed = await question.on(one, *arguments)
+    return [AsyncRun(job._app, run_id, job.result_type, created=created) for run_id, created in placed]
+
+
+async def cancel(
+    job: Job[Any, Any, Any], *, unique_key: str, conn: "psycopg.AsyncConnection[Any] | None" = None
+) -> int:
+    """Cancel the live run that has this unique key, as Run.cancel does; 1 if there was one, else 0."""
+    from underway.postgres import runs
+
+    refuse_while_loading("aio.cancel")
+    async with _connection(job._app, conn) as one:
+        return await runs.cancel_key.on(one, job.name, unique_key)
+
+
+async def cancel_all(job: Job[Any, Any, Any], *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> int:
+    """Cancel all live runs of this job, as Run.cancel does; returns how many. All of it is one transaction."""
+    from underway.postgres import runs
+
+    refuse_while_loading("aio.cancel_all")
+    async with _connection(job._app, conn) as one:
+        return await runs.cancel_job.on(one, job.name)
+
+
+async def get_run(app: "Underway", run_id: UUID | str) -> AsyncRun[Any]:
+    """A handle of a run, from anywhere. Raises RunNotFound."""
+    from underway.postgres import runs
+
+    run_id = UUID(str(run_id))
+    async with connection(app) as own:
+        name = await runs.job_of.on(own, run_id)
+    return AsyncRun(app, run_id, app._result_type(client.known_job(run_id, name)), created=False)
+
+
+# The app's connections. A pool belongs to the event loop on which it was opened.
+
+
+class _Pool:
+    def __init__(self) -> None:
+        self.opening = asyncio.Lock()
+        self.pool: psycopg_pool.AsyncConnectionPool | None = None
+
+
+_pools: "WeakKeyDictionary[Underway, dict[asyncio.AbstractEventLoop, _Pool]]" = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def connection(app: "Underway") -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
+    """A connection from the app's pool on this event loop, in a transaction like that of `app.connection()`.
+
+    Opens the pool at first use; `close` it before the loop ends.
+    """
+    pool = await _open_pool(app)
+    async with pool.connection() as own:
+        yield own
+
+
+async def close(app: "Underway") -> None:
+    """Close the app's connections on this event loop, as at the end of a service; they open again when needed."""
+    mine = _pools.get(app, {}).pop(asyncio.get_running_loop(), None)
+    if mine is not None and mine.pool is not None:
+        await mine.pool.close()
+
+
+async def _open_pool(app: "Underway") -> "psycopg_pool.AsyncConnectionPool":
+    pools = _pools.setdefault(app, {})
+    for loop in [loop for loop in pools if loop.is_closed()]:
+        del pools[loop]
+    mine = pools.setdefault(asyncio.get_running_loop(), _Pool())
+    async with mine.opening:
+        if mine.pool is None:
+            import psycopg_pool
+
+            # In a thread: it may start the embedded Postgres, and connects.
+            url = await asyncio.to_thread(app._checked_url)
+            pool = psycopg_pool.AsyncConnectionPool(url, min_size=0, max_size=4, open=False)
+            await pool.open()
+            mine.pool = pool
+        return mine.pool
+
+
+@asynccontextmanager
+async def _connection(
+    app: "Underway", conn: "psycopg.AsyncConnection[Any] | None"
+) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
+    """The caller's, which stays in its transaction; else one of the app's own, committed at the end."""
+    import psycopg
+
+    if conn is None:
+        async with connection(app) as own:
+            yield own
+    elif isinstance(conn, psycopg.AsyncConnection):
+        yield conn
+    else:
+        raise InvalidOption(f"conn must be a psycopg.AsyncConnection, not {type(conn).__name__}")
