@@ -13,8 +13,9 @@ from uuid import uuid4
 
 from underway.manifest import Lane, Policy
 from underway.postgres.connect import conninfo
+from underway.postgres.endings import Attempt, Continue, Finish
 from underway.postgres.session import Session
-from underway.postgres.store import Attempt, Claimed, Continue, Finish, Lanes, Store
+from underway.postgres.store import Claimed, Lanes, Store
 
 T = TypeVar("T")
 

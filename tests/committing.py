@@ -10,12 +10,13 @@ from db import LANE, LANES, STEP, Connection, ago, held_task
 from psycopg.rows import TupleRow
 
 from underway.manifest import Lane, Step
+from underway.postgres.endings import Attempt, Next, succeed
 from underway.postgres.session import Session
-from underway.postgres.store import Attempt, Store
+from underway.postgres.store import Store
 from underway.supervisor.commits import Commits, Ended
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.task import Task
-from underway.supervisor.verdict import Next, Seen, settle, succeed
+from underway.supervisor.verdict import Seen, settle
 
 NEXT = Next("next", "default", 0, 0.0, 60.0)
 NEXT_LANE = Lane("default", LANE.job, "next")

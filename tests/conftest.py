@@ -72,6 +72,13 @@ def connection(database: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture
+def any_connection(any_database: str) -> Iterator[psycopg.Connection[Any]]:
+    """An autocommit connection to `any_database`."""
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
 def bind(database: str) -> Iterator[Callable[[Underway], Underway]]:
     """Make an app of tests/apps use `database` for the length of the test."""
     bound: list[Underway] = []

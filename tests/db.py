@@ -14,8 +14,9 @@ from psycopg import sql
 from underway import manifest
 from underway.ids import new_id
 from underway.manifest import Lane, Policy
+from underway.postgres.endings import Attempt, Continue, Finish
 from underway.postgres.session import Session
-from underway.postgres.store import Attempt, Claimed, Continue, Finish, Lanes, Store
+from underway.postgres.store import Claimed, Lanes, Store
 from underway.supervisor.task import Task, from_claim
 
 T = TypeVar("T")

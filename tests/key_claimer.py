@@ -14,8 +14,9 @@ import psycopg
 from db import ago, finish, go_on
 
 from underway.manifest import Lane, Policy
+from underway.postgres.endings import Attempt, Continue, Finish
 from underway.postgres.session import Session
-from underway.postgres.store import Attempt, Claimed, Continue, Finish, Lanes, Store
+from underway.postgres.store import Claimed, Lanes, Store
 
 LANES = Lanes((Lane("default", "job", step), Policy(lease=timedelta(seconds=1))) for step in ("step", "next"))
 _HOUSEKEEPING_SECONDS = 0.3

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -169,11 +169,13 @@ def test_a_claim_says_what_the_row_says(any_database: str) -> None:
     owner = uuid4()
     with psycopg.connect(any_database, autocommit=True) as connection:
         counters = {"number": 4, "attempts": 2, "crashes": 1, "releases": 3}
-        run = insert(connection, **counters, priority=-5, keep=timedelta(hours=30), input='{"a": "ü"}')
+        slot = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+        more = {"priority": -5, "keep": timedelta(hours=30), "scheduled_for": slot, "input": '{"a": "ü"}'}
+        run = insert(connection, **counters, **more)
         (claimed,) = claim(any_database, lanes=Lanes([(LANE, policy)]), owner=owner)
         row = row_of(connection, "run", run)
         assert row is not None
-        assert claimed == (run, row["token"], LANE, *counters.values(), '{"a": "ü"}'.encode())
+        assert claimed == (run, row["token"], LANE, *counters.values(), slot.timestamp(), '{"a": "ü"}'.encode())
         assert (row["state"], row["owner"], row["max_crashes"]) == ("in_progress", str(owner), 7)
         left = "select extract(epoch from lease_until - clock_timestamp())::float8 from underway.run"
         assert 30 < value(connection, left) <= 90

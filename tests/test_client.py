@@ -442,6 +442,9 @@ class _NoWorker:
     def spawn(self, job: Job[Any, Any, Any], value: Any) -> client.Run[Any]:
         return client.Run(job._app, UUID(int=0), None)
 
+    def transaction(self) -> Connection:
+        raise NotImplementedError
+
 
 @pytest.fixture
 def in_a_step() -> Iterator[None]:

@@ -38,7 +38,7 @@ class Registered:
 
     def __init__(self, url: str) -> None:
         self.connection = psycopg.connect(url, autocommit=True)
-        register(self.connection)  # type: ignore[arg-type]
+        register(self.connection)
 
     def arrived(self, column: Column) -> list[Any]:
         """The elements as Postgres got them, in rows; the cast says nothing, so that the type is the column's own."""

@@ -15,7 +15,8 @@ from psycopg import IsolationLevel, sql
 from underway import Run, Status, Underway
 from underway.manifest import Lane, Policy
 from underway.postgres import runs
-from underway.postgres.store import Claimed, Finish, Lanes, Store
+from underway.postgres.endings import Finish
+from underway.postgres.store import Claimed, Lanes, Store
 
 T = TypeVar("T")
 

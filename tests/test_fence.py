@@ -32,8 +32,9 @@ from db import (
 from psycopg import sql
 
 from underway.postgres import control, migrate, runs
+from underway.postgres.endings import Attempt
 from underway.postgres.queries import statements
-from underway.postgres.store import Attempt, Renewal, Store
+from underway.postgres.store import Renewal, Store
 
 US, OTHERS = uuid4(), uuid4()
 
@@ -104,6 +105,7 @@ BY_SITUATION: dict[str, set[str]] = {
     "claim_tasks": {"pending"},
     "promote_runs": {"waiting and due"},
     "line_up_runs": {"waiting for a key"},
+    "sweep_keys": {"waiting for a key"},
     "cancel_run": CANCELLABLE,
     "cancel_job": CANCELLABLE,
     "cancel_key": CANCELLABLE,
@@ -147,13 +149,7 @@ del WITHOUT_TOKEN["cancel requested"]
 TOKENS = ("right", "older", "newer", "swapped")
 
 
-@pytest.fixture
-def any_connection(any_database: str) -> Any:
-    with psycopg.connect(any_database, autocommit=True) as connection:
-        yield connection
-
-
-def _pair(connection: Connection, situation: str, token: str) -> Batch:
+def pair(connection: Connection, situation: str, token: str) -> Batch:
     """Two runs in this situation, with what a supervisor believes to be their tokens."""
     keys = [(_put(connection, situation, number), number) for number in _numbers(connection)]
     if token == "swapped":
@@ -223,7 +219,7 @@ def test_only_the_right_token_of_our_own_running_attempt_writes(
     async def all_cells() -> None:
         async with open_store(any_database, US) as store:
             for situation, token in product(SITUATIONS, TOKENS):
-                batch = _pair(connection, situation, token)
+                batch = pair(connection, situation, token)
                 before = dump(connection)
                 written = await write(store, batch)
                 changed = dump(connection) != before
@@ -240,7 +236,7 @@ def test_in_one_batch_with_all_others_only_the_right_cell_writes(
     any_database: str, any_connection: Connection, write: FencedWrite
 ) -> None:
     connection = any_connection
-    batches = {cell: _pair(connection, *cell) for cell in product(SITUATIONS, TOKENS)}
+    batches = {cell: pair(connection, *cell) for cell in product(SITUATIONS, TOKENS)}
     good = batches.pop((ALLOWED.get(write, "in progress"), "right"))
     stale = [(run, token - 1) for run, token in good]  # the same runs named twice: an old attempt beside the new one
     bad = [key for batch in batches.values() for key in batch]
@@ -275,6 +271,8 @@ async def _write_by_situation(name: str, store: Store, connection: Connection, r
         await store.promote(100)
     elif name == "line_up_runs":
         await store.line_up(100)
+    elif name == "sweep_keys":
+        await store.sweep_keys(("", ""), 100)
     elif name == "cancel_run":
         runs.cancel(connection, UUID(run))
     elif name == "cancel_job":

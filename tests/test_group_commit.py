@@ -11,8 +11,9 @@ from committing import Committing, attempts_of, play
 from db import STEP, Connection, claim, insert, next_token, row_of, spawn, value
 
 from underway.postgres import runs
+from underway.postgres.endings import Attempt
 from underway.postgres.session import DatabaseAway
-from underway.postgres.store import Attempt, Claimed
+from underway.postgres.store import Claimed
 from underway.supervisor.commits import MOST_TOGETHER, Ended
 from underway.supervisor.verdict import Seen, settle
 

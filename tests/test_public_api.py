@@ -163,7 +163,9 @@ def test_step_takes_a_function_and_the_options() -> None:
 
 def test_what_a_step_sees() -> None:
     public = {name for name in dir(Context) if not name.startswith("_")}
-    assert public == {"attempt", "deadline", "enqueue", "job", "log", "progress", "run_id", "scheduled_for", "step"}
+    assert public == {
+        "attempt", "deadline", "enqueue", "job", "log", "progress", "run_id", "scheduled_for", "step", "tx"
+    }  # fmt: skip
 
 
 def test_what_an_attempt_tells() -> None:

@@ -22,11 +22,12 @@ from underway import manifest
 from underway.ids import new_id
 from underway.manifest import Lane, Placement, Policy
 from underway.postgres import runs
+from underway.postgres.endings import Attempt, Continue, Finish, Next, succeed
 from underway.postgres.session import Session
-from underway.postgres.store import Attempt, Continue, Finish, Lanes, Renewal, Store
+from underway.postgres.store import Lanes, Renewal, Store
 from underway.retry import RetryPolicy
 from underway.supervisor.task import Task, from_claim
-from underway.supervisor.verdict import VERDICTS, Charge, Next, Seen, settle, succeed
+from underway.supervisor.verdict import VERDICTS, Charge, Seen, settle
 
 T = TypeVar("T")
 

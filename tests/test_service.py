@@ -12,13 +12,13 @@ from db import LANE, Connection, ago, insert, row_of, value
 
 from underway import wire
 from underway.manifest import Job, Lane, Manifest, Policy, Step
+from underway.postgres.endings import Attempt, succeed
 from underway.postgres.session import DatabaseAway, Session
-from underway.postgres.store import Attempt, Claimed, Store
+from underway.postgres.store import Claimed, Store
 from underway.supervisor.commits import Ended
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.task import Task
-from underway.supervisor.verdict import succeed
 
 # Longer than any of these tests: what a lapse would take back counts as stuck.
 POLICY = Policy(lease=timedelta(seconds=300))

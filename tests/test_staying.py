@@ -24,9 +24,10 @@ from db import (
 )
 
 from underway.manifest import Lane, Policy, Step
+from underway.postgres.endings import Next
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Renewal, Store
-from underway.supervisor.verdict import Next, Seen
+from underway.supervisor.verdict import Seen
 
 US, OTHERS = uuid4(), uuid4()
 KEPT = Policy(lease=timedelta(seconds=45), max_crashes=7)

@@ -9,11 +9,11 @@ import psycopg
 import pytest
 
 from underway.manifest import Lane, Policy, Step
+from underway.postgres.endings import Attempt, Continue, Finish, Next, succeed
 from underway.postgres.queries import statements
-from underway.postgres.store import Attempt, Continue, Finish
 from underway.retry import RetryPolicy
 from underway.supervisor.task import Task
-from underway.supervisor.verdict import VERDICTS, Charge, Next, Seen, crash_delay, settle, succeed
+from underway.supervisor.verdict import VERDICTS, Charge, Seen, crash_delay, settle
 
 POLICY = Policy(retry=RetryPolicy(max_attempts=4, initial_interval=timedelta(seconds=8), jitter=0.5), max_crashes=3)
 STARTED = Attempt("to be replaced", error="what happened", started=2.0, pid=7, cpu_seconds=1.5, peak_rss=99)

@@ -16,17 +16,31 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20)
 payloads = st.binary(max_size=300)
 tokens = st.integers(0, 2**63 - 1)
 seconds = st.floats(0, 1e9)
+counts = st.integers(0, 2**31)
 json_values: st.SearchStrategy[Any] = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | texts
 placements = st.none() | st.lists(json_values, max_size=5)
 
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(wire.Hello, st.integers(1, 2**22), payloads),
     st.builds(wire.BootFailed, payloads),
-    st.builds(wire.Task, texts, tokens, texts, texts, st.integers(1, 2**31), seconds, st.none() | seconds, payloads),
+    st.builds(wire.Welcome, texts, texts, texts),
+    st.builds(
+        wire.Task,
+        texts,
+        tokens,
+        texts,
+        texts,
+        st.integers(1, 2**31),
+        counts,
+        counts,
+        seconds,
+        st.none() | seconds,
+        payloads,
+    ),
     st.builds(wire.Started, tokens),
     st.builds(wire.Progress, tokens, payloads),
     st.builds(wire.Log, tokens, st.integers(0, 50), texts, payloads),
-    st.builds(wire.Transaction, tokens, st.integers(1, 2**22)),
+    st.builds(wire.Transaction, tokens),
     st.builds(
         wire.Result,
         tokens,
@@ -58,8 +72,8 @@ def read(*pieces: bytes) -> list[Message]:
 
 def test_every_message_is_tried_here() -> None:
     assert {kind.__name__ for kind in wire._KINDS} == {
-        "Hello", "BootFailed", "Task", "Started", "Progress", "Log", "Transaction", "Result", "Stop", "Revoke",
-        "Skipped",
+        "Hello", "BootFailed", "Welcome", "Task", "Started", "Progress", "Log", "Transaction", "Result", "Stop",
+        "Revoke", "Skipped",
     }  # fmt: skip
 
 
@@ -161,14 +175,14 @@ def test_a_flipped_byte_is_no_other_error_than_a_broken_frame(sent: Message, dat
 
 def test_the_payload_is_never_parsed() -> None:
     for payload in (b"\xff\x00 not json", b"", b"[", orjson.dumps("x")):
-        task = wire.Task("run", 1, "job", "step", 1, 1.0, None, payload)
+        task = wire.Task("run", 1, "job", "step", 1, 0, 0, 1.0, None, payload)
         assert read(wire.encode(task)) == [task]
 
 
 def test_the_header_is_small_json_with_what_a_supervisor_needs() -> None:
-    stream = wire.encode(wire.Task("run", 7, "job", "step", 1, 2.5, None, b"payload"))
+    stream = wire.encode(wire.Task("run", 7, "job", "step", 1, 0, 0, 2.5, None, b"payload"))
     length, kind, header_length = struct.unpack_from("!IBI", stream)
     assert length == len(stream) - 4
     assert wire._KINDS[kind] is wire.Task
-    assert orjson.loads(stream[9 : 9 + header_length]) == ["run", 7, "job", "step", 1, 2.5, None]
+    assert orjson.loads(stream[9 : 9 + header_length]) == ["run", 7, "job", "step", 1, 0, 0, 2.5, None]
     assert stream[9 + header_length :] == b"payload"

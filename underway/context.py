@@ -10,6 +10,8 @@ from typing_extensions import TypeVar
 from underway.errors import InsideStep, InvalidOption
 
 if TYPE_CHECKING:
+    import psycopg
+
     from underway.client import Run
     from underway.job import Job
 
@@ -24,6 +26,7 @@ class Worker(Protocol):
 
     def report(self, progress: dict[str, Any]) -> None: ...
     def spawn(self, job: "Job[Any, Any, Any]", value: Any) -> "Run[Any]": ...
+    def transaction(self) -> "psycopg.Connection[tuple[Any, ...]]": ...
 
 
 class Context:
@@ -74,6 +77,16 @@ class Context:
     def log(self) -> logging.Logger:
         """Forwards to the supervisor's log, with run, job, step and attempt."""
         return logging.getLogger(f"{self.job}.{self.step}")
+
+    @property
+    def tx(self) -> "psycopg.Connection[tuple[Any, ...]]":
+        """A connection in a transaction that is committed together with this step's hand-over, or not at all.
+
+        Opened at first use, on the supervisor's database. What is written through it takes effect exactly once for
+        each step that succeeds: if the step raises, or the run was cancelled or taken away meanwhile, it is rolled
+        back. Never commit it yourself. An error of Postgres that the step lets pass is a failed attempt like any other.
+        """
+        return self._worker.transaction()
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Say how far the step is; shown as `progress` in the view underway.runs.

@@ -29,10 +29,19 @@ class BootFailed(NamedTuple):
     payload: bytes
 
 
+class Welcome(NamedTuple):
+    """Supervisor: in whose name, and on which database, a step's own transaction hands over. Before any Task."""
+
+    owner: str
+    host: str
+    database: str
+
+
 class Task(NamedTuple):
     """Supervisor: run this.
 
-    `attempt` counts from 1; `timeout` is in seconds from the start of the step, `scheduled_for` in those of the epoch.
+    `attempt` counts from 1; `attempts` and `crashes` are the counters of the run, which a step's own transaction must
+    leave as they are; `timeout` is in seconds from the start of the step, `scheduled_for` in those of the epoch.
     """
 
     run: str
@@ -40,9 +49,16 @@ class Task(NamedTuple):
     job: str
     step: str
     attempt: int
+    attempts: int
+    crashes: int
     timeout: float
     scheduled_for: float | None
     payload: bytes
+
+    @property
+    def ran_step(self) -> str:
+        """As the supervisor's own tasks call it."""
+        return self.step
 
 
 class Started(NamedTuple):
@@ -64,19 +80,18 @@ class Log(NamedTuple):
 
 
 class Transaction(NamedTuple):
-    """Worker: the step has opened its own transaction on this backend, which must die with the worker."""
+    """Worker: the step opens its own transaction, whose backend must die with the worker. Sent before it is used."""
 
     token: int
-    backend_pid: int
 
 
 class Result(NamedTuple):
     """Worker: how the step ended. `payload` is the next step's input, the run's result, or the error's text.
 
-    `ending` is one of the ENDINGS; `placement` is (step, queue, priority, delay, keep, concurrency_key, key_limit) of
-    the next step; `retry_after` is what the step asked for; `spawned` are the runs to enqueue with the hand-over; times
-    and sizes are in seconds and bytes. `then` is the task that starts now: a Started of its own would double the frames
-    of short tasks.
+    `ending` is one of the ENDINGS; after "committed" nothing is left to write, the step's own transaction has done it.
+    `placement` is (step, queue, priority, delay, keep, concurrency_key, key_limit) of the next step; `retry_after` is
+    what the step asked for; `spawned` are the runs to enqueue with the hand-over; times and sizes are in seconds and
+    bytes. `then` is the task that starts now: a Started of its own would double the frames of short tasks.
     """
 
     token: int
@@ -110,14 +125,15 @@ class Skipped(NamedTuple):
     token: int
 
 
-ENDINGS = ("next", "done", "retry", "fail", "interrupted")
+ENDINGS = ("next", "done", "committed", "retry", "fail", "interrupted")
 Message: TypeAlias = (
-    Hello | BootFailed | Task | Started | Progress | Log | Transaction | Result | Stop | Revoke | Skipped
+    Hello | BootFailed | Welcome | Task | Started | Progress | Log | Transaction | Result | Stop | Revoke | Skipped
 )
 
 _KINDS: tuple[type[Message], ...] = (
     Hello,
     BootFailed,
+    Welcome,
     Task,
     Started,
     Progress,

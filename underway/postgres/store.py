@@ -1,7 +1,6 @@
 """What a supervisor asks of Postgres, statement by statement. Every write of an attempt is fenced in its SQL."""
 
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -10,8 +9,10 @@ import orjson
 from psycopg.rows import TupleRow
 
 from underway.manifest import Lane, Placement, Policy
-from underway.postgres.columns import Column, Float4s, Float8s, Int2s, Int4s, Int8s, Texts, UUIDs
+from underway.postgres.columns import Column, Float8s, Int4s, Int8s, Texts, UUIDs
+from underway.postgres.endings import Continue, Finish, continue_parameters, finish_parameters
 from underway.postgres.session import Session
+from underway.postgres.transaction import transaction_name
 
 _FIRST = UUID(int=0)
 
@@ -28,56 +29,6 @@ class Claimed(NamedTuple):
     releases: int
     scheduled_for: float | None
     input: bytes
-
-
-class Attempt(NamedTuple):
-    """What the attempt row will say.
-
-    Times are instants of our monotonic clock; Postgres is told how long ago they were. `started` is None for a task
-    that never was, `ended` None for now.
-    """
-
-    outcome: str
-    error: str | None = None
-    started: float | None = None
-    ended: float | None = None
-    pid: int | None = None
-    cpu_seconds: float | None = None
-    peak_rss: int | None = None
-
-
-class Finish(NamedTuple):
-    """The run ends: its row moves to finished_run. `payload` is the result, as JSON in UTF-8."""
-
-    run: str
-    token: int
-    state: str
-    payload: bytes | None
-    attempts: int
-    crashes: int
-    attempt: Attempt
-
-
-class Continue(NamedTuple):
-    """The run goes on: at its next step with `payload`, or at the same step with what it has (queue is None)."""
-
-    run: str
-    token: int
-    step: str
-    queue: str | None
-    priority: int | None
-    keep: float | None
-    payload: bytes | None
-    delay: float
-    number: int
-    attempts: int
-    crashes: int
-    releases: int
-    ran_step: str
-    ran_number: int
-    attempt: Attempt
-    concurrency_key: str | None = None
-    key_limit: int | None = None
 
 
 class Renewal(NamedTuple):
@@ -149,17 +100,7 @@ class Store:
 
     async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[int]:
         """Commit these and return the tokens for which the fence held; the others are locked by somebody or lost."""
-        runs, tokens, states, payloads, attempts, crashes, notes = zip(*rows, strict=True)
-        parameters = {
-            "ids": UUIDs(runs),
-            "tokens": Int8s(tokens),
-            "states": Texts(states),
-            "payloads": Texts(payloads),
-            "attempts": Int4s(attempts),
-            "crashes": Int4s(crashes),
-            **self._attempt_columns(notes),
-            "spawned": orjson.dumps(spawned).decode(),
-        }
+        parameters = finish_parameters(rows, spawned, self._owner, self._host)
         done = await self._work.fetch("finish_runs", parameters)
         self._note_locked_keys(done)
         return {token for token, *_ in done}
@@ -172,49 +113,10 @@ class Store:
         A run for which `keep` has a policy stays ours, claimed anew under it: the new token is returned with the old.
         A run that goes to a step with a concurrency key cannot stay.
         """
-        keep = [None] * len(rows) if keep is None else keep
-        columns = dict(zip(Continue._fields, zip(*rows, strict=True), strict=True))
-        parameters = {
-            "ids": UUIDs(columns["run"]),
-            "tokens": Int8s(columns["token"]),
-            "steps": Texts(columns["step"]),
-            "queues": Texts(columns["queue"]),
-            "priorities": Int2s(columns["priority"]),
-            "keeps": Float8s(columns["keep"]),
-            "concurrency_keys": Texts(columns["concurrency_key"]),
-            "key_limits": Int2s(columns["key_limit"]),
-            "payloads": Texts(columns["payload"]),
-            "delays": Float8s(columns["delay"]),
-            "numbers": Int4s(columns["number"]),
-            "attempts": Int4s(columns["attempts"]),
-            "crashes": Int4s(columns["crashes"]),
-            "releases": Int4s(columns["releases"]),
-            "ran_steps": Texts(columns["ran_step"]),
-            "ran_numbers": Int4s(columns["ran_number"]),
-            "leases": Float8s(None if policy is None else policy.lease.total_seconds() for policy in keep),
-            "max_crashes": Int4s(None if policy is None else policy.max_crashes for policy in keep),
-            **self._attempt_columns(columns["attempt"]),
-            "spawned": orjson.dumps(spawned).decode(),
-        }
+        parameters = continue_parameters(rows, spawned, self._owner, self._host, keep)
         done = await self._work.fetch("continue_runs", parameters)
         self._note_locked_keys(done)
         return {token: kept for token, kept, *_ in done}
-
-    def _attempt_columns(self, notes: Iterable[Attempt]) -> dict[str, Any]:
-        """Postgres' clock decides: it is told how long ago things happened, not when."""
-        outcomes, errors, started, ended, pids, cpu_seconds, peak_rss = zip(*notes, strict=True)
-        now = time.monotonic()
-        return {
-            "outcomes": Texts(outcomes),
-            "errors": Texts(errors),
-            "started": Float8s(None if at is None else now - at for at in started),
-            "ended": Float8s(0.0 if at is None else now - at for at in ended),
-            "pids": Int4s(pids),
-            "cpu_seconds": Float4s(cpu_seconds),
-            "peak_rss": Int8s(peak_rss),
-            "owner": self._owner,
-            "host": self._host,
-        }
 
     async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> dict[tuple[str, int], bool]:
         """Which of these runs are still ours, with their tokens, and whether somebody has cancelled them.
@@ -225,9 +127,14 @@ class Store:
         rows = await session.fetch("owned_runs", {"ids": UUIDs(runs), "owner": self._owner})
         return {(run, token): cancelled for run, token, cancelled in rows}
 
-    async def recorded(self, attempts: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+    async def recorded(
+        self, attempts: Sequence[tuple[str, int]], *, on_leases: bool = False
+    ) -> dict[tuple[str, int], str]:
+        """The outcomes of those that are written already."""
+        session = self._leases if on_leases else self._work
         ids, tokens = zip(*attempts, strict=True)
-        return set(await self._work.fetch("recorded_attempts", {"ids": UUIDs(ids), "tokens": Int8s(tokens)}))
+        rows = await session.fetch("recorded_attempts", {"ids": UUIDs(ids), "tokens": Int8s(tokens)})
+        return {(run, token): outcome for run, token, outcome in rows}
 
     async def renew(self, renewals: Sequence[Renewal]) -> set[str]:
         """Extend leases; the runs not returned are locked by somebody or lost."""
@@ -299,6 +206,10 @@ class Store:
     async def has_work(self, jobs: Iterable[str]) -> bool:
         rows = await self._work.fetch("has_work", {"jobs": list(jobs)})
         return bool(rows[0][0])
+
+    async def terminate(self, tokens: Iterable[int]) -> None:
+        """End the backends in which these attempts' own transactions are still open."""
+        await self._leases.fetch("terminate_transactions", {"names": Texts(map(transaction_name, tokens))})
 
     async def register(self, *, pid: int, app: str, manifest_hash: str, lanes: Iterable[Lane] = ()) -> None:
         served = orjson.dumps([lane._asdict() for lane in lanes]).decode()

@@ -3,7 +3,8 @@
 import time
 from logging import getLogger
 
-from underway.postgres.store import Attempt, Finish, Store
+from underway.postgres.endings import Attempt, Finish
+from underway.postgres.store import Store
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.endings import Endings
 from underway.supervisor.limits import about_task, interrupt

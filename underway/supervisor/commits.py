@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import psycopg
 
 from underway.manifest import Lane, Step
+from underway.postgres.endings import Continue, Finish
 from underway.postgres.session import DatabaseAway
-from underway.postgres.store import Continue, Finish, Store
+from underway.postgres.store import Store
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.pace import Pace
 from underway.supervisor.task import Task, from_hand_over
@@ -148,7 +149,7 @@ class Commits:
         missing = []
         for ended in group:
             if ended.task.token in done:
-                self._durable(ended)
+                self.durable(ended)
             else:
                 missing.append(ended)
         if missing:
@@ -218,8 +219,7 @@ class Commits:
         locked = []
         for ended, key in zip(missing, keys, strict=True):
             if key in recorded:
-                self._durable(ended)
-                self._on_unknown()
+                self._settled_before(ended, recorded[key])
             elif key in owned:
                 locked.append(self._cancelled(ended) if owned[key] else ended)
             else:
@@ -240,7 +240,18 @@ class Commits:
         self._locked -= len(group)
         self._enter(group, first=True)
 
-    def _durable(self, ended: Ended) -> None:
+    def _settled_before(self, ended: Ended, outcome: str) -> None:
+        """By a commit of ours whose answer was lost, or by the step's own transaction: a verdict came too late."""
+        if outcome != ended.row.attempt.outcome:
+            log.info("attempt %s after all: it had committed", outcome, extra={"about": ended.task.about})
+            attempt = ended.row.attempt._replace(outcome=outcome)
+            ended = ended._replace(row=ended.row._replace(attempt=attempt))
+            self._on_continue(0)  # the run may stand at its next step
+        self.durable(ended)
+        self._on_unknown()
+
+    def durable(self, ended: Ended) -> None:
+        """It is written: take it off."""
         self._held.pop(ended.task.token, None)
         self.outcomes[ended.row.attempt.outcome] += 1
         if isinstance(ended.row, Continue):

@@ -34,6 +34,7 @@ class Crew:
         self.first_manifest: asyncio.Future[Manifest] = asyncio.get_running_loop().create_future()
         self.boot_error = ""
         self.lanes: dict[Lane, Step] = {}
+        self._welcome: wire.Welcome | None = None
         self._app = app
         self._supervisor_id = supervisor_id
         self._serial = itertools.count(1)
@@ -52,6 +53,13 @@ class Crew:
         self._start_keeper()
         for _ in range(self.size + 1):
             self._boot()
+
+    def welcome(self, message: wire.Welcome) -> None:
+        """What every worker is told before its first task."""
+        self._welcome = message
+        for worker in self.workers:
+            if worker.ready:
+                worker.send(message)
 
     def _start_keeper(self) -> None:
         self._keeper = subprocess.Popen(
@@ -92,6 +100,8 @@ class Crew:
     def _booted(self, worker: WorkerProcess, hello: wire.Hello) -> None:
         worker.manifest = Manifest.from_json(hello.payload)
         worker.lanes = dict(worker.manifest.lanes())
+        if self._welcome is not None:
+            worker.send(self._welcome)
         self.booting.remove(worker)
         self._boot_failures = 0
         if len(self.active) < self.size:

@@ -131,6 +131,8 @@ class Dispatch:
                     task.lane.job,
                     task.step.name,
                     task.attempt,
+                    task.attempts,
+                    task.crashes,
                     task.step.policy.timeout.total_seconds(),
                     task.scheduled_for,
                     task.input,

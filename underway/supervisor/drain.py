@@ -8,6 +8,7 @@ from logging import getLogger
 
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
+from underway.supervisor.backends import Backends
 from underway.supervisor.commits import Commits
 from underway.supervisor.crew import Crew
 from underway.supervisor.dispatch import Dispatch
@@ -33,6 +34,7 @@ class Drain:
         dispatch: Dispatch,
         endings: Endings,
         commits: Commits,
+        backends: Backends,
         store: Store,
         held: Mapping[int, Task],
         stop: StopRequest,
@@ -41,6 +43,7 @@ class Drain:
         self._dispatch = dispatch
         self._endings = endings
         self._commits = commits
+        self._backends = backends
         self._store = store
         self._held = held
         self._stop = stop
@@ -92,6 +95,7 @@ class Drain:
         try:
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._commits.flushed()
+                await self._backends.flushed()
         except TimeoutError:
             log.error("the database is away: what could not be written is taken back when its leases expire")
             return False

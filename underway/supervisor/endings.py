@@ -6,12 +6,13 @@ from collections.abc import Callable
 from logging import getLogger
 
 from underway import wire
-from underway.postgres.store import Attempt
+from underway.postgres.endings import Attempt, Next, succeed
+from underway.supervisor.backends import Backends
 from underway.supervisor.commits import Commits, Ended
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.limits import about_task
 from underway.supervisor.task import Task
-from underway.supervisor.verdict import VERDICTS, Next, Seen, settle, succeed
+from underway.supervisor.verdict import VERDICTS, Seen, settle
 from underway.supervisor.worker_process import WorkerProcess
 
 log = getLogger("underway.supervisor")
@@ -25,6 +26,7 @@ class Endings:
         self,
         dispatch: Dispatch,
         commits: Commits,
+        backends: Backends,
         held: dict[int, Task],
         *,
         rng: random.Random,
@@ -32,6 +34,7 @@ class Endings:
     ) -> None:
         self._dispatch = dispatch
         self._commits = commits
+        self._backends = backends
         self._held = held
         self._rng = rng
         self._on_settled = on_settled
@@ -50,6 +53,9 @@ class Endings:
             case wire.Progress(token, payload):
                 if task := worker.tasks.get(token):
                     task.progress = payload
+            case wire.Transaction(token):
+                if task := worker.tasks.get(token):
+                    task.transaction = True
             case wire.Log(token, level, logger, payload):
                 self._forward(worker, worker.tasks.get(token), level, logger, payload)
             case _:
@@ -61,6 +67,7 @@ class Endings:
 
     def died(self, worker: WorkerProcess) -> None:
         tasks, worker.tasks = list(worker.tasks.values()), {}
+        self._backends.terminate(task.token for task in tasks if task.transaction)
         for task in tasks:
             task.worker = None
             if task.token not in self._held:
@@ -82,17 +89,25 @@ class Endings:
     def _ended(self, worker: WorkerProcess, result: wire.Result) -> None:
         worker.output.read_to_end_of_task()
         task = worker.tasks.pop(result.token, None)
+        if task is not None and task.transaction and result.ending != "committed":
+            # Rolled back, if the worker still could. It can not in the middle of a query that was interrupted, nor on a
+            # connection that broke without the other end's noticing.
+            self._backends.terminate([task.token])
         if task is None or task.token not in self._held:
             return  # lost in the meantime: refused here already, as the fence would refuse it
         self._dispatch.took(task.lane, result.seconds)
         now = time.monotonic()
         peak_rss = max(result.peak_rss, task.peak_rss)
         attempt = Attempt("succeeded", None, now - result.seconds, now, worker.pid, result.cpu_seconds, peak_rss)
-        if result.ending in ("next", "done"):
+        if result.ending in ("next", "done", "committed"):
             following = None if result.placement is None else Next._make(result.placement)
             row = succeed(task, attempt, following, result.payload)
             spawned = [{**spawn, "parent": task.run} for spawn in result.spawned]
-            self._commits.submit(Ended(task, row, spawned))
+            ended = Ended(task, row, spawned)
+            if result.ending == "committed":
+                self._commits.durable(ended)
+            else:
+                self._commits.submit(ended)
         else:
             seen = _seen_of_error(task, result.ending)
             error = result.payload.decode(errors="replace")

@@ -47,8 +47,10 @@ class Leases:
             try:
                 if due <= 0:
                     renewed_at = time.monotonic()
-                    await self.renew(list(self._held.values()))
-                elif reporting := [task for task in self._held.values() if task.progress is not None]:
+                    await self.renew([task for task in self._held.values() if _should_be_renewed(task, renewed_at)])
+                elif reporting := [
+                    task for task in self._held.values() if task.progress is not None and not task.transaction
+                ]:
                     await self.renew(reporting)
                 await self._wakeup.subscribe()
                 await self._wakeup.rest(min(max(due, 0.01), PROGRESS_SECONDS))
@@ -86,9 +88,21 @@ class Leases:
         has cancelled the run. Then nobody renews it any more, but it stays ours until we have stopped it and closed it.
         """
         owned = await self._store.owned([task.run for task in missing], on_leases=True)
-        for task in missing:
-            if (task.run, task.token) not in owned and not task.ended:
+        gone = [task for task in missing if (task.run, task.token) not in owned and not task.ended]
+        own = [(task.run, task.token) for task in gone if task.transaction]
+        # Handed over by its step, whose worker is about to say so.
+        handed_over = await self._store.recorded(own, on_leases=True) if own else {}
+        for task in gone:
+            if (task.run, task.token) not in handed_over and not task.ended:
                 self._on_lost(task)
+
+
+def _should_be_renewed(task: Task, now: float) -> bool:
+    """A step's own transaction that is not READ COMMITTED cannot hand over a row that has changed since it began.
+
+    So leave it alone as long as there is time, and do not write its progress meanwhile.
+    """
+    return not task.transaction or task.lease_deadline - now < task.step.policy.lease.total_seconds() / 2
 
 
 def _take_progress(task: Task) -> str | None:

@@ -7,6 +7,7 @@ from logging import getLogger
 
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
+from underway.supervisor.backends import Backends
 
 log = getLogger("underway.supervisor")
 
@@ -26,10 +27,17 @@ class Reaper:
     """Any supervisor reaps; SKIP LOCKED decides which. It never needs to know who is alive: leases tell."""
 
     def __init__(
-        self, store: Store, work: Session, *, shortest_lease: Callable[[], float], on_reaped: Callable[[], None]
+        self,
+        store: Store,
+        work: Session,
+        backends: Backends,
+        *,
+        shortest_lease: Callable[[], float],
+        on_reaped: Callable[[], None],
     ) -> None:
         self._store = store
         self._work = work
+        self._backends = backends
         self._shortest_lease = shortest_lease
         self._on_reaped = on_reaped
         self._opened = work.opened
@@ -55,6 +63,7 @@ class Reaper:
         while reaped := await self._store.reap(_LIMIT):
             for run, _token, final in reaped:
                 log.warning("run taken back, %s", _WHY[final], extra={"about": {"run": run}})
+            self._backends.terminate(token for _run, token, _final in reaped)
             self._on_reaped()
             if len(reaped) < _LIMIT:
                 return

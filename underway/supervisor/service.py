@@ -12,6 +12,7 @@ from underway.manifest import Manifest
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
 from underway.postgres.wakeup import Wakeup
+from underway.supervisor.backends import Backends
 from underway.supervisor.cancels import Cancels
 from underway.supervisor.claims import Claims
 from underway.supervisor.commits import Commits
@@ -63,7 +64,10 @@ class Service:
             on_unknown=lambda: self._claims.expect_unknown(),
             rng=rng,
         )
-        self._endings = Endings(self._dispatch, self._commits, self._held, rng=rng, on_settled=self._hand_out)
+        self._backends = Backends(store)
+        self._endings = Endings(
+            self._dispatch, self._commits, self._backends, self._held, rng=rng, on_settled=self._hand_out
+        )
         self._claims = Claims(
             store,
             crew,
@@ -82,7 +86,7 @@ class Service:
             on_lost=self._endings.lost,
         )
         self._reaper = Reaper(
-            store, work, shortest_lease=self._shortest_lease, on_reaped=lambda: self._promoter.hint(0)
+            store, work, self._backends, shortest_lease=self._shortest_lease, on_reaped=lambda: self._promoter.hint(0)
         )
         self._schedules = Schedules(work, crew, on_enqueued=self._on_continue)
         self._cancels = Cancels(store, self._dispatch, self._endings, self._held)
@@ -100,6 +104,7 @@ class Service:
             for loop in (
                 self._leases.run(),
                 self._commits.run(),
+                self._backends.run(),
                 self._reaper.run(),
                 self._promoter.run(),
                 self._schedules.run(),
@@ -121,7 +126,16 @@ class Service:
                     if loop in loops:
                         loops.remove(loop)
             await self._claims.stop(claiming)
-            drain = Drain(self._crew, self._dispatch, self._endings, self._commits, self._store, self._held, self._stop)
+            drain = Drain(
+                self._crew,
+                self._dispatch,
+                self._endings,
+                self._commits,
+                self._backends,
+                self._store,
+                self._held,
+                self._stop,
+            )
             return await drain.run(grace)
         finally:
             await _end([told, claiming, *loops])

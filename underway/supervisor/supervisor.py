@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import psycopg
 
+from underway import wire
 from underway.errors import EmbeddedPostgresError, InvalidOption, NoDatabase, SchemaError
 from underway.manifest import Manifest
 from underway.postgres.connect import conninfo, label
@@ -66,6 +67,7 @@ async def _live(settings: Settings) -> int:
         # Not before: an embedded Postgres that was started just now must not become ours to bury.
         _become_subreaper()
         store = Store(work, leases, identity, socket.gethostname())
+        crew.welcome(wire.Welcome(str(identity), socket.gethostname(), url))
         # What is here now stays; and hundreds of tasks claimed together are not garbage to look for.
         gc.freeze()
         gc.set_threshold(20_000)

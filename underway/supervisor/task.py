@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from underway import manifest
 from underway.manifest import Lane
-from underway.postgres.store import Claimed, Continue
+from underway.postgres.endings import Continue
+from underway.postgres.store import Claimed
 
 if TYPE_CHECKING:
     from underway.supervisor.worker_process import WorkerProcess
@@ -34,6 +35,7 @@ class Task:
     stop_reason: str | None = None
     peak_rss: int = 0
     progress: bytes | None = None
+    transaction: bool = False  # the step has opened its own, which may have handed over already
     cancelled: bool = False  # somebody has cancelled the run: whatever the attempt's end, it is the run's
     ended: bool = False  # on its way to Postgres: from here on the commit judges whether the run is still ours
 
@@ -46,6 +48,11 @@ class Task:
     def about(self) -> dict[str, object]:
         """What a log line about it names."""
         return {"run": self.run, "job": self.lane.job, "step": self.lane.step, "attempt": self.attempt}
+
+    @property
+    def ran_step(self) -> str:
+        """The step's name in the row, which may be a former one."""
+        return self.lane.step
 
     @property
     def attempt(self) -> int:

@@ -14,7 +14,7 @@ import random
 from enum import StrEnum
 from typing import NamedTuple
 
-from underway.postgres.store import Attempt, Continue, Finish
+from underway.postgres.endings import Attempt, Continue, Finish
 from underway.supervisor.task import Task
 
 
@@ -74,43 +74,6 @@ VERDICTS: dict[Seen, Verdict] = {
 # Two endings have no verdict of ours, because nothing may be written any more: a task whose lease or run is lost
 # (the reaper has charged it as a crash, outcome `lost`), and one that succeeded in a
 # transaction of its own, which committed its attempt itself.
-
-
-class Next(NamedTuple):
-    """Where the step's result puts the run."""
-
-    step: str
-    queue: str
-    priority: int
-    delay: float
-    keep: float
-    concurrency_key: str | None = None
-    key_limit: int | None = None
-
-
-def succeed(task: Task, attempt: Attempt, following: Next | None, payload: bytes) -> Finish | Continue:
-    """The row for an attempt that succeeded: at its next step, or finished with this result."""
-    if following is None:
-        return Finish(task.run, task.token, "succeeded", payload, task.attempts, task.crashes, attempt)
-    return Continue(
-        run=task.run,
-        token=task.token,
-        step=following.step,
-        queue=following.queue,
-        priority=following.priority,
-        keep=following.keep,
-        concurrency_key=following.concurrency_key,
-        key_limit=following.key_limit,
-        payload=payload,
-        delay=following.delay,
-        number=0,
-        attempts=0,
-        crashes=0,
-        releases=0,
-        ran_step=task.lane.step,
-        ran_number=task.attempt,
-        attempt=attempt,
-    )
 
 
 def settle(

@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 
@@ -10,7 +10,7 @@ from underway import codec, context, keys, wire
 from underway.app import Underway
 from underway.client import Run
 from underway.context import Context
-from underway.errors import Fail, Interrupt, InvalidOption, JobDefinitionError, Retry
+from underway.errors import Fail, InsideStep, Interrupt, InvalidOption, JobDefinitionError, Retry
 from underway.handover import To
 from underway.ids import new_id
 from underway.job import CompiledStep, Job
@@ -18,6 +18,10 @@ from underway.manifest import Placement
 from underway.worker.conversation import Conversation
 from underway.worker.guard import Guard
 from underway.worker.measure import Meter
+from underway.worker.transaction import Transactions
+
+if TYPE_CHECKING:
+    import psycopg
 
 _LONGEST_ERROR = 32 * 1024
 _PROGRESS_SECONDS = 0.1
@@ -34,6 +38,7 @@ class Executor:
         self._conversation = conversation
         self._guard = guard
         self._meter = Meter()
+        self.transactions = Transactions(conversation)
         self._steps: dict[tuple[str, str], tuple[Job[Any, Any, Any], int]] = {}
         for job in app.jobs.values():
             for index, step in enumerate(job.compiled):
@@ -43,7 +48,7 @@ class Executor:
     def execute(self, task: wire.Task) -> Outcome:
         """How the step ended, whatever it does short of ending the process."""
         self._meter.start()
-        attempt = _Attempt(self._app, self._conversation, self._guard, task.token)
+        attempt = _Attempt(self._app, self._conversation, self._guard, self.transactions, task.token)
         placement: list[object] | None = None
         retry_after: float | None = None
         try:
@@ -62,7 +67,14 @@ class Executor:
         except BaseException as error:
             ending, payload = "retry", _error_text(error)
         spawned = attempt.spawned if ending in ("next", "done") else []
-        return (ending, placement, retry_after, spawned, *self._meter.stop(), payload)
+        outcome = (ending, placement, retry_after, spawned, *self._meter.stop(), payload)
+        return outcome if self.transactions.token is None else self._end_transaction(task, outcome)
+
+    def _end_transaction(self, task: wire.Task, outcome: Outcome) -> Outcome:
+        try:
+            return self.transactions.end(task, outcome)
+        except Exception as error:
+            return ("retry", None, None, [], *outcome[4:7], _error_text(error))
 
     def _call(self, step: CompiledStep, task: wire.Task, attempt: "_Attempt") -> Any:
         cx = Context(
@@ -116,12 +128,15 @@ class Executor:
 class _Attempt:
     """What a step does through its context while it runs."""
 
-    __slots__ = ("_app", "_conversation", "_guard", "_reported_at", "_token", "spawned")
+    __slots__ = ("_app", "_conversation", "_guard", "_reported_at", "_token", "_transactions", "spawned")
 
-    def __init__(self, app: Underway, conversation: Conversation, guard: Guard, token: int) -> None:
+    def __init__(
+        self, app: Underway, conversation: Conversation, guard: Guard, transactions: Transactions, token: int
+    ) -> None:
         self._app = app
         self._conversation = conversation
         self._guard = guard
+        self._transactions = transactions
         self._token = token
         self._reported_at = 0.0
         self.spawned: list[dict[str, Any]] = []
@@ -158,6 +173,13 @@ class _Attempt:
             }
         )
         return Run(self._app, run_id, job.result_type)
+
+    def transaction(self) -> "psycopg.Connection[tuple[Any, ...]]":
+        if self._guard.running != self._token:
+            raise InsideStep("cx.tx belongs to an attempt that has ended; take it from the cx that the step is given")
+        connection = self._transactions.open(self._token)
+        self._guard.raise_postponed()
+        return connection
 
 
 def _error_text(error: BaseException, headline: str = "") -> bytes:

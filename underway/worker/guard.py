@@ -36,6 +36,11 @@ class Guard:
         faulthandler.enable()
         _arrange_end(supervisor)
 
+    @property
+    def running(self) -> int | None:
+        """The token of the attempt whose step runs now."""
+        return self._running
+
     def begin(self, token: int) -> None:
         self._take_signal_back()
         self._running = token

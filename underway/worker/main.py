@@ -84,6 +84,8 @@ class Inbox:
     def _take(self, messages: Iterable[wire.Message]) -> None:
         for message in messages:
             match message:
+                case wire.Welcome():
+                    self._executor.transactions.welcome = message
                 case wire.Task():
                     self._tasks.append(message)
                 case wire.Revoke(token):

@@ -3,6 +3,8 @@
 -- The fence is pairwise: (id, token) as given together, never two lists. With two lists, attempts whose tokens were
 -- swapped deleted each other's runs. A row that somebody else has locked is left for the next turn.
 -- Of a run that somebody has cancelled no other end is written than that.
+--
+-- The time is the statement's, since in a step's own transaction now() is when that began.
 with gone as (
     delete from underway.run r
     using unnest(
@@ -22,7 +24,7 @@ with gone as (
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
         priority, key_limit, state, queue, job, step, unique_key, concurrency_key, dead_letter, error, result, input)
-    select id, created_at, now() + keep, scheduled_for, keep, attempts, crashes, releases,
+    select id, created_at, statement_timestamp() + keep, scheduled_for, keep, attempts, crashes, releases,
         priority, key_limit, final, queue, job, step, unique_key, concurrency_key,
         case when final = 'failed' then (select q.dead_letter from underway.queue q where q.name = gone.queue) end,
         error, case when final = 'succeeded' then payload::jsonb end,
@@ -41,9 +43,9 @@ spawned as (
     insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, concurrency_key, key_limit,
         input)
     select s.id, s.job, s.step, s.queue, s.priority, make_interval(secs => s.keep),
-        now() + make_interval(secs => s.delay),
+        statement_timestamp() + make_interval(secs => s.delay),
         case when s.delay > 0 and s.concurrency_key is not null then 'infinity'
-            else now() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
+            else statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
         case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
         s.concurrency_key, s.key_limit, s.input::jsonb
     from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent uuid, id uuid, job text, step text, queue text,
@@ -83,11 +85,11 @@ continued as (
         attempts = g.attempts,
         crashes = g.crashes,
         releases = g.releases,
-        due = case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end,
+        due = case when g.delay > 0 then statement_timestamp() + make_interval(secs => g.delay) else r.due end,
         rank = case
             when g.delay > 0 and g.concurrency_key is not null and not underway.keeps_key(r.holds_key, r.queue,
                 r.concurrency_key, g.queue, g.concurrency_key) then 'infinity'
-            else case when g.delay > 0 then now() + make_interval(secs => g.delay) else r.due end
+            else case when g.delay > 0 then statement_timestamp() + make_interval(secs => g.delay) else r.due end
                 - coalesce(g.priority, r.priority) * interval '1 minute'
         end,
         state = case
@@ -132,9 +134,9 @@ spawned as (
     insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, concurrency_key, key_limit,
         input)
     select s.id, s.job, s.step, s.queue, s.priority, make_interval(secs => s.keep),
-        now() + make_interval(secs => s.delay),
+        statement_timestamp() + make_interval(secs => s.delay),
         case when s.delay > 0 and s.concurrency_key is not null then 'infinity'
-            else now() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
+            else statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
         case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
         s.concurrency_key, s.key_limit, s.input::jsonb
     from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent uuid, id uuid, job text, step text, queue text,
@@ -162,10 +164,11 @@ select id::text, token, cancel_requested
 from underway.run
 where id = any(%(ids)s::uuid[]) and owner = %(owner)s and state = 'in_progress';
 
--- recorded_attempts: which of these attempts are already written, by a commit whose answer was lost
+-- recorded_attempts: which of these attempts are already written, and how they ended
 --
--- An attempt that is recorded as lost was written by a reaper, not by us.
-select a.run_id::text, a.token
+-- By a commit whose answer was lost, or by the step's own transaction, which beats any verdict of ours. An attempt that
+-- is recorded as lost was written by a reaper, not by us.
+select a.run_id::text, a.token, a.outcome
 from underway.attempt a
 join unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token) on a.run_id = g.id and a.token = g.token
 where a.run_id = any(%(ids)s::uuid[]) and a.outcome <> 'lost';

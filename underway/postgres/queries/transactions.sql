@@ -1,0 +1,25 @@
+-- mark_transaction: begin a step's own transaction, known to its worker by a setting and to supervisors by its name
+--
+-- Both end with the transaction: a COMMIT or ROLLBACK in the step is seen by the missing token, and a backend that
+-- has gone on to something else (behind a pooler, for a stranger) has lost the name and is not terminated. SET, not
+-- set_config(): a SELECT would take a snapshot, and the step could not choose its isolation level any more.
+set local underway.token = %(token)s;
+set local application_name = %(name)s;
+
+-- transaction_token: whose transaction this is; null or empty if it is not the one that was begun for a step
+select current_setting('underway.token', true);
+
+-- forget_step: leave nothing of a step in the session for the next one
+--
+-- All of DISCARD ALL but for the prepared statements, which behind a pooler belong to strangers.
+reset session authorization;
+reset all;
+close all;
+unlisten *;
+discard temp;
+select pg_advisory_unlock_all();
+
+-- terminate_transactions: end the backends in which the transactions of these names are still open
+select pg_terminate_backend(pid)
+from pg_stat_activity
+where datname = current_database() and application_name = any(%(names)s::text[]);

@@ -1,0 +1,161 @@
+"""The transaction of a step: what `cx.tx` gives, and how the hand-over becomes the last thing in it."""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from underway.errors import InsideStep, UnderwayError
+from underway.postgres import columns
+from underway.postgres.columns import UUIDs
+from underway.postgres.endings import Continue, Finish, continue_parameters, finish_parameters
+from underway.postgres.queries import statements
+
+RV = TypeVar("RV")
+
+_LOCKED_PAUSE = 0.01
+
+
+def transaction_name(token: int) -> str:
+    """What pg_stat_activity calls the transaction of an attempt, as its application_name."""
+    return f"underway {token}"
+
+
+class StepConnection(psycopg.Connection[tuple[Any, ...]]):
+    """Lent to a step for the length of one transaction, which is not the step's to end."""
+
+    lent = True
+
+    def commit(self) -> None:
+        raise InsideStep("cx.tx.commit() inside a step: return from the step, and it is committed with its hand-over")
+
+    def rollback(self) -> None:
+        raise InsideStep(
+            "cx.tx.rollback() inside a step: raise an exception, and all of it is rolled back; "
+            "for a part of it use: with cx.tx.transaction()"
+        )
+
+    def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
+        """All that talks to the server comes through here."""
+        if not self.lent:
+            raise InsideStep("this connection was lent to an attempt that has ended; take cx.tx anew in each step")
+        return super().wait(gen, *args, **options)
+
+
+class StepTransactions:
+    """Those of one worker, one after the other, on a connection that stays open and is opened again when it broke.
+
+    It hands over in the name of the supervisor that owns the runs.
+    """
+
+    def __init__(self, conninfo: str, owner: UUID, host: str) -> None:
+        self._conninfo = conninfo
+        self._owner = owner
+        self._host = host
+        self._connection: StepConnection | None = None
+
+    def begin(self, token: int) -> StepConnection:
+        """Raises psycopg.OperationalError if there is no connection to be had."""
+        if self._connection is not None and self._connection.info.transaction_status == TransactionStatus.IDLE:
+            try:
+                return self._begin_on(self._connection, token)
+            except psycopg.OperationalError:  # it broke while nobody used it
+                pass
+        self.close()
+        self._connection = StepConnection.connect(self._conninfo, prepare_threshold=None)
+        columns.register(self._connection)
+        return self._begin_on(self._connection, token)
+
+    def _begin_on(self, connection: StepConnection, token: int) -> StepConnection:
+        connection.lent = True
+        # Merged by the client, since SET takes no parameters.
+        psycopg.ClientCursor(connection).execute(
+            statements()["mark_transaction"], {"token": token, "name": transaction_name(token)}
+        )
+        return connection
+
+    def commit(self, row: Finish | Continue, spawned: list[dict[str, Any]]) -> None:
+        """Hand over, and commit that with what the step has written.
+
+        If this raises, nothing is committed, but for a connection that breaks during COMMIT itself: then only the
+        attempt's row can tell.
+        """
+        self._check(row.token)
+        if isinstance(row, Finish):
+            statement, parameters = "finish_runs", finish_parameters([row], spawned, self._owner, self._host)
+        else:
+            statement, parameters = "continue_runs", continue_parameters([row], spawned, self._owner, self._host)
+        while not self._fetch(statement, parameters):
+            # Locked for a moment by our own supervisor, which renews the lease; or not ours any more.
+            owned = self._fetch("owned_runs", {"ids": UUIDs([row.run]), "owner": self._owner})
+            if (row.run, row.token, False) not in owned:
+                raise UnderwayError(
+                    "the run was cancelled, or taken over since its lease had expired; what the step wrote through "
+                    "cx.tx is rolled back"
+                )
+            time.sleep(_LOCKED_PAUSE)
+        assert self._connection is not None
+        super(StepConnection, self._connection).commit()
+        self._rest()
+
+    def _check(self, token: int) -> None:
+        """Whether what the step wrote is still in the transaction that was begun for it, and can be committed."""
+        assert self._connection is not None
+        status = self._connection.info.transaction_status
+        if self._connection.closed:
+            raise UnderwayError("cx.tx was closed, by the step or by a broken connection; all of it is rolled back")
+        if status == TransactionStatus.ACTIVE:
+            raise InsideStep("cx.tx is still busy: the step returned without reading a query's rows to their end")
+        if status == TransactionStatus.INERROR:
+            raise InsideStep(
+                "an error of Postgres has aborted cx.tx, and the step went on as if nothing had happened: let the "
+                "error pass, or put what may fail into: with cx.tx.transaction()"
+            )
+        if status == TransactionStatus.IDLE or self._fetch("transaction_token") != [(str(token),)]:
+            raise InsideStep(
+                "the step has ended the transaction of cx.tx with a COMMIT or ROLLBACK of its own, so it cannot be "
+                "committed together with the hand-over: leave that to the step's return"
+            )
+
+    def roll_back(self) -> None:
+        """Whatever state it is in; never raises."""
+        if self._connection is None or not self._connection.lent:
+            return
+        if self._connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            with contextlib.suppress(psycopg.Error):
+                super(StepConnection, self._connection).rollback()
+        if self._connection.info.transaction_status == TransactionStatus.IDLE:
+            self._rest()
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """A query of an interrupted step may go on for the moment: our supervisor will terminate its backend."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _rest(self) -> None:
+        """What a step has changed about the session is not the next one's."""
+        assert self._connection is not None
+        try:
+            self._connection.autocommit = True
+            psycopg.ClientCursor(self._connection).execute(statements()["forget_step"])
+            self._connection.autocommit = False
+            self._connection.row_factory = tuple_row
+            self._connection.prepare_threshold = None
+            self._connection.lent = False
+        except psycopg.Error:
+            self._connection.close()
+
+    def _fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """Planned for these very parameters: a plan for any may have been made while the table was empty."""
+        assert self._connection is not None
+        with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
+            return cursor.execute(statements()[statement], parameters, prepare=False).fetchall()

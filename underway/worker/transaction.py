@@ -1,0 +1,63 @@
+"""`cx.tx` of the step that runs: opened when it is first used, ended with the attempt."""
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from underway import wire
+from underway.worker.conversation import Conversation
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from underway.postgres.transaction import StepTransactions
+    from underway.worker.execute import Outcome
+
+
+class Transactions:
+    """Nothing is imported or opened before a step asks."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._own: StepTransactions | None = None
+        self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
+        self._pid = os.getpid()
+        self.welcome: wire.Welcome | None = None
+        self.token: int | None = None  # of the attempt that has opened one
+
+    def open(self, token: int) -> "psycopg.Connection[tuple[Any, ...]]":
+        """The connection of this attempt, in its transaction."""
+        if self.token != token or self._connection is None:
+            from underway.postgres.transaction import StepTransactions
+
+            if self._own is None:
+                assert self.welcome is not None
+                self._own = StepTransactions(self.welcome.database, UUID(self.welcome.owner), self.welcome.host)
+            self._conversation.send(wire.Transaction(token))
+            self.token = token
+            self._connection = self._own.begin(token)
+        return self._connection
+
+    def end(self, task: wire.Task, outcome: "Outcome") -> "Outcome":
+        """Commit what the step wrote with its hand-over, or roll it back. Raises what has refused a hand-over."""
+        ending, placement, _, spawned, seconds, cpu_seconds, peak_rss, payload = outcome
+        connection, self._connection, self.token = self._connection, None, None
+        if os.getpid() != self._pid:
+            return outcome  # a child that the step forked has come back out of it; the connection is its parent's
+        assert self._own is not None
+        if ending not in ("next", "done") or connection is None:  # None: it could not be opened, and the step went on
+            self._own.roll_back()
+            return outcome
+        from underway.postgres.endings import Attempt, Next, succeed
+
+        now = time.monotonic()
+        attempt = Attempt("succeeded", None, now - seconds, now, self._pid, cpu_seconds, peak_rss)
+        following = None if placement is None else Next._make(placement)
+        row = succeed(task, attempt, following, payload)
+        try:
+            self._own.commit(row, [{**spawn, "parent": task.run} for spawn in spawned])
+        except BaseException:
+            self._own.roll_back()
+            raise
+        return "committed", placement, None, [], seconds, cpu_seconds, peak_rss, b""
