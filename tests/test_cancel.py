@@ -14,6 +14,7 @@ from apps import cancelling
 from committing import NEXT_LANE, Committing, attempts_of, play
 from db import (
     AGES_AGO,
+    IN_AN_HOUR,
     LANE,
     Connection,
     claim,
@@ -27,6 +28,7 @@ from db import (
     with_store,
 )
 from harness import APPS, Supervisor, eventually, outcomes, states
+from psycopg import sql
 
 from underway import InvalidOption, RunCancelled, Status, Underway
 from underway.manifest import Step
@@ -300,6 +302,41 @@ def test_the_reaper_closes_it_for_a_dead_owner_and_charges_nothing(any_database:
         assert (finished["state"], finished["crashes"], finished["input"]) == ("cancelled", 1, {"n": 1})
         assert attempts_of(connection, run) == [("cancelled", 4)]
         assert not runs.cancel(connection, UUID(run))
+
+
+# The key of a cancelled run
+
+
+def _holder_and_next(connection: Connection, **columns: Any) -> tuple[str, str]:
+    key = {"concurrency_key": "key", "key_limit": 1}
+    holder = insert(connection, holds_key=True, **key, **columns)
+    return holder, insert(connection, state="waiting", due=sql.SQL("'infinity'"), **key)
+
+
+def test_the_next_in_line_gets_the_key_of_a_run_that_is_closed_at_once(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        holder, following = _holder_and_next(connection)
+        assert runs.cancel(connection, UUID(holder))
+        assert status(connection, following) == "pending"
+
+
+@pytest.mark.parametrize("closed_by", ["its owner", "the reaper"])
+def test_the_key_is_free_only_when_nothing_of_the_run_runs_any_more(any_database: str, closed_by: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        lease = AGES_AGO if closed_by == "the reaper" else IN_AN_HOUR
+        held = {"state": "in_progress", "owner": str(US), "token": 7, "lease_until": lease}
+        holder, following = _holder_and_next(connection, **held)
+        assert runs.cancel(connection, UUID(holder))
+        assert status(connection, following) == "waiting"
+
+        async def close(store: Store) -> None:
+            if closed_by == "the reaper":
+                assert await store.reap(10) == [(holder, 7, "cancelled")]
+            else:
+                assert await store.finish([finish(holder, 7, state="cancelled", payload=None)], []) == {7}
+
+        with_store(any_database, close, US)
+        assert (status(connection, holder), status(connection, following)) == ("cancelled", "pending")
 
 
 # With real supervisors and workers
