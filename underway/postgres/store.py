@@ -29,6 +29,7 @@ class Claimed(NamedTuple):
     releases: int
     scheduled_for: float | None
     input: bytes
+    holds_key: bool = False
 
 
 class Renewal(NamedTuple):
@@ -90,10 +91,9 @@ class Store:
             {**columns, "owner": self._owner, "tasks": tasks, "candidates": candidates, "suspects": suspects},
         )
         claimed = []
-        for run, token, n, number, attempts, crashes, releases, rank, slot, payload in rows:
-            claimed.append(
-                Claimed(run, token, lanes.lanes[n - 1], number, attempts, crashes, releases, slot, payload.encode())
-            )
+        for run, token, n, number, attempts, crashes, releases, key, rank, slot, payload in rows:
+            lane, data = lanes.lanes[n - 1], payload.encode()
+            claimed.append(Claimed(run, token, lane, number, attempts, crashes, releases, slot, data, key))
             if not crashes:
                 lanes.mark(n - 1, rank, run)
         return claimed

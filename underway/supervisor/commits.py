@@ -103,7 +103,7 @@ class Commits:
             if was_full and not self.full():
                 self._on_continue(0)
             if self._waiting:
-                self._pace.offer(len(self._waiting))
+                self._pace.offer(len(self._waiting), awaited=True)
             elif self.uncommitted() == 0:
                 self._empty.set()
 
@@ -114,7 +114,7 @@ class Commits:
             self._waiting += group
         self._waiting_bytes += sum(map(_size, group))
         self._dispatch.expect(sum(map(_may_stay, group)))
-        self._pace.offer(len(self._waiting))
+        self._pace.offer(len(self._waiting), awaited=any(map(_awaited, group)))
 
     def _board(self) -> list[Ended]:
         """What leaves together."""
@@ -274,3 +274,8 @@ def _may_stay(ended: Ended) -> bool:
 
 def _goes_on_now(row: Continue) -> bool:
     return row.payload is not None and not row.delay and row.concurrency_key is None
+
+
+def _awaited(ended: Ended) -> bool:
+    """Something can go on when this is durable."""
+    return isinstance(ended.row, Continue) or ended.task.holds_key or ended.task.suspect or bool(ended.spawned)

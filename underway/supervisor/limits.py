@@ -1,5 +1,6 @@
 """Time, memory and lease limits of running tasks, enforced from outside."""
 
+import math
 import signal
 from collections.abc import Iterable
 from logging import getLogger
@@ -36,6 +37,10 @@ class Limits:
             self._sample_at = now + SAMPLE_SECONDS
             self._enforce_memory([worker for worker in running if _runs_longer_than_a_sample(worker, now)])
 
+    def due_at(self, workers: Iterable[WorkerProcess]) -> float:
+        """When the first time limit of a running task is reached, on the monotonic clock."""
+        return min((_limit_of(task) for worker in workers if (task := worker.current) is not None), default=math.inf)
+
     def _kill_before_lapse(self, worker: WorkerProcess, task: Task, now: float) -> bool:
         """Self-fencing: counted on our own clock from the sending of the last renewal that was accepted."""
         margin = task.step.policy.lease.total_seconds() * LEASE_MARGIN
@@ -71,6 +76,13 @@ class Limits:
             if limit is not None and rss > limit and worker.kill_task(task, Seen.KILLED_MEMORY):
                 log.error("killed: %s resident, its memory limit is %s", mebibytes(rss), mebibytes(limit),
                           extra={"about": about_task(worker, task)})  # fmt: skip
+
+
+def _limit_of(task: Task) -> float:
+    if task.stop_sent_at is not None:
+        return task.stop_sent_at + CLEANUP_SECONDS
+    assert task.started_at is not None
+    return task.started_at + task.step.policy.timeout.total_seconds()
 
 
 def interrupt(worker: WorkerProcess, task: Task, reason: str, now: float) -> None:

@@ -33,7 +33,8 @@ from underway.supervisor.task import Task
 
 log = getLogger("underway.supervisor")
 
-_TICK_SECONDS = 0.1
+_TICK_SECONDS = 0.2
+_SHORTEST_TICK_SECONDS = 0.01
 _PATIENT_TICK_SECONDS = 0.05
 _HOUSEKEEPING_SECONDS = 0.5
 _CANCEL_SECONDS = 0.5
@@ -195,7 +196,10 @@ class Service:
         """Each costs a tenth of a millisecond: seldom enough that it does not show beside long steps."""
         if any(len(worker.tasks) > 1 for worker in self._crew.active):
             return _PATIENT_TICK_SECONDS
-        return _TICK_SECONDS if self._held or self._crew.booting else _HOUSEKEEPING_SECONDS
+        if not self._held and not self._crew.booting:
+            return _HOUSEKEEPING_SECONDS
+        to_limit = self._limits.due_at(self._crew.active) - time.monotonic()
+        return min(_TICK_SECONDS, max(to_limit, _SHORTEST_TICK_SECONDS))
 
     def _keep_house(self, now: float) -> None:
         self._crew.keep_keeper()

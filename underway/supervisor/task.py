@@ -29,6 +29,7 @@ class Task:
     claimed_at: float
     lease_deadline: float
     scheduled_for: float | None = None  # seconds of the epoch
+    holds_key: bool = False
     worker: "WorkerProcess | None" = None
     started_at: float | None = None
     stop_sent_at: float | None = None
@@ -75,6 +76,7 @@ def from_claim(claimed: Claimed, step: manifest.Step, sent_at: float) -> Task:
         claimed_at=time.monotonic(),
         lease_deadline=sent_at + step.policy.lease.total_seconds(),
         scheduled_for=claimed.scheduled_for,
+        holds_key=claimed.holds_key,
     )
 
 

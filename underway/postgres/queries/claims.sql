@@ -54,10 +54,10 @@ claimed as (
             for update skip locked
         ))
         and r.queue = lane.queue and r.job = lane.job and r.step = lane.step
-    returning r.id, r.token, lane.n, r.number, r.attempts, r.crashes, r.releases, r.rank,
-        r.scheduled_for, r.input
+    returning r.id, r.token, lane.n, r.number, r.attempts, r.crashes, r.releases, r.holds_key,
+        r.rank, r.scheduled_for, r.input
 )
-select id::text, token, n, number, attempts, crashes, releases, date_part('epoch', rank),
+select id::text, token, n, number, attempts, crashes, releases, holds_key, date_part('epoch', rank),
     date_part('epoch', scheduled_for), input::text
 from claimed
 order by rank, claimed.id;
