@@ -47,18 +47,22 @@ class Promoter:
         while True:
             pause = _POLL_SECONDS
             try:
-                looked_at = await self._store.line_up(_LIMIT)
-                if await self._store.promote(_LIMIT) or looked_at:
-                    self._on_promoted()
+                pause = await self._look()
                 await self._sweep()
-                due = await self._store.seconds_until_due()
-                if due is not None:
-                    pause = min(max(due, _SHORTEST_PAUSE), _POLL_SECONDS)
-                if self._store.locked_keys:
-                    pause = min(pause, _LOCKED_PAUSE)
             except DatabaseAway as error:
                 log.warning("promotion interrupted: %s", error)
             await self._sleep(pause)
+
+    async def _look(self) -> float:
+        """Promote what is due; how long until there is more to do."""
+        due = await self._store.seconds_until_due()
+        if self._store.locked_keys or (due is not None and due <= 0):
+            looked_at = await self._store.line_up(_LIMIT)
+            if await self._store.promote(_LIMIT) or looked_at:
+                self._on_promoted()
+            due = await self._store.seconds_until_due()
+        pause = _POLL_SECONDS if due is None else min(max(due, _SHORTEST_PAUSE), _POLL_SECONDS)
+        return min(pause, _LOCKED_PAUSE) if self._store.locked_keys else pause
 
     async def _sweep(self) -> None:
         if time.monotonic() >= self._swept_at + _SWEEP_SECONDS:
