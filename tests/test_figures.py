@@ -96,27 +96,6 @@ def test_plots_are_shown_when_they_are_there(tmp_path: Path) -> None:
     assert re.findall(r"!\[Half of all steps.*?\]\((.*?)\)", text) == ["plots/latency.png"]
 
 
-def test_the_sql_for_expired_runs_removes_them_with_their_attempts(connection: psycopg.Connection[Any]) -> None:
-    (delete,) = re.findall(r"```sql\n(with expired.*?)```", figures.PERFORMANCE.read_text(), re.DOTALL)
-    for number, expires in ((1, "-1 second"), (2, "1 day")):
-        run = f"00000000-0000-0000-0000-00000000000{number}"
-        connection.execute(
-            "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases,"
-            " priority, state, queue, job, step) values"
-            " (%s, now(), now() + %s::interval, '1 day', 0, 0, 0, 0, 'succeeded', 'default', 'job', 'step')",
-            (run, expires),
-        )
-        connection.execute(
-            "insert into underway.attempt (run_id, token, number, finished_at, step, outcome)"
-            " values (%s, 1, 1, now(), 'step', 'succeeded')",
-            (run,),
-        )
-    connection.execute(delete.encode())
-    for table, key in (("finished_run", "id"), ("attempt", "run_id")):
-        left = connection.execute(f"select {key}::text from underway.{table}".encode()).fetchall()
-        assert [run[-1] for (run,) in left] == ["2"]
-
-
 def test_the_sql_about_attempts_runs(connection: psycopg.Connection[Any]) -> None:
     (query,) = re.findall(r"```sql\n(select step.*?)```", figures.PERFORMANCE.read_text(), re.DOTALL)
     assert connection.execute(query.encode()).fetchall() == []

@@ -32,6 +32,7 @@ class SilentWorker:
     slot = 1
     pid = 7
     ready = True
+    manifest = None
 
     def __init__(self) -> None:
         self.lanes = LANES

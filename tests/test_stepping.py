@@ -117,7 +117,7 @@ def test_a_step_that_ends_while_its_supervisor_drains_does_not_take_its_run_alon
     bind(staying.app)
     runs = [staying.told.enqueue(name) for name in ("one", "two")]
     supervisor = start_supervisor("staying", "--procs", "2", env={FOLDER: str(tmp_path)})
-    eventually(lambda: states(connection) == {"in_progress": 2})
+    eventually(lambda: all((tmp_path / f"{name} began").exists() for name in ("one", "two")))
     supervisor.send(signal.SIGTERM)
     supervisor.until("SIGTERM: finishing what runs")
     (tmp_path / "one").touch()

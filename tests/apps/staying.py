@@ -58,6 +58,7 @@ def last(cx: Context, where: str) -> Done[int]:
 
 
 def until_told(cx: Context, name: str) -> To[str]:
+    note(f"{name} began")
     while not (folder() / name).exists():
         time.sleep(0.01)
     return To.next(name)
