@@ -175,7 +175,7 @@ def test_a_claim_says_what_the_row_says(any_database: str) -> None:
         (claimed,) = claim(any_database, lanes=Lanes([(LANE, policy)]), owner=owner)
         row = row_of(connection, "run", run)
         assert row is not None
-        assert claimed == (run, row["token"], LANE, *counters.values(), slot.timestamp(), '{"a": "ü"}'.encode())
+        assert claimed == (run, row["token"], LANE, *counters.values(), slot.timestamp(), '{"a": "ü"}'.encode(), False)
         assert (row["state"], row["owner"], row["max_crashes"]) == ("in_progress", str(owner), 7)
         left = "select extract(epoch from lease_until - clock_timestamp())::float8 from underway.run"
         assert 30 < value(connection, left) <= 90
