@@ -52,6 +52,7 @@ class Claims:
         self._full_claims = 0
         self._unknown_until = 0.0
         self._stopping = False
+        self._paused = False
         self._short = False
         self._from_head = True
         self._head_at = 0.0
@@ -60,6 +61,11 @@ class Claims:
 
     def wake(self) -> None:
         self._woken.set()
+
+    def resume(self) -> None:
+        """What waited for its commit, and made us pause, has become less."""
+        if self._paused:
+            self.wake()
 
     async def stop(self, running: "asyncio.Task[None]") -> None:
         """End the loop between two claims: one that is cut off may have taken runs that nobody knows of."""
@@ -74,7 +80,7 @@ class Claims:
             tasks = self._demand()
             if tasks == 0:
                 await self._release_unknown()
-                await self._woken.wait()
+                await self._sleep(POLL_SECONDS)  # whoever frees a place wakes us; this is for the one we overlooked
                 continue
             claimed = await self._claim(tasks)
             self._full_claims = self._full_claims + 1 if claimed == tasks else 0
@@ -96,7 +102,8 @@ class Claims:
             await asyncio.wait_for(self._woken.wait(), max(seconds, 0))
 
     def _demand(self) -> int:
-        return 0 if self._full() else self._dispatch.demand()
+        self._paused = self._full()
+        return 0 if self._paused else self._dispatch.demand()
 
     async def _claim(self, tasks: int, *, from_head: bool = False) -> int:
         await self._release_unknown()

@@ -50,6 +50,7 @@ class Commits:
         held: dict[int, Task],
         *,
         on_continue: Callable[[float], None],
+        on_room: Callable[[], None] = lambda: None,
         on_stay: Callable[[list[Task]], None],
         on_unknown: Callable[[], None],
         rng: random.Random,
@@ -58,6 +59,7 @@ class Commits:
         self._dispatch = dispatch
         self._held = held
         self._on_continue = on_continue
+        self._on_room = on_room
         self._on_stay = on_stay
         self._on_unknown = on_unknown
         self._rng = rng
@@ -95,13 +97,12 @@ class Commits:
     async def run(self) -> None:
         while True:
             await self._pace.departure()
-            was_full = self.full()
             batch = self._board()
             self._under_way = len(batch)
             await self._commit(batch)
             self._under_way = 0
-            if was_full and not self.full():
-                self._on_continue(0)
+            if not self.full():
+                self._on_room()
             if self._waiting:
                 self._pace.offer(len(self._waiting), awaited=True)
             elif self.uncommitted() == 0:

@@ -61,6 +61,7 @@ class Service:
             self._dispatch,
             self._held,
             on_continue=self._on_continue,
+            on_room=lambda: self._claims.resume(),
             on_stay=self._on_stay,
             on_unknown=lambda: self._claims.expect_unknown(),
             rng=rng,
