@@ -51,7 +51,7 @@ def _bound(row: Row, bound: float | None) -> str:
 def _verdict(row: Row) -> str:
     if row.disturbed is not None and row.goal is not None:
         # A contended machine also flatters: with more processes than a pool we get more of it than the pool does.
-        return f"no verdict (others {row.disturbed:.0%})"
+        return f"no verdict: others {row.disturbed:.0%}"
     if row.meets(row.goal):
         return "goal met"
     if row.floor is not None:

@@ -164,6 +164,7 @@ declare
     defaults underway.job;
     run_id uuid;
     created uuid;
+    live uuid;
     due timestamptz;
     delayed boolean;
 begin
@@ -202,9 +203,9 @@ begin
         on conflict (job, unique_key) where unique_key is not null do nothing
         returning id into created;
         exit when created is not null;
-        select r.id into run_id from underway.run r where r.job = enqueue.job and r.unique_key = enqueue.unique_key;
-        if found then
-            return run_id;
+        select r.id into live from underway.run r where r.job = enqueue.job and r.unique_key = enqueue.unique_key;
+        if live is not null then
+            return live;
         end if;
         -- It ended between the two statements.
     end loop;
