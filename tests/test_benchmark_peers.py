@@ -37,8 +37,9 @@ def test_underway_goes_through_the_harness() -> None:
     assert "failed" not in done.stdout, done.stdout
     row = next(line for line in done.stdout.splitlines() if line.startswith("underway here"))
     *_, once, again, twice, stuck, lost, _seconds = row.split()
-    assert int(once) + int(again) == 8
-    assert (twice, stuck, lost) == ("0", "0", "0")
+    # Twice: what had ended and was not yet durable, a tenth of a second's worth at most.
+    assert int(once) + int(again) + int(twice) == 8
+    assert (stuck, lost) == ("0", "0")
 
 
 def test_a_table_has_a_row_for_who_failed_too() -> None:
