@@ -42,14 +42,15 @@ OVERTAKEN = """
 
 
 def enqueue(connection: Connection, keys: int, numbers: range) -> None:
-    """Ids in the order of enqueueing; every third key has two slots."""
+    """Ids in the order of enqueueing, three runs of a key behind one another; every third key has two slots."""
     connection.execute(
         """insert into underway.run (id, queue, job, step, state, keep, due, rank, concurrency_key, key_limit,
             max_crashes, input)
         select lpad(to_hex(n), 32, '0')::uuid, 'default', 'job', 'step', 'waiting', '1 day', now(), now(), key,
             key_limit, 100, jsonb_build_array(key, key_limit::text)
         from generate_series(%(first)s::int, %(last)s::int) n, lateral (
-            select 'key' || n %% %(keys)s as key, case when n %% %(keys)s %% 3 = 0 then 2 else 1 end as key_limit
+            select 'key' || n / 3 %% %(keys)s as key,
+                case when n / 3 %% %(keys)s %% 3 = 0 then 2 else 1 end as key_limit
         ) k""",
         {"first": numbers.start, "last": numbers.stop - 1, "keys": keys},
     )
