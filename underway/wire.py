@@ -177,37 +177,37 @@ class FrameReader:
     def feed(self, data: bytes | memoryview) -> Iterator[Message]:
         """Messages completed by these bytes. Raises BrokenFrame for bytes that no peer of ours writes."""
         self._buffer += data
-        if self._end_of_frame(self._buffer, 0) > len(self._buffer):
+        if _head(self._buffer, 0) is None:
             return
         complete = bytes(self._buffer)  # slices of bytes cost a third of views into a buffer
         position = 0
         try:
-            while (end := self._end_of_frame(complete, position)) <= len(complete):
-                start, position = position, end
-                yield _decode(complete, start, end)
+            while (head := _head(complete, position)) is not None:
+                number, payload, end = head
+                start, position = position + _HEAD.size, end
+                yield _decode(number, complete[start:payload], complete[payload:end])
         finally:
             del self._buffer[:position]
 
-    @staticmethod
-    def _end_of_frame(data: bytes | bytearray, start: int) -> int:
-        """Where this frame ends, if enough of it is there to know; else somewhere behind the data."""
-        if len(data) - start < _HEAD.size:
-            return len(data) + 1
-        length, number, header_length = _HEAD.unpack_from(data, start)
-        if length > MAX_FRAME or number >= len(_KINDS) or header_length > length - 5:
-            raise BrokenFrame(f"frame of kind {number} with length {length}")
-        return start + 4 + int(length)
+
+def _head(data: bytes | bytearray, start: int) -> tuple[int, int, int] | None:
+    """Of the frame that begins here: its kind, where its payload begins, where it ends; None if it is not all there."""
+    if len(data) - start < _HEAD.size:
+        return None
+    length, number, header_length = _HEAD.unpack_from(data, start)
+    if length > MAX_FRAME or number >= len(_KINDS) or header_length > length - 5:
+        raise BrokenFrame(f"frame of kind {number} with length {length}")
+    end = start + 4 + length
+    return (number, start + _HEAD.size + header_length, end) if end <= len(data) else None
 
 
-def _decode(data: bytes, start: int, end: int) -> Message:
-    _length, number, header_length = _HEAD.unpack_from(data, start)
-    start += _HEAD.size
+def _decode(number: int, header: bytes, payload: bytes) -> Message:
     try:
-        fields = orjson.loads(data[start : start + header_length])
+        fields = orjson.loads(header)
         if type(fields) is not list:
             raise ValueError("a header that is no array")
         if _HAS_PAYLOAD[number]:
-            fields.append(data[start + header_length : end])
+            fields.append(payload)
         message: Message = _KINDS[number]._make(fields)
         return message
     except (TypeError, ValueError) as error:
