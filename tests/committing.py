@@ -78,6 +78,7 @@ class Committing:
             self.dispatch,
             self.held,
             on_continue=self.continued.append,
+            on_room=lambda: None,
             on_stay=self.stay,
             on_unknown=self.note_unknown,
             rng=random.Random(1),

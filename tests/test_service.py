@@ -202,7 +202,7 @@ def test_a_next_step_that_stays_while_the_service_drains_is_given_back(database:
     async def play(serving: Serving) -> None:
         task = await serving.running()
         serving.stop.drain()
-        while not serving.service._endings.draining:
+        while not serving.service._dispatch.closed:
             await asyncio.sleep(0.001)
         serving.succeed(task)
 
@@ -259,7 +259,7 @@ def test_a_hand_over_whose_answer_is_lost_while_the_service_drains_is_given_back
     async def play(serving: Serving) -> None:
         task = await serving.running()
         serving.stop.drain()
-        while not serving.service._endings.draining:
+        while not serving.service._dispatch.closed:
             await asyncio.sleep(0.001)
         lost = serving.lose_answers()
         serving.succeed(task)

@@ -40,7 +40,8 @@ class Commits:
     """Takes endings from the supervisor and makes them durable; a task stays held, and renewed, until then.
 
     A run that goes on to its next step stays here if there will be a worker for it: `on_stay` is given the new task.
-    `on_unknown` is called when one may have stayed whose token nobody has heard.
+    `on_unknown` is called when one may have stayed whose token nobody has heard, `on_room` after each commit that
+    leaves room for more.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Commits:
         held: dict[int, Task],
         *,
         on_continue: Callable[[float], None],
-        on_room: Callable[[], None] = lambda: None,
+        on_room: Callable[[], None],
         on_stay: Callable[[list[Task]], None],
         on_unknown: Callable[[], None],
         rng: random.Random,

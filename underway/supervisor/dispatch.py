@@ -219,17 +219,22 @@ class Dispatch:
 
     def demand(self) -> int:
         """How many tasks to claim now."""
-        idle, places = self.idle(), self.places()
-        if idle > len(self.ready) + self._expected or places * 2 >= self._target(idle) > 0:
+        idle = self.idle()
+        target = self._target(idle)
+        places = self._places(target)
+        if idle > len(self.ready) + self._expected or places * 2 >= target > 0:
             return max(0, min(places, MOST_CLAIMED))
         return 0
 
     def places(self) -> int:
         """How many more tasks would be welcome."""
+        return self._places(self._target(self.idle()))
+
+    def _places(self, target: int) -> int:
         if self.closed:
             return 0
-        busy = sum(max(0, len(worker.tasks) - 1) for worker in self._crew.active)
-        return self._target(self.idle()) - len(self.ready) - busy - self._expected
+        behind = sum(max(0, len(worker.tasks) - 1) for worker in self._crew.active)
+        return target - len(self.ready) - behind - self._expected
 
     def idle(self) -> int:
         """How many workers have nothing to do."""

@@ -51,7 +51,6 @@ class Drain:
     async def run(self, grace: float) -> bool:
         """Whether it was clean: everything that ran came to its own end, and is durable."""
         self._crew.stop_booting()
-        self._endings.draining = True
         self._dispatch.closed = True
         self._release_waiting()
         finished = await self._stop.settled(self._nothing_runs, grace)

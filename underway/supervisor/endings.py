@@ -38,7 +38,6 @@ class Endings:
         self._held = held
         self._rng = rng
         self._on_settled = on_settled
-        self.draining = False
 
     def received(self, worker: WorkerProcess, message: wire.Message) -> None:
         match message:
@@ -74,11 +73,11 @@ class Endings:
                 continue  # lost: nothing may be written any more
             if task.started_at is not None:
                 self.settle(task, _seen_of_death(worker, task), _evidence(worker), pid=worker.pid)
-            elif self.draining:
+            elif self._dispatch.closed:
                 self.release(task)
             else:
                 self._dispatch.add([task])
-        if not tasks and worker.kill_reason is None and worker.manifest is not None and not self.draining:
+        if not tasks and worker.kill_reason is None and worker.manifest is not None and not self._dispatch.closed:
             log.warning("an idle worker died: %s", worker.exit_text, extra={"about": {"worker": worker.slot}})
 
     def _started(self, worker: WorkerProcess, token: int) -> None:

@@ -52,16 +52,13 @@ class Limits:
 
     def _enforce_stop(self, worker: WorkerProcess, task: Task, now: float) -> None:
         """First the interrupt, at the timeout if nothing else has come before it, then the kill."""
-        assert task.started_at is not None
-        timeout = task.step.policy.timeout.total_seconds()
-        if task.stop_sent_at is None:
-            if now - task.started_at >= timeout:
-                interrupt(worker, task, "timeout", now)
-                log.warning("interrupted after its timeout of %.1f s", timeout,
-                            extra={"about": about_task(worker, task)})  # fmt: skip
+        if now < _limit_of(task):
             return
-        assert task.stop_reason is not None
-        if now - task.stop_sent_at >= CLEANUP_SECONDS and worker.kill_task(task, _KILLED[task.stop_reason]):
+        if task.stop_reason is None:
+            interrupt(worker, task, "timeout", now)
+            log.warning("interrupted after its timeout of %.1f s", task.step.policy.timeout.total_seconds(),
+                        extra={"about": about_task(worker, task)})  # fmt: skip
+        elif worker.kill_task(task, _KILLED[task.stop_reason]):
             log.error("killed: it did not end within %.1f s of its interrupt (%s)", CLEANUP_SECONDS, task.stop_reason,
                       extra={"about": about_task(worker, task)})  # fmt: skip
 

@@ -144,7 +144,7 @@ class Service:
 
     def _hand_out(self) -> None:
         """After a batch of messages: give free workers what there is, and ask for more."""
-        if not self._endings.draining:
+        if not self._dispatch.closed:
             self._dispatch.pump()
             if self._dispatch.demand():
                 self._claims.wake()
@@ -163,7 +163,7 @@ class Service:
             self._claims.wake()
 
     def _on_stay(self, tasks: list[Task]) -> None:
-        if self._endings.draining:
+        if self._dispatch.closed:
             for task in tasks:
                 self._endings.release(task)
         else:

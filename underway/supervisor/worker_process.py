@@ -20,6 +20,8 @@ from underway.supervisor.task import Task
 _inbox = memoryview(bytearray(256 * 1024))
 # More than a socket holds: what was written before a drain began is found within so many bytes.
 _MOST_BUFFERED = 512 * 1024
+# A worker that has been handed so much is not read again for so long. Woken at each result of a no-op, the supervisor
+# took the CPU from the very worker that it listened to.
 _PLENTY = 8
 _PAUSE_SECONDS = 0.001
 
