@@ -8,7 +8,7 @@ from db import Connection, insert, insert_held
 from psycopg import sql
 
 from underway.ids import new_id
-from underway.postgres import people
+from underway.postgres import people, runs
 from underway.postgres.queries import statements
 
 US = new_id()
@@ -29,7 +29,7 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
             "values (%s, 'here', 1, 'app', '', now() - interval '4 minutes')",
             [US],
         )
-        now = people.clock(connection)
+        now = runs.clock(connection)
         assert {run["id"] for run in people.list_runs(connection, limit=9)} == {waiting, held, done}
         assert [run["id"] for run in people.list_runs(connection, state="waiting", limit=9)] == [waiting]
         assert people.all_looked_at(connection)

@@ -105,6 +105,22 @@ class Underway:
         with self._open_pool().connection() as connection:
             yield connection
 
+    @contextmanager
+    def _given_or_own(
+        self, conn: "psycopg.Connection[Any] | None", *, for_async: str = "; underway.aio takes async connections"
+    ) -> "Iterator[psycopg.Connection[Any]]":
+        """The caller's, which stays in its transaction; else one of our own, committed at the end."""
+        import psycopg
+
+        if conn is None:
+            with self.connection() as connection:
+                yield connection
+        elif isinstance(conn, psycopg.Connection):
+            yield conn
+        else:
+            hint = for_async if isinstance(conn, psycopg.AsyncConnection) else ""
+            raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}{hint}")
+
     def _open_pool(self) -> "psycopg_pool.ConnectionPool":
         with self._opening:
             if self._pool is None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -13,7 +12,7 @@ from typing_extensions import TypeVar
 
 from underway import codec, keys, options
 from underway.context import refuse_inside_step
-from underway.errors import InvalidOption, PayloadError, RunCancelled, RunFailed, RunNotFound
+from underway.errors import PayloadError, RunCancelled, RunFailed, RunNotFound
 from underway.ids import new_id
 from underway.job import Job
 from underway.loading import refuse_while_loading
@@ -149,7 +148,7 @@ class Run(Handle[R]):
         from underway.postgres import runs
 
         refuse_while_loading("Run.cancel")
-        with _connection(self._app, conn) as connection:
+        with self._app._given_or_own(conn) as connection:
             return runs.cancel(connection, self.id)
 
 
@@ -162,7 +161,7 @@ def enqueue(
 ) -> Run[R]:
     refuse_enqueue(conn)
     question, arguments = one_run(job, value, given)
-    with _connection(app, conn) as connection:
+    with app._given_or_own(conn) as connection:
         ((run_id, created),) = question(connection, *arguments)
     return Run(app, run_id, job.result_type, created=created)
 
@@ -176,7 +175,7 @@ def enqueue_many(
 ) -> list[Run[R]]:
     refuse_enqueue(conn)
     question, arguments = many_runs(job, values, given)
-    with _connection(app, conn) as connection:
+    with app._given_or_own(conn) as connection:
         placed = question(connection, *arguments)
     result_type = job.result_type
     return [Run(app, run_id, result_type, created=created) for run_id, created in placed]
@@ -186,7 +185,7 @@ def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None"
     from underway.postgres import runs
 
     refuse_while_loading("cancel_all")
-    with _connection(app, conn) as connection:
+    with app._given_or_own(conn) as connection:
         return runs.cancel_job(connection, job)
 
 
@@ -194,23 +193,8 @@ def cancel_key(app: "Underway", job: str, unique_key: str, conn: "psycopg.Connec
     from underway.postgres import runs
 
     refuse_while_loading("cancel")
-    with _connection(app, conn) as connection:
+    with app._given_or_own(conn) as connection:
         return runs.cancel_key(connection, job, unique_key)
-
-
-@contextmanager
-def _connection(app: "Underway", conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
-    """The caller's, which stays in its transaction; else one of the app's own, committed at the end."""
-    import psycopg
-
-    if conn is None:
-        with app.connection() as connection:
-            yield connection
-    elif isinstance(conn, psycopg.Connection):
-        yield conn
-    else:
-        hint = "; underway.aio takes async connections" if isinstance(conn, psycopg.AsyncConnection) else ""
-        raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}{hint}")
 
 
 # What the async client does in the same way

@@ -87,6 +87,6 @@ def _run_id(what: object) -> UUID | None:
 def _input_type(app: "Underway", job: str, step: str) -> Any:
     declared = app.jobs.get(job)
     for compiled in () if declared is None else declared.compiled:
-        if step in (compiled.spec.name, *compiled.spec.formerly):
+        if step in compiled.spec.names:
             return compiled.input_type
     raise UnknownJob(f"this app has no step {step!r} in a job {job!r}, so the type of its input is not known here")

@@ -317,7 +317,7 @@ def _check_travels(where: str, kind: Any) -> None:
 
 
 def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
-    names = [name for step in steps for name in (step.spec.name, *step.spec.formerly)]
+    names = [name for step in steps for name in step.spec.names]
     for name in names:
         if names.count(name) > 1:
             raise JobDefinitionError(f"job {job!r}: two steps are (or were) named {name!r}; give one a name=")

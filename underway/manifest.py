@@ -53,6 +53,11 @@ class Step(msgspec.Struct, frozen=True):
     placement: Placement = Placement()
     policy: Policy = Policy()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Today's, and those under which runs may still wait."""
+        return self.name, *self.formerly
+
 
 class Job(msgspec.Struct, frozen=True):
     name: str
@@ -77,7 +82,7 @@ class Manifest(msgspec.Struct, frozen=True):
         """Each lane this code serves, also those of steps' former names."""
         for job in self.jobs:
             for step in job.steps:
-                for name in (step.name, *step.formerly):
+                for name in step.names:
                     yield Lane(step.placement.queue, job.name, name), step
 
     def to_json(self) -> bytes:

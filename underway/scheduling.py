@@ -63,7 +63,7 @@ def schedule(
     overlap: bool,
     conn: "psycopg.Connection[Any] | None",
 ) -> Schedule:
-    from underway.postgres import schedules
+    from underway.postgres import runs, schedules
     from underway.schedule import Cron
 
     refuse_while_loading("schedule")
@@ -74,7 +74,7 @@ def schedule(
     with _connection(app, "schedule", conn) as connection:
         row = schedules.Row(
             job.name, name, parsed.line, parsed.zone, catch_up, overlap, payload,
-            next_at=parsed.after(schedules.clock(connection)),
+            next_at=parsed.after(runs.clock(connection)),
         )  # fmt: skip
         row = row._replace(next_at=schedules.put(connection, row))
     return _made(row)
@@ -99,16 +99,10 @@ def every_schedule(app: "Underway") -> list[Schedule]:
 def _connection(
     app: "Underway", call: str, given: "psycopg.Connection[Any] | None"
 ) -> "Iterator[psycopg.Connection[Any]]":
-    import psycopg
-
     if given is None:
         refuse_inside_step(f"{call} without conn=", "pass conn=cx.tx, which commits with the step")
-        with app.connection() as connection:
-            yield connection
-    elif isinstance(given, psycopg.Connection):
-        yield given
-    else:
-        raise InvalidOption(f"conn must be a psycopg.Connection, not {type(given).__name__}")
+    with app._given_or_own(given, for_async="") as connection:
+        yield connection
 
 
 def _check_policies(catch_up: object, overlap: object) -> None:

@@ -11,7 +11,7 @@ from underway.cli.find import find_run
 from underway.cli.output import json_option, print_done, print_rows
 from underway.cli.table import Column
 from underway.cli.words import age, count, headline
-from underway.postgres import control, people
+from underway.postgres import control, people, runs
 
 _DEAD_LETTER = ("id", "job", "step", "queue", "error", "input", "finished_at", "attempts", "crashes")
 
@@ -24,7 +24,7 @@ _DEAD_LETTER = ("id", "job", "step", "queue", "error", "input", "finished_at", "
 def dead_letters(label: str | None, limit: int, database: str | None, as_json: bool) -> None:
     """List the dead-letter labels, or the runs with one LABEL, the oldest first."""
     with connect(database) as connection:
-        now = people.clock(connection)
+        now = runs.clock(connection)
         if label is None:
             print_rows(people.dead_letter_labels(connection), _label_columns(now), as_json, none="no dead letters")
             return

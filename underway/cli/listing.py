@@ -9,7 +9,7 @@ from underway.cli.output import json_option, print_rows
 from underway.cli.table import Column, Row
 from underway.cli.words import age, charges, headline, progress
 from underway.client import Status
-from underway.postgres import people
+from underway.postgres import people, runs
 
 
 @click.command(
@@ -43,7 +43,7 @@ def list_runs(
 ) -> None:
     with connect(database) as connection:
         found = people.list_runs(connection, state=state, job=job, queue=queue, stranded=stranded, limit=limit)
-        columns = _columns(people.clock(connection))
+        columns = _columns(runs.clock(connection))
         searched = not stranded and (state is None or Status(state).final)
         cut = searched and len(found) < limit and not people.all_looked_at(connection)
     print_rows(found, columns, as_json, none="no runs")

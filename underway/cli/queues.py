@@ -8,7 +8,7 @@ from underway.cli.database import connect, database_option
 from underway.cli.output import json_option, print_done, print_rows
 from underway.cli.table import Column
 from underway.cli.words import age
-from underway.postgres import control, people
+from underway.postgres import control, people, runs
 
 
 @click.command("queues", short_help="Queues, and how many runs are in each.")
@@ -21,7 +21,7 @@ def queues(database: str | None, as_json: bool) -> None:
     """
     with connect(database) as connection:
         found = people.list_queues(connection)
-        now = people.clock(connection)
+        now = runs.clock(connection)
     print_rows(found, _columns(now), as_json, none="no queues: no job is registered, and no run is live")
 
 

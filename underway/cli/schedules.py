@@ -8,7 +8,7 @@ from underway.cli.database import connect, database_option
 from underway.cli.output import json_option, print_rows
 from underway.cli.table import Column
 from underway.cli.words import age
-from underway.postgres import people
+from underway.postgres import people, runs
 
 
 @click.command("schedules", short_help="What is enqueued when.")
@@ -18,7 +18,7 @@ def schedules(database: str | None, as_json: bool) -> None:
     """List the schedules of all jobs, each with the time for which it enqueues next."""
     with connect(database) as connection:
         found = people.list_schedules(connection)
-        now = people.clock(connection)
+        now = runs.clock(connection)
     print_rows(found, _columns(now), as_json, none="no schedules")
 
 

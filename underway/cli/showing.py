@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -24,14 +25,12 @@ from underway.cli.words import (
     size,
     width_of,
 )
-from underway.client import Status
+from underway.client import Attempt, Status
 from underway.postgres import people, runs
 
 # Of an input or a result; --json has all of it.
 _MOST_LINES = 60
 _LONGEST_LINE = 1000
-
-_ATTEMPT = ("step", "number", "outcome", "error", "started_at", "finished_at", "host", "pid", "cpu_seconds", "peak_rss")
 
 
 @click.command("show", short_help="One run: its step, input, attempts and last error.")
@@ -49,7 +48,7 @@ def show(run: str, database: str | None, as_json: bool) -> None:
         if found is None:
             raise click.ClickException(f"run {run_id} has left just now, after its keep")
         found["attempts_made"] = _attempts(connection, run_id)
-        now = people.clock(connection)
+        now = runs.clock(connection)
     if as_json:
         print_json(found)
         return
@@ -72,7 +71,7 @@ def attempts(run: str, database: str | None, as_json: bool) -> None:
 
 
 def _attempts(connection: Connection, run_id: UUID) -> list[Row]:
-    return [dict(zip(_ATTEMPT, row, strict=True)) for row in runs.attempts(connection, run_id)]
+    return [asdict(Attempt(*row)) for row in runs.attempts(connection, run_id)]
 
 
 def _took(attempt: Row) -> str:

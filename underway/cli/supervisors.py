@@ -12,7 +12,7 @@ from underway.cli.find import find_supervisor
 from underway.cli.output import json_option, print_json, print_rows
 from underway.cli.table import Column
 from underway.cli.words import age, count
-from underway.postgres import control, people
+from underway.postgres import control, people, runs
 
 STILL_THERE = 3
 
@@ -30,7 +30,7 @@ def supervisors(database: str | None, as_json: bool) -> None:
     """
     with connect(database) as connection:
         found = people.list_supervisors(connection)
-        now = people.clock(connection)
+        now = runs.clock(connection)
     print_rows(found, _columns(now), as_json, none="no supervisor")
 
 
@@ -66,7 +66,7 @@ def shutdown(supervisor: str | None, everyone: bool, wait: float, database: str 
         asked = control.shut_down(connection, one)
         left = _still_there(connection, asked, wait) if wait else asked
         labels = {UUID(row["id"]): row for row in people.list_supervisors(connection)}
-        now = people.clock(connection)
+        now = runs.clock(connection)
     if as_json:
         print_json({"asked": asked, "gone": [id_ for id_ in asked if id_ not in left]})
     elif not wait:

@@ -50,11 +50,8 @@ def failed_step(connection: psycopg.Connection[Any], run_id: UUID) -> tuple[str,
 
 def redrive(connection: psycopg.Connection[Any], run_id: UUID, payload: bytes | None = None) -> bool:
     """Whether it goes on: it had failed or was cancelled, and no other run is live under its unique key."""
-    return bool(
-        fetch(connection, "redrive_run", {"id": run_id, "input": payload if payload is None else payload.decode()})[0][
-            0
-        ]
-    )
+    given = None if payload is None else payload.decode()
+    return bool(fetch(connection, "redrive_run", {"id": run_id, "input": given})[0][0])
 
 
 def redrive_label(connection: psycopg.Connection[Any], label: str, limit: int | None = None) -> int:

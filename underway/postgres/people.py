@@ -4,10 +4,11 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import orjson
 import psycopg
 
+from underway.postgres import schedules
 from underway.postgres.asking import fetch
-from underway.postgres.runs import instant
 
 Row = dict[str, Any]
 
@@ -82,13 +83,7 @@ def dead_letter_labels(connection: psycopg.Connection[Any]) -> list[Row]:
 
 
 def list_schedules(connection: psycopg.Connection[Any]) -> list[Row]:
-    return _objects(connection, "list_schedules")
-
-
-def clock(connection: psycopg.Connection[Any]) -> datetime:
-    """The database's clock: ages are told by it, as everything else is."""
-    moment: datetime = instant(fetch(connection, "clock")[0][0])
-    return moment
+    return [{**row._asdict(), "input": orjson.loads(row.input)} for row in schedules.every(connection)]
 
 
 def _found(connection: psycopg.Connection[Any], statement: str, least: UUID, most: UUID) -> list[Found]:
@@ -106,7 +101,7 @@ def _objects(connection: psycopg.Connection[Any], statement: str, parameters: An
 # JSON has no instants; Postgres writes them in the one form that no DateStyle changes.
 _INSTANTS = {
     *("created_at", "due", "scheduled_for", "finished_at", "expires_at", "lease_until", "late_since"),
-    *("started_at", "seen_at", "oldest", "newest", "next_at"),
+    *("started_at", "seen_at", "oldest", "newest"),
 }
 
 

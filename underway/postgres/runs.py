@@ -105,8 +105,8 @@ def copy_runs(
     rows: Iterable[tuple[UUID, bytes]], job: str, step: str, placement: Placement
 ) -> Asking[list[tuple[UUID, bool]]]:
     """Many runs at once by COPY: all of them or none."""
-    ((microseconds,),) = yield Statement("clock")
-    columns = _constant_columns(instant(microseconds), job, step, placement)
+    ((now,),) = yield Statement("clock")
+    columns = _constant_columns(instant(now), job, step, placement)
     made: list[UUID] = []
     yield Statement("copy_runs", lines=_copy_chunks(rows, columns, made))
     yield Statement("wake_supervisors", {"queue": placement.queue})
@@ -211,5 +211,18 @@ def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | 
         return None
 
 
+def clock(connection: psycopg.Connection[Any]) -> datetime:
+    """The database's, which decides in all that is told of time."""
+    now: datetime = instant(fetch(connection, "clock")[0][0])
+    return now
+
+
+# Instants travel as microseconds: a caller's DateStyle may be any.
+
+
 def instant(microseconds: Any) -> Any:
     return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
+
+
+def microseconds(instant: datetime) -> int:
+    return (instant - _EPOCH) // timedelta(microseconds=1)

@@ -1,10 +1,7 @@
-"""Schedules in Postgres: written and listed by clients, fired by supervisors.
-
-Instants travel as microseconds, since a caller's DateStyle may be any; so does the clock, which is Postgres' own.
-"""
+"""Schedules in Postgres: written and listed by clients, fired by supervisors."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -13,11 +10,9 @@ import psycopg
 from underway.manifest import Placement
 from underway.postgres.asking import fetch
 from underway.postgres.columns import Int8s, UUIDs
-from underway.postgres.runs import instant
+from underway.postgres.runs import instant, microseconds
 from underway.postgres.session import Session
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 # So many are read at a time; the rest at the next look, which follows at once.
 _LIMIT = 100
 
@@ -47,14 +42,9 @@ class Upcoming(NamedTuple):
     now: datetime
 
 
-def clock(connection: psycopg.Connection[Any]) -> datetime:
-    now: datetime = instant(fetch(connection, "clock")[0][0])
-    return now
-
-
 def put(connection: psycopg.Connection[Any], row: Row) -> datetime:
     """Create or change a schedule; returns the slot it waits for."""
-    rows = fetch(connection, "put_schedule", {**row._asdict(), "next_at": _microseconds(row.next_at)})
+    rows = fetch(connection, "put_schedule", {**row._asdict(), "next_at": microseconds(row.next_at)})
     next_at: datetime = instant(rows[0][0])
     return next_at
 
@@ -94,10 +84,10 @@ async def fire(
         "cron": schedule.cron,
         "zone": schedule.zone,
         "catch_up": schedule.catch_up,
-        "next_at": _microseconds(schedule.next_at),
-        "following": _microseconds(following),
+        "next_at": microseconds(schedule.next_at),
+        "following": microseconds(following),
         "ids": UUIDs(run for run, _ in runs),
-        "slots": Int8s(_microseconds(slot) for _, slot in runs),
+        "slots": Int8s(microseconds(slot) for _, slot in runs),
         "step": step,
         "queue": placement.queue,
         "priority": placement.priority,
@@ -106,7 +96,3 @@ async def fire(
     }
     rows = await session.fetch("fire_schedule", parameters)
     return bool(rows[0][0]) if rows else None
-
-
-def _microseconds(instant: datetime) -> int:
-    return (instant - _EPOCH) // _MICROSECOND

@@ -48,7 +48,7 @@ class Executor:
         self._steps: dict[tuple[str, str], tuple[Job[Any, Any, Any], int]] = {}
         for job in app.jobs.values():
             for index, step in enumerate(job.compiled):
-                for name in (step.spec.name, *step.spec.formerly):
+                for name in step.spec.names:
                     self._steps[job.name, name] = (job, index)
 
     def execute(self, task: wire.Task) -> Outcome:

@@ -106,7 +106,8 @@ continued as (
     from unnest(
         %(ids)s::uuid[], %(tokens)s::int8[], %(steps)s::text[], %(queues)s::text[], %(priorities)s::int2[],
         %(keeps)s::float8[], %(concurrency_keys)s::text[], %(key_limits)s::int2[], %(payloads)s::text[],
-        %(numbers)s::int[], %(attempts)s::int[], %(crashes)s::int[], %(releases)s::int[], %(delays)s::float8[], %(ran_steps)s::text[], %(ran_numbers)s::int[],
+        %(numbers)s::int[], %(attempts)s::int[], %(crashes)s::int[], %(releases)s::int[], %(delays)s::float8[],
+        %(ran_steps)s::text[], %(ran_numbers)s::int[],
         %(leases)s::float8[], %(max_crashes)s::int[], %(outcomes)s::text[], %(errors)s::text[],
         %(started)s::float8[], %(ended)s::float8[], %(pids)s::int[], %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
     ) as g (id, token, step, queue, priority, keep, concurrency_key, key_limit, payload, number, attempts, crashes,

@@ -110,9 +110,3 @@ from (
     group by dead_letter
     order by dead_letter
 ) line;
-
--- list_schedules: every schedule, and the slot it is waiting for
-select row_to_json(line)
-from (
-    select job, name, cron, zone, catch_up, overlap, next_at, input from underway.schedule order by job, name
-) line;
