@@ -132,3 +132,11 @@ def _fresh_database(server: str, *, template: bool) -> Iterator[str]:
         connection.execute(sql.SQL("create database {} {}").format(sql.Identifier(name), source))
         yield make_conninfo(server, dbname=name)
         connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    """The folder in which the steps of an app look for files, and leave some."""
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    return folder

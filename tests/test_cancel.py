@@ -343,13 +343,6 @@ def test_the_key_is_free_only_when_nothing_of_the_run_runs_any_more(any_database
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Path:
-    folder = tmp_path / "stage"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def start(start_supervisor: Callable[..., Supervisor], stage: Path) -> Callable[..., Supervisor]:
     def start(*options: str) -> Supervisor:
         env = {"PYTHONPATH": str(APPS.parent), "STAGE": str(stage)}

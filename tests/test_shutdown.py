@@ -25,14 +25,6 @@ DOOMED = "apps.doomed:app"
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Path:
-    """The folder in which steps of apps/doomed.py look for files."""
-    folder = tmp_path / "stage"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def start(start_supervisor: Callable[..., Supervisor], stage: Path) -> Callable[..., Supervisor]:
     """Start a supervisor of apps/doomed.py."""
 
