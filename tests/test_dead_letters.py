@@ -218,9 +218,10 @@ def test_on_a_connection_of_the_callers_it_is_part_of_its_transaction(
         conn.commit()
     assert connection.execute(query).fetchall() == [("pending", None, "other")]
     wrong: Any = "me"
-    for refused in (lambda: app.redrive(run, conn=wrong), lambda: app.discard(run, conn=wrong)):
-        with pytest.raises(InvalidOption, match=r"psycopg\.Connection"):
-            refused()
+    with pytest.raises(InvalidOption, match=r"psycopg\.Connection"):
+        app.redrive(run, conn=wrong)
+    with pytest.raises(InvalidOption, match=r"psycopg\.Connection"):
+        app.discard(run, conn=wrong)
 
 
 # From Python, with a supervisor
