@@ -60,6 +60,5 @@ enqueued as (
     returning queue
 )
 select free,
-    case when exists (select from enqueued) and exists (select from underway.supervisor where idle)
-        then (select count(pg_notify('underway', queue)) from (select distinct queue from enqueued) woken) end as woken
+    (select count(underway.wake(queue)) from (select distinct queue from enqueued) queues) as woken
 from moved;
