@@ -149,9 +149,7 @@ async def cancel(
 
     refuse_while_loading("aio.cancel")
     async with _connection(job._app, conn) as one:
-        return await runs.cancel_key.on(
-            one, job.name, unique_key=unique_key, concurrency_key=concurrency_key
-        )
+        return await runs.cancel_key.on(one, job.name, unique_key=unique_key, concurrency_key=concurrency_key)
 
 
 async def cancel_all(job: Job[Any, Any, Any], *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> int:

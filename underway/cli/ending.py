@@ -47,9 +47,7 @@ def cancel(
             _cancel_many(connection, job, key, concurrency_key, as_json)
 
 
-def _cancel_many(
-    connection: Connection, job: str, key: str | None, concurrency_key: str | None, as_json: bool
-) -> None:
+def _cancel_many(connection: Connection, job: str, key: str | None, concurrency_key: str | None, as_json: bool) -> None:
     if key is None and concurrency_key is None:
         cancelled = runs.cancel_job(connection, job)
     else:

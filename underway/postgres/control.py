@@ -10,7 +10,7 @@ from underway.errors import RunCancelled
 from underway.postgres.asking import fetch
 from underway.postgres.runs import instant
 
-_CANCEL_IS_FINAL = "UW003"
+_CANCEL_IS_FINAL = "UW004"
 
 
 def pause(connection: psycopg.Connection[Any], queue: str) -> bool:

@@ -1,5 +1,5 @@
--- A NOTIFY only for a supervisor that serves the queue; cancelled runs stay cancelled, a cancel by concurrency key; an
--- index for looking at runs that did not succeed.
+-- A NOTIFY only for a supervisor that serves the queue; a cancel that is final, and one by concurrency key; an index for
+-- looking at the runs that did not succeed.
 -- oldest code: 1
 
 -- First, while nothing else is locked: beside millions of finished runs it takes seconds, in which nothing can end.
@@ -24,7 +24,7 @@ begin
     end if;
 end
 $$;
-comment on function underway.wake is 'NOTIFY that there is work in a queue, if a supervisor with nothing to do serves it';
+comment on function underway.wake is 'NOTIFY for a queue, if a supervisor that has nothing to do serves it';
 
 -- As before, but for their calls of underway.wake.
 
@@ -151,50 +151,25 @@ begin
 end
 $$;
 
--- Cancel and redrive.
+-- Cancel.
 
-create or replace function underway.redrive_runs(run_ids uuid[], input jsonb default null) returns int
+-- Of the runs with a label none was cancelled, so this is the only way back for one.
+create or replace function underway.redrive(run_id uuid, input jsonb default null) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    redriven int;
-    woken int;
-    cancelled uuid;
+    ended text;
 begin
-    select f.id into cancelled from underway.finished_run f where f.id = any(run_ids) and f.state = 'cancelled' limit 1;
-    if cancelled is not null then
-        raise exception 'run % was cancelled, and a cancel is final', cancelled
-            using errcode = 'UW003', hint = 'enqueue its input again';
+    -- Locked: it cannot be redriven and cancelled by others between this look and our redrive.
+    select f.state into ended from underway.finished_run f where f.id = run_id for update;
+    if ended = 'cancelled' then
+        raise exception 'run % was cancelled, and a cancel is final', run_id
+            using errcode = 'UW004', hint = 'enqueue its input again';
     end if;
-    with failed as (
-        select f.id, f.unique_key is null
-            or row_number() over (partition by f.job, f.unique_key order by f.finished_at, f.id) = 1 as first
-        from underway.finished_run f
-        where f.id = any(run_ids) and f.state = 'failed'
-            and not exists (select from underway.run r where r.job = f.job and r.unique_key = f.unique_key)
-    ),
-    gone as (
-        delete from underway.finished_run f
-        where f.id in (select id from failed where first)
-        returning f.*
-    ),
-    back as (
-        insert into underway.run (id, created_at, due, rank, scheduled_for, keep, priority, key_limit, state, queue,
-            job, step, unique_key, concurrency_key, input)
-        select id, created_at, now(), now() - priority * interval '1 minute', scheduled_for, keep, priority, key_limit,
-            case when concurrency_key is null then 'pending' else 'waiting' end, queue, job, step, unique_key,
-            concurrency_key, coalesce(redrive_runs.input, gone.input)
-        from gone
-        returning queue
-    )
-    select count(*), (select count(underway.wake(queue)) from (select distinct queue from back) queues)
-    into redriven, woken
-    from back;
-    return redriven;
+    return underway.redrive_runs(array[run_id], input) = 1;
 end
 $$;
-comment on function underway.redrive_runs is 'lets failed runs go on at their last step, counters at zero; how many';
 comment on function underway.redrive is
     'redrives one run that has failed, if no other is live under its unique key; an error if it was cancelled';
 
