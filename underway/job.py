@@ -160,7 +160,7 @@ class Job(Generic[In, Next, Result, State]):
         concurrency_key: str | None = None,
         conn: "psycopg.Connection[Any] | None" = None,
     ) -> int:
-        """Cancel this job's live run with this unique key, or its live runs with this concurrency key; returns how many.
+        """Cancel the live run with this unique key, or the live runs with this concurrency key; returns how many.
 
         As Run.cancel does, all of it in one transaction. A concurrency key is that of the step at which a run stands.
         """
