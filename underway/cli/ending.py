@@ -1,9 +1,9 @@
 """underway cancel, retry: ending runs, and letting them go on."""
 
-import json
 from uuid import UUID
 
 import click
+import orjson
 
 from underway.cli.database import Connection, connect, database_option
 from underway.cli.find import find_run
@@ -106,7 +106,7 @@ def _why_not(run: people.Row | None) -> str:
 
 def _checked_json(text: str) -> bytes:
     try:
-        json.loads(text)
-    except ValueError as error:
+        orjson.loads(text)
+    except orjson.JSONDecodeError as error:
         raise click.UsageError(f"--input is no JSON: {error}") from None
     return text.encode()
