@@ -472,7 +472,8 @@ def test_cancelling_needs_a_connection_of_the_right_kind(app: Underway) -> None:
         with pytest.raises(InvalidOption, match="psycopg"):
             call()
     assert cancelling.echoes.cancel(unique_key="x") == 0
-    for keys in ({}, {"unique_key": "x", "concurrency_key": "x"}):
+    wrong: tuple[dict[str, Any], ...] = ({}, {"unique_key": "x", "concurrency_key": "x"})
+    for keys in wrong:
         with pytest.raises(InvalidOption, match="by unique_key= or by concurrency_key="):
             cancelling.echoes.cancel(**keys)
 

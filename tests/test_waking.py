@@ -49,7 +49,7 @@ def heard(database: str, connection: Connection) -> Iterator[Callable[[], list[s
         def heard() -> list[str]:
             # Whatever came before this one has come when it does.
             connection.execute("select pg_notify('underway', 'the last')")
-            payloads = []
+            payloads: list[str] = []
             for notify in listener.notifies(timeout=10):
                 if notify.payload == "the last":
                     return payloads
@@ -190,11 +190,9 @@ def test_a_queue_that_is_new_to_an_idle_supervisor_is_notified(
 
     eventually(lambda: declared("first"))
     file.write_text(APP.format(queues=["first", "second"]))
-    for _ in range(2):  # the worker, then the spare that has taken its place
-        seen = supervisor.workers()
-        for worker in seen:
-            worker.kill()
-        eventually(lambda seen=seen: len(supervisor.workers()) == 2 and not set(seen) & set(supervisor.workers()))
+    before = set(eventually(lambda: workers if len(workers := supervisor.workers()) == 2 else []))
+    for worker in before:
+        worker.kill()
     eventually(lambda: declared("first", "second"))
     placed = job_parameters("second", "works", Placement(queue="second"))
     connection.execute(statements()["register_job"], placed)
