@@ -56,10 +56,11 @@ def redrive(app: "Underway", what: Run[Any] | UUID | str, given: Any, limit: int
         raise InvalidOption("limit= is for a label, not for one run")
     with app.connection() as connection:
         payload = None
+        # Also refuses a cancelled run: the refusal in SQL would take the transaction along that it is part of.
+        failed = control.failed_step(connection, run_id)
+        if failed is None:
+            return 0
         if given is not UNCHANGED:
-            failed = control.failed_step(connection, run_id)
-            if failed is None:
-                return 0
             payload = codec.encode(given, _input_type(app, *failed))
         return int(control.redrive(connection, run_id, payload))
 
