@@ -13,7 +13,7 @@ from db import LANE, Connection, ago, insert, row_of, value
 from underway import wire
 from underway.manifest import Job, Lane, Manifest, Policy, Step
 from underway.postgres.endings import Attempt, succeed
-from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Claimed, Store
 from underway.supervisor.commits import Ended
 from underway.supervisor.service import Service
@@ -77,7 +77,7 @@ class SilentCrew:
 class Serving:
     def __init__(self, database: str, workers: int) -> None:
         self.owner = uuid4()
-        self.work, self.leases = Interrupted(database), Session(database)
+        self.work, self.leases = Interrupted(database), Interrupted(database)
         self.store = Store(self.work, self.leases, self.owner, "testhost")
         self.silent = SilentCrew(workers)
         self.stop = StopRequest()
