@@ -22,20 +22,27 @@ class Books:
         self.url = url
         self.rng = rng
         self.transfers = 0
+        self.parcels = 0
         self._moved: Counter[int] = Counter()
 
     def connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.url, autocommit=True, connect_timeout=5)
 
-    def enqueue(self, count: int) -> None:
+    @property
+    def runs(self) -> int:
+        """With all that transfers enqueue."""
+        return self.transfers * RUNS_PER_TRANSFER + self.parcels
+
+    def enqueue(self, count: int, parcels: int = 0) -> None:
         """So many transfers. The database must be there: whether they are is not to be in doubt."""
         transfers = []
         for number in range(self.transfers, self.transfers + count):
             debtor, creditor = self.rng.sample(range(ledger.ACCOUNTS), 2)
             transfers.append(ledger.Transfer(number, self.rng.randint(1, 100), debtor, creditor))
-        if transfers:
-            with self.connect() as connection:
-                ledger.transfers.enqueue_many(transfers, conn=connection)
+        with self.connect() as connection, connection.transaction():
+            ledger.transfers.enqueue_many(transfers, conn=connection)
+            ledger.parcels.enqueue_many(range(self.parcels, self.parcels + parcels), conn=connection)
+        self.parcels += parcels
         self.transfers += count
         for transfer in transfers:
             self._moved[transfer.debtor] -= transfer.amount
@@ -55,11 +62,22 @@ class Books:
                 time.sleep(0.05)
 
     def audit(self) -> None:
-        """Each transfer has moved its money once: two entries, of the attempts that succeeded, and its receipts."""
+        """Each transfer has moved its money once: two entries, of the attempts that succeeded, and its receipts.
+
+        And each step of each run has succeeded once.
+        """
         with self.connect() as connection:
-            assert states(connection) == {"succeeded": self.transfers * RUNS_PER_TRANSFER}, outcomes(connection)
+            assert states(connection) == {"succeeded": self.runs}, outcomes(connection)
+            twice = (
+                "select run_id, step from underway.attempt where outcome = 'succeeded'"
+                " group by run_id, step having count(*) > 1"
+            )
+            assert connection.execute(twice).fetchall() == []
+            delivered = connection.execute("select result from underway.finished_run where job = 'parcels'").fetchall()
+            assert sorted(result for (result,) in delivered) == [(number + 1) * 2 for number in range(self.parcels)]
             succeeded = connection.execute(
-                "select run_id, step, number from underway.attempt where outcome = 'succeeded' and step <> 'receipt'"
+                "select run_id, step, number from underway.attempt"
+                " where outcome = 'succeeded' and step in ('debit', 'credit')"
             ).fetchall()
             entries = connection.execute("select run, step, attempt from entry").fetchall()
             balances = dict(connection.execute("select id, balance from account").fetchall())

@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from books import Books, open_books
-from harness import Supervisor, eventually
+from harness import Supervisor, eventually, outcomes
 from pgbouncer import pgbouncer
 from postgres_servers import SETTINGS, cluster_folder, temporary_cluster
 from psycopg.conninfo import make_conninfo
@@ -33,12 +33,12 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(SECONDS + SETTLE_SECONDS + 
 
 
 @contextmanager
-def serving(start: Start, url: str) -> Iterator[None]:
+def serving(start: Start, url: str) -> Iterator[list[Supervisor]]:
     """Two supervisors, who must outlive whatever happens and end with nothing left to kill."""
     supervisors = [start("ledger", "--database", url) for _ in range(2)]
     for supervisor in supervisors:
         supervisor.until("serving")
-    yield
+    yield supervisors
     for supervisor in supervisors:
         assert supervisor.process.poll() is None, supervisor.log[-3000:]
         supervisor.send(signal.SIGTERM)
@@ -76,6 +76,26 @@ def test_postgres_is_stopped_immediately_and_started_again(start_supervisor: Sta
             with serving(start_supervisor, books.url):
                 disturb(books, "stop and start", say, restart)
             books.audit()
+
+
+def test_nothing_is_killed_after_an_outage_longer_than_a_lease(start_supervisor: Start, say: Say) -> None:
+    """By supervisors that were idle, and claim as soon as they can."""
+    with temporary_cluster() as cluster:
+        cluster.create_database("ledger")
+        with open_books(cluster.url("ledger"), random.Random(SEED), migrate=True) as books:
+            books.enqueue(0, parcels=200)
+            with books.connect() as connection:
+                connection.execute("update underway.run set state = 'waiting', due = now() + interval '4 s'")
+            with serving(start_supervisor, books.url) as supervisors:
+                cluster.stop("immediate")
+                time.sleep(6)
+                cluster.start()
+                books.settle(SETTLE_SECONDS, say)
+            books.audit()
+            for supervisor in supervisors:
+                assert "killed" not in supervisor.log
+            with books.connect() as connection:
+                assert set(outcomes(connection)) == {"succeeded"}
 
 
 def test_a_synchronous_standby_is_promoted(start_supervisor: Start, say: Say) -> None:

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ from underway.supervisor.shutdown import ExitCode
 SEED = int(os.environ.get("CHAOS_SEED", "1848"))
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "90"))
 SETTLE_SECONDS = 180.0
-TRANSFERS = 5000 // RUNS_PER_TRANSFER
+RUNS = 5000
+TRANSFERS = 400  # of which each is five runs; the others are parcels
+PARCELS = RUNS - TRANSFERS * RUNS_PER_TRANSFER
 
 LEASE_SECONDS = 1.0  # of all steps here
 # What we give up a silent connection after, in connect.py and by the server for a step's transaction, and some more.
@@ -177,34 +179,37 @@ def test_a_hand_over_cut_off_before_its_commit_does_not_keep_the_run_from_others
 
 def test_three_hosts_are_cut_off_and_healed_in_turn(start_supervisor: Start, say: Say) -> None:
     rng = random.Random(SEED)
-    with network(3) as lan, server_on(lan, "ledger") as (cluster, url):
-        with open_books(cluster.url("ledger"), rng, migrate=True) as books:
-            supervisors = [host.inside(lambda: start_supervisor("ledger", "--database", url)) for host in lan.hosts]
-            for supervisor in supervisors:
-                supervisor.until("serving")
-            say(f"\nthree hosts: CHAOS_SEED={SEED}, {SECONDS:.0f} s")
-            began = said = time.monotonic()
-            cuts = 0
-            while time.monotonic() < began + SECONDS:
-                books.enqueue(min(40, TRANSFERS - books.transfers))
-                time.sleep(rng.uniform(0.02, 0.3))
-                host = lan.hosts[cuts % 3]
-                lan.unplug(host)
-                # Mostly some leases, sometimes longer than the connections last; and at times it is only a hiccup.
-                time.sleep(rng.choice([rng.uniform(0.1, 0.9), rng.uniform(1, 4), rng.uniform(1, 4), TCP_SECONDS + 3]))
-                lan.plug(host)
-                cuts += 1
-                time.sleep(rng.uniform(0, 0.5))
-                if time.monotonic() > said + 5:
-                    said = time.monotonic()
-                    say(f"three hosts: {said - began:3.0f} s, {cuts} cuts; {books.progress()}")
-            books.enqueue(TRANSFERS - books.transfers)
-            books.settle(SETTLE_SECONDS, say)
-            say(f"three hosts: {cuts} cuts, settled after {time.monotonic() - began:.0f} s; {books.progress()}")
-            for supervisor in supervisors:
-                assert supervisor.process.poll() is None, supervisor.log[-3000:]
-                supervisor.send(signal.SIGTERM)
-            assert [supervisor.wait() for supervisor in supervisors] == [ExitCode.CLEAN] * 3
-            books.audit()
-            with books.connect() as connection:
-                assert outcomes(connection)["lost"] > 0, "none was cut off for long enough"
+    with ExitStack() as stack:
+        lan = stack.enter_context(network(3))
+        cluster, url = stack.enter_context(server_on(lan, "ledger"))
+        books = stack.enter_context(open_books(cluster.url("ledger"), rng, migrate=True))
+        supervisors = [host.inside(lambda: start_supervisor("ledger", "--database", url)) for host in lan.hosts]
+        for supervisor in supervisors:
+            supervisor.until("serving")
+        say(f"\nthree hosts: CHAOS_SEED={SEED}, {SECONDS:.0f} s")
+        began = said = time.monotonic()
+        cuts = 0
+        while time.monotonic() < began + SECONDS:
+            books.enqueue(min(20, TRANSFERS - books.transfers), min(150, PARCELS - books.parcels))
+            time.sleep(rng.uniform(0.02, 0.3))
+            host = lan.hosts[cuts % 3]
+            lan.unplug(host)
+            # Mostly some leases, sometimes longer than the connections last; and at times it is only a hiccup.
+            time.sleep(rng.choice([rng.uniform(0.1, 0.9), rng.uniform(1, 4), rng.uniform(1, 4), TCP_SECONDS + 3]))
+            lan.plug(host)
+            cuts += 1
+            time.sleep(rng.uniform(0, 0.5))
+            if time.monotonic() > said + 5:
+                said = time.monotonic()
+                say(f"three hosts: {said - began:3.0f} s, {cuts} cuts; {books.progress()}")
+        books.enqueue(TRANSFERS - books.transfers, PARCELS - books.parcels)
+        assert books.runs == RUNS
+        books.settle(SETTLE_SECONDS, say)
+        say(f"three hosts: {cuts} cuts, settled after {time.monotonic() - began:.0f} s; {books.progress()}")
+        for supervisor in supervisors:
+            assert supervisor.process.poll() is None, supervisor.log[-3000:]
+            supervisor.send(signal.SIGTERM)
+        assert [supervisor.wait() for supervisor in supervisors] == [ExitCode.CLEAN] * 3
+        books.audit()
+        with books.connect() as connection:
+            assert outcomes(connection)["lost"] > 0, "none was cut off for long enough"
