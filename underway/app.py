@@ -106,12 +106,23 @@ class Underway:
             yield connection
 
     @contextmanager
+    def _own(self) -> "Iterator[psycopg.Connection[Any]]":
+        """Ours for single statements, each a transaction of its own: without BEGIN and COMMIT it has one way to go."""
+        with self.connection() as connection:
+            connection.autocommit = True
+            try:
+                yield connection
+            finally:
+                if not connection.closed:
+                    connection.autocommit = False
+
+    @contextmanager
     def _given_or_own(self, conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
-        """The caller's, which stays in its transaction; else one of our own, committed at the end."""
+        """The caller's, which stays in its transaction; else one of our own."""
         import psycopg
 
         if conn is None:
-            with self.connection() as connection:
+            with self._own() as connection:
                 yield connection
         elif isinstance(conn, psycopg.Connection):
             yield conn
@@ -189,7 +200,7 @@ class Underway:
         from underway.postgres import runs
 
         run_id = UUID(str(run_id))
-        with self.connection() as connection:
+        with self._own() as connection:
             name = runs.job_of(connection, run_id)
         return self._handle(run_id, client.known_job(run_id, name))
 

@@ -152,8 +152,8 @@ class Service:
             self._commits.hurry()
 
     def _on_notify(self, payload: str) -> None:
-        self._promoter.hint(0)
         self._claims.wake()
+        self._promoter.hint(0)
         self._requests.hear(payload)
 
     def _on_continue(self, delay: float) -> None:
