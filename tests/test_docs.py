@@ -1,7 +1,8 @@
 """The programs in docs/*.md, as a reader would run them: each page's in order, on a migrated database of its own.
 
 A block of Python is a program, or a module of a later one; its first line names the file: `# shop.py`. SQL is
-executed where it stands, in between. What a program claims it asserts, or says what it prints: `# prints ...`.
+executed where it stands, in between. What a program claims it asserts, or says what it prints: `# prints ...`. A file
+of tests is run by pytest.
 """
 
 import os
@@ -20,8 +21,8 @@ PAGES = {page.stem: blocks for page in sorted(DOCS.glob("*.md")) if (blocks := B
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_shows_runs(page: str, database: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "UNDERWAY_DATABASE_URL": database}
+def test_what_a_page_shows_runs(page: str, server: str, database: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "UNDERWAY_DATABASE_URL": database, "UNDERWAY_TEST_DATABASE_URL": server}
     for language, text in PAGES[page]:
         if language == "sql":
             with psycopg.connect(database) as connection:
@@ -30,8 +31,14 @@ def test_what_a_page_shows_runs(page: str, database: str, tmp_path: Path) -> Non
         name = re.match(r"# (\w+\.py)\n", text)
         assert name is not None, f"a block of docs/{page}.md does not name its file: {text[:60]!r}"
         (tmp_path / name[1]).write_text(text)
+        command = ["-m", "pytest", "-p", "no:cacheprovider"] if name[1].startswith("test_") else []
         done = subprocess.run(
-            [sys.executable, name[1]], cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=60
+            [sys.executable, *command, name[1]],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            capture_output=True,
+            timeout=60,
         )
         assert done.returncode == 0, f"{name[1]}\n{done.stdout}\n{done.stderr}"
         for line in PRINTS.findall(text):
