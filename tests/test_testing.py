@@ -20,7 +20,6 @@ from underway import (
     Context,
     Done,
     Fail,
-    InsideStep,
     InvalidOption,
     JobDefinitionError,
     NoDatabase,
@@ -93,8 +92,9 @@ flaky = app.job("flaky").step(
 
 
 def hand_over_nonsense(cx: Context, kind: str) -> Done[Order]:
-    wrong: Any = {"type": To.done("no order"), "nan": To.done(Order(float("nan"))), "nothing": None}[kind]
-    return wrong  # type: ignore[no-any-return]
+    not_a_number: Any = float("nan")
+    wrong: dict[str, Any] = {"type": To.done("no order"), "nan": To.done(Order(not_a_number)), "nothing": None}
+    return wrong[kind]  # type: ignore[no-any-return]
 
 
 nonsense = app.job("nonsense").step(hand_over_nonsense, retry=RetryPolicy(max_attempts=1))
