@@ -1,6 +1,7 @@
 """The roles of docs/security.md: what each may do, and that it may do nothing else."""
 
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 from apps import clients
 from db import Connection, insert, insert_held, value, with_store
-from harness import Supervisor
+from harness import Supervisor, eventually
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from underway_command import underway as command
@@ -82,7 +83,7 @@ def run_in_every_state(owner: str) -> UUID:
         insert_held(connection, uuid4())
         connection.execute("select underway.cancel(%s)", [insert(connection)])
         connection.execute("insert into underway.schedule values ('j', 'n', '@daily', 'UTC', 'last', true, '1', now())")
-        connection.execute("insert into underway.queue values ('default', false, 'dead')")
+        connection.execute("insert into underway.queue values ('default', false, 'letters')")
     return UUID(live)
 
 
@@ -186,15 +187,15 @@ def test_a_reader_sees_all_and_writes_nothing(roles: Roles) -> None:
     run = run_in_every_state(roles.owner)
     looks: list[tuple[str, ...]] = [
         ("list",), ("list", "--stranded"), ("show", str(run)), ("attempts", str(run)), ("queues",), ("supervisors",),
-        ("schedules",), ("dead-letters",), ("dead-letters", "dead"),
+        ("schedules",), ("dead-letters",), ("dead-letters", "letters"),
     ]  # fmt: skip
     for words in looks:
         done = command(*words, "--json", database=roles.reader)
         assert (done.returncode, done.stderr) == (0, ""), words
     assert '"secret"' in command("show", str(run), "--json", database=roles.reader).stdout
     acts: list[tuple[str, ...]] = [
-        ("cancel", str(run)), ("pause", "default"), ("resume", "default"), ("shutdown", "--all"), ("redrive", "dead"),
-        ("discard", "dead"), ("cancel", "--job", "job"),
+        ("cancel", str(run)), ("pause", "default"), ("resume", "default"), ("shutdown", "--all"), ("redrive", "letters"),
+        ("discard", "letters"), ("cancel", "--job", "job"),
     ]  # fmt: skip
     for words in acts:
         done = command(*words, database=roles.reader)
@@ -224,13 +225,14 @@ def test_supervisors_need_no_superuser(
         owner.execute("create table underway.written (attempt int)")
     app = tmp_path / "owned.py"
     app.write_text(OWNED)
-    supervisor = start_supervisor(f"{app}:app", "--until-idle", "--database", roles.owner)
+    supervisor = start_supervisor(f"{app}:app", "--database", roles.owner)
     with connect(roles.enqueuer) as enqueuer, connect(roles.owner) as owner:
-        supervisor.until("serving")
+        eventually(lambda: value(owner, "select exists (select from underway.job where name = 'owned')"))
         run = value(enqueuer, "select underway.enqueue('owned', '5')")
+        eventually(lambda: value(enqueuer, "select underway.status(%s)", [run]) == "succeeded")
+        supervisor.send(signal.SIGTERM)
         assert supervisor.wait() == 0
         assert "permission denied" not in supervisor.log
-        assert value(enqueuer, "select underway.status(%s)", [run]) == "succeeded"
         assert owner.execute("select attempt from underway.written").fetchall() == [(5,)]
 
 

@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 from underway import Underway
 from underway.cli.admin import main
-from underway.postgres import scratch
+from underway.postgres import migrate
 from underway.postgres.embedded import Cluster
 from underway.supervisor.supervisor import Settings
 from underway.testing import using_database
@@ -67,10 +67,11 @@ def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Cluster]:
     """A server that asks for passwords."""
-    with temporary_cluster() as cluster, psycopg.connect(cluster.url("postgres"), autocommit=True) as superuser:
+    with temporary_cluster() as cluster:
         (cluster.data / "pg_hba.conf").write_text("local all postgres trust\nlocal all all scram-sha-256\n")
-        superuser.execute(sql.SQL("create role me superuser login password {}").format(SECRET))
-        superuser.execute("select pg_reload_conf()")
+        with psycopg.connect(cluster.url("postgres"), autocommit=True) as superuser:
+            superuser.execute(sql.SQL("create role me superuser login password {}").format(SECRET))
+            superuser.execute("select pg_reload_conf()")
         wrong = make_conninfo(cluster.url("postgres"), user="me", password="wrong")
         eventually(lambda: refuses(wrong))
         yield cluster
@@ -88,10 +89,13 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def with_password(guarded: Cluster) -> Iterator[str]:
+def with_password(guarded: Cluster) -> str:
     """The URL of a migrated database that cannot be entered without the secret."""
-    with scratch.migrated_database(guarded.url("postgres"), f"secretive_{next(_numbers)}") as url:
-        yield make_conninfo(url, user="me", password=SECRET)
+    name = f"secretive_{next(_numbers)}"
+    guarded.create_database(name)
+    with psycopg.connect(guarded.url(name)) as connection:
+        migrate.migrate(connection)
+    return make_conninfo(guarded.url(name), user="me", password=SECRET)
 
 
 def test_every_command_is_here() -> None:
