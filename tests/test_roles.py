@@ -83,7 +83,7 @@ def run_in_every_state(owner: str) -> UUID:
         insert_held(connection, uuid4())
         connection.execute("select underway.cancel(%s)", [insert(connection)])
         connection.execute("insert into underway.schedule values ('j', 'n', '@daily', 'UTC', 'last', true, '1', now())")
-        connection.execute("insert into underway.queue values ('default', false, 'letters')")
+        connection.execute("insert into underway.queue values ('default', false, 'lost')")
     return UUID(live)
 
 
@@ -187,15 +187,15 @@ def test_a_reader_sees_all_and_writes_nothing(roles: Roles) -> None:
     run = run_in_every_state(roles.owner)
     looks: list[tuple[str, ...]] = [
         ("list",), ("list", "--stranded"), ("show", str(run)), ("attempts", str(run)), ("queues",), ("supervisors",),
-        ("schedules",), ("dead-letters",), ("dead-letters", "letters"),
+        ("schedules",), ("dead-letters",), ("dead-letters", "lost"),
     ]  # fmt: skip
     for words in looks:
         done = command(*words, "--json", database=roles.reader)
         assert (done.returncode, done.stderr) == (0, ""), words
     assert '"secret"' in command("show", str(run), "--json", database=roles.reader).stdout
     acts: list[tuple[str, ...]] = [
-        ("cancel", str(run)), ("pause", "default"), ("resume", "default"), ("shutdown", "--all"), ("redrive", "letters"),
-        ("discard", "letters"), ("cancel", "--job", "job"),
+        ("cancel", str(run)), ("pause", "default"), ("resume", "default"), ("shutdown", "--all"), ("redrive", "lost"),
+        ("discard", "lost"), ("cancel", "--job", "job"),
     ]  # fmt: skip
     for words in acts:
         done = command(*words, database=roles.reader)
