@@ -118,6 +118,7 @@ def refused_functions(connection: Connection, owner: str) -> set[str]:
             "uuid": value(own, "select id from underway.run where state = 'pending' limit 1"),
             "uuid[]": own.execute("select array_agg(id) from underway.run").fetchone()[0],  # type: ignore[index]
             "text": "job", "text[]": ["default"], "jsonb": "{}", "integer": 1, "boolean": True, "interval": "0",
+            "smallint": 1, "timestamp with time zone[]": [],
         }  # fmt: skip
     refused = set()
     for name, types in functions:
@@ -273,7 +274,7 @@ def test_every_function_pins_its_search_path_and_executes_no_text(connection: Co
     found = functions(connection)
     assert {name for name, definer, *_ in found if definer} == EXECUTABLE
     for name, definer, settings, source, parsed, public in found:
-        assert parsed or settings == ["search_path=pg_catalog, pg_temp"], name
+        assert parsed or "search_path=pg_catalog, pg_temp" in settings, name
         assert not re.search(r"\bexecute\b", source, re.IGNORECASE), name
         assert not (definer and public), f"{name} is for everybody"
         # What is not in pg_catalog is named with its schema.

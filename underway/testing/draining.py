@@ -100,8 +100,8 @@ class _Queue:
             cron, first = Cron(schedule.cron, schedule.zone), first_steps[schedule.job]
             slots, following = due(cron, schedule.catch_up, schedule.next_at, schedule.now, _BATCH)
             runs = [(new_id(), slot) for slot in slots]
-            free = await schedules.fire(self._work, schedule, runs, following, first.name, first.placement)
-            moved += free is not None
+            enqueued = await schedules.fire(self._work, schedule, runs, following, first.name, first.placement)
+            moved += enqueued is not None
         return moved
 
     async def write(self, task: Task, row: Finish | Continue | None, spawned: list[dict[str, Any]]) -> None:
