@@ -195,8 +195,9 @@ def test_a_reader_sees_all_and_writes_nothing(roles: Roles) -> None:
         assert (done.returncode, done.stderr) == (0, ""), words
     assert '"secret"' in command("show", str(run), "--json", database=roles.reader).stdout
     acts: list[tuple[str, ...]] = [
-        ("cancel", str(run)), ("pause", "default"), ("resume", "default"), ("shutdown", "--all"), ("redrive", "lost"),
-        ("discard", "lost"), ("cancel", "--job", "job"),
+        ("cancel", str(run)), ("pause", "default"), ("resume", "default"), ("shutdown", "--all"),
+        ("redrive", "--label", "lost"),
+        ("discard", "--label", "lost"), ("cancel", "--job", "job"),
     ]  # fmt: skip
     for words in acts:
         done = command(*words, database=roles.reader)
