@@ -14,7 +14,7 @@ from db import Connection, insert, insert_held, value, with_store
 from harness import Supervisor, eventually
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from underway_command import underway as command
+from underway_command import in_one_process
 
 from underway.postgres import migrate
 from underway.postgres.transaction import StepTransactions
@@ -186,24 +186,22 @@ def test_a_client_is_python_that_enqueues_and_waits(roles: Roles) -> None:
 
 def test_a_reader_sees_all_and_writes_nothing(roles: Roles) -> None:
     run = run_in_every_state(roles.owner)
-    looks: list[tuple[str, ...]] = [
-        ("list",), ("list", "--stranded"), ("show", str(run)), ("attempts", str(run)), ("queues",), ("supervisors",),
-        ("schedules",), ("dead-letters",), ("dead-letters", "lost"),
-    ]  # fmt: skip
-    for words in looks:
-        done = command(*words, "--json", database=roles.reader)
-        assert (done.returncode, done.stderr) == (0, ""), words
-    assert '"secret"' in command("show", str(run), "--json", database=roles.reader).stdout
-    acts: list[tuple[str, ...]] = [
-        ("cancel", str(run)), ("pause", "default"), ("resume", "default"), ("shutdown", "--all"),
-        ("redrive", "--label", "lost"),
-        ("discard", "--label", "lost"), ("cancel", "--job", "job"),
-    ]  # fmt: skip
-    for words in acts:
-        done = command(*words, database=roles.reader)
-        assert (done.returncode, done.stdout) == (1, ""), words
-        assert "permission denied" in done.stderr
-        assert "Traceback" not in done.stderr
+    looks = (
+        "list --json", "list --stranded", f"show {run} --json", f"attempts {run}", "queues", "supervisors",
+        "schedules", "dead-letters", "dead-letters lost",
+    )  # fmt: skip
+    acts = (
+        f"cancel {run}", "pause default", "resume default", "shutdown --all", "redrive --label lost",
+        "discard --label lost", "cancel --job job",
+    )  # fmt: skip
+    answers = in_one_process([*looks, *acts], database=roles.reader)
+    for line in looks:
+        assert answers[line][0] == 0, (line, answers[line])
+    assert '"secret"' in answers[f"show {run} --json"][1]
+    for line in acts:
+        assert answers[line][0] == 1, (line, answers[line])
+        assert "permission denied" in answers[line][1]
+        assert "Traceback" not in answers[line][1]
     with connect(roles.reader) as connection:
         assert refused_tables(connection, "select") == set()
         for verb in ("insert", "update", "delete", "truncate"):
