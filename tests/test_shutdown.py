@@ -12,13 +12,13 @@ import psycopg
 import pytest
 from apps import basic, doomed
 from harness import APPS, Supervisor, eventually, outcomes, states
-from postgres_servers import temporary_cluster
 from psycopg.conninfo import make_conninfo
 
 from underway import Status, Underway
 from underway.client import Run
 from underway.postgres import migrate
 from underway.postgres.embedded import Cluster
+from underway.testing.servers import temporary_cluster
 
 # As a module, since it imports another of the apps.
 DOOMED = "apps.doomed:app"

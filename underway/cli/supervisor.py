@@ -6,6 +6,7 @@ import textwrap
 
 import click
 
+from underway.cli.secrecy import hide_password
 from underway.supervisor import logs
 from underway.supervisor.shutdown import EXIT_CODES
 from underway.supervisor.supervisor import Settings, supervise
@@ -34,6 +35,7 @@ def main(
     TERM and INT finish what runs and stop; a second one, or QUIT, stops now. What was not finished is released and
     taken up by another supervisor.
     """
+    hide_password(database)
     logs.configure(json=log_format == "json", level=logging.DEBUG if verbose else logging.INFO)
     sys.exit(supervise(Settings(app, procs, database, grace, until_idle)))
 

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from logging import getLogger
 
+from msgspec.structs import replace
+
 from underway.manifest import Lane, Manifest
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
@@ -35,7 +37,8 @@ class Labels:
         self._stranded: set[Lane] = set()
 
     async def write(self) -> None:
-        digest = hashlib.sha256(self._manifest.to_json()).hexdigest()
+        # Without the database: whoever may read labels could try out passwords on the digest.
+        digest = hashlib.sha256(replace(self._manifest, database=None).to_json()).hexdigest()
         await self._store.register(pid=os.getpid(), app=self._app, manifest_hash=digest, lanes=self._crew.lanes)
         for job in self._manifest.jobs:
             await self._store.register_job(job.name, job.steps[0].name, job.steps[0].placement)

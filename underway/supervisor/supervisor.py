@@ -6,7 +6,7 @@ import gc
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
 from uuid import uuid4
@@ -34,7 +34,7 @@ class Settings:
 
     app: str
     procs: int
-    database: str | None = None
+    database: str | None = field(default=None, repr=False)  # may hold a password
     grace: float = 30.0
     until_idle: bool = False
 
