@@ -28,6 +28,7 @@ NAMES = [
     "JobDefinitionError",
     "NoDatabase",
     "PayloadError",
+    "Quarantined",
     "Retry",
     "RetryPolicy",
     "Run",
