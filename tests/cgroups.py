@@ -12,7 +12,7 @@ V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 @contextmanager
 def memory_cgroup(limit: int) -> Iterator[Path]:
-    """A cgroup in which no more than `limit` bytes can be used; skips the test, with the reason, where none can be made.
+    """A cgroup that may use so many bytes. Skips the test, with the reason, where none can be made.
 
     Whoever is still in it at the end is killed.
     """

@@ -1,4 +1,4 @@
-"""A run that kills its process is put aside with the evidence, which people can read, and let go on when it is cured."""
+"""A run that kills its process is put aside with the evidence, for people to read, and let go on when it is cured."""
 
 import os
 import signal
@@ -122,7 +122,9 @@ def test_a_kill_by_the_kernel_for_memory_is_told_from_others(
         supervisor.end()
 
 
-@pytest.mark.parametrize("most", [1, pytest.param(2, marks=pytest.mark.chaos), pytest.param(4, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "most", [1, pytest.param(2, marks=pytest.mark.chaos), pytest.param(4, marks=pytest.mark.chaos)]
+)
 def test_whoever_kills_all_around_it_is_found_and_no_innocent_put_aside(
     bind: Bind, connection: psycopg.Connection[Any], start_supervisor: Start, tmp_path: Path, most: int
 ) -> None:
