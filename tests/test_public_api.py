@@ -127,7 +127,9 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Underway.pause: "(self, queue: str) -> bool",
     Underway.resume: "(self, queue: str) -> bool",
     Underway.dead_letters: "(self, label: str, *, limit: int = 100) -> list[underway.dead_letters.DeadLetter]",
-    Underway.quarantined: "(self, job: str | None = None, *, limit: int = 100) -> list[underway.quarantine.Quarantined]",
+    Underway.quarantined: (
+        "(self, job: str | None = None, *, limit: int = 100) -> list[underway.quarantine.Quarantined]"
+    ),
     Underway.discard: "(self, run_or_label: Union[underway.client.Run[Any], uuid.UUID, str]) -> int",
     Context.enqueue: "(self, job: 'Job[_In, Never, _R]', value: ~_In) -> 'Run[_R]'",
     Context.progress: "(self, done: float, total: float | None = None, note: str = '') -> None",

@@ -55,7 +55,7 @@ def test_the_evidence_is_kept_shown_and_the_runs_released(
     }
     shown = output("show", segfault, database=database)
     assert widest(shown) <= 80
-    assert "quarantined   yes; underway quarantine --release" in shown
+    assert "quarantined   yes; it goes on by: underway quarantine --release RUN" in shown
     for text in ("signal SIGSEGV", poison.LAST_LINE, "Fatal Python error: Segmentation fault", " MiB"):
         assert text in shown
     assert "crashed" in output("attempts", segfault, database=database)

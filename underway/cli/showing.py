@@ -122,7 +122,7 @@ def _facts(run: Row, now: datetime) -> list[str]:
         "unique key": run["unique_key"],
         "key": f"{run['concurrency_key']}{key_limit}" if run["concurrency_key"] else "",
         "dead letter": run["dead_letter"],
-        "quarantined": f"yes; underway quarantine --release {str(run['id'])[:8]}" if run["quarantined"] else "",
+        "quarantined": "yes; it goes on by: underway quarantine --release RUN" if run["quarantined"] else "",
     }
     width = terminal_width()
     lines = []
