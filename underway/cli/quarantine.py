@@ -69,7 +69,7 @@ def _columns(now: datetime) -> list[Column]:
         Column("AGE", lambda run: age(run["finished_at"], now), right=True),
         Column("JOB", lambda run: run["job"], shrinks_to=8),
         Column("STEP", lambda run: run["step"], shrinks_to=6),
-        Column("WHY", _why, shrinks_to=12, extra=True),
+        Column("WHY", _why, shrinks_to=20, extra=True),
         Column("CRASHES", lambda run: run["crashes"], right=True, extra=True),
         Column("MEMORY", lambda run: size(run["peak_rss"]), right=True, extra=True),
     ]

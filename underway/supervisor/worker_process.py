@@ -216,6 +216,7 @@ class WorkerProcess:
         if not pid:
             return
         self._process.returncode = os.waitstatus_to_exitcode(status)
+        # No less than our own: until its exec the child was in our memory, and the kernel counts that too.
         self.peak_rss = usage.ru_maxrss * 1024
         self._loop.remove_reader(self._pidfd)
         self.drain()
