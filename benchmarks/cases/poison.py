@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import app
 from benchmarks.cases.setting import PROCS, Setting
 from benchmarks.model import OURS, Row
-from benchmarks.stage import Stage
+from benchmarks.stage import Stage, Supervisor
 from underway import Job
 
 # A new one every so often; each kills three workers before it is quarantined.
@@ -19,28 +19,34 @@ _LOOK_SECONDS = 0.25
 
 
 def run(setting: Setting) -> list[Row]:
-    with setting.stage.supervisor(PROCS):
-        return [
-            _beside_poison(setting, "no-op", app.noop, range(setting.sizes.scaled(200_000))),
-            _beside_poison(setting, "20 ms", app.burner, [20] * setting.sizes.scaled(1500)),
-        ]
+    return [
+        _beside_poison(setting, "no-op", app.noop, range(setting.sizes.scaled(200_000))),
+        _beside_poison(setting, "20 ms", app.burner, [20] * setting.sizes.scaled(1500)),
+    ]
 
 
 def _beside_poison(setting: Setting, name: str, job: Job[Any, Any, Any], values: Sequence[int]) -> Row:
+    with setting.stage.supervisor(PROCS) as supervisor:
+        samples, deaths = _samples(setting, supervisor, name, job, values)
+    notes = {"runs": len(values), "a poisonous run every so many seconds": EVERY_SECONDS, "workers killed": deaths}
+    return Row(f"beside poison, {name}", "runs/s", samples, goal=0.9, judged_by=WITHOUT, notes=notes)
+
+
+def _samples(
+    setting: Setting, supervisor: Supervisor, name: str, job: Job[Any, Any, Any], values: Sequence[int]
+) -> tuple[dict[str, list[float]], list[int]]:
+    """And how many workers were killed in each of ours."""
     deaths: list[int] = []
 
     def poisoned() -> float:
         with _poison(setting.stage):
             rate = _rate(setting.stage, job, values)
         deaths.append(setting.stage.value("select count(*) from underway.attempt where outcome = 'crashed'"))
+        supervisor.await_boots(PROCS + 1 + sum(deaths))  # or the next sample would pay for the last spare
         return rate
 
-    samples = setting.pairs.alternate(
-        {OURS: poisoned, WITHOUT: lambda: _rate(setting.stage, job, values)},
-        f"{name}, ",
-    )
-    notes = {"runs": len(values), "a poisonous run every so many seconds": EVERY_SECONDS, "workers killed": deaths}
-    return Row(f"beside poison, {name}", "runs/s", samples, goal=0.9, judged_by=WITHOUT, notes=notes)
+    forms = {OURS: poisoned, WITHOUT: lambda: _rate(setting.stage, job, values)}
+    return setting.pairs.alternate(forms, f"{name}, "), deaths
 
 
 def _rate(stage: Stage, job: Job[Any, Any, Any], values: Sequence[int]) -> float:
