@@ -63,9 +63,11 @@ def test_what_does_not_heed_the_interrupt_is_killed(
     bind(limits.app)
     hows = ["in C", "in C without the GIL", "ignores it", "blocks all signals", "stopped", "waits for a daemon"]
     hows += ["floods the log", "floods the wire"]
-    runs = limits.stubbornness.enqueue_many(hows)
     environment = {"LIMITS_FOLDER": str(tmp_path)}
-    supervisor = start_supervisor("limits", "--procs", str(len(hows) + 1), env=environment)
+    supervisor = start_supervisor("limits", "--procs", str(len(hows) + 1), "--verbose", env=environment)
+    # Before some of them take all the CPU there is.
+    eventually(lambda: supervisor.log.count("worker booted") == len(hows) + 2)
+    runs = limits.stubbornness.enqueue_many(hows)
     eventually(lambda: states(connection) == {"in_progress": len(hows)})
     # Neither the stopped nor the flooding one keeps the supervisor from others.
     assert limits.calms.enqueue(1).wait(3) is Status.SUCCEEDED
