@@ -8,6 +8,7 @@ comment on column underway.finished_run.quarantined is 'failed by the death of i
 -- What failed before says so in its error only.
 update underway.finished_run set quarantined = true where state = 'failed' and error like 'quarantined after %';
 
+-- Beside millions of finished runs it takes seconds, in which nothing can end.
 create index finished_run_quarantined on underway.finished_run (finished_at) where quarantined;
 
 create view underway.quarantine as
