@@ -69,7 +69,7 @@ def take_all_along(cx: Context, folder: str) -> Done:
     others = [process for process in supervisor.children(recursive=True) if process.pid != os.getpid()]
     for process in [supervisor, *others]:
         process.suspend()
-    for process in [supervisor, *others]:
+    for process in [*others, supervisor]:  # in this order: we hear of the supervisor's death, and end
         process.kill()
     os.kill(os.getpid(), signal.SIGKILL)
     sys.exit("unreachable")
