@@ -37,13 +37,14 @@ ROOMS: dict[str, set[str]] = {
     "scheduling": DECLARING,
     "aio": DECLARING | {"client", "scheduling"},
     "dead_letters": DECLARING | {"client"},
-    "app": DECLARING | {"client", "dead_letters", "scheduling"},
+    "quarantine": {"client"},
+    "app": DECLARING | {"client", "dead_letters", "quarantine", "scheduling"},
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
     "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
     "cli": {"app", "client", "errors", "loading", "postgres", "supervisor"},
     "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
-    "__init__": DECLARING | {"client", "app", "dead_letters", "scheduling"},
+    "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},
 }
 # Clients, and workers for cx.tx, come to Postgres when they first use it.
 LAZY: dict[str, set[str]] = {
@@ -52,6 +53,7 @@ LAZY: dict[str, set[str]] = {
     "aio": {"postgres"},
     "app": {"postgres"},
     "dead_letters": {"postgres"},
+    "quarantine": {"postgres"},
     "worker": {"postgres"},
     "cli": {"job"},
 }

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway import client, options, scheduling
+from underway import client, options, quarantine, scheduling
 from underway import dead_letters as letters
 from underway.context import refuse_inside_step
 from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, UnderwayError
@@ -265,6 +265,10 @@ class Underway:
         They stay readable as failed runs until their `keep` has passed.
         """
         return letters.discard(self, run_or_label, conn)
+
+    def quarantined(self, job: str | None = None, *, limit: int = 100) -> list[quarantine.Quarantined]:
+        """Runs whose process died once too often, of one job or all, the newest first. `redrive` releases one."""
+        return quarantine.listed(self, job, limit)
 
     def _cancel_all(self, job: Job[Any, Any, Any], conn: "psycopg.Connection[Any] | None") -> int:
         return client.cancel_all(self, job.name, conn)

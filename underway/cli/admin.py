@@ -8,7 +8,7 @@ import sys
 import click
 
 from underway.app import Underway
-from underway.cli import dead_letters, ending, listing, queues, schedules, showing, supervisors
+from underway.cli import dead_letters, ending, listing, quarantine, queues, schedules, showing, supervisors
 from underway.cli.database import Commands, database_option
 from underway.cli.output import json_option, print_done
 from underway.cli.sync import SYNC_DATABASE
@@ -66,6 +66,7 @@ for command in (
     *(supervisors.supervisors, supervisors.shutdown),
     schedules.schedules,
     *(dead_letters.dead_letters, dead_letters.redrive, dead_letters.discard),
+    quarantine.quarantine,
 ):
     main.add_command(command)
 

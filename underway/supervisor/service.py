@@ -20,6 +20,7 @@ from underway.supervisor.crew import Crew
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.drain import Drain
 from underway.supervisor.endings import Endings
+from underway.supervisor.kernel_kills import KernelKills
 from underway.supervisor.labels import Labels, summarise
 from underway.supervisor.leases import Leases
 from underway.supervisor.limits import Limits
@@ -56,6 +57,7 @@ class Service:
         wakeup = Wakeup(leases, self._on_notify)
         self._dispatch = Dispatch(crew)
         self._limits = Limits()
+        self._kernel_kills = KernelKills()
         self._commits = Commits(
             store,
             self._dispatch,
@@ -68,7 +70,13 @@ class Service:
         )
         self._backends = Backends(store)
         self._endings = Endings(
-            self._dispatch, self._commits, self._backends, self._held, rng=rng, on_settled=self._hand_out
+            self._dispatch,
+            self._commits,
+            self._backends,
+            self._held,
+            self._kernel_kills,
+            rng=rng,
+            on_settled=self._hand_out,
         )
         self._claims = Claims(
             store,
@@ -206,6 +214,7 @@ class Service:
         self._crew.keep_keeper()
         self._crew.collect_adopted()
         self._crew.kill_slow_boots(now)
+        self._kernel_kills.look(now)
 
     async def _stop_when_idle(self) -> None:
         jobs = [job.name for job in self._manifest.jobs]

@@ -47,6 +47,7 @@ class WorkerProcess:
         self.revoked: set[int] = set()
         self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and why
         self.died_writing = False
+        self.peak_rss = 0  # known at its death
         self._overseer = overseer
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
@@ -97,8 +98,13 @@ class WorkerProcess:
         return None
 
     @property
+    def exit_code(self) -> int | None:
+        """The signal that killed it as a negative number; None while it lives."""
+        return self._process.returncode
+
+    @property
     def exit_text(self) -> str:
-        code = self._process.returncode
+        code = self.exit_code
         if code is None:
             return "alive"
         if code >= 0:
@@ -206,8 +212,12 @@ class WorkerProcess:
         kill_below(self.mark, [self.pid])
 
     def _on_death(self) -> None:
-        if self._process.poll() is None:
+        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        if not pid:
             return
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        # No less than our own: until its exec the child was in our memory, and the kernel counts that too.
+        self.peak_rss = usage.ru_maxrss * 1024
         self._loop.remove_reader(self._pidfd)
         self.drain()
         self.died_writing = self.died_writing or self._reader.incomplete

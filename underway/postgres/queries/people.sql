@@ -50,14 +50,15 @@ from (
     select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, nullif(r.due, 'infinity') as due,
         r.scheduled_for, null::timestamptz as finished_at, null::timestamptz as expires_at, r.lease_until, r.owner,
         s.host, s.pid, r.attempts, r.crashes, r.releases, r.cancel_requested, r.progress, r.unique_key,
-        r.concurrency_key, r.key_limit, null as dead_letter, null as error, r.input, null::jsonb as result
+        r.concurrency_key, r.key_limit, null as dead_letter, false as quarantined, null as error, r.input,
+        null::jsonb as result
     from underway.run r
     left join underway.supervisor s on s.id = r.owner
     where r.id = %(id)s
     union all
     select id, job, step, state, queue, priority, created_at, null, scheduled_for, finished_at, expires_at, null, null,
         null, null, attempts, crashes, releases, false, null, unique_key, concurrency_key, key_limit, dead_letter,
-        error, input, result
+        quarantined, error, input, result
     from underway.finished_run
     where id = %(id)s
 ) run;
@@ -123,3 +124,12 @@ from (
     group by dead_letter
     order by dead_letter
 ) line;
+
+-- list_quarantine: quarantined runs, of one job or all, the newest first
+select row_to_json(newest)
+from (
+    select * from underway.quarantine
+    where %(job)s::text is null or job = %(job)s
+    order by finished_at desc
+    limit %(limit)s
+) newest;
