@@ -3,7 +3,7 @@
 -- Newest by id, since the primary keys serve that order: ids begin with the time. So a list costs what it shows, beside
 -- ten million finished runs as beside none. A search among the finished ones looks at the newest %(finished)s only.
 with live as (
-    select id, job, step, state, queue, priority, created_at, nullif(due, 'infinity') as due,
+    select id, job, step, state, queue, priority, created_at, nullif(due, '9999-12-31 00:00+00') as due,
         null::timestamptz as finished_at, attempts, crashes, releases, cancel_requested, progress, unique_key,
         concurrency_key, null as dead_letter, null as error
     from underway.run
@@ -34,7 +34,7 @@ select exists (select from underway.finished_run order by id desc offset %(finis
 -- run_for_people: all there is about one run
 select row_to_json(run)
 from (
-    select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, nullif(r.due, 'infinity') as due,
+    select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, nullif(r.due, '9999-12-31 00:00+00') as due,
         r.scheduled_for, null::timestamptz as finished_at, null::timestamptz as expires_at, r.lease_until, r.owner,
         s.host, s.pid, r.attempts, r.crashes, r.releases, r.cancel_requested, r.progress, r.unique_key,
         r.concurrency_key, r.key_limit, null as dead_letter, null as error, r.input, null::jsonb as result
