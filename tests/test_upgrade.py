@@ -6,19 +6,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
-from db import AGES_AGO, Connection, insert, insert_held, next_token, row_of, value
-from harness import APPS, Supervisor, eventually, outcomes, states
+from db import AGES_AGO, Connection, insert, insert_held, row_of, value, with_store
+from harness import APPS, Supervisor, eventually, states
 from old_package import COMMIT, OldPackage, extract
 
 from underway import Underway
-from underway.errors import SchemaTooNew, SchemaTooOld
+from underway.errors import SchemaError, SchemaTooOld
 from underway.postgres import migrate
 
 APP = f"{APPS / 'upgrade.py'}:app"
@@ -144,13 +143,25 @@ class Repeating:
                     self.errors.append(str(error))
 
 
+def cut_off(connection: Connection) -> None:
+    """End every other connection to this database."""
+    connection.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid()"
+    )
+
+
 def finished(connection: Connection) -> int:
     return int(value(connection, "select count(*) from underway.finished_run"))
 
 
-def migrate_now(database: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "underway.cli.admin", "migrate", "--database", database]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def new_command(fleet: Fleet, *arguments: str) -> str:
+    """What `underway` of this version says."""
+    env = {**os.environ, **fleet.env, **NEW, "UNDERWAY_DATABASE_URL": fleet.database}
+    command = [sys.executable, "-m", "underway.cli.admin", *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_old_and_new_share_the_work_from_before_the_migration_to_the_last_old_one(
@@ -168,20 +179,25 @@ def test_old_and_new_share_the_work_from_before_the_migration_to_the_last_old_on
     ):
         # Old code on the old schema, on the schema as it changes, and on the new one.
         eventually(lambda: finished(connection) > 50)
-        done = migrate_now(fleet.database)
-        assert done.stdout.splitlines()[-1].startswith(f"applied {migrate.migrations()[-1].version:04d}"), done.stderr
+        assert len(new_command(fleet, "migrate").splitlines()) == len(migrate.migrations()) - 1
         so_far = finished(connection)
         eventually(lambda: finished(connection) > so_far + 50)
 
-        # New code beside it; what it alone can say of a run is kept by both.
+        # Clients with new code first: what only that can say of a run, old supervisors leave as it is.
+        new_command(fleet, "sync", APP)
+        (running,) = connection.execute("select underway.enqueue('forever')").fetchone() or ("",)
+        connection.execute("select underway.enqueue('single', '0') from generate_series(1, 20)")
+        eventually(lambda: any(what == "began" for *_, what in fleet.journal()))
+        assert value(connection, "select underway.cancel(%s)", [running])
+        so_far = finished(connection)
+        eventually(lambda: finished(connection) > so_far + 50)
+
+        # Then supervisors with new code too.
         news = [fleet.start_new("--procs", "1")]
         news[0].until("serving")
-        enqueue = "select underway.enqueue(%s, '0') from generate_series(1, %s)"
-        connection.execute(enqueue, ["single", 40])
-        connection.execute(enqueue, ["newer", 10])
-        (cancelled,) = connection.execute(enqueue, ["forever", 1]).fetchone() or ("",)
-        eventually(lambda: any(what == "began" for *_, what in fleet.journal()))
-        assert value(connection, "select underway.cancel(%s)", [cancelled])
+        connection.execute("select underway.enqueue('newer') from generate_series(1, 10)")
+        so_far = finished(connection)
+        eventually(lambda: finished(connection) > so_far + 50)
 
     # Only new code.
     for supervisor in olds:
@@ -196,16 +212,155 @@ def test_old_and_new_share_the_work_from_before_the_migration_to_the_last_old_on
     assert looking.count > 10
     count = client.enqueued + calling.count
     with psycopg.connect(fleet.database) as connection:
-        assert states(connection) == {"succeeded": count + 50, "cancelled": 1}
+        assert states(connection) == {"succeeded": count + 30, "cancelled": 1}
         ended = connection.execute("select run_id, step, outcome from underway.attempt").fetchall()
         kinds = Counter(outcome for _, _, outcome in ended)
-        assert (kinds["succeeded"], kinds["cancelled"] <= 1) == (count * 2 + 50, True)
+        assert (kinds["succeeded"], kinds["cancelled"] <= 1) == (count * 2 + 30, True)
         assert set(kinds) <= {"succeeded", "failed", "released", "cancelled"}
     journal = Counter((step, what) for _, step, _, what in fleet.journal())
-    assert journal == {("second", "done"): count, ("alone", "done"): 40, ("only_new", "done"): 10, ("endless", "began"): 1}
+    expected = {("second", "done"): count, ("alone", "done"): 20, ("only_new", "done"): 10, ("endless", "began"): 1}
+    assert journal == expected
     both = Counter((step, code) for _, step, code, _ in fleet.journal())
     assert all(both["second", code] for code in ("old", "new"))
     assert both["only_new", "old"] == 0
     for supervisor in fleet.supervisors:
         assert "Traceback" not in supervisor.log
         assert "interrupted: " not in supervisor.log.replace("interrupted: somebody has cancelled it", "")
+
+
+# What code of migration 1 would do to rows that it does not understand, statement by statement.
+
+
+def from_old(url: str) -> Connection:
+    """A connection to the database, its schema brought from migration 1 to this version's."""
+    connection = psycopg.connect(url, autocommit=True)
+    known = migrate.migrations()
+    connection.execute("drop schema underway cascade")
+    connection.execute("create schema underway")
+    connection.execute(
+        "create table underway.migration (version int primary key, name text, oldest_code int,"
+        " applied_at timestamptz default clock_timestamp())"
+    )
+    connection.execute(known[0].sql)
+    connection.execute("insert into underway.migration values (1, 'initial', 1)")
+    migrate.migrate(connection)
+    return connection
+
+
+def test_old_promoters_and_reapers_leave_alone_what_they_do_not_understand(old: OldPackage, any_database: str) -> None:
+    statements = old.statements()
+    us = uuid4()
+    with from_old(any_database) as connection:
+        key = {"concurrency_key": "key", "key_limit": 1}
+        rows = [
+            insert(connection, state="waiting", **key),
+            insert_held(connection, us, cancel_requested=True)[0],
+            insert_held(connection, uuid4(), cancel_requested=True, lease_until=AGES_AGO)[0],
+        ]
+        before = [row_of(connection, "run", run) for run in rows]
+        theirs = [
+            insert(connection, state="waiting"),
+            insert(connection, state="waiting", holds_key=True, **key),
+            insert_held(connection, us)[0],
+            insert_held(connection, uuid4(), lease_until=AGES_AGO)[0],
+        ]
+        connection.execute(statements["promote_runs"], {"limit": 10})
+        connection.execute(statements["release_unknown"], {"owner": us, "known": []})
+        connection.execute(statements["reap_runs"], {"limit": 10})
+        assert [row_of(connection, "run", run) for run in rows] == before
+        states = [(row_of(connection, "run", run) or {})["state"] for run in theirs]
+        assert states == ["pending", "pending", "pending", "waiting"]
+
+
+def test_runs_in_line_do_not_end_old_promoters(old: OldPackage, any_database: str) -> None:
+    """Up to PostgreSQL 16 their question could not be answered when nothing waited but runs in line."""
+    with from_old(any_database) as connection:
+        insert(connection, state="waiting", concurrency_key="key", rank="infinity")
+        in_line = "select count(*) from underway.run where due > now() + interval '1 year'"
+        with_store(any_database, lambda store: store.line_up(10))
+        insert(connection, state="waiting", concurrency_key="key")
+        with_store(any_database, lambda store: store.line_up(10))
+        assert value(connection, in_line) == 1
+        assert value(connection, old.statements()["seconds_until_due"]) > 1e9
+
+
+# Refusals
+
+
+def test_new_code_refuses_the_old_schema(fleet: Fleet) -> None:
+    supervisor = fleet.start_new()
+    assert supervisor.wait() == 4
+    assert "run 'underway migrate'" in supervisor.log
+    assert "Traceback" not in supervisor.log
+    app = Underway(fleet.database)
+    with pytest.raises(SchemaTooOld, match="run 'underway migrate'"), app.connection():
+        pass
+    app.close()
+
+
+def test_old_code_refuses_a_schema_that_has_no_room_for_it(fleet: Fleet, old: OldPackage) -> None:
+    running = fleet.start_old()
+    running.until("serving")
+    new_command(fleet, "migrate")
+    with psycopg.connect(fleet.database, autocommit=True) as connection:
+        connection.execute("insert into underway.migration values (99, 'contracted', 2)")
+        # What runs already refuses when it connects again.
+        cut_off(connection)
+    assert running.wait() == 4
+    starting = fleet.start_old()
+    assert starting.wait() == 4
+    for supervisor in (running, starting):
+        assert "install the newer version of underway" in supervisor.log
+        assert "Traceback" not in supervisor.log
+    done = old.run("-m", "underway.cli.admin", "migrate", database=fleet.database)
+    assert done.returncode == 1
+    assert "install the newer version of underway" in done.stderr
+
+
+def test_a_new_database_has_no_room_for_code_of_migration_1(fleet: Fleet, old: OldPackage, database: str) -> None:
+    done = old.run("-m", "underway.cli.admin", "migrate", database=database)
+    assert done.returncode == 1
+    assert "the database needs code that knows migration 2, this version of underway knows 1" in done.stderr
+
+
+# Locks
+
+
+def test_a_migration_that_has_to_wait_holds_up_nobody_for_long(
+    old_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wants a table that a migration waits for waits behind it."""
+    monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "500ms")
+    with psycopg.connect(old_database) as reader, psycopg.connect(old_database, autocommit=True) as worker:
+        reader.execute("select count(*) from underway.run")  # and stays open, like a dump
+        applied: list[str] = []
+
+        def bring_up() -> None:
+            with psycopg.connect(old_database) as connection:
+                applied.extend(migrate.migrate(connection))
+
+        migrating = threading.Thread(target=bring_up)
+        migrating.start()
+        waiting = "select count(*) from pg_locks where not granted and relation = 'underway.run'::regclass"
+        eventually(lambda: value(worker, waiting))
+        began = time.monotonic()
+        insert(worker)
+        assert time.monotonic() - began < 4
+        assert migrating.is_alive()
+        reader.rollback()
+        migrating.join()
+    assert len(applied) == len(migrate.migrations()) - 1
+
+
+def test_a_migration_that_waits_in_vain_says_so(old_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "_TRIES", 2)
+    monkeypatch.setattr(migrate, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "50ms")
+    with psycopg.connect(old_database) as reader, psycopg.connect(old_database) as connection:
+        reader.execute("select count(*) from underway.runs")
+        with pytest.raises(SchemaError, match=r"nothing was migrated: .* pg_stat_activity"):
+            migrate.migrate(connection)
+        reader.rollback()
+        assert value(connection, "show lock_timeout") == "0"
+        assert len(migrate.migrate(connection)) == len(migrate.migrations()) - 1
+        assert value(connection, "show lock_timeout") == "0"

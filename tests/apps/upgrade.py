@@ -18,7 +18,7 @@ app = Underway()
 # What only this version's code says of a job: the other serves its runs all the same.
 key: dict[str, Any] = {"concurrency_key": "the only one"} if NEW else {}
 quick = RetryPolicy(max_attempts=5, initial_interval=timedelta(milliseconds=50))
-lease: dict[str, Any] = {"lease": timedelta(seconds=2)}
+lease: dict[str, Any] = {"lease": timedelta(seconds=1)}
 
 
 def journal(cx: Context, what: str) -> None:
