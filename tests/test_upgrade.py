@@ -7,12 +7,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 import pytest
-from db import AGES_AGO, Connection, insert, insert_held, row_of, value, with_store
+from db import AGES_AGO, IN_AN_HOUR, Connection, insert, insert_held, row_of, value, with_store
 from harness import APPS, Supervisor, eventually, states
 from old_package import COMMIT, OldPackage, extract
 
@@ -282,6 +283,36 @@ def test_runs_in_line_do_not_end_old_promoters(old: OldPackage, any_database: st
         with_store(any_database, lambda store: store.line_up(10))
         assert value(connection, in_line) == 1
         assert value(connection, old.statements()["seconds_until_due"]) > 1e9
+
+
+def test_what_is_there_outlives_the_migrations(old_database: str) -> None:
+    with psycopg.connect(old_database, autocommit=True) as connection:
+        more = {"priority": 7, "unique_key": "key", "keep": timedelta(days=3), "attempts": 2, "crashes": 1}
+        insert(connection, **more)
+        insert(connection, state="waiting", due=IN_AN_HOUR)
+        insert_held(connection, uuid4(), progress='{"done": 1}')
+        ended = insert(connection)
+        move = "with gone as (delete from underway.run where id = %s returning *) insert into underway.finished_run"
+        columns = "id, created_at, keep, attempts, crashes, releases, priority, queue, job, step"
+        connection.execute(
+            f"{move} ({columns}, expires_at, state, error) select {columns}, now(), 'failed', 'oh' from gone", [ended]
+        )
+        connection.execute(
+            "insert into underway.attempt (run_id, token, number, finished_at, step, outcome)"
+            " values (%s, 1, 1, now(), 'step', 'failed')",
+            [ended],
+        )
+        tables = ("run", "finished_run", "attempt")
+        rows = {table: f"select id, to_jsonb(t) from underway.{table} t order by 1" for table in tables[:2]}
+        rows["attempt"] = "select run_id, to_jsonb(t) from underway.attempt t"
+        before = {table: connection.execute(query).fetchall() for table, query in rows.items()}
+        migrate.migrate(connection)
+        for table, query in rows.items():
+            after = connection.execute(query).fetchall()
+            assert [
+                (run, {name: new[name] for name in old}) for (run, new), (_, old) in zip(after, before[table])
+            ] == before[table]
+        assert len(connection.execute("select from underway.runs").fetchall()) == 4
 
 
 # Refusals
