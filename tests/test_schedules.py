@@ -314,49 +314,6 @@ def test_with_overlap_a_live_run_is_no_hindrance(firing: Firing) -> None:
     assert len(runs_of(firing.connection)) == 3
 
 
-def test_the_keys_of_its_runs_are_those_of_any_run(firing: Firing) -> None:
-    connection = firing.connection
-    connection.execute("""update underway.schedule set input = '{"number": 7}'""")
-    line = Placement(concurrency_key="site {number}", concurrency_limit=2)
-    assert firing.fire(firing.read(), line, slots=2) is True
-    placed = [(run["state"], run["concurrency_key"], run["key_limit"]) for run in runs_of(connection)]
-    assert placed == [("waiting", "site 7", 2)] * 2
-    late = Placement(concurrency_key="site {number}", delay=timedelta(hours=1))
-    assert firing.fire(firing.read(), late) is True
-    in_line = "select array_agg(rank < 'infinity' order by scheduled_for) from underway.run"
-    assert value(connection, in_line) == [True, True, False], "not in line before its delay has passed"
-    connection.execute("update underway.run set rank = now()")  # psycopg reads no infinity
-    single = Placement(unique_key="site {number}")
-    for _ in range(2):
-        assert firing.fire(firing.read(), single, slots=2) is True
-    assert [run["unique_key"] for run in runs_of(connection)] == [None] * 3 + ["site 7"]
-    # An input that does not fill the key is the schedule's fault, and not the connection's.
-    with pytest.raises(psycopg.Error, match="needs the field name, which the input does not have"):
-        firing.fire(firing.read(), Placement(unique_key="{name}"))
-
-
-def test_an_input_that_does_not_fill_the_key_is_refused_at_the_call(app: Underway) -> None:
-    job = Underway(app.database).job("keyed").step(scheduled.echo, concurrency_key="{site}")
-    with pytest.raises(PayloadError, match="needs the field site"):
-        job.schedule("@daily", {"number": 1})
-    assert app.schedules() == []
-
-
-def test_scheduled_runs_of_one_key_are_at_work_one_after_the_other(
-    app: Underway, connection: Connection, start_supervisor: Start
-) -> None:
-    scheduled.single.schedule("* * * * *", {"site": 1}, catch_up="all")
-    wait_for(connection, "default", "date_trunc('minute', now()) - interval '4 minutes'")
-    start_supervisor("scheduled", "--procs", "3")
-    eventually(lambda: states(connection).get("succeeded", 0) >= 5)
-    at_once = value(
-        connection,
-        "select count(*) from underway.attempt a join underway.attempt b on a.run_id < b.run_id"
-        " where tstzrange(a.started_at, a.finished_at) && tstzrange(b.started_at, b.finished_at)",
-    )
-    assert at_once == 0
-
-
 def test_nothing_is_read_that_is_not_due_or_not_asked_for(firing: Firing, connection: Connection) -> None:
     assert firing.read().next_at < firing.read().now
     wait_for(connection, "default", "now() + interval '1 minute'")

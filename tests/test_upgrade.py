@@ -19,7 +19,8 @@ from old_package import COMMIT, OldPackage, extract
 
 from underway import Underway
 from underway.errors import SchemaError, SchemaTooOld
-from underway.postgres import migrate
+from underway.manifest import Placement
+from underway.postgres import migrate, runs
 
 APP = f"{APPS / 'upgrade.py'}:app"
 NEW = {"NEW": "yes"}
@@ -110,7 +111,7 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
-        answer, _ = self._process.communicate(timeout=30)
+        answer = self._process.communicate(timeout=30)[0]
         assert self._process.returncode == 0
         self.enqueued = int(answer)
 
@@ -276,12 +277,13 @@ def test_old_promoters_and_reapers_leave_alone_what_they_do_not_understand(old: 
 def test_runs_in_line_do_not_end_old_promoters(old: OldPackage, any_database: str) -> None:
     """Up to PostgreSQL 16 their question could not be answered when nothing waited but runs in line."""
     with from_old(any_database) as connection:
-        insert(connection, state="waiting", concurrency_key="key", rank="infinity")
-        in_line = "select count(*) from underway.run where due > now() + interval '1 year'"
+        for _ in range(2):
+            insert(connection, state="waiting", concurrency_key="key")
+        rows = [runs.KeyedRun(uuid4(), b"1", None, "key") for _ in range(3)]
+        runs.insert_keyed_runs(connection, rows, "job", "step", Placement())
         with_store(any_database, lambda store: store.line_up(10))
-        insert(connection, state="waiting", concurrency_key="key")
-        with_store(any_database, lambda store: store.line_up(10))
-        assert value(connection, in_line) == 1
+        assert value(connection, "select count(*) from underway.run where state = 'waiting'") == 4
+        assert value(connection, "select count(*) from underway.runs where due is null") == 4
         assert value(connection, old.statements()["seconds_until_due"]) > 1e9
 
 
@@ -309,9 +311,9 @@ def test_what_is_there_outlives_the_migrations(old_database: str) -> None:
         migrate.migrate(connection)
         for table, query in rows.items():
             after = connection.execute(query).fetchall()
-            assert [
-                (run, {name: new[name] for name in old}) for (run, new), (_, old) in zip(after, before[table])
-            ] == before[table]
+            assert [run for run, _ in after] == [run for run, _ in before[table]]
+            for (_, old_row), (_, new_row) in zip(before[table], after, strict=True):
+                assert {name: new_row[name] for name in old_row} == old_row
         assert len(connection.execute("select from underway.runs").fetchall()) == 4
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from underway import codec, keys, options
+from underway import codec, options
 from underway.context import refuse_inside_step
 from underway.errors import InvalidOption
 from underway.job import Job
@@ -70,14 +70,10 @@ def schedule(
     parsed = Cron.parse(cron)
     options.checked_name("name", name)
     _check_policies(catch_up, overlap)
-    first = job.compiled[0]
-    payload, placement = codec.encode(value, first.input_type), first.spec.placement
-    for template in (placement.unique_key, placement.concurrency_key):
-        if template is not None:
-            keys.fill(template, payload)  # what its runs could not be given either is refused now
+    payload = codec.encode(value, job.compiled[0].input_type).decode()
     with _connection(app, "schedule", conn) as connection:
         row = schedules.Row(
-            job.name, name, parsed.line, parsed.zone, catch_up, overlap, payload.decode(),
+            job.name, name, parsed.line, parsed.zone, catch_up, overlap, payload,
             next_at=parsed.after(runs.clock(connection)),
         )  # fmt: skip
         row = row._replace(next_at=schedules.put(connection, row))

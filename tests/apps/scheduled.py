@@ -41,11 +41,6 @@ def sleep(cx: Context, seconds: float) -> Done:
     return To.done()
 
 
-def echo(cx: Context, value: dict[str, int]) -> Done[dict[str, int]]:
-    time.sleep(0.05)
-    return To.done(value)
-
-
 def refused(cx: Context) -> Done[str]:
     try:
         reports.schedule("@daily", Site(1))
@@ -62,7 +57,6 @@ reports = (
 )
 numbers = app.job("numbers").step(number)
 sleeping = app.job("sleeping").step(sleep)
-single = app.job("single").step(echo, concurrency_key="{site}")
 refusing = app.job("refusing").step(refused)
 # Never executed: what its schedules enqueue can be counted in peace.
 later = app.job("later").step(

@@ -10,6 +10,7 @@ from db import (
     AGES_AGO,
     IN_AN_HOUR,
     LANE,
+    LANES,
     Connection,
     ago,
     claim,
@@ -86,8 +87,6 @@ def test_the_attempts_of_a_run_stand_in_the_order_of_their_ends(database: str, c
     run = insert(connection)
 
     async def fail_twice(store: Store) -> None:
-        from db import LANES
-
         for number in (1, 2):
             (claimed,) = await store.claim(LANES, 1, candidates=1, suspects=1)
             failed = Attempt("failed", f"oh {number}", started=ago(0.001))

@@ -55,7 +55,8 @@ def test_a_new_run_begins_at_the_first_step_whatever_others_are_doing(
 
     def placed(run: Run[Any]) -> tuple[Any, ...]:
         query = "select step, queue, priority, input, keep from underway.run where id = %s"
-        return connection.execute(query, [run.id]).fetchall()[0]
+        (found,) = connection.execute(query, [run.id])
+        return tuple(found)
 
     runs = [conforming.two.enqueue("a")]
     assert placed(runs[0]) == ("first", "one", 1, "a", timedelta(days=14))

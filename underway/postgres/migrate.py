@@ -78,9 +78,8 @@ def _apply_missing(connection: psycopg.Connection[Any]) -> list[str]:
         check_new_enough(applied)
         missing = [migration for migration in migrations() if migration.version not in applied]
         (patience,) = cursor.execute(sql["lock_timeout"]).fetchone() or (None,)
-        if missing and applied:
+        if missing:
             cursor.execute(sql["set_lock_timeout"], {"lock_timeout": _LOCK_TIMEOUT})
-            cursor.execute(sql["lock_runs"])
         for migration in missing:
             cursor.execute(migration.sql)
             cursor.execute(

@@ -93,9 +93,6 @@ async def fire(
         "priority": placement.priority,
         "keep": placement.keep.total_seconds(),
         "delay": placement.delay.total_seconds(),
-        "unique_key": placement.unique_key,
-        "concurrency_key": placement.concurrency_key,
-        "key_limit": placement.concurrency_limit,
     }
     rows = await session.fetch("fire_schedule", parameters)
     return bool(rows[0][0]) if rows else None

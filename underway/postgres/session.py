@@ -44,8 +44,6 @@ _ABOUT_THE_DATA = (
     psycopg.errors.ProgramLimitExceeded,
     psycopg.errors.StatementTooComplex,
 )
-# So they are for what our SQL functions raise, a key that the input does not fill for one.
-_OUR_OWN_ERRORS = "UW"
 # The connection is good, this statement had bad luck. Anything else (a standby that was promoted elsewhere, a server
 # shutting down) wants a new connection.
 _PASSING = (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable, psycopg.errors.TransactionRollback)
@@ -126,8 +124,6 @@ class Session:
             except _ABOUT_THE_DATA:
                 raise
             except psycopg.Error as error:
-                if (error.sqlstate or "").startswith(_OUR_OWN_ERRORS):
-                    raise
                 if not isinstance(error, _PASSING):
                     await self.close()
                 # Whatever the caller does next, a statement that fails at once must not spin.

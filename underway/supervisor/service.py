@@ -90,7 +90,7 @@ class Service:
         self._reaper = Reaper(
             store, work, self._backends, shortest_lease=self._shortest_lease, on_reaped=lambda: self._promoter.hint(0)
         )
-        self._schedules = Schedules(work, crew, on_enqueued=self._on_enqueued)
+        self._schedules = Schedules(work, crew, on_enqueued=self._on_continue)
         self._cancels = Cancels(store, self._dispatch, self._endings, self._held)
         self._requests = Requests(store, self._cancels, stop, listening=lambda: wakeup.listening)
         self._retention = Retention(store)
@@ -161,10 +161,6 @@ class Service:
             self._promoter.hint(delay)
         else:
             self._claims.wake()
-
-    def _on_enqueued(self, delay: float) -> None:
-        self._promoter.hint(delay)  # without a delay too: for a key
-        self._claims.wake()
 
     def _on_stay(self, tasks: list[Task]) -> None:
         if self._dispatch.closed:

@@ -21,9 +21,6 @@ select current_setting('lock_timeout');
 -- set_lock_timeout: until the transaction ends
 select set_config('lock_timeout', %(lock_timeout)s, true);
 
--- lock_runs: first of all, the view and then its tables, as whoever reads it does, or the two wait for each other
-lock table underway.runs in access exclusive mode;
-
 -- applied_migrations: versions that this database has, and the oldest code that each still allows
 select version, oldest_code from underway.migration order by version;
 

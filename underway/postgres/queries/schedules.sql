@@ -30,8 +30,7 @@ limit %(limit)s;
 -- fire_schedule: enqueue the runs of these slots and store the slot to wait for next, if the schedule is as it was read
 --
 -- The row lock and next_at decide between supervisors: whoever comes second finds the row locked, or waiting for another
--- slot. Without overlap no run is enqueued while one of this schedule is live. Its keys are those of any run: while a
--- run of the job has the unique key, no other is enqueued; with a concurrency key it stands in line.
+-- slot. Without overlap no run is enqueued while one of this schedule is live.
 with due as (
     select job, name, input,
         overlap or not exists (
@@ -49,25 +48,15 @@ moved as (
     where s.job = due.job and s.name = due.name
     returning due.free
 ),
-placed as (
-    select due.job, due.name, due.input, slot.id, slot.at, now() + make_interval(secs => %(delay)s::float8) as due,
-        underway.fill_key(%(unique_key)s::text, due.input) as unique_key,
-        underway.fill_key(%(concurrency_key)s::text, due.input) as concurrency_key
+enqueued as (
+    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, scheduled_for, schedule, input)
+    select slot.id, due.job, %(step)s, %(queue)s, %(priority)s::int2, make_interval(secs => %(keep)s),
+        now() + make_interval(secs => %(delay)s::float8),
+        now() + make_interval(secs => %(delay)s::float8) - %(priority)s::int2 * interval '1 minute',
+        case when %(delay)s::float8 > 0 then 'waiting' else 'pending' end,
+        timestamptz 'epoch' + slot.at * interval '1 microsecond', due.name, due.input
     from due cross join unnest(%(ids)s::uuid[], %(slots)s::int8[]) as slot (id, at)
     where due.free
-),
-enqueued as (
-    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, scheduled_for, schedule,
-        unique_key, concurrency_key, key_limit, input)
-    select id, job, %(step)s, %(queue)s, %(priority)s::int2, make_interval(secs => %(keep)s), due,
-        case when %(delay)s::float8 > 0 and concurrency_key is not null then 'infinity'
-            else due - %(priority)s::int2 * interval '1 minute' end,
-        case when %(delay)s::float8 > 0 or concurrency_key is not null then 'waiting' else 'pending' end,
-        timestamptz 'epoch' + at * interval '1 microsecond', name, unique_key, concurrency_key,
-        case when concurrency_key is not null then %(key_limit)s::int2 end, input
-    from placed
-    order by at
-    on conflict (job, unique_key) where unique_key is not null do nothing
     returning queue
 )
 select free,

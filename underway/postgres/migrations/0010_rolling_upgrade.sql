@@ -1,6 +1,9 @@
 -- Lets code of migration 1 run beside newer code while that is rolled out, and do no harm.
 -- oldest code: 1
 
+-- The view before its tables: see 0002.
+lock table underway.runs in access exclusive mode;
+
 -- Such code knows neither keys nor the cancelling of what runs. Its promoter let in every run that stood in line for a
 -- key, however many were at work under it, and its reaper put cancelled runs back in line, to be run again. Where it
 -- may still be about, a trigger keeps these rows from it: its statements skip rows that somebody has locked, and pass by
