@@ -167,3 +167,19 @@ def test_a_key_is_its_queues_own(any_database: str) -> None:
         with_store(any_database, lambda store: store.line_up(10))
         holders = connection.execute("select queue from underway.run where state = 'pending' and holds_key order by 1")
         assert holders.fetchall() == [("one",), ("two",)]
+
+
+def test_cancelling_one_run_reads_no_other(connection: Connection) -> None:
+    """It once looked for the run's id in the text of all inputs."""
+    connection.execute(
+        "insert into underway.run (id, job, step, queue, keep, due, rank, state, unique_key, input)"
+        " select gen_random_uuid(), 'job', 'step', 'default', '1 day', now(), now(), 'pending', 'key ' || n, '{}'"
+        " from generate_series(1, 5000) n"
+    )
+    connection.execute("analyze underway.run")
+    reads = "select seq_scan, seq_tup_read from pg_stat_xact_user_tables where relid = 'underway.run'::regclass"
+    for call in ("underway.cancel((select id from underway.run where unique_key = 'key 7' and job = 'job'))",
+                 "underway.cancel_key('job', 'key 8')"):  # fmt: skip
+        with connection.transaction():
+            assert value(connection, f"select {call}::int") == 1
+            assert connection.execute(reads).fetchall() == [(0, 0)]
