@@ -193,6 +193,37 @@ def test_a_discarded_run_stays_readable(any_database: str) -> None:
         assert control.redrive(connection, UUID(second)), "a label is no condition"
 
 
+def test_on_a_connection_of_the_callers_it_is_part_of_its_transaction(
+    app: Underway, connection: Connection, database: str
+) -> None:
+    run = UUID(failed(connection, job="rendering", step="render"))
+    calls: list[Callable[[Connection], int]] = [
+        lambda conn: app.redrive(run, conn=conn),
+        lambda conn: app.redrive(run, input="other", conn=conn),
+        lambda conn: app.redrive("dead", conn=conn),
+        lambda conn: app.discard(run, conn=conn),
+        lambda conn: app.discard("dead", conn=conn),
+    ]
+    query = "select state, dead_letter, input from underway.runs"
+    before = connection.execute(query).fetchall()
+    with psycopg.connect(database) as conn:
+        for call in calls:
+            for _ in range(2):
+                assert call(conn) == 1
+                assert conn.execute(query).fetchall() != before
+                assert connection.execute(query).fetchall() == before
+                conn.rollback()
+                assert connection.execute(query).fetchall() == before
+        assert app.redrive(run, input="other", conn=conn) == 1
+        conn.commit()
+    assert connection.execute(query).fetchall() == [("pending", None, "other")]
+    wrong: Any = "me"
+    with pytest.raises(InvalidOption, match=r"psycopg\.Connection"):
+        app.redrive(run, conn=wrong)
+    with pytest.raises(InvalidOption, match=r"psycopg\.Connection"):
+        app.discard(run, conn=wrong)
+
+
 # From Python, with a supervisor
 
 
