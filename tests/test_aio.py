@@ -130,6 +130,7 @@ def test_cancel_by_key_and_by_job(app: Underway, connection: Connection) -> None
         connection.execute("update underway.run set unique_key = 'k' where id = %s", [one.id])
         assert await aio.cancel(clients.echoes, unique_key="k") == 1
         assert await aio.cancel(clients.echoes, unique_key="k") == 0
+        assert await aio.cancel(clients.echoes, concurrency_key="k") == 0
         assert [await run.status() for run in (one, *others)] == ["cancelled", "pending", "pending"]
         assert await aio.cancel_all(clients.echoes) == 2
 

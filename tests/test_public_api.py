@@ -119,7 +119,8 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Run.result: "(self, timeout: datetime.timedelta | float | None = None) -> ~R",
     Run.attempts: "(self) -> list[underway.client.Attempt]",
     Run.cancel: "(self, *, conn: 'psycopg.Connection[Any] | None' = None) -> bool",
-    Job.cancel: "(self, *, unique_key: str, conn: 'psycopg.Connection[Any] | None' = None) -> int",
+    Job.cancel: "(self, *, unique_key: str | None = None, concurrency_key: str | None = None, "
+    "conn: 'psycopg.Connection[Any] | None' = None) -> int",
     Job.cancel_all: "(self, *, conn: 'psycopg.Connection[Any] | None' = None) -> int",
     Underway.cancel: ("(self, run_id: uuid.UUID | str, *, conn: 'psycopg.Connection[Any] | None' = None) -> bool"),
     Underway.queue: "(self, name: str, *, dead_letter: str | None = None) -> None",

@@ -151,14 +151,18 @@ async def enqueue_many(
 
 
 async def cancel(
-    job: Job[Any, Any, Any], *, unique_key: str, conn: "psycopg.AsyncConnection[Any] | None" = None
+    job: Job[Any, Any, Any],
+    *,
+    unique_key: str | None = None,
+    concurrency_key: str | None = None,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
 ) -> int:
-    """Cancel the live run that has this unique key, as Run.cancel does; 1 if there was one, else 0."""
+    """Cancel the job's live run with this unique key, or its live runs with this concurrency key. See Job.cancel."""
     from underway.postgres import runs
 
     refuse_while_loading("aio.cancel")
     async with _connection(job._app, conn) as one:
-        return await runs.cancel_key.on(one, job.name, unique_key)
+        return await runs.cancel_key.on(one, job.name, unique_key=unique_key, concurrency_key=concurrency_key)
 
 
 async def cancel_all(job: Job[Any, Any, Any], *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> int:

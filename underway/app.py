@@ -237,12 +237,12 @@ class Underway:
         limit: int | None = None,
         conn: "psycopg.Connection[Any] | None" = None,
     ) -> int:
-        """Let a failed or cancelled run go on, at its last step, with all counters at zero; returns how many do.
+        """Let a failed run go on, at its last step, with all counters at zero; returns how many do.
 
         A Run or a UUID is one run, with a dead-letter label or without, and may be given another `input` for that
         step. A text is a label: all runs that have it, or `limit` of them, the oldest first. A run stays where it is
         while another is live under its unique key. Raises PayloadError if the input does not fit the step, UnknownJob
-        if this app does not have the step.
+        if this app does not have the step, RunCancelled for a cancelled run: that is final, enqueue its input again.
         """
         return letters.redrive(self, run_or_label, input, limit, conn)
 
@@ -258,8 +258,14 @@ class Underway:
     def _cancel_all(self, job: Job[Any, Any, Any], conn: "psycopg.Connection[Any] | None") -> int:
         return client.cancel_all(self, job.name, conn)
 
-    def _cancel_key(self, job: Job[Any, Any, Any], unique_key: str, conn: "psycopg.Connection[Any] | None") -> int:
-        return client.cancel_key(self, job.name, unique_key, conn)
+    def _cancel_key(
+        self,
+        job: Job[Any, Any, Any],
+        unique_key: str | None,
+        concurrency_key: str | None,
+        conn: "psycopg.Connection[Any] | None",
+    ) -> int:
+        return client.cancel_key(self, job.name, unique_key, concurrency_key, conn)
 
     def _enqueue(
         self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None", given: RunOptions

@@ -64,10 +64,11 @@ def redrive(
         raise InvalidOption("limit= is for a label, not for one run")
     with app._given_or_own(conn) as connection:
         payload = None
+        # Also refuses a cancelled run: the refusal in SQL would take the transaction along that it is part of.
+        failed = control.failed_step(connection, run_id)
+        if failed is None:
+            return 0
         if given is not UNCHANGED:
-            failed = control.failed_step(connection, run_id)
-            if failed is None:
-                return 0
             payload = codec.encode(given, _input_type(app, *failed))
         return int(control.redrive(connection, run_id, payload))
 

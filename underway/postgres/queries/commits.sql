@@ -56,7 +56,7 @@ spawned as (
 )
 select token,
     case when exists (select from spawned) and exists (select from underway.supervisor where idle)
-        then (select count(pg_notify('underway', queue)) from (select distinct queue from spawned) woken) end as woken,
+        then (select count(underway.wake(queue)) from (select distinct queue from spawned) woken) end as woken,
     (select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key) as locked_keys
 from gone;
 
@@ -148,7 +148,7 @@ spawned as (
 )
 select token, kept_token,
     case when exists (select from underway.supervisor where idle)
-        then (select count(pg_notify('underway', queue)) from (
+        then (select count(underway.wake(queue)) from (
             select queue from spawned union select queue from continued where state = 'pending') woken) end as woken,
     (
         select underway.pass_keys(array_agg(queue), array_agg(concurrency_key))

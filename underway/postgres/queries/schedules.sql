@@ -61,7 +61,5 @@ moved as (
     where s.job = fired.job and s.name = fired.name and fired.enqueued is not null
     returning fired.enqueued
 )
-select enqueued,
-    case when enqueued > 0 and exists (select from underway.supervisor where idle)
-        then (select count(pg_notify('underway', %(queue)s))) end as woken
+select enqueued, case when enqueued > 0 then underway.wake(%(queue)s) end as woken
 from moved;

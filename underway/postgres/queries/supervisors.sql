@@ -3,9 +3,9 @@ insert into underway.supervisor (id, host, pid, app, manifest_hash, lanes)
 values (%(id)s, %(host)s, %(pid)s, %(app)s, %(manifest_hash)s, %(lanes)s::text::jsonb)
 on conflict (id) do update set seen_at = clock_timestamp(), idle = false, lanes = excluded.lanes;
 
--- set_idle: tell those who enqueue whether a NOTIFY is wanted
+-- set_idle: tell those who enqueue whether a NOTIFY is wanted, and for which queues
 update underway.supervisor
-set idle = %(idle)s, seen_at = clock_timestamp()
+set idle = %(idle)s, queues = %(queues)s::text[], seen_at = clock_timestamp()
 where id = %(id)s;
 
 -- stop_requested: has anybody asked this supervisor to stop
