@@ -19,7 +19,7 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
         # Whatever a role's settings are, instants are instants.
         connection.execute("set datestyle = 'sql, dmy'")
         connection.execute("set timezone = 'Asia/Kathmandu'")
-        waiting = insert(connection, state="waiting", due="infinity", concurrency_key="k", key_limit=2)
+        waiting = insert(connection, state="waiting", due="9999-12-31 00:00+00", concurrency_key="k", key_limit=2)
         held, _ = insert_held(connection, US, keep="9000 years")
         done = insert(connection)
         connection.execute("select underway.cancel(%s)", [done])

@@ -5,7 +5,7 @@
 -- ten million there may be three. A search among the finished ones looks at the newest only: %(finished)s of all, or
 -- %(unsuccessful)s of those in one such state.
 with live as (
-    select id, job, step, state, queue, priority, created_at, nullif(due, 'infinity') as due,
+    select id, job, step, state, queue, priority, created_at, nullif(due, '9999-12-31 00:00+00') as due,
         null::timestamptz as finished_at, attempts, crashes, releases, cancel_requested, progress, unique_key,
         concurrency_key, null as dead_letter, null as error
     from underway.run
@@ -47,7 +47,7 @@ select exists (
 -- run_for_people: all there is about one run
 select row_to_json(run)
 from (
-    select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, nullif(r.due, 'infinity') as due,
+    select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, nullif(r.due, '9999-12-31 00:00+00') as due,
         r.scheduled_for, null::timestamptz as finished_at, null::timestamptz as expires_at, r.lease_until, r.owner,
         s.host, s.pid, r.attempts, r.crashes, r.releases, r.cancel_requested, r.progress, r.unique_key,
         r.concurrency_key, r.key_limit, null as dead_letter, false as quarantined, null as error, r.input,
