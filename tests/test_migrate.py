@@ -54,8 +54,8 @@ def empty(empty_database: str) -> Iterator[Connection]:
 # The files
 
 
-def test_migrations_are_numbered_once_each_and_say_which_code_they_allow() -> None:
-    assert len({migration.version for migration in KNOWN}) == len(KNOWN)
+def test_migrations_are_numbered_without_gaps_and_say_which_code_they_allow() -> None:
+    assert [migration.version for migration in KNOWN] == list(range(1, len(KNOWN) + 1))
     assert all(1 <= migration.oldest_code <= migration.version for migration in KNOWN)
 
 
