@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
     "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
-    "cli": {"app", "client", "errors", "loading", "postgres", "supervisor"},
+    "cli": {"app", "client", "errors", "loading", "options", "postgres", "supervisor"},
     "testing": DECLARING | {"client", "app"},
     "__init__": DECLARING | {"client", "app", "dead_letters", "scheduling"},
 }

@@ -108,7 +108,7 @@ class Claims:
     async def _claim(self, tasks: int, *, from_head: bool = False) -> int:
         await self._release_unknown()
         sent_at = time.monotonic()
-        steps = self._crew.lanes
+        steps = self._crew.claimable
         if steps is not self._lanes_of:
             self._lanes_of = steps
             self._lanes = Lanes((lane, step.policy) for lane, step in steps.items())

@@ -97,7 +97,7 @@ class Dispatch:
         running = next(iter(worker.tasks.values()), None)
         if running is None or running.suspect or not worker.ready:
             return 0
-        limit = min(self._handed_limit(running.lane), self._handed_limit(self.ready[0].lane))
+        limit = min(self._handed_limit(running.lane), self._handed_limit(self.ready[0].lane), worker.most_handed)
         if running.started_at is not None and time.monotonic() - running.started_at > SHORT_SECONDS:
             return 0
         # Only in half windows: a frame with many tasks costs little more than a frame with one.
@@ -122,6 +122,7 @@ class Dispatch:
     def _hand(self, worker: WorkerProcess, tasks: list[Task]) -> None:
         for task in tasks:
             task.worker = worker
+            task.step = worker.lanes[task.lane]  # as its own code has it, beside another generation of the app
             worker.tasks[task.token] = task
         worker.send(
             *(
