@@ -147,10 +147,13 @@ class Crew:
     # Booting
 
     def _fill(self) -> None:
-        """Boot what is missing: a worker for each place, and a spare, all with today's code."""
-        while not self._stopping and len(self.active) + self._coming() < self.size + 1:
+        """Boot what is missing: a worker for each place where none can work, and a spare, all with today's code."""
+        while not self._stopping and self._able() + self._coming() < self.size + 1:
             taken = {worker.slot for worker in self.workers} | self._boots.pausing
             self._boots.begin(next(number for number in itertools.count(1) if number not in taken))
+
+    def _able(self) -> int:
+        return sum(not worker.resting for worker in self.active)
 
     def _coming(self) -> int:
         booting = sum(not self._is_old(worker) for worker in self._boots)
@@ -235,18 +238,19 @@ class Crew:
             return
         for worker in [worker for worker in self.active if worker.due and not worker.tasks]:
             spare = self._fresh_spare()
-            if spare is None and (self.trouble or not worker.wear.spent):
-                continue  # it goes on meanwhile
+            if spare is None:
+                # It goes on meanwhile; only at its full mark it waits. But not for code that does not boot.
+                worker.resting = worker.wear.spent and not self.trouble
+                continue
             log.info("worker replaced: %s", worker.due, extra={"about": {"worker": worker.slot, "pid": worker.pid}})
             self._leave(worker)
             self._retire(worker)
-            if spare is not None:
-                self._take_over(spare)
+            self._take_over(spare)
             self._boots.proven(worker.slot)
-            self._fill()
             if self._is_old(worker) and not any(map(self._is_old, self.active)):
                 log.info("reloaded: all workers run the new code")
         self._some_due = any(worker.due for worker in self.active)
+        self._fill()
 
     def _retire(self, worker: WorkerProcess) -> None:
         """End a worker that has nothing to do."""

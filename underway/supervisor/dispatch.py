@@ -243,9 +243,9 @@ class Dispatch:
 
     def _target(self, idle: int) -> int:
         """How many tasks should wait here or behind a running one."""
-        now = time.monotonic()
-        steady = sum(self._is_steady(worker, now) for worker in self._crew.active if worker.ready)
-        return idle + (idle + steady) * self._ahead()
+        now, ahead = time.monotonic(), self._ahead()
+        soon = [worker for worker in self._crew.active if worker.ready and self._is_soon_free(worker, now)]
+        return idle + sum(min(ahead, worker.most_handed) for worker in soon)
 
     def _ahead(self) -> int:
         """How many tasks should wait for each worker that will soon be free."""
@@ -254,9 +254,9 @@ class Dispatch:
         by_time, by_size = AHEAD_SECONDS / max(self._overall, 1e-6), AHEAD_BYTES / max(self._size, 1)
         return int(min(by_time, by_size, MOST_AHEAD))
 
-    def _is_steady(self, worker: WorkerProcess, now: float) -> bool:
-        """Busy with something that will soon be over, as far as one can tell."""
+    def _is_soon_free(self, worker: WorkerProcess, now: float) -> bool:
+        """Idle, or busy with something that will soon be over, as far as one can tell."""
         running = worker.current
-        if not worker.tasks or (running is not None and running.suspect):
+        if running is not None and running.suspect:
             return False
         return running is None or running.started_at is None or now - running.started_at < AHEAD_SECONDS

@@ -62,7 +62,7 @@ class Wear:
 
     @property
     def spent(self) -> bool:
-        """It is at the full mark, where it must not begin another task even if nobody can take its place yet."""
+        """It is at the full mark, and should not begin another task even if nobody can take its place yet."""
         too_many = self._marks.tasks is not None and self.tasks >= self._marks.tasks
         too_large = self._marks.memory is not None and self.rss >= self._marks.memory and self.tasks > 0
         return too_many or too_large

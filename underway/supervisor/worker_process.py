@@ -49,6 +49,7 @@ class WorkerProcess:
         self.generation = generation  # how often the app had been reloaded when this worker was started
         self.wear = wear
         self.due = ""  # why it is to be replaced, as soon as it is idle and a fresh one has booted
+        self.resting = False  # and until then it gets no task
         self.started_at = time.monotonic()
         self.manifest: Manifest | None = None
         self.lanes: dict[Lane, Step] = {}
@@ -99,7 +100,8 @@ class WorkerProcess:
 
     @property
     def ready(self) -> bool:
-        return self.manifest is not None and self.alive
+        """It can be given a task."""
+        return self.manifest is not None and self.alive and not self.resting
 
     @property
     def alive(self) -> bool:
