@@ -32,10 +32,13 @@ def app(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(start_supervisor: Start, app: Path, stage: Path) -> Start:
+def start(connection: psycopg.Connection[Any], start_supervisor: Start, app: Path, stage: Path) -> Start:
+    """Start a supervisor of that file."""
+
     def start_rolled(*options: str, **env: str) -> Supervisor:
-        supervisor = start_supervisor(f"{app}:app", *options, env={"HOSTILE_FOLDER": str(stage), **env})
-        supervisor.until("serving")
+        supervisor = start_supervisor(f"{app}:app", "--verbose", *options, env={"HOSTILE_FOLDER": str(stage), **env})
+        eventually(lambda: supervisor.log.count("worker booted") == 3, what="two workers and the spare")
+        eventually(lambda: value(connection, "select count(*) from underway.job") >= 2, what="the app is registered")
         return supervisor
 
     return start_rolled
@@ -88,7 +91,8 @@ def test_two_generations_serve_only_what_each_knows(
     assert _results(connection).count("one") == 1
     assert outcomes(connection) == {"succeeded": 24}
     assert _charges(connection) == (0, 0)
-    assert value(connection, "select array_agg(distinct job) from underway.stranded_lane") == ["old"]
+    stranded = "select array_agg(distinct job) from underway.stranded_lane"
+    eventually(lambda: value(connection, stranded) == ["old"], what="no worker claims to serve it")
 
 
 def test_a_renamed_step_runs_on_old_workers_under_its_old_name(
@@ -103,11 +107,10 @@ def test_a_renamed_step_runs_on_old_workers_under_its_old_name(
     supervisor.send(signal.SIGHUP)
     (stage / "first").touch()
     supervisor.until("worker replaced")
-    # Both are claimed as the new code has it; the spare does not boot, so the old worker takes one.
+    # The spare does not boot, so the last old worker goes on; what the two get is claimed as the new code has it.
     app.write_text("nonsense")
     supervisor.until("not reloaded: 1 of 2 workers go on with the old code")
-    connection.execute("insert into underway.job (name, step, queue, priority, delay, keep)"
-                       " values ('renamed', 'wait', 'default', 0, '0', '1 day') on conflict (name) do update set step = 'wait'")  # fmt: skip
+    connection.execute("update underway.job set step = 'wait' where name = 'renamed'")  # as an old client enqueues
     _enqueue(connection, "renamed", '"third"', '"third"')
     (stage / "second").touch()
     eventually(lambda: states(connection) == {"in_progress": 2, "succeeded": 2})
@@ -189,7 +192,7 @@ def test_a_deployment_that_moves_a_link_is_followed(
         supervisor = start_supervisor("rolled:app", env={"PWD": str(current), "HOSTILE_FOLDER": str(stage)})
     finally:
         os.chdir(before)
-    supervisor.until("serving")
+    eventually(lambda: value(connection, "select count(*) from underway.job") == 2)
     _enqueue(connection, "versions", "1")
     eventually(lambda: states(connection) == {"succeeded": 1})
     (tmp_path / "next").symlink_to("two")
