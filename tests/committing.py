@@ -92,10 +92,11 @@ class Committing:
         self.unknown += 1
 
     async def claim(self, step: Step = STEP) -> None:
-        for claimed in await self.store.claim(LANES, 1000, candidates=1000, suspects=1000):
-            task = held_task(claimed)
-            task.step = step
-            self.held[claimed.token] = task
+        while together := await self.store.claim(LANES, 1000, candidates=1000, suspects=1000):
+            for claimed in together:
+                task = held_task(claimed)
+                task.step = step
+                self.held[claimed.token] = task
 
     def task(self, run: str) -> Task:
         (task,) = [task for task in self.held.values() if task.run == run]

@@ -130,8 +130,30 @@ def test_cancel_by_key_and_by_job(app: Underway, connection: Connection) -> None
         connection.execute("update underway.run set unique_key = 'k' where id = %s", [one.id])
         assert await aio.cancel(clients.echoes, unique_key="k") == 1
         assert await aio.cancel(clients.echoes, unique_key="k") == 0
+        assert await aio.cancel(clients.echoes, concurrency_key="k") == 0
         assert [await run.status() for run in (one, *others)] == ["cancelled", "pending", "pending"]
         assert await aio.cancel_all(clients.echoes) == 2
+
+    serve(app, use)
+
+
+def test_schedules(app: Underway, database: str) -> None:
+    async def use() -> None:
+        made = await aio.schedule(clients.echoes, "@daily[Asia/Tokyo]", 7, name="seven", catch_up="none", overlap=False)
+        assert (made.cron, made.zone, made.catch_up, made.overlap, made.input) == (
+            *("@daily", "Asia/Tokyo", "none", False, 7),
+        )
+        assert await aio.schedules(app) == app.schedules() == [made]
+        async with await psycopg.AsyncConnection.connect(database) as mine:
+            assert await aio.unschedule(clients.echoes, "seven", conn=mine)
+            await aio.schedule(clients.looking, "@hourly", conn=mine)
+            await mine.rollback()
+            assert await aio.schedules(app) == [made]
+            other = await aio.schedule(clients.looking, "@hourly", conn=mine)
+            await mine.commit()
+        assert await aio.schedules(app) == [made, other]
+        assert await aio.unschedule(clients.echoes, "seven")
+        assert not await aio.unschedule(clients.echoes, "seven")
 
     serve(app, use)
 
@@ -202,6 +224,11 @@ def test_what_does_not_fit_is_refused_before_anything_happens(app: Underway, con
                 await aio.enqueue(clients.orders, bad)
         with pytest.raises(RunNotFound, match="never committed, or gone after its keep"):
             await aio.get_run(app, uuid4())
+        with pytest.raises(InvalidOption, match="can never occur"):
+            await aio.schedule(clients.echoes, "0 0 30 2 *", 1)
+        with pytest.raises(PayloadError, match="Order"):
+            await aio.schedule(clients.orders, "@daily", bad)
+        assert await aio.schedules(app) == []
 
     serve(app, use)
     assert connection.execute("select count(*) from underway.run").fetchone() == (0,)
@@ -214,6 +241,8 @@ def test_a_connection_of_the_wrong_kind_is_refused(app: Underway, database: str)
             for refused in (
                 aio.enqueue(clients.echoes, 1, conn=wrong),
                 aio.enqueue_many(clients.echoes, [1], conn=wrong),
+                aio.schedule(clients.echoes, "@daily", 1, conn=wrong),
+                aio.unschedule(clients.echoes, conn=wrong),
             ):
                 with pytest.raises(InvalidOption, match=r"conn must be a psycopg\.AsyncConnection, not Connection"):
                     await refused
@@ -237,6 +266,8 @@ def test_inside_a_step(app: Underway, database: str) -> None:
     async def use() -> None:
         with pytest.raises(InsideStep, match=r"enqueue without conn= inside a step \(job.step\): use cx.enqueue"):
             await aio.enqueue(clients.echoes, 1)
+        with pytest.raises(InsideStep, match=r"schedule without conn= inside a step \(job.step\): use job.schedule\("):
+            await aio.schedule(clients.echoes, "@daily", 1)
         async with await psycopg.AsyncConnection.connect(database) as mine:
             run = await aio.enqueue(clients.echoes, 1, conn=mine)
         for refused in (run.wait(), run.result()):

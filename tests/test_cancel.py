@@ -81,11 +81,30 @@ def test_the_live_run_with_a_unique_key_is_cancelled(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run = insert(connection, unique_key="order 1")
         others = [insert(connection, unique_key="order 2"), insert(connection, job="another", unique_key="order 1")]
-        assert runs.cancel_key(connection, LANE.job, "order 1") == 1
-        assert runs.cancel_key(connection, LANE.job, "order 1") == 0
+        assert runs.cancel_key(connection, LANE.job, unique_key="order 1") == 1
+        assert runs.cancel_key(connection, LANE.job, unique_key="order 1") == 0
         assert status(connection, run) == "cancelled"
         assert [status(connection, other) for other in others] == ["pending", "pending"]
         assert insert(connection, unique_key="order 1")  # the key is free
+
+
+def test_the_live_runs_with_a_concurrency_key_are_cancelled(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        key: dict[str, Any] = {"concurrency_key": "tenant 1", "key_limit": 2}
+        in_line = [insert(connection, state="waiting", due="infinity", **key) for _ in range(2)]
+        pending = insert(connection, holds_key=True, **key)
+        running, _ = insert_held(connection, US, holds_key=True, **key)
+        others = [
+            insert(connection, holds_key=True, concurrency_key="tenant 2"),
+            insert(connection, job="another", state="waiting", due="infinity", **key),
+            insert(connection, unique_key="tenant 1"),
+        ]
+        assert runs.cancel_key(connection, LANE.job, concurrency_key="tenant 1") == 4
+        assert runs.cancel_key(connection, LANE.job, concurrency_key="tenant 1") == 0
+        assert {status(connection, run) for run in (*in_line, pending)} == {"cancelled"}
+        assert status(connection, running) == "in_progress"  # marked; its supervisor stops it
+        # The slot that came free goes to a run of the other job.
+        assert [status(connection, other) for other in others] == ["pending", "pending", "pending"]
 
 
 # Races with whoever has the row at that moment: the cancel waits for it, and decides by what it leaves
@@ -453,6 +472,16 @@ def test_cancelling_needs_a_connection_of_the_right_kind(app: Underway) -> None:
         with pytest.raises(InvalidOption, match="psycopg"):
             call()
     assert cancelling.echoes.cancel(unique_key="x") == 0
+    wrong: tuple[dict[str, Any], ...] = ({}, {"unique_key": "x", "concurrency_key": "x"})
+    for keys in wrong:
+        with pytest.raises(InvalidOption, match="by unique_key= or by concurrency_key="):
+            cancelling.echoes.cancel(**keys)
+
+
+def test_cancel_by_a_concurrency_key_from_python(app: Underway) -> None:
+    mine, theirs = (cancelling.echoes.enqueue("x", concurrency_key=key) for key in ("mine", "theirs"))
+    assert cancelling.echoes.cancel(concurrency_key="mine") == 1
+    assert (mine.status(), theirs.status()) == (Status.CANCELLED, Status.WAITING)
 
 
 def test_a_cancel_that_is_rolled_back_never_was(app: Underway) -> None:

@@ -47,6 +47,11 @@ def test_cancel_by_id_job_and_key(connection: Connection, database: str) -> None
     assert output("cancel", "--job", "keyed", "--key", "b", database=database) == "cancelled 0 runs\n"
     assert document("cancel", "--job", "keyed", database=database)["cancelled"] == 2
     assert count_states(connection) == {"cancelled": 5, "pending": 1}
+    insert(connection, job="keyed", unique_key="a")
+    insert(connection, job="keyed", concurrency_key="a")
+    done = document("cancel", "--job", "keyed", "--concurrency-key", "a", database=database)
+    assert done == {"job": "keyed", "key": None, "concurrency_key": "a", "cancelled": 1}
+    assert count_states(connection) == {"cancelled": 6, "pending": 2}
 
 
 def test_cancel_a_run_in_progress(bind: Bind, start_supervisor: Start, database: str, tmp_path: Path) -> None:
@@ -61,12 +66,9 @@ def test_cancel_a_run_in_progress(bind: Bind, start_supervisor: Start, database:
 
 def test_retry_goes_on_from_the_step_that_failed(bind: Bind, start_supervisor: Start, database: str) -> None:
     bind(states.app)
-    refused, cancelled = states.refusing.enqueue(Order(-1)), states.orders.enqueue(Order(2))
-    cancelled.cancel()
+    refused = states.refusing.enqueue(Order(-1))
     start_supervisor("states", "--procs", "1")
     assert refused.wait(20) == Status.FAILED
-    assert output("retry", str(cancelled.id), database=database) == f"{cancelled.id} goes on at step price\n"
-    assert cancelled.result(20) == "sent order 2"
     done = document("retry", str(refused.id), "--input", '{"number": 3}', database=database)
     assert done == {"id": str(refused.id), "step": "refuse"}
     assert refused.wait(20) == Status.SUCCEEDED
@@ -77,6 +79,11 @@ def test_retry_goes_on_from_the_step_that_failed(bind: Bind, start_supervisor: S
 def test_what_cannot_be_retried(connection: Connection, database: str) -> None:
     live, failed = insert(connection), dead(connection)
     assert "cannot go on: it is pending" in refusal("retry", live, database=database)
+    cancelled = insert(connection)
+    output("cancel", cancelled, database=database)
+    for command in ("retry", "redrive"):
+        message = refusal(command, cancelled, database=database)
+        assert message == f"Error: run {cancelled} was cancelled, and a cancel is final: enqueue its input again\n"
     assert "--input is no JSON" in refusal("retry", failed, "--input", "{number: 1}", database=database, code=2)
     connection.execute("update underway.finished_run set unique_key = 'k'")
     insert(connection, job="render", unique_key="k")
@@ -164,7 +171,8 @@ def test_dead_letters(connection: Connection, database: str) -> None:
     [
         (["cancel"], "give a RUN, or --job JOB"),
         (["cancel", "1", "--job", "a"], "give a RUN, or --job JOB"),
-        (["cancel", "1", "--key", "a"], "--key KEY needs --job JOB"),
+        (["cancel", "1", "--key", "a"], "a key needs --job JOB"),
+        (["cancel", "--job", "a", "--key", "a", "--concurrency-key", "a"], "--key or --concurrency-key, not both"),
         (["shutdown"], "give a SUPERVISOR, or --all"),
         (["shutdown", "1", "--all"], "give a SUPERVISOR, or --all"),
         (["redrive"], "give a RUN, or --label LABEL"),

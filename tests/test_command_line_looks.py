@@ -8,6 +8,7 @@ import struct
 import sys
 import termios
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from harness import APPS, Supervisor, eventually
 from underway_command import document, output, refusal, underway, widest
 
 from underway import Run
+from underway.cli.words import age, headline
 from underway.ids import new_id
 
 ESCAPE = "\x1b[31m"
@@ -94,9 +96,9 @@ def test_list_adapts_to_its_terminal(world: World) -> None:
     wide = output("list", database=world.database, columns=140)
     assert 100 < widest(wide) <= 140
     lines = rows(wide)
-    assert lines[world.id("failed")].endswith("states.PrinterOnFire: order 7 does not print")
+    assert lines[world.id("failed")].endswith("  PrinterOnFire: order 7 does not print")
     assert "quarantined after 1 crash" in lines[world.id("crashed")]
-    assert lines[world.id("waiting")].endswith("due in 1d")
+    assert lines[world.id("waiting")].endswith("due in 2d")
     assert lines[world.id("in_progress")].endswith("1/3 pages")
 
 
@@ -191,7 +193,7 @@ def test_show_a_failed_run(world: World) -> None:
         ("succeeded", 'result\n  "sent order 1"\n'),
         ("crashed", "last output:\n  Fatal Python error: Aborted\n"),
         ("in_progress", "\nprogress      1/3 pages\n"),
-        ("waiting", " UTC (in 1d)\n"),
+        ("waiting", " UTC (in 2d)\n"),
         ("cancelled", "error\n  cancelled\n"),
         ("stranded", "input\n  4\n"),
     ],
@@ -291,6 +293,29 @@ def test_a_terminal_that_cannot_show_a_name(database: str) -> None:
     assert "  ????" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        ("Traceback (most recent call last):\n  ...\nshop.errors.NoPaper: A4, A5", "NoPaper: A4, A5"),
+        ("Traceback (most recent call last):\n  ...\nshop.errors.NoPaper", "NoPaper"),
+        ("Traceback (most recent call last):\n  ...\nValueError: see http://a.b: c", "ValueError: see http://a.b: c"),
+        ("quarantined after 1 crash: signal SIGABRT\nlast output:\n...", "quarantined after 1 crash: signal SIGABRT"),
+        (None, ""),
+    ],
+)
+def test_the_line_of_an_error_that_says_most(error: str | None, line: str) -> None:
+    assert headline(error) == line
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [(-59.9, "59s"), (-172_799, "1d"), (0, "0s"), (172_799, "in 2d"), (1_209_590, "in 14d"), (5_399, "in 1h")],
+)
+def test_ages(ahead: float, said: str) -> None:
+    now = datetime.now(UTC)
+    assert age(now + timedelta(seconds=ahead), now) == said
+
+
 def test_schedules(database: str) -> None:
     assert output("schedules", database=database) == "no schedules\n"
     with psycopg.connect(database, autocommit=True) as connection:
@@ -317,6 +342,11 @@ def test_long_searches_say_where_they_ended(database: str, monkeypatch: pytest.M
     near = underway("list", "--job", "old", database=database, env={"PYTHONPATH": paths})
     assert near.stdout == "no runs\n"
     assert near.stderr == "looked at the newest 5 finished runs only\n"
+    of_a_kind = ("list", "--job", "old", "--state")
+    near = underway(*of_a_kind, "cancelled", database=database, env={"PYTHONPATH": paths})
+    assert (near.stdout, near.stderr) == ("no runs\n", "looked at the newest 5 cancelled runs only\n")
+    near = underway(*of_a_kind, "failed", database=database, env={"PYTHONPATH": paths})
+    assert (near.stdout, near.stderr) == ("no runs\n", "")
     whole = underway("list", "--job", "old", database=database)
     assert whole.stderr == ""
     assert len(whole.stdout.splitlines()) == 2

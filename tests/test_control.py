@@ -52,6 +52,26 @@ def test_nothing_of_a_paused_queue_is_claimed(any_database: str) -> None:
         assert len(claim(any_database, lanes=lanes)) == 2
 
 
+def test_pause_and_resume_are_part_of_the_callers_transaction(
+    bind: Callable[[Underway], Underway], connection: Connection, database: str
+) -> None:
+    app = bind(basic.app)
+    paused = "select array_agg(name) from underway.queue where paused"
+    with psycopg.connect(database) as conn:
+        assert app.pause("one", conn=conn)
+        assert value(connection, paused) is None
+        conn.rollback()
+        assert app.pause("one", conn=conn), "it was taken back"
+        conn.commit()
+        assert value(connection, paused) == ["one"]
+        assert app.resume("one", conn=conn)
+        conn.rollback()
+        assert value(connection, paused) == ["one"]
+        assert app.resume("one", conn=conn)
+        conn.commit()
+        assert value(connection, paused) is None
+
+
 def test_a_next_step_does_not_stay_in_a_paused_queue(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         held = [insert_held(connection, US) for _ in range(2)]

@@ -11,7 +11,7 @@ from apps import letters
 from db import AGES_AGO, Connection, finish, insert, insert_held, row_of, value, with_store
 from harness import Supervisor, eventually
 
-from underway import DeadLetter, InvalidOption, PayloadError, Run, Status, Underway, UnknownJob
+from underway import DeadLetter, InvalidOption, PayloadError, Run, RunCancelled, Status, Underway, UnknownJob
 from underway.ids import new_id
 from underway.manifest import Queue
 from underway.postgres import control, runs
@@ -121,15 +121,32 @@ def test_a_redriven_run_begins_again_at_the_step_that_failed(any_database: str) 
         assert value(connection, "select due between now() - interval '1 minute' and now() from underway.run")
 
 
-def test_only_failed_and_cancelled_runs_are_redriven(any_database: str) -> None:
+def test_only_failed_runs_are_redriven(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        cancelled, live, succeeded = insert(connection), insert(connection), failed(connection)
+        live, succeeded = insert(connection), failed(connection)
         connection.execute("update underway.finished_run set state = 'succeeded' where id = %s", [succeeded])
         for run in (live, succeeded, str(new_id())):
             assert not control.redrive(connection, UUID(run))
-        runs.cancel(connection, UUID(cancelled))
-        assert control.redrive(connection, UUID(cancelled))
-        assert runs.status(connection, UUID(cancelled)) == "pending"
+
+
+def test_a_cancelled_run_is_never_redriven(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run = failed(connection)
+        assert control.redrive(connection, UUID(run))
+        runs.cancel(connection, UUID(run))
+        for again in (
+            lambda: control.redrive(connection, UUID(run)),
+            lambda: control.failed_step(connection, UUID(run)),
+        ):
+            with pytest.raises(
+                RunCancelled, match=f"run {run} was cancelled, and a cancel is final: enqueue its input"
+            ):
+                again()
+        with pytest.raises(psycopg.DatabaseError, match="enqueue its input again") as refused:
+            connection.execute("select underway.redrive(%s)", [run])
+        assert refused.value.sqlstate == "UW004"
+        assert runs.status(connection, UUID(run)) == "cancelled"
+        assert control.redrive_label(connection, "dead") == 0
 
 
 def test_of_runs_with_one_unique_key_only_one_is_live(any_database: str) -> None:
@@ -193,6 +210,37 @@ def test_a_discarded_run_stays_readable(any_database: str) -> None:
         assert control.redrive(connection, UUID(second)), "a label is no condition"
 
 
+def test_on_a_connection_of_the_callers_it_is_part_of_its_transaction(
+    app: Underway, connection: Connection, database: str
+) -> None:
+    run = UUID(failed(connection, job="rendering", step="render"))
+    calls: list[Callable[[Connection], int]] = [
+        lambda conn: app.redrive(run, conn=conn),
+        lambda conn: app.redrive(run, input="other", conn=conn),
+        lambda conn: app.redrive("dead", conn=conn),
+        lambda conn: app.discard(run, conn=conn),
+        lambda conn: app.discard("dead", conn=conn),
+    ]
+    query = "select state, dead_letter, input from underway.runs"
+    before = connection.execute(query).fetchall()
+    with psycopg.connect(database) as conn:
+        for call in calls:
+            for _ in range(2):
+                assert call(conn) == 1
+                assert conn.execute(query).fetchall() != before
+                assert connection.execute(query).fetchall() == before
+                conn.rollback()
+                assert connection.execute(query).fetchall() == before
+        assert app.redrive(run, input="other", conn=conn) == 1
+        conn.commit()
+    assert connection.execute(query).fetchall() == [("pending", None, "other")]
+    wrong: Any = "me"
+    with pytest.raises(InvalidOption, match=r"psycopg\.Connection"):
+        app.redrive(run, conn=wrong)
+    with pytest.raises(InvalidOption, match=r"psycopg\.Connection"):
+        app.discard(run, conn=wrong)
+
+
 # From Python, with a supervisor
 
 
@@ -247,4 +295,9 @@ def test_what_cannot_be_redriven_says_so(app: Underway, connection: Connection) 
         app.redrive(stranger, input=1)
     assert app.redrive(stranger) == 1
     assert app.redrive(new_id(), input=1) == 0
+    cancelled = UUID(insert(connection, job="unheard-of"))
+    assert app.cancel(cancelled)
+    for given in ({}, {"input": 1}):
+        with pytest.raises(RunCancelled, match="enqueue its input again"):
+            app.redrive(cancelled, **given)
     assert run.status() is Status.FAILED

@@ -1,31 +1,42 @@
 """The programs in docs/*.md, as a reader would run them: each page's in order, on a migrated database of its own.
 
 A block of Python is a program, or a module of a later one; its first line names the file: `# shop.py`. SQL is
-executed where it stands, in between. What a program claims it asserts, or says what it prints: `# prints ...`.
+executed where it stands, in between, and a supervisor that is started in a console runs to the end of the page. What a
+program claims it asserts, or says what it prints: `# prints ...`.
 """
 
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlencode
 
 import psycopg
 import pytest
+from harness import Supervisor
+from psycopg.conninfo import conninfo_to_dict
 
 DOCS = Path(__file__).parent.parent / "docs"
-BLOCK = re.compile(r"^```(python|sql)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(python|sql|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"  # prints (.+)$", re.MULTILINE)
 PAGES = {page.stem: blocks for page in sorted(DOCS.glob("*.md")) if (blocks := BLOCK.findall(page.read_text()))}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_shows_runs(page: str, database: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "UNDERWAY_DATABASE_URL": database}
+def test_what_a_page_shows_runs(
+    page: str, database: str, tmp_path: Path, start_supervisor: Callable[..., Supervisor]
+) -> None:
+    environment = {**os.environ, "UNDERWAY_DATABASE_URL": as_url(database)}
     for language, text in PAGES[page]:
         if language == "sql":
             with psycopg.connect(database) as connection:
                 connection.execute(text)
+            continue
+        if language == "console":
+            (served,) = re.findall(r"^\$ underway-supervisor (\w+):app$", text, re.MULTILINE)
+            start_supervisor(f"{tmp_path / served}.py:app").until("serving")
             continue
         name = re.match(r"# (\w+\.py)\n", text)
         assert name is not None, f"a block of docs/{page}.md does not name its file: {text[:60]!r}"
@@ -36,6 +47,12 @@ def test_what_a_page_shows_runs(page: str, database: str, tmp_path: Path) -> Non
         assert done.returncode == 0, f"{name[1]}\n{done.stdout}\n{done.stderr}"
         for line in PRINTS.findall(text):
             assert line in done.stdout.splitlines(), f"{name[1]}\n{done.stdout}"
+
+
+def as_url(conninfo: str) -> str:
+    """Not every driver takes anything else."""
+    given = conninfo_to_dict(conninfo)
+    return f"postgresql:///{given.pop('dbname')}?{urlencode(given)}"
 
 
 def test_every_page_that_is_linked_exists() -> None:

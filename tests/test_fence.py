@@ -4,6 +4,7 @@ The matrices are generated, so that a statement, a state or a kind of token cann
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable
 from itertools import product
@@ -31,6 +32,7 @@ from db import (
 )
 from psycopg import sql
 
+from underway import RunCancelled
 from underway.postgres import control, migrate, runs
 from underway.postgres.endings import Attempt
 from underway.postgres.queries import statements
@@ -109,7 +111,8 @@ BY_SITUATION: dict[str, set[str]] = {
     "cancel_run": CANCELLABLE,
     "cancel_job": CANCELLABLE,
     "cancel_key": CANCELLABLE,
-    "redrive_run": {"failed", "cancelled"},
+    "cancel_concurrency_key": {"waiting for a key"},
+    "redrive_run": {"failed"},
     "redrive_label": {"failed"},
     "expire_runs": {"expired"},
     "reap_runs": {"lapsed, ours", "lapsed, others'"},
@@ -188,8 +191,9 @@ def test_every_statement_that_writes_an_attempt_is_in_a_matrix_or_only_adds() ->
         r"\b(update|insert\s+into|delete\s+from|merge\s+into|copy|truncate)\s+underway\.(run|attempt)\b"
     )
     # A statement that calls a function of ours writes what that one does.
-    bodies = [body for known in migrate.migrations() for body in known.sql.split("create function underway.")[1:]]
-    texts = {**statements(), **{body.partition("(")[0]: body.partition("$$")[2] for body in bodies}}
+    function = re.compile(r"function underway\.(\w+)\(.*?as \$\$(.*?)\$\$;", re.DOTALL)
+    bodies = [body for known in migrate.migrations() for body in function.findall(known.sql)]
+    texts = {**statements(), **dict(bodies)}
     found: set[str] = set()
     while more := {
         name
@@ -282,9 +286,12 @@ async def _write_by_situation(name: str, store: Store, connection: Connection, r
         runs.cancel_job(connection, LANE.job)
     elif name == "cancel_key":
         key = connection.execute("select unique_key from underway.run").fetchone()
-        runs.cancel_key(connection, LANE.job, key[0] if key else "none")
+        runs.cancel_key(connection, LANE.job, unique_key=key[0] if key else "none")
+    elif name == "cancel_concurrency_key":
+        runs.cancel_key(connection, LANE.job, concurrency_key="key")
     elif name == "redrive_run":
-        control.redrive(connection, UUID(run))
+        with contextlib.suppress(RunCancelled):
+            control.redrive(connection, UUID(run))
     elif name == "redrive_label":
         control.redrive_label(connection, "dead")
     else:

@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "job": PURE | {"context", "options"},
     "client": DECLARING,
     "scheduling": DECLARING,
-    "aio": DECLARING | {"client"},
+    "aio": DECLARING | {"client", "scheduling"},
     "dead_letters": DECLARING | {"client"},
     "app": DECLARING | {"client", "dead_letters", "scheduling"},
     "postgres": PURE,

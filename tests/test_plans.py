@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from underway.manifest import Lane, Placement, Policy
-from underway.postgres import schedules
+from underway.postgres import people, schedules
 from underway.postgres.queries import statements
 from underway.postgres.session import Session
 from underway.postgres.store import Lanes, Renewal, Store
@@ -339,3 +339,30 @@ def _settled_updates(connection: Connection, updates: int) -> int:
     query = "select n_tup_upd = %s from pg_stat_user_tables where relid = 'underway.run'::regclass"
     eventually(lambda: value(connection, query, [updates]))
     return int(value(connection, "select n_tup_hot_upd from pg_stat_user_tables where relname = 'run'"))
+
+
+@pytest.mark.parametrize("analysed", [False, True], ids=["never analysed", "analysed"])
+def test_the_few_that_did_not_succeed_are_listed_without_a_look_at_the_others(
+    any_database: str, analysed: bool
+) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        connection.execute("alter table underway.finished_run set (autovacuum_enabled = off)")
+        connection.execute(
+            "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, "
+            "priority, state, queue, job, step) select gen_random_uuid(), now(), now(), '1 day', 0, 0, 0, 0, "
+            "case n when 7 then 'failed' when 8 then 'cancelled' else 'succeeded' end, 'default', 'job', 'step' "
+            "from generate_series(1, 50000) n"
+        )
+        if analysed:
+            connection.execute("analyze underway.finished_run")
+        for state, job in (("failed", None), ("cancelled", None), ("failed", "job"), ("failed", "nobody")):
+            given = {"state": state, "job": job, "queue": None, "stranded": False, "limit": 20}
+            whole = {"live": 0, "finished": 0, "unsuccessful": people.LOOKED_AT}
+            explain = sql.SQL("explain (analyze, buffers, format json) ")
+            row = connection.execute(explain + sql.SQL(statements()["list_runs"]), {**given, **whole}).fetchone()
+            assert row is not None
+            plan = row[0][0]["Plan"]
+            assert plan["Actual Rows"] == (0 if job == "nobody" else 1)
+            assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 20
+            assert len(people.list_runs(connection, state=state, job=job, limit=20)) == plan["Actual Rows"]
+            assert people.all_looked_at(connection, state)

@@ -119,14 +119,18 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Run.result: "(self, timeout: datetime.timedelta | float | None = None) -> ~R",
     Run.attempts: "(self) -> list[underway.client.Attempt]",
     Run.cancel: "(self, *, conn: 'psycopg.Connection[Any] | None' = None) -> bool",
-    Job.cancel: "(self, *, unique_key: str, conn: 'psycopg.Connection[Any] | None' = None) -> int",
+    Job.cancel: "(self, *, unique_key: str | None = None, concurrency_key: str | None = None, "
+    "conn: 'psycopg.Connection[Any] | None' = None) -> int",
     Job.cancel_all: "(self, *, conn: 'psycopg.Connection[Any] | None' = None) -> int",
     Underway.cancel: ("(self, run_id: uuid.UUID | str, *, conn: 'psycopg.Connection[Any] | None' = None) -> bool"),
     Underway.queue: "(self, name: str, *, dead_letter: str | None = None) -> None",
-    Underway.pause: "(self, queue: str) -> bool",
-    Underway.resume: "(self, queue: str) -> bool",
+    Underway.pause: "(self, queue: str, *, conn: 'psycopg.Connection[Any] | None' = None) -> bool",
+    Underway.resume: "(self, queue: str, *, conn: 'psycopg.Connection[Any] | None' = None) -> bool",
     Underway.dead_letters: "(self, label: str, *, limit: int = 100) -> list[underway.dead_letters.DeadLetter]",
-    Underway.discard: "(self, run_or_label: Union[underway.client.Run[Any], uuid.UUID, str]) -> int",
+    Underway.discard: (
+        "(self, run_or_label: Union[underway.client.Run[Any], uuid.UUID, str], *, "
+        "conn: 'psycopg.Connection[Any] | None' = None) -> int"
+    ),
     Context.enqueue: "(self, job: 'Job[_In, Never, _R]', value: ~_In) -> 'Run[_R]'",
     Context.progress: "(self, done: float, total: float | None = None, note: str = '') -> None",
     Retry: "(message: str = '', *, after: datetime.timedelta | None = None) -> None",
@@ -144,13 +148,19 @@ def test_the_async_client_mirrors_the_sync_one() -> None:
     assert (
         aio.__all__
         == sorted(aio.__all__)
-        == ["AsyncRun", "cancel", "cancel_all", "close", "connection", "enqueue", "enqueue_many", "get_run"]
+        == [
+            *("AsyncRun", "cancel", "cancel_all", "close", "connection", "enqueue", "enqueue_many", "get_run"),
+            *("schedule", "schedules", "unschedule"),
+        ]
     )
     for sync, mirror in (
         (Job.enqueue, aio.enqueue),
         (Job.enqueue_many, aio.enqueue_many),
         (Job.cancel, aio.cancel),
         (Job.cancel_all, aio.cancel_all),
+        (Job.schedule, aio.schedule),
+        (Job.unschedule, aio.unschedule),
+        (Underway.schedules, aio.schedules),
         (Run.status, aio.AsyncRun.status),
         (Run.wait, aio.AsyncRun.wait),
         (Run.result, aio.AsyncRun.result),

@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -14,6 +14,7 @@ import pytest
 from apps import scheduled
 from apps.scheduled import Site
 from db import value
+from firing import HERE, MINUTE, Firing, runs_of, wait_for
 from harness import Supervisor, eventually, states
 from psycopg.rows import dict_row
 
@@ -27,9 +28,7 @@ Bind = Callable[[Underway], Underway]
 Start = Callable[..., Supervisor]
 Connection = psycopg.Connection[Any]
 
-MINUTE = timedelta(minutes=1)
 NEVER_SOON = "0 0 1 1 *"
-HERE = Placement()
 # As a program calls that no type checker has seen.
 REPORTS: Any = scheduled.reports
 ENDLESS: Any = Underway().job("endless").step(scheduled.begin)
@@ -38,20 +37,6 @@ ENDLESS: Any = Underway().job("endless").step(scheduled.begin)
 @pytest.fixture
 def app(bind: Bind) -> Underway:
     return bind(scheduled.app)
-
-
-def wait_for(connection: Connection, name: str, next_at: str) -> datetime:
-    """Let schedules of this name wait for another slot; returns it."""
-    query = f"update underway.schedule set next_at = {next_at} where name = %s returning next_at"
-    found: datetime = value(connection, query, [name])
-    return found
-
-
-def runs_of(connection: Connection, name: str = "default") -> list[dict[str, Any]]:
-    """The live runs that a schedule has enqueued, by slot."""
-    with connection.cursor(row_factory=dict_row) as cursor:
-        query = "select * from underway.run where schedule = %s order by scheduled_for"
-        return cursor.execute(query, [name]).fetchall()
 
 
 # What a client does
@@ -174,37 +159,6 @@ def test_a_step_schedules_only_in_its_own_transaction(app: Underway, start_super
 # Firing, statement by statement
 
 
-class Firing:
-    """Two supervisors' sessions, and what both have read of one schedule that is due."""
-
-    def __init__(self, database: str, connection: Connection) -> None:
-        self._database = database
-        self.connection = connection
-
-    def read(self, job: str = "later") -> schedules.Upcoming:
-        found: schedules.Upcoming
-        (found,) = self._with_session(lambda session: schedules.upcoming(session, [job], 1.0))
-        return found
-
-    def fire(self, schedule: schedules.Upcoming, placement: Placement = HERE, slots: int = 1) -> bool | None:
-        runs = [(new_id(), schedule.next_at + n * MINUTE) for n in range(slots)]
-        following = schedule.next_at + slots * MINUTE
-        fired: bool | None = self._with_session(
-            lambda session: schedules.fire(session, schedule, runs, following, "nothing", placement)
-        )
-        return fired
-
-    def _with_session(self, use: Callable[[Session], Any]) -> Any:
-        async def main() -> Any:
-            session = Session(self._database)
-            try:
-                return await use(session)
-            finally:
-                await session.close()
-
-        return asyncio.run(main())
-
-
 @pytest.fixture
 def firing(app: Underway, database: str, connection: Connection) -> Firing:
     scheduled.later.schedule("* * * * *")
@@ -214,14 +168,14 @@ def firing(app: Underway, database: str, connection: Connection) -> Firing:
 
 def test_a_slot_that_was_read_twice_is_fired_once(firing: Firing) -> None:
     schedule = firing.read()
-    assert firing.fire(schedule) is True
+    assert firing.fire(schedule) == 1
     assert firing.fire(schedule) is None
     assert [run["scheduled_for"] for run in runs_of(firing.connection)] == [schedule.next_at]
     assert firing.read().next_at == schedule.next_at + MINUTE
 
 
 def test_of_many_at_the_same_moment_one_fires(firing: Firing, database: str) -> None:
-    async def race(schedule: schedules.Upcoming) -> list[bool | None]:
+    async def race(schedule: schedules.Upcoming) -> list[int | None]:
         sessions = [Session(database) for _ in range(8)]
         following = schedule.next_at + MINUTE
         try:
@@ -239,7 +193,7 @@ def test_of_many_at_the_same_moment_one_fires(firing: Firing, database: str) -> 
 
     for turn in range(1, 6):
         fired = asyncio.run(race(firing.read()))
-        assert sorted(map(str, fired)) == ["None"] * 7 + ["True"]
+        assert sorted(map(str, fired)) == ["1"] + ["None"] * 7
         assert len(runs_of(firing.connection)) == turn
 
 
@@ -257,7 +211,7 @@ def test_a_schedule_that_was_changed_meanwhile_is_read_again(firing: Firing, cha
     firing.connection.execute(f"update underway.schedule set {change}")
     assert firing.fire(schedule) is None
     assert runs_of(firing.connection) == []
-    assert firing.fire(firing.read()) is True
+    assert firing.fire(firing.read()) == 1
 
 
 def test_a_schedule_that_is_gone_fires_no_more(firing: Firing) -> None:
@@ -273,19 +227,19 @@ def test_a_locked_schedule_holds_up_nobody(firing: Firing, database: str) -> Non
         stranger.execute("select from underway.schedule for update")
         assert firing.fire(schedule) is None  # at once, or its session would time out
         stranger.execute("update underway.schedule set input = '1'")
-    assert firing.fire(schedule) is True
+    assert firing.fire(schedule) == 1
     (run,) = runs_of(firing.connection)
     assert run["input"] == 1, "the input is what the schedule says when it fires"
 
 
 def test_runs_are_placed_as_the_firing_supervisor_says(firing: Firing) -> None:
     place = Placement(queue="q", priority=4, delay=timedelta(hours=1), keep=timedelta(days=2, seconds=0.5))
-    assert firing.fire(firing.read(), place, slots=2)
+    assert firing.fire(firing.read(), place, slots=2) == 2
     for run in runs_of(firing.connection):
         assert (run["queue"], run["priority"], run["keep"], run["state"]) == ("q", 4, place.keep, "waiting")
         assert run["due"] - run["rank"] == 4 * MINUTE
         assert timedelta(minutes=59) < run["due"] - run["created_at"] < timedelta(minutes=61)
-    assert firing.fire(firing.read(), Placement())
+    assert firing.fire(firing.read(), Placement()) == 1
     assert [run["state"] for run in runs_of(firing.connection)] == ["waiting", "waiting", "pending"]
 
 
@@ -297,20 +251,20 @@ def test_without_overlap_a_slot_is_skipped_while_a_run_is_live(firing: Firing, a
     scheduled.later.enqueue()
     scheduled.later.schedule("* * * * *", overlap=False)
     first = firing.read()
-    assert firing.fire(first) is True
+    assert firing.fire(first) == 1
     second = firing.read()
-    assert firing.fire(second) is False
+    assert firing.fire(second) == 0
     assert [run["scheduled_for"] for run in runs_of(connection)] == [first.next_at]
     assert firing.read().next_at == second.next_at + MINUTE, "the slot is passed over, not put off"
     (live,) = runs_of(connection)
     assert app.get_run(live["id"]).cancel()
     third = firing.read()
-    assert firing.fire(third) is True
+    assert firing.fire(third) == 1
     assert [run["scheduled_for"] for run in runs_of(connection)] == [third.next_at]
 
 
 def test_with_overlap_a_live_run_is_no_hindrance(firing: Firing) -> None:
-    assert [firing.fire(firing.read()) for _ in range(3)] == [True] * 3
+    assert [firing.fire(firing.read()) for _ in range(3)] == [1] * 3
     assert len(runs_of(firing.connection)) == 3
 
 

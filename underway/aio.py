@@ -19,12 +19,13 @@ from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeVar, Unpack
 
-from underway import client
+from underway import client, scheduling
 from underway.client import Attempt, Handle, Patience, Status
 from underway.errors import InvalidOption
 from underway.job import Job
 from underway.loading import refuse_while_loading
 from underway.options import RunOptions
+from underway.scheduling import CatchUp, Schedule
 
 if TYPE_CHECKING:
     import psycopg
@@ -32,7 +33,19 @@ if TYPE_CHECKING:
 
     from underway.app import Underway
 
-__all__ = ["AsyncRun", "cancel", "cancel_all", "close", "connection", "enqueue", "enqueue_many", "get_run"]
+__all__ = [
+    "AsyncRun",
+    "cancel",
+    "cancel_all",
+    "close",
+    "connection",
+    "enqueue",
+    "enqueue_many",
+    "get_run",
+    "schedule",
+    "schedules",
+    "unschedule",
+]
 
 In = TypeVar("In")
 R = TypeVar("R")
@@ -138,14 +151,18 @@ async def enqueue_many(
 
 
 async def cancel(
-    job: Job[Any, Any, Any], *, unique_key: str, conn: "psycopg.AsyncConnection[Any] | None" = None
+    job: Job[Any, Any, Any],
+    *,
+    unique_key: str | None = None,
+    concurrency_key: str | None = None,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
 ) -> int:
-    """Cancel the live run that has this unique key, as Run.cancel does; 1 if there was one, else 0."""
+    """Cancel the job's live run with this unique key, or its live runs with this concurrency key. See Job.cancel."""
     from underway.postgres import runs
 
     refuse_while_loading("aio.cancel")
     async with _connection(job._app, conn) as one:
-        return await runs.cancel_key.on(one, job.name, unique_key)
+        return await runs.cancel_key.on(one, job.name, unique_key=unique_key, concurrency_key=concurrency_key)
 
 
 async def cancel_all(job: Job[Any, Any, Any], *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> int:
@@ -165,6 +182,65 @@ async def get_run(app: "Underway", run_id: UUID | str) -> AsyncRun[Any]:
     async with connection(app) as own:
         name = await runs.job_of.on(own, run_id)
     return AsyncRun(app, run_id, app._result_type(client.known_job(run_id, name)), created=False)
+
+
+@overload
+async def schedule(
+    job: Job[In, Never, R],
+    cron: str,
+    value: In,
+    *,
+    name: str = "default",
+    catch_up: CatchUp = "last",
+    overlap: bool = True,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+) -> Schedule: ...
+@overload
+async def schedule(
+    job: Job[None, Never, R],
+    cron: str,
+    *,
+    name: str = "default",
+    catch_up: CatchUp = "last",
+    overlap: bool = True,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+) -> Schedule: ...
+async def schedule(
+    job: Job[Any, Never, Any],
+    cron: str,
+    value: Any = None,
+    *,
+    name: str = "default",
+    catch_up: CatchUp = "last",
+    overlap: bool = True,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+) -> Schedule:
+    """Enqueue a run with this value at every slot of a cron line. Everything as in Job.schedule."""
+    from underway.postgres.schedules import put
+
+    scheduling.refuse("schedule", conn)
+    row_at = scheduling.checked(job, cron, value, name, catch_up, overlap)
+    async with _connection(job._app, conn) as one:
+        return scheduling.made(await put.on(one, row_at))
+
+
+async def unschedule(
+    job: Job[Any, Any, Any], name: str = "default", *, conn: "psycopg.AsyncConnection[Any] | None" = None
+) -> bool:
+    """Remove a schedule; whether there was one. Runs that it has enqueued stay."""
+    from underway.postgres.schedules import drop
+
+    scheduling.refuse("unschedule", conn)
+    async with _connection(job._app, conn) as one:
+        return await drop.on(one, job.name, name)
+
+
+async def schedules(app: "Underway") -> list[Schedule]:
+    """All schedules in the database, also those of jobs that this app does not know; by job and name."""
+    from underway.postgres.schedules import every
+
+    async with connection(app) as own:
+        return [scheduling.made(row) for row in await every.on(own)]
 
 
 # The app's connections. A pool belongs to the event loop on which it was opened.

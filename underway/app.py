@@ -106,9 +106,7 @@ class Underway:
             yield connection
 
     @contextmanager
-    def _given_or_own(
-        self, conn: "psycopg.Connection[Any] | None", *, for_async: str = "; underway.aio takes async connections"
-    ) -> "Iterator[psycopg.Connection[Any]]":
+    def _given_or_own(self, conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
         """The caller's, which stays in its transaction; else one of our own, committed at the end."""
         import psycopg
 
@@ -118,7 +116,7 @@ class Underway:
         elif isinstance(conn, psycopg.Connection):
             yield conn
         else:
-            hint = for_async if isinstance(conn, psycopg.AsyncConnection) else ""
+            hint = "; underway.aio takes async connections" if isinstance(conn, psycopg.AsyncConnection) else ""
             raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}{hint}")
 
     def _open_pool(self) -> "psycopg_pool.ConnectionPool":
@@ -208,7 +206,7 @@ class Underway:
         """Cancel a run by its id, as Run.cancel does."""
         return client.Run(self, UUID(str(run_id)), Any).cancel(conn=conn)
 
-    def pause(self, queue: str) -> bool:
+    def pause(self, queue: str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Let no run of this queue begin, on any supervisor, until `resume`; False if it was paused already.
 
         What has been claimed goes on, up to its next step.
@@ -216,15 +214,15 @@ class Underway:
         from underway.postgres import control
 
         refuse_while_loading("pause")
-        with self.connection() as connection:
+        with self._given_or_own(conn) as connection:
             return control.pause(connection, options.checked_name("queue", queue))
 
-    def resume(self, queue: str) -> bool:
+    def resume(self, queue: str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Undo `pause`; False if the queue was not paused."""
         from underway.postgres import control
 
         refuse_while_loading("resume")
-        with self.connection() as connection:
+        with self._given_or_own(conn) as connection:
             return control.resume(connection, options.checked_name("queue", queue))
 
     def dead_letters(self, label: str, *, limit: int = 100) -> list[letters.DeadLetter]:
@@ -237,28 +235,37 @@ class Underway:
         *,
         input: Any = letters.UNCHANGED,
         limit: int | None = None,
+        conn: "psycopg.Connection[Any] | None" = None,
     ) -> int:
-        """Let a failed or cancelled run go on, at its last step, with all counters at zero; returns how many do.
+        """Let a failed run go on, at its last step, with all counters at zero; returns how many do.
 
         A Run or a UUID is one run, with a dead-letter label or without, and may be given another `input` for that
         step. A text is a label: all runs that have it, or `limit` of them, the oldest first. A run stays where it is
         while another is live under its unique key. Raises PayloadError if the input does not fit the step, UnknownJob
-        if this app does not have the step.
+        if this app does not have the step, RunCancelled for a cancelled run: that is final, enqueue its input again.
         """
-        return letters.redrive(self, run_or_label, input, limit)
+        return letters.redrive(self, run_or_label, input, limit, conn)
 
-    def discard(self, run_or_label: client.Run[Any] | UUID | str) -> int:
+    def discard(
+        self, run_or_label: client.Run[Any] | UUID | str, *, conn: "psycopg.Connection[Any] | None" = None
+    ) -> int:
         """Take the dead-letter label off a run, or off all that have it; returns how many.
 
         They stay readable as failed runs until their `keep` has passed.
         """
-        return letters.discard(self, run_or_label)
+        return letters.discard(self, run_or_label, conn)
 
     def _cancel_all(self, job: Job[Any, Any, Any], conn: "psycopg.Connection[Any] | None") -> int:
         return client.cancel_all(self, job.name, conn)
 
-    def _cancel_key(self, job: Job[Any, Any, Any], unique_key: str, conn: "psycopg.Connection[Any] | None") -> int:
-        return client.cancel_key(self, job.name, unique_key, conn)
+    def _cancel_key(
+        self,
+        job: Job[Any, Any, Any],
+        unique_key: str | None,
+        concurrency_key: str | None,
+        conn: "psycopg.Connection[Any] | None",
+    ) -> int:
+        return client.cancel_key(self, job.name, unique_key, concurrency_key, conn)
 
     def _enqueue(
         self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None", given: RunOptions

@@ -189,12 +189,18 @@ def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None"
         return runs.cancel_job(connection, job)
 
 
-def cancel_key(app: "Underway", job: str, unique_key: str, conn: "psycopg.Connection[Any] | None") -> int:
+def cancel_key(
+    app: "Underway",
+    job: str,
+    unique_key: str | None,
+    concurrency_key: str | None,
+    conn: "psycopg.Connection[Any] | None",
+) -> int:
     from underway.postgres import runs
 
     refuse_while_loading("cancel")
     with app._given_or_own(conn) as connection:
-        return runs.cancel_key(connection, job, unique_key)
+        return runs.cancel_key(connection, job, unique_key=unique_key, concurrency_key=concurrency_key)
 
 
 # What the async client does in the same way

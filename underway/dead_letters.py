@@ -11,6 +11,8 @@ from underway.errors import InvalidOption, UnknownJob
 from underway.loading import refuse_while_loading
 
 if TYPE_CHECKING:
+    import psycopg
+
     from underway.app import Underway
 
 UNCHANGED: Any = object()
@@ -42,7 +44,13 @@ def listed(app: "Underway", label: str, limit: int) -> list[DeadLetter]:
     ]
 
 
-def redrive(app: "Underway", what: Run[Any] | UUID | str, given: Any, limit: int | None) -> int:
+def redrive(
+    app: "Underway",
+    what: Run[Any] | UUID | str,
+    given: Any,
+    limit: int | None,
+    conn: "psycopg.Connection[Any] | None",
+) -> int:
     from underway.postgres import control
 
     refuse_while_loading("redrive")
@@ -50,26 +58,27 @@ def redrive(app: "Underway", what: Run[Any] | UUID | str, given: Any, limit: int
     if run_id is None:
         if given is not UNCHANGED:
             raise InvalidOption("input= is for one run: give its Run or its id, not a label")
-        with app.connection() as connection:
+        with app._given_or_own(conn) as connection:
             return control.redrive_label(connection, str(what), limit)
     if limit is not None:
         raise InvalidOption("limit= is for a label, not for one run")
-    with app.connection() as connection:
+    with app._given_or_own(conn) as connection:
         payload = None
+        # Also refuses a cancelled run: the refusal in SQL would take the transaction along that it is part of.
+        failed = control.failed_step(connection, run_id)
+        if failed is None:
+            return 0
         if given is not UNCHANGED:
-            failed = control.failed_step(connection, run_id)
-            if failed is None:
-                return 0
             payload = codec.encode(given, _input_type(app, *failed))
         return int(control.redrive(connection, run_id, payload))
 
 
-def discard(app: "Underway", what: Run[Any] | UUID | str) -> int:
+def discard(app: "Underway", what: Run[Any] | UUID | str, conn: "psycopg.Connection[Any] | None") -> int:
     from underway.postgres import control
 
     refuse_while_loading("discard")
     run_id = _run_id(what)
-    with app.connection() as connection:
+    with app._given_or_own(conn) as connection:
         if run_id is None:
             return control.discard_label(connection, str(what))
         return int(control.discard(connection, run_id))

@@ -153,9 +153,18 @@ class Job(Generic[In, Next, Result, State]):
         """
         return self._app._enqueue_many(self, values, conn, given)
 
-    def cancel(self, *, unique_key: str, conn: "psycopg.Connection[Any] | None" = None) -> int:
-        """Cancel the live run that has this unique key, as Run.cancel does; 1 if there was one, else 0."""
-        return self._app._cancel_key(self, unique_key, conn)
+    def cancel(
+        self,
+        *,
+        unique_key: str | None = None,
+        concurrency_key: str | None = None,
+        conn: "psycopg.Connection[Any] | None" = None,
+    ) -> int:
+        """Cancel the live run with this unique key, or the live runs with this concurrency key; returns how many.
+
+        As Run.cancel does, all of it in one transaction. A concurrency key is that of the step at which a run stands.
+        """
+        return self._app._cancel_key(self, unique_key, concurrency_key, conn)
 
     def cancel_all(self, *, conn: "psycopg.Connection[Any] | None" = None) -> int:
         """Cancel all live runs of this job, as Run.cancel does; returns how many. All of it is one transaction."""

@@ -1,13 +1,12 @@
 """Schedules as a client makes, lists and removes them, on a connection of the app's or of the caller's."""
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from underway import codec, options
+from underway import codec, keys, options
 from underway.context import refuse_inside_step
 from underway.errors import InvalidOption
 from underway.job import Job
@@ -63,28 +62,19 @@ def schedule(
     overlap: bool,
     conn: "psycopg.Connection[Any] | None",
 ) -> Schedule:
-    from underway.postgres import runs, schedules
-    from underway.schedule import Cron
+    from underway.postgres import schedules
 
-    refuse_while_loading("schedule")
-    parsed = Cron.parse(cron)
-    options.checked_name("name", name)
-    _check_policies(catch_up, overlap)
-    payload = codec.encode(value, job.compiled[0].input_type).decode()
-    with _connection(app, "schedule", conn) as connection:
-        row = schedules.Row(
-            job.name, name, parsed.line, parsed.zone, catch_up, overlap, payload,
-            next_at=parsed.after(runs.clock(connection)),
-        )  # fmt: skip
-        row = row._replace(next_at=schedules.put(connection, row))
-    return _made(row)
+    refuse("schedule", conn)
+    row_at = checked(job, cron, value, name, catch_up, overlap)
+    with app._given_or_own(conn) as connection:
+        return made(schedules.put(connection, row_at))
 
 
 def unschedule(app: "Underway", job: str, name: str, conn: "psycopg.Connection[Any] | None") -> bool:
     from underway.postgres import schedules
 
-    refuse_while_loading("unschedule")
-    with _connection(app, "unschedule", conn) as connection:
+    refuse("unschedule", conn)
+    with app._given_or_own(conn) as connection:
         return schedules.drop(connection, job, name)
 
 
@@ -92,17 +82,35 @@ def every_schedule(app: "Underway") -> list[Schedule]:
     from underway.postgres import schedules
 
     with app.connection() as connection:
-        return [_made(row) for row in schedules.every(connection)]
+        return [made(row) for row in schedules.every(connection)]
 
 
-@contextmanager
-def _connection(
-    app: "Underway", call: str, given: "psycopg.Connection[Any] | None"
-) -> "Iterator[psycopg.Connection[Any]]":
-    if given is None:
-        refuse_inside_step(f"{call} without conn=", "pass conn=cx.tx, which commits with the step")
-    with app._given_or_own(given, for_async="") as connection:
-        yield connection
+# What the async client does in the same way
+
+
+def refuse(call: str, conn: object) -> None:
+    refuse_while_loading(call)
+    if conn is None:
+        refuse_inside_step(f"{call} without conn=", f"use job.{call}(…, conn=cx.tx), which commits with the step")
+
+
+def checked(
+    job: Job[Any, Any, Any], cron: str, value: Any, name: str, catch_up: CatchUp, overlap: bool
+) -> "Callable[[datetime], Row]":
+    """What says how the schedule stands when it is made at an instant. Raises InvalidOption, PayloadError."""
+    from underway.postgres.schedules import Row
+    from underway.schedule import Cron
+
+    parsed = Cron.parse(cron)
+    options.checked_name("name", name)
+    _check_policies(catch_up, overlap)
+    first = job.compiled[0]
+    payload = codec.encode(value, first.input_type)
+    for template in (first.spec.placement.unique_key, first.spec.placement.concurrency_key):
+        if template is not None:
+            keys.fill(template, payload)
+    about = (job.name, name, parsed.line, parsed.zone, catch_up, overlap, payload.decode())
+    return lambda now: Row(*about, next_at=parsed.after(now))
 
 
 def _check_policies(catch_up: object, overlap: object) -> None:
@@ -117,5 +125,5 @@ def _check_policies(catch_up: object, overlap: object) -> None:
         )
 
 
-def _made(row: "Row") -> Schedule:
+def made(row: "Row") -> Schedule:
     return Schedule(**{**row._asdict(), "input": codec.decode(row.input, Any)})

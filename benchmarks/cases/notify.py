@@ -14,8 +14,9 @@ from underway.manifest import Placement
 from underway.postgres.queries import statements
 from underway.postgres.store import job_parameters
 
-# Nobody serves it: a supervisor that is woken finds nothing to do, and stays idle.
-_JOB, _STEP = "of-nobody-here", "first"
+# Nobody serves them: a supervisor that is woken finds nothing to do, and stays idle.
+_STEP = "first"
+_JOBS = {"of-nobody-here": Placement(), "of-nobody-there": Placement(queue="there")}
 _INPUT = '{"order_id": 42}'
 # More than a supervisor takes at once, so that it never finds the line empty and calls itself idle.
 _BUSY_WITH = 50
@@ -24,11 +25,14 @@ _WITHOUT = "no supervisor"
 
 def run(setting: Setting) -> list[Row]:
     with psycopg.connect(setting.stage.url, autocommit=True) as connection:
-        connection.execute(statements()["register_job"], job_parameters(_JOB, _STEP, Placement()))
-        enqueues = {"enqueue": _from_python(connection), "SQL enqueue": _from_sql(connection)}
-    beside = {"busy": _busy, "idle": _idle, _WITHOUT: _none}
+        for job, placement in _JOBS.items():
+            connection.execute(statements()["register_job"], job_parameters(job, _STEP, placement))
+        here, there = (
+            {"enqueue": _from_python(connection, job), "SQL enqueue": _from_sql(connection, job)} for job in _JOBS
+        )
+    beside = {"busy": (_busy, here), "idle": (_idle, here), "idle, elsewhere": (_idle, there), _WITHOUT: (_none, here)}
     samples = setting.pairs.alternate(
-        {name: partial(_rates, setting, supervisor, enqueues) for name, supervisor in beside.items()}
+        {name: partial(_rates, setting, supervisor, enqueues) for name, (supervisor, enqueues) in beside.items()}
     )
     setting.stage.empty()
 
@@ -37,7 +41,7 @@ def run(setting: Setting) -> list[Row]:
         name = f"{enqueue} x{pgbench.SESSIONS}: {supervisor}"
         return Row(name, "tx/s", {OURS: ours, _WITHOUT: without})
 
-    return [row(enqueue, supervisor) for enqueue in enqueues for supervisor in beside if supervisor != _WITHOUT]
+    return [row(enqueue, supervisor) for enqueue in here for supervisor in beside if supervisor != _WITHOUT]
 
 
 def _rates(
@@ -69,7 +73,7 @@ def _busy(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def _idle(stage: Stage) -> Iterator[None]:
-    """Each enqueue notifies it, and it looks for work that it could do."""
+    """Each enqueue in the queue that it serves notifies it, and it looks for work that it could do."""
     with stage.supervisor(PROCS):
         _await_label(stage, idle=True)
         yield
@@ -83,11 +87,11 @@ def _await_label(stage: Stage, *, idle: bool) -> None:
     )
 
 
-def _from_python(connection: psycopg.Connection[tuple[object, ...]]) -> str:
+def _from_python(connection: psycopg.Connection[tuple[object, ...]], job: str) -> str:
     """What Job.enqueue sends, but for the id, which is the client's there."""
-    placement = Placement()
+    placement = _JOBS[job]
     parameters = {
-        "job": _JOB,
+        "job": job,
         "step": _STEP,
         "queue": placement.queue,
         "priority": placement.priority,
@@ -99,5 +103,5 @@ def _from_python(connection: psycopg.Connection[tuple[object, ...]]) -> str:
     return psycopg.ClientCursor(connection).mogrify(statement, parameters)
 
 
-def _from_sql(connection: psycopg.Connection[tuple[object, ...]]) -> str:
-    return psycopg.ClientCursor(connection).mogrify("select underway.enqueue(%s, %s)", (_JOB, _INPUT))
+def _from_sql(connection: psycopg.Connection[tuple[object, ...]], job: str) -> str:
+    return psycopg.ClientCursor(connection).mogrify("select underway.enqueue(%s, %s)", (job, _INPUT))

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from underway import Context, Done, Retry, RetryPolicy, To, Underway
 
@@ -32,6 +33,10 @@ def number(cx: Context, site: Site) -> Done[int]:
     return To.done(site.number)
 
 
+def anything(cx: Context, value: dict[str, Any]) -> Done[dict[str, Any]]:
+    return To.done(value)
+
+
 def nothing(cx: Context) -> Done:
     return To.done()
 
@@ -58,6 +63,17 @@ reports = (
 numbers = app.job("numbers").step(number)
 sleeping = app.job("sleeping").step(sleep)
 refusing = app.job("refusing").step(refused)
+unique = app.job("unique").step(number, unique_key="site {number}")
+in_line = app.job("in line").step(number, concurrency_key="site {number}", concurrency_limit=2)
+both = app.job("both").step(
+    anything,
+    queue="q",
+    priority=4,
+    delay=timedelta(hours=1),
+    unique_key="{site.number}",
+    concurrency_key="{site.name}",
+    concurrency_limit=3,
+)
 # Never executed: what its schedules enqueue can be counted in peace.
 later = app.job("later").step(
     nothing, queue="tomorrow", priority=3, delay=timedelta(days=1), keep=timedelta(days=2, seconds=0.5)

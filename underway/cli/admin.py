@@ -74,19 +74,23 @@ def db() -> None:
 
 
 @db.command()
-def stop() -> None:
+@json_option
+def stop(as_json: bool) -> None:
     """Stop it. Its data stays."""
     from underway.postgres import embedded
 
-    click.echo("stopped" if embedded.stop() else "it was not running")
+    stopped = embedded.stop()
+    print_done({"stopped": stopped}, "stopped" if stopped else "it was not running", as_json)
 
 
 @db.command()
-def url() -> None:
+@json_option
+def url(as_json: bool) -> None:
     """Print its address, starting it if need be: for psql."""
     from underway.postgres import embedded
 
-    click.echo(embedded.url())
+    address = embedded.url()
+    print_done({"url": address}, address, as_json)
 
 
 if __name__ == "__main__":

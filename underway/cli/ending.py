@@ -1,9 +1,9 @@
 """underway cancel, retry: ending runs, and letting them go on."""
 
-import json
 from uuid import UUID
 
 import click
+import orjson
 
 from underway.cli.database import Connection, connect, database_option
 from underway.cli.find import find_run
@@ -17,27 +17,43 @@ from underway.postgres import control, people, runs
 @click.argument("run", required=False)
 @click.option("--job", metavar="JOB", help="All live runs of this job.")
 @click.option("--key", metavar="KEY", help="Of the job, the live run with this unique key.")
+@click.option("--concurrency-key", metavar="KEY", help="Of the job, the live runs with this concurrency key.")
 @database_option
 @json_option
-def cancel(run: str | None, job: str | None, key: str | None, database: str | None, as_json: bool) -> None:
-    """Cancel a run, all live runs of a job, or the one with a unique key.
+def cancel(
+    run: str | None,
+    job: str | None,
+    key: str | None,
+    concurrency_key: str | None,
+    database: str | None,
+    as_json: bool,
+) -> None:
+    """Cancel a run, all live runs of a job, or those with a key.
 
     RUN is its id, or as much of its beginning as no other has. A run that is
     pending or waiting is cancelled at once. One in progress is stopped first;
-    nothing that its step does from now on is kept.
+    nothing that its step does from now on is kept. It cannot be undone.
     """
     if (run is None) == (job is None):
         raise click.UsageError("give a RUN, or --job JOB")
-    if key is not None and job is None:
-        raise click.UsageError("--key KEY needs --job JOB")
+    if job is None and (key is not None or concurrency_key is not None):
+        raise click.UsageError("a key needs --job JOB")
+    if key is not None and concurrency_key is not None:
+        raise click.UsageError("give --key or --concurrency-key, not both")
     with connect(database) as connection:
         if run is not None:
             _cancel_one(connection, run, as_json)
         elif job is not None:
-            cancelled = runs.cancel_job(connection, job) if key is None else runs.cancel_key(connection, job, key)
-            print_done(
-                {"job": job, "key": key, "cancelled": cancelled}, f"cancelled {count(cancelled, 'run')}", as_json
-            )
+            _cancel_many(connection, job, key, concurrency_key, as_json)
+
+
+def _cancel_many(connection: Connection, job: str, key: str | None, concurrency_key: str | None, as_json: bool) -> None:
+    if key is None and concurrency_key is None:
+        cancelled = runs.cancel_job(connection, job)
+    else:
+        cancelled = runs.cancel_key(connection, job, unique_key=key, concurrency_key=concurrency_key)
+    document = {"job": job, "key": key, "concurrency_key": concurrency_key, "cancelled": cancelled}
+    print_done(document, f"cancelled {count(cancelled, 'run')}", as_json)
 
 
 def _cancel_one(connection: Connection, given: str, as_json: bool) -> None:
@@ -52,16 +68,17 @@ def _cancel_one(connection: Connection, given: str, as_json: bool) -> None:
     print_done({"id": run_id, "state": state}, text, as_json)
 
 
-@click.command("retry", short_help="Let a failed or cancelled run go on.")
+@click.command("retry", short_help="Let a failed run go on.")
 @click.argument("run")
 @click.option("--input", "given", metavar="JSON", help="Another input for the step that failed.")
 @database_option
 @json_option
 def retry(run: str, given: str | None, database: str | None, as_json: bool) -> None:
-    """Let a failed or cancelled run go on at the step where it ended.
+    """Let a failed run go on at the step that failed.
 
     RUN is its id, or as much of its beginning as no other has. All its counters
     begin at zero. An input that does not fit the step fails the next attempt.
+    A cancelled run stays cancelled: enqueue its input again.
     """
     with connect(database) as connection:
         run_id, step = redrive_one(connection, run, given)
@@ -82,14 +99,14 @@ def redrive_one(connection: Connection, given_run: str, given_input: str | None)
 def _why_not(run: people.Row | None) -> str:
     if run is None:
         return "it has left just now, after its keep"
-    if run["state"] in (Status.FAILED, Status.CANCELLED):
+    if run["state"] == Status.FAILED:
         return f"another run of {run['job']} is live under its key {run['unique_key']!r}"
-    return f"it is {run['state']}; only failed and cancelled ones can"
+    return f"it is {run['state']}; only a failed one can"
 
 
 def _checked_json(text: str) -> bytes:
     try:
-        json.loads(text)
-    except ValueError as error:
+        orjson.loads(text)
+    except orjson.JSONDecodeError as error:
         raise click.UsageError(f"--input is no JSON: {error}") from None
     return text.encode()

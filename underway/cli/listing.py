@@ -45,10 +45,11 @@ def list_runs(
         found = people.list_runs(connection, state=state, job=job, queue=queue, stranded=stranded, limit=limit)
         columns = _columns(runs.clock(connection))
         searched = not stranded and (state is None or Status(state).final)
-        cut = searched and len(found) < limit and not people.all_looked_at(connection)
+        cut = searched and len(found) < limit and not people.all_looked_at(connection, state)
     print_rows(found, columns, as_json, none="no runs")
     if cut:
-        click.echo(f"looked at the newest {people.LOOKED_AT:,} finished runs only", err=True)
+        kind = state if state is not None and Status(state) is not Status.SUCCEEDED else "finished"
+        click.echo(f"looked at the newest {people.LOOKED_AT:,} {kind} runs only", err=True)
 
 
 def _columns(now: datetime) -> list[Column]:

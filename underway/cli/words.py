@@ -1,24 +1,28 @@
 """Times, sizes and errors in the few characters that a table has for them."""
 
+import math
+import re
 import unicodedata
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+_MODULE = re.compile(r"^(\w+\.)+(?=\w+(:|$))")
 _STEPS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
 def age(since: datetime | None, now: datetime) -> str:
-    """How long ago, as `3m`; `in 3m` of what is to come."""
+    """How long ago, as `3m`; `in 3m` of what is to come, rounded: a delay of two days is not said to be `1d`."""
     if since is None:
         return ""
     seconds = (now - since).total_seconds()
-    return _coarse(seconds) if seconds >= 0 else f"in {_coarse(-seconds)}"
+    return _coarse(seconds, math.floor) if seconds >= 0 else f"in {_coarse(-seconds, round)}"
 
 
-def _coarse(seconds: float) -> str:
+def _coarse(seconds: float, whole: Callable[[float], int]) -> str:
     for unit, length in _STEPS:
         if seconds >= length:
-            return f"{seconds // length:.0f}{unit}"
+            return f"{whole(seconds / length)}{unit}"
     return "0s"
 
 
@@ -46,9 +50,12 @@ def size(count: int | None) -> str:
 
 
 def headline(error: str | None) -> str:
-    """The one line of an error that says most: a traceback's last, anything else's first."""
+    """The one line of an error that says most: a traceback's last, anything else's first.
+
+    Without the module of the exception, which would fill a narrow column.
+    """
     lines = (error or "").strip().splitlines() or [""]
-    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    return _MODULE.sub("", lines[-1]) if lines[0].startswith("Traceback") else lines[0]
 
 
 def progress(reported: dict[str, Any] | None) -> str:

@@ -6,8 +6,11 @@ from uuid import UUID
 
 import psycopg
 
+from underway.errors import RunCancelled
 from underway.postgres.asking import fetch
 from underway.postgres.runs import instant
+
+_CANCEL_IS_FINAL = "UW004"
 
 
 def pause(connection: psycopg.Connection[Any], queue: str) -> bool:
@@ -43,15 +46,27 @@ def dead_letters(connection: psycopg.Connection[Any], label: str, limit: int) ->
 
 
 def failed_step(connection: psycopg.Connection[Any], run_id: UUID) -> tuple[str, str] | None:
-    """(job, step) at which a run has failed or was cancelled; None if it has not."""
-    rows = fetch(connection, "failed_step", {"id": run_id})
-    return rows[0] if rows else None
+    """(job, step) at which a run has failed; None if it has not. Raises RunCancelled."""
+    for job, step, state in fetch(connection, "failed_step", {"id": run_id}):
+        if state == "cancelled":
+            raise _cancelled(run_id)
+        return job, step
+    return None
 
 
 def redrive(connection: psycopg.Connection[Any], run_id: UUID, payload: bytes | None = None) -> bool:
-    """Whether it goes on: it had failed or was cancelled, and no other run is live under its unique key."""
+    """Whether it goes on: it had failed, and no other run is live under its unique key. Raises RunCancelled."""
     given = None if payload is None else payload.decode()
-    return bool(fetch(connection, "redrive_run", {"id": run_id, "input": given})[0][0])
+    try:
+        return bool(fetch(connection, "redrive_run", {"id": run_id, "input": given})[0][0])
+    except psycopg.DatabaseError as error:
+        if error.sqlstate == _CANCEL_IS_FINAL:
+            raise _cancelled(run_id) from error
+        raise
+
+
+def _cancelled(run_id: UUID) -> RunCancelled:
+    return RunCancelled(f"run {run_id} was cancelled, and a cancel is final: enqueue its input again")
 
 
 def redrive_label(connection: psycopg.Connection[Any], label: str, limit: int | None = None) -> int:

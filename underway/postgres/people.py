@@ -16,7 +16,8 @@ Row = dict[str, Any]
 LOOKED_AT = 500_000
 
 _LIVE = ("pending", "waiting", "in_progress")
-_FINISHED = ("succeeded", "failed", "cancelled")
+_UNSUCCESSFUL = ("failed", "cancelled")
+_FINISHED = ("succeeded", *_UNSUCCESSFUL)
 ALIKE = 6
 
 
@@ -37,7 +38,10 @@ def list_runs(
     stranded: bool = False,
     limit: int,
 ) -> list[Row]:
-    """The newest runs that fit, the newest first; of the finished ones only the newest LOOKED_AT are looked at."""
+    """The newest runs that fit, the newest first; of the finished ones only the newest LOOKED_AT are looked at.
+
+    Of those that failed, or were cancelled, the newest LOOKED_AT of their own kind.
+    """
     parameters = {
         "state": state,
         "job": job,
@@ -46,14 +50,16 @@ def list_runs(
         "limit": limit,
         # Half of the tables cannot have such a run, and need not be searched for it.
         "live": 0 if state in _FINISHED else limit,
-        "finished": 0 if state in _LIVE or stranded else LOOKED_AT,
+        "finished": 0 if state in (*_LIVE, *_UNSUCCESSFUL) or stranded else LOOKED_AT,
+        "unsuccessful": LOOKED_AT if state in _UNSUCCESSFUL and not stranded else 0,
     }
     return _objects(connection, "list_runs", parameters)
 
 
-def all_looked_at(connection: psycopg.Connection[Any]) -> bool:
-    """Whether `list_runs` looks at every finished run there is."""
-    return not fetch(connection, "more_finished_than", {"finished": LOOKED_AT})[0][0]
+def all_looked_at(connection: psycopg.Connection[Any], state: str | None = None) -> bool:
+    """Whether `list_runs` looks at every finished run there is, in this state."""
+    statement = "more_unsuccessful_than" if state in _UNSUCCESSFUL else "more_finished_than"
+    return not fetch(connection, statement, {"finished": LOOKED_AT, "state": state})[0][0]
 
 
 def run(connection: psycopg.Connection[Any], run_id: UUID) -> Row | None:

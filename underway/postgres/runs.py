@@ -7,7 +7,7 @@ from uuid import UUID
 
 import psycopg
 
-from underway.errors import SchemaMissing
+from underway.errors import InvalidOption, SchemaMissing
 from underway.manifest import Placement
 from underway.postgres.asking import Asking, Statement, atomic_question, fetch, question
 from underway.postgres.store import job_parameters
@@ -193,8 +193,14 @@ def cancel_job(job: str) -> Asking[int]:
 
 
 @question
-def cancel_key(job: str, unique_key: str) -> Asking[int]:
-    ((number,),) = yield Statement("cancel_key", {"job": job, "unique_key": unique_key})
+def cancel_key(job: str, *, unique_key: str | None = None, concurrency_key: str | None = None) -> Asking[int]:
+    """How many runs with this key, of either kind, this call cancelled."""
+    if (unique_key is None) == (concurrency_key is None):
+        raise InvalidOption("cancel by unique_key= or by concurrency_key=, one of them")
+    if unique_key is not None:
+        ((number,),) = yield Statement("cancel_key", {"job": job, "unique_key": unique_key})
+    else:
+        ((number,),) = yield Statement("cancel_concurrency_key", {"job": job, "concurrency_key": concurrency_key})
     return int(number)
 
 

@@ -1,14 +1,12 @@
 """Schedules in Postgres: written and listed by clients, fired by supervisors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
-import psycopg
-
 from underway.manifest import Placement
-from underway.postgres.asking import fetch
+from underway.postgres.asking import Asking, Statement, question
 from underway.postgres.columns import Int8s, UUIDs
 from underway.postgres.runs import instant, microseconds
 from underway.postgres.session import Session
@@ -42,20 +40,25 @@ class Upcoming(NamedTuple):
     now: datetime
 
 
-def put(connection: psycopg.Connection[Any], row: Row) -> datetime:
-    """Create or change a schedule; returns the slot it waits for."""
-    rows = fetch(connection, "put_schedule", {**row._asdict(), "next_at": microseconds(row.next_at)})
-    next_at: datetime = instant(rows[0][0])
-    return next_at
+@question
+def put(row_at: Callable[[datetime], Row]) -> Asking[Row]:
+    """Create or change the schedule that `row_at` makes of the database's time; returns it as it stands then."""
+    ((now,),) = yield Statement("clock")
+    row = row_at(instant(now))
+    ((next_at,),) = yield Statement("put_schedule", {**row._asdict(), "next_at": microseconds(row.next_at)})
+    return row._replace(next_at=instant(next_at))
 
 
-def drop(connection: psycopg.Connection[Any], job: str, name: str) -> bool:
+@question
+def drop(job: str, name: str) -> Asking[bool]:
     """Whether there was one."""
-    return bool(fetch(connection, "drop_schedule", {"job": job, "name": name}))
+    return bool((yield Statement("drop_schedule", {"job": job, "name": name})))
 
 
-def every(connection: psycopg.Connection[Any]) -> list[Row]:
-    return [Row._make([*about, instant(next_at)]) for *about, next_at in fetch(connection, "all_schedules")]
+@question
+def every() -> Asking[list[Row]]:
+    rows = yield Statement("all_schedules")
+    return [Row._make([*about, instant(next_at)]) for *about, next_at in rows]
 
 
 async def upcoming(session: Session, jobs: Sequence[str], within: float) -> list[Upcoming]:
@@ -72,11 +75,12 @@ async def fire(
     following: datetime,
     step: str,
     placement: Placement,
-) -> bool | None:
-    """Enqueue these runs (id, slot) and wait for the slot that follows, in one transaction.
+) -> int | None:
+    """Enqueue these runs (id, slot) and wait for the slot that follows, in one transaction; how many were enqueued.
 
-    False if a run of the schedule is live and it does not overlap: then none is enqueued. None if nothing was done at
-    all: another supervisor was faster, or the schedule has been changed since it was read.
+    None is while a run of the schedule is live and it does not overlap, and none where a live run has the unique key.
+    None if nothing was done at all: another supervisor was faster, the schedule has been changed since it was read, or
+    a transaction that is still open has enqueued a run with the unique key.
     """
     parameters = {
         "job": schedule.job,
@@ -93,6 +97,9 @@ async def fire(
         "priority": placement.priority,
         "keep": placement.keep.total_seconds(),
         "delay": placement.delay.total_seconds(),
+        "unique_key": placement.unique_key,
+        "concurrency_key": placement.concurrency_key,
+        "key_limit": placement.concurrency_limit if placement.keyed else None,
     }
     rows = await session.fetch("fire_schedule", parameters)
-    return bool(rows[0][0]) if rows else None
+    return int(rows[0][0]) if rows else None

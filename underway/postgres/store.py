@@ -238,8 +238,10 @@ class Store:
     async def register_job(self, name: str, step: str, placement: Placement) -> None:
         await self._work.fetch("register_job", job_parameters(name, step, placement))
 
-    async def set_idle(self, idle: bool) -> None:
-        await self._work.fetch("set_idle", {"id": self._owner, "idle": idle})
+    async def set_idle(self, idle: bool, queues: Iterable[str] | None = None) -> None:
+        """While idle, work in these queues is notified; in all of them if none are named."""
+        named = None if queues is None else Texts(sorted(queues))
+        await self._work.fetch("set_idle", {"id": self._owner, "idle": idle, "queues": named})
 
     async def forget_supervisors(self) -> None:
         await self._work.fetch("forget_supervisors")

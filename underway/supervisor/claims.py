@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from logging import getLogger
 
+from underway.manifest import Lane, Step
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Lanes, Store
 from underway.supervisor.crew import Crew
@@ -58,6 +59,7 @@ class Claims:
         self._head_at = 0.0
         self._lanes = Lanes(())
         self._lanes_of: object = None
+        self._queues: set[str] = set()
 
     def wake(self) -> None:
         self._woken.set()
@@ -110,8 +112,7 @@ class Claims:
         sent_at = time.monotonic()
         steps = self._crew.claimable
         if steps is not self._lanes_of:
-            self._lanes_of = steps
-            self._lanes = Lanes((lane, step.policy) for lane, step in steps.items())
+            self._serve(steps)
         suspects = 0 if any(task.suspect for task in self._held.values()) else 1
         # Other claimers lock the same candidates first; after a short answer look further down the lane.
         candidates = min(tasks * 4, 4 * MOST_CLAIMED) if self._short else tasks
@@ -135,6 +136,14 @@ class Claims:
         self._dispatch.pump()
         return len(claimed)
 
+    def _serve(self, steps: dict[Lane, Step]) -> None:
+        self._lanes_of = steps
+        self._lanes = Lanes((lane, step.policy) for lane, step in steps.items())
+        queues = {lane.queue for lane in steps}
+        if not queues <= self._queues:
+            self._idle = False  # what was declared keeps a new queue from being notified
+        self._queues = queues
+
     def expect_unknown(self) -> None:
         """From now on, for a while, runs may be ours that we do not know of."""
         self._unknown_until = time.monotonic() + UNKNOWN_SECONDS
@@ -156,13 +165,15 @@ class Claims:
     async def _declare_idle(self, tasks: int) -> bool:
         """Ask to be notified, then claim once more: whoever enqueued before it did not know. True if that found any.
 
+        Only of the queues we serve: a NOTIFY makes those who enqueue commit one after another, use or no use.
+
         The declaration stays while there is little to do, and is taken back under a backlog, where a NOTIFY per
         transaction would only slow down those who enqueue.
         """
         if self._idle:
             return False
         try:
-            await self._store.set_idle(True)
+            await self._store.set_idle(True, self._queues)
         except DatabaseAway:
             return False
         self._idle = True

@@ -21,10 +21,10 @@ from underway.supervisor.verdict import Seen, settle
 
 log = getLogger("underway.supervisor")
 
-MOST_TOGETHER = 500
+MOST_TOGETHER = 1500
 # One statement carries no more than this, but for one payload that is larger. Claims pause while this waits.
 MOST_BYTES = 32 * 1024 * 1024
-MOST_UNCOMMITTED = 2000
+MOST_UNCOMMITTED = 4000
 _LOCKED_PAUSE = 0.05
 
 
@@ -65,6 +65,7 @@ class Commits:
         self._on_unknown = on_unknown
         self._rng = rng
         self._waiting: list[Ended] = []
+        self._news: list[Ended] = []
         self._under_way = 0
         self._locked = 0
         self._waiting_bytes = 0
@@ -76,7 +77,13 @@ class Commits:
     def submit(self, ended: Ended) -> None:
         ended.task.ended = True
         self._empty.clear()
-        self._enter([ended])
+        self._waiting.append(ended)
+        self._waiting_bytes += _size(ended)
+        if isinstance(ended.row, Continue):
+            self._dispatch.expect(_may_stay(ended))
+        self._news.append(ended)
+        if len(self._news) == 1:  # once for all that is read from a worker together
+            asyncio.get_running_loop().call_soon(self._offer)
 
     def hurry(self) -> None:
         """Let the next commit leave now: a worker is free, or nothing more will come."""
@@ -109,14 +116,17 @@ class Commits:
             elif self.uncommitted() == 0:
                 self._empty.set()
 
-    def _enter(self, group: list[Ended], *, first: bool = False) -> None:
-        if first:
-            self._waiting[:0] = group
-        else:
-            self._waiting += group
+    def _offer(self) -> None:
+        """Say when a commit should leave with what came just now."""
+        news, self._news = self._news, []
+        self._pace.offer(len(self._waiting), awaited=any(map(_awaited, news)))
+
+    def _repeat(self, group: list[Ended]) -> None:
+        """Let these leave again, and first."""
+        self._waiting[:0] = group
         self._waiting_bytes += sum(map(_size, group))
         self._dispatch.expect(sum(map(_may_stay, group)))
-        self._pace.offer(len(self._waiting), awaited=any(map(_awaited, group)))
+        self._pace.offer(len(self._waiting), awaited=True)
 
     def _board(self) -> list[Ended]:
         """What leaves together."""
@@ -143,7 +153,7 @@ class Commits:
             done = await self._write(group)
         except DatabaseAway as error:
             log.warning("commit of %d attempts interrupted, it will be repeated: %s", len(group), error)
-            self._enter(group, first=True)
+            self._repeat(group)
             return
         except psycopg.Error as error:
             await self._one_by_one(group, error)
@@ -216,7 +226,7 @@ class Commits:
             owned = await self._store.owned([run for run, _ in keys])
             recorded = await self._store.recorded(keys)
         except DatabaseAway:
-            self._enter(missing, first=True)
+            self._repeat(missing)
             return
         locked = []
         for ended, key in zip(missing, keys, strict=True):
@@ -240,7 +250,7 @@ class Commits:
 
     def _unlock(self, group: list[Ended]) -> None:
         self._locked -= len(group)
-        self._enter(group, first=True)
+        self._repeat(group)
 
     def _settled_before(self, ended: Ended, outcome: str) -> None:
         """By a commit of ours whose answer was lost, or by the step's own transaction: a verdict came too late."""

@@ -15,14 +15,14 @@ from underway.supervisor.worker_process import WorkerProcess
 # A worker is handed more than one task only of steps that take at most this long, and then as many as fill
 # HANDED_SECONDS: enough to hide the way to the supervisor and back.
 SHORT_SECONDS = 0.05
-HANDED_SECONDS = 0.01
-MOST_HANDED = 200
+HANDED_SECONDS = 0.02
+MOST_HANDED = 400
 # Whatever has waited so long behind a running task is taken back.
 PATIENCE_SECONDS = 0.05
 # So much work per worker is claimed ahead: enough to hide a claim, little enough to leave to other supervisors.
 AHEAD_SECONDS = 0.5
-MOST_AHEAD = 500
-MOST_CLAIMED = 500
+MOST_AHEAD = 1000
+MOST_CLAIMED = 1000
 # And no more input than this, by what has been claimed until now.
 AHEAD_BYTES = 4 * 1024 * 1024
 # A task that has waited so long in this supervisor goes back to Postgres, where others find it.

@@ -125,7 +125,8 @@ class WorkerOutput:
         What came just before the news may be: the traceback of a task that crashed at once is often read before we
         hear that it had started.
         """
-        self._tail = self._what_is_fresh()
+        if self._tail:
+            self._tail = self._what_is_fresh()
 
     def _what_is_fresh(self) -> bytearray:
         return self._fresh if time.monotonic() - self._fresh_at < _FRESH_SECONDS else bytearray()

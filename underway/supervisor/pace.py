@@ -5,11 +5,11 @@ import asyncio
 # While all workers are busy hardly anybody waits for a commit, and one takes half a millisecond of the CPU that steps
 # could use, whether it carries one attempt or ten. So it leaves so long after the last one at the earliest. Not later:
 # what has ended and is not yet durable would be run again if the supervisor were killed.
-GATHER_SECONDS = 0.1
+GATHER_SECONDS = 0.05
 # If something follows from it: the next step of its run, the next run of its key.
 GATHER_SECONDS_AWAITED = 0.02
 # Many short attempts do not gather longer than this.
-ENOUGH = 200
+ENOUGH = 400
 
 
 class Pace:

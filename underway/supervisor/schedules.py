@@ -54,7 +54,8 @@ class Schedules:
                 left = (schedule.next_at - schedule.now).total_seconds()
                 return _SHORTEST_PAUSE if moved else max(left, _SHORTEST_PAUSE)
             moved = await self._fire(schedule, first_steps[schedule.job]) or moved
-        # What is due and did not move is locked, fired by somebody else just now, or broken: that can wait.
+        # What is due and did not move is locked, fired by somebody else just now, broken, or of a unique key that an
+        # open transaction has enqueued: that can wait.
         return _SHORTEST_PAUSE if moved else _POLL_SECONDS
 
     def _first_steps(self) -> dict[str, manifest.Step]:
@@ -68,22 +69,28 @@ class Schedules:
             cron = Cron(schedule.cron, schedule.zone)
             slots, following = due(cron, schedule.catch_up, schedule.next_at, schedule.now, _MOST_SLOTS)
             runs = [(new_id(), slot) for slot in slots]
-            free = await schedules.fire(self._work, schedule, runs, following, first.name, first.placement)
-        except (InvalidOption, psycopg.Error) as error:
-            self._complain(schedule, error)
+            enqueued = await schedules.fire(self._work, schedule, runs, following, first.name, first.placement)
+        except InvalidOption as error:
+            self._complain(schedule, str(error))
             return False
-        if free is None:
+        except psycopg.Error as error:
+            self._complain(schedule, error.diag.message_primary or str(error))
             return False
-        if not free:
-            log.info("slot skipped: a run of the schedule is still live", extra={"about": _about(schedule)})
-        elif runs:
-            log.debug("enqueued %d runs", len(runs), extra={"about": _about(schedule)})
+        if enqueued is None:
+            return False
+        if enqueued:
+            log.debug("enqueued %d runs", enqueued, extra={"about": _about(schedule)})
             self._on_enqueued(first.placement.delay.total_seconds())
+        elif runs:
+            log.info(
+                "slot skipped: a run of the schedule, or one with its unique key, is still live",
+                extra={"about": _about(schedule)},
+            )
         return True
 
-    def _complain(self, schedule: Upcoming, error: Exception) -> None:
+    def _complain(self, schedule: Upcoming, error: str) -> None:
         """Once: it may be a zone that other hosts know, or something written by hand; it will be so for a while."""
-        complaint = (schedule.job, schedule.name, schedule.cron, schedule.zone, str(error))
+        complaint = (schedule.job, schedule.name, schedule.cron, schedule.zone, error)
         if complaint not in self._complaints:
             self._complaints.add(complaint)
             log.error("this schedule cannot be fired here: %s", error, extra={"about": _about(schedule)})

@@ -63,17 +63,23 @@ from claimed
 order by rank, claimed.id;
 
 -- promote_runs: make waiting runs pending whose time has come, but for those that have yet to get a key
-update underway.run r
-set state = 'pending'
-where r.ctid = any(array(
-    select w.ctid
-    from underway.run w
-    where w.state = 'waiting' and w.due <= now() and (w.concurrency_key is null or w.holds_key)
-    order by w.due, w.id
-    limit %(limit)s
-    for no key update skip locked
-))
-returning r.queue;
+--
+-- Not all of them are for the supervisor that does this: those that serve their queues are told.
+with promoted as (
+    update underway.run r
+    set state = 'pending'
+    where r.ctid = any(array(
+        select w.ctid
+        from underway.run w
+        where w.state = 'waiting' and w.due <= now() and (w.concurrency_key is null or w.holds_key)
+        order by w.due, w.id
+        limit %(limit)s
+        for no key update skip locked
+    ))
+    returning r.queue
+)
+select queue, (select count(underway.wake(woken.queue)) from (select distinct queue from promoted) woken) as woken
+from promoted;
 
 -- line_up_runs: let runs whose time has come get in line for their keys, and admit what these have slots for
 --

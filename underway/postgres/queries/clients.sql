@@ -1,4 +1,4 @@
--- enqueue_run: one new run, in the caller's transaction; wakes a supervisor that has nothing to do
+-- enqueue_run: one new run, in the caller's transaction; wakes a supervisor that serves it and has nothing to do
 with placed as materialized (
     select clock_timestamp() + make_interval(secs => %(delay)s) as due
 ),
@@ -10,9 +10,7 @@ created as (
     from placed
     returning queue
 )
-select pg_notify('underway', queue)
-from created
-where exists (select from underway.supervisor where idle);
+select underway.wake(queue) from created;
 
 -- enqueue_keyed_runs: new runs with keys; beside them, those that were live already under a unique key of these
 --
@@ -43,10 +41,7 @@ created as (
     returning id, queue, unique_key
 ),
 woken as (
-    select pg_notify('underway', queue)
-    from created
-    where exists (select from underway.supervisor where idle)
-    limit 1
+    select underway.wake(queue) from created limit 1
 )
 select id, unique_key, true as created from created
 union all
@@ -63,7 +58,7 @@ copy underway.run (id, input, job, step, queue, priority, keep, due, rank, state
 select (extract(epoch from clock_timestamp()) * 1000000)::int8 as microseconds;
 
 -- wake_supervisors: after copy_runs, in the same transaction
-select pg_notify('underway', %(queue)s) where exists (select from underway.supervisor where idle);
+select underway.wake(%(queue)s);
 
 -- run_status: where a run stands
 select state::text from underway.run where id = %(id)s
@@ -95,3 +90,6 @@ select underway.cancel_all(%(job)s) as cancelled;
 
 -- cancel_key: cancel the live run of a job that has this unique key
 select underway.cancel_key(%(job)s, %(unique_key)s) as cancelled;
+
+-- cancel_concurrency_key: cancel the live runs of a job that have this concurrency key
+select underway.cancel_concurrency_key(%(job)s, %(concurrency_key)s) as cancelled;

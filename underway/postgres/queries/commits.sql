@@ -18,14 +18,15 @@ with gone as (
         and r.id = g.id and r.token = g.token and r.owner = %(owner)s
         and r.state = 'in_progress' and r.cancel_requested = (g.final = 'cancelled')
     returning r.id, r.token, r.created_at, r.scheduled_for, r.keep, r.number, r.releases, r.priority, r.key_limit,
-        r.queue, r.job, r.step, r.unique_key, r.concurrency_key, r.holds_key, r.input, g.final, g.payload, g.outcome,
+        r.queue, r.job, r.step, r.schedule, r.unique_key, r.concurrency_key, r.holds_key, r.input, g.final, g.payload, g.outcome,
         g.error, g.attempts, g.crashes, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
 ),
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, state, queue, job, step, unique_key, concurrency_key, dead_letter, error, result, input)
+        priority, key_limit, state, queue, job, step, schedule, unique_key, concurrency_key, dead_letter, error,
+        result, input)
     select id, created_at, statement_timestamp() + keep, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, final, queue, job, step, unique_key, concurrency_key,
+        priority, key_limit, final, queue, job, step, schedule, unique_key, concurrency_key,
         case when final = 'failed' then (select q.dead_letter from underway.queue q where q.name = gone.queue) end,
         error, case when final = 'succeeded' then payload::jsonb end,
         case when final <> 'succeeded' then input end
@@ -55,7 +56,7 @@ spawned as (
 )
 select token,
     case when exists (select from spawned) and exists (select from underway.supervisor where idle)
-        then (select count(pg_notify('underway', queue)) from (select distinct queue from spawned) woken) end as woken,
+        then (select count(underway.wake(queue)) from (select distinct queue from spawned) woken) end as woken,
     (select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key) as locked_keys
 from gone;
 
@@ -147,7 +148,7 @@ spawned as (
 )
 select token, kept_token,
     case when exists (select from underway.supervisor where idle)
-        then (select count(pg_notify('underway', queue)) from (
+        then (select count(underway.wake(queue)) from (
             select queue from spawned union select queue from continued where state = 'pending') woken) end as woken,
     (
         select underway.pass_keys(array_agg(queue), array_agg(concurrency_key))

@@ -19,9 +19,9 @@ order by finished_at
 limit %(limit)s;
 
 -- failed_step: the job and the step at which a run has failed or was cancelled; no row if it has not
-select job, step from underway.finished_run where id = %(id)s and state in ('failed', 'cancelled');
+select job, step, state from underway.finished_run where id = %(id)s and state in ('failed', 'cancelled');
 
--- redrive_run: let a failed or cancelled run go on at its last step, perhaps with another input
+-- redrive_run: let a failed run go on at its last step, perhaps with another input
 select underway.redrive(%(id)s, %(input)s::text::jsonb) as redriven;
 
 -- redrive_label: the same for runs with this dead-letter label, the oldest first

@@ -47,9 +47,10 @@ gone as (
 ),
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, state, queue, job, step, unique_key, concurrency_key, dead_letter, error, input)
+        priority, key_limit, state, queue, job, step, schedule, unique_key, concurrency_key, dead_letter, error,
+        input)
     select id, created_at, now() + keep, scheduled_for, keep, attempts, all_crashes, releases, priority, key_limit,
-        final, queue, job, step, unique_key, concurrency_key,
+        final, queue, job, step, schedule, unique_key, concurrency_key,
         case final when 'failed' then (select q.dead_letter from underway.queue q where q.name = gone.queue) end,
         case final when 'cancelled' then 'cancelled; its lease expired, its supervisor is gone'
             else format('quarantined after %%s crashes: the lease expired, its supervisor is gone', all_crashes) end,

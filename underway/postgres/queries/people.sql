@@ -1,7 +1,9 @@
 -- list_runs: the newest runs, live and finished, that fit; each row a JSON object
 --
 -- Newest by id, since the primary keys serve that order: ids begin with the time. So a list costs what it shows, beside
--- ten million finished runs as beside none. A search among the finished ones looks at the newest %(finished)s only.
+-- ten million finished runs as beside none. Those that failed or were cancelled have an order of their own, since among
+-- ten million there may be three. A search among the finished ones looks at the newest only: %(finished)s of all, or
+-- %(unsuccessful)s of those in one such state.
 with live as (
     select id, job, step, state, queue, priority, created_at, nullif(due, 'infinity') as due,
         null::timestamptz as finished_at, attempts, crashes, releases, cancel_requested, progress, unique_key,
@@ -18,7 +20,12 @@ with live as (
 finished as (
     select id, job, step, state, queue, priority, created_at, null::timestamptz as due, finished_at, attempts, crashes,
         releases, false as cancel_requested, null::jsonb as progress, unique_key, concurrency_key, dead_letter, error
-    from (select * from underway.finished_run order by id desc limit %(finished)s) newest
+    from (
+        (select * from underway.finished_run order by id desc limit %(finished)s)
+        union all
+        (select * from underway.finished_run where state <> 'succeeded' and state = %(state)s::text
+            order by id desc limit %(unsuccessful)s)
+    ) newest
     where (%(state)s::text is null or state = %(state)s)
         and (%(job)s::text is null or job = %(job)s)
         and (%(queue)s::text is null or queue = %(queue)s)
@@ -30,6 +37,12 @@ from (select * from live union all select * from finished order by created_at de
 
 -- more_finished_than: are there more finished runs than a search looks at
 select exists (select from underway.finished_run order by id desc offset %(finished)s limit 1) as more;
+
+-- more_unsuccessful_than: the same of those that failed or were cancelled
+select exists (
+    select from underway.finished_run where state <> 'succeeded' and state = %(state)s::text
+    order by id desc offset %(finished)s limit 1
+) as more;
 
 -- run_for_people: all there is about one run
 select row_to_json(run)

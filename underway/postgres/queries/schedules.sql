@@ -30,7 +30,8 @@ limit %(limit)s;
 -- fire_schedule: enqueue the runs of these slots and store the slot to wait for next, if the schedule is as it was read
 --
 -- The row lock and next_at decide between supervisors: whoever comes second finds the row locked, or waiting for another
--- slot. Without overlap no run is enqueued while one of this schedule is live.
+-- slot. Without overlap no run is enqueued while one of this schedule is live. While nobody knows whether a run with the
+-- unique key is live, the schedule goes on waiting for its slot.
 with due as (
     select job, name, input,
         overlap or not exists (
@@ -41,25 +42,24 @@ with due as (
         and next_at = timestamptz 'epoch' + %(next_at)s::int8 * interval '1 microsecond'
     for update skip locked
 ),
+fired as materialized (
+    select job, name,
+        case when not free then 0 else underway.enqueue_slots(%(ids)s::uuid[],
+            array(
+                select timestamptz 'epoch' + slot * interval '1 microsecond'
+                from unnest(%(slots)s::int8[]) with ordinality as given (slot, n) order by n
+            ),
+            name, job, %(step)s, %(queue)s, %(priority)s::int2, make_interval(secs => %(keep)s),
+            make_interval(secs => %(delay)s), %(unique_key)s, %(concurrency_key)s, %(key_limit)s::int2, input) end
+            as enqueued
+    from due
+),
 moved as (
     update underway.schedule s
     set next_at = timestamptz 'epoch' + %(following)s::int8 * interval '1 microsecond'
-    from due
-    where s.job = due.job and s.name = due.name
-    returning due.free
-),
-enqueued as (
-    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, scheduled_for, schedule, input)
-    select slot.id, due.job, %(step)s, %(queue)s, %(priority)s::int2, make_interval(secs => %(keep)s),
-        now() + make_interval(secs => %(delay)s::float8),
-        now() + make_interval(secs => %(delay)s::float8) - %(priority)s::int2 * interval '1 minute',
-        case when %(delay)s::float8 > 0 then 'waiting' else 'pending' end,
-        timestamptz 'epoch' + slot.at * interval '1 microsecond', due.name, due.input
-    from due cross join unnest(%(ids)s::uuid[], %(slots)s::int8[]) as slot (id, at)
-    where due.free
-    returning queue
+    from fired
+    where s.job = fired.job and s.name = fired.name and fired.enqueued is not null
+    returning fired.enqueued
 )
-select free,
-    case when exists (select from enqueued) and exists (select from underway.supervisor where idle)
-        then (select count(pg_notify('underway', queue)) from (select distinct queue from enqueued) woken) end as woken
+select enqueued, case when enqueued > 0 then underway.wake(%(queue)s) end as woken
 from moved;

@@ -4,9 +4,9 @@ values (%(id)s, %(host)s, %(pid)s, %(app)s, %(manifest_hash)s, %(lanes)s::text::
 on conflict (id) do update set seen_at = clock_timestamp(), idle = false, manifest_hash = excluded.manifest_hash,
     lanes = excluded.lanes, trouble = excluded.trouble;
 
--- set_idle: tell those who enqueue whether a NOTIFY is wanted
+-- set_idle: tell those who enqueue whether a NOTIFY is wanted, and for which queues
 update underway.supervisor
-set idle = %(idle)s, seen_at = clock_timestamp()
+set idle = %(idle)s, queues = %(queues)s::text[], seen_at = clock_timestamp()
 where id = %(id)s;
 
 -- stop_requested: has anybody asked this supervisor to stop

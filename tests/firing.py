@@ -1,0 +1,65 @@
+"""Schedules fired statement by statement, as supervisors do it."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+from db import value
+from psycopg.rows import dict_row
+
+from underway.ids import new_id
+from underway.manifest import Placement
+from underway.postgres import schedules
+from underway.postgres.session import Session
+
+Connection = psycopg.Connection[Any]
+
+MINUTE = timedelta(minutes=1)
+HERE = Placement()
+
+
+def wait_for(connection: Connection, name: str, next_at: str) -> datetime:
+    """Let schedules of this name wait for another slot; returns it."""
+    query = f"update underway.schedule set next_at = {next_at} where name = %s returning next_at"
+    found: datetime = value(connection, query, [name])
+    return found
+
+
+def runs_of(connection: Connection, name: str = "default") -> list[dict[str, Any]]:
+    """The live runs that a schedule has enqueued, by slot."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        query = "select * from underway.run where schedule = %s order by scheduled_for"
+        return cursor.execute(query, [name]).fetchall()
+
+
+class Firing:
+    """Two supervisors' sessions, and what both have read of one schedule that is due."""
+
+    def __init__(self, database: str, connection: Connection) -> None:
+        self._database = database
+        self.connection = connection
+
+    def read(self, job: str = "later") -> schedules.Upcoming:
+        found: schedules.Upcoming
+        (found,) = self._with_session(lambda session: schedules.upcoming(session, [job], 1.0))
+        return found
+
+    def fire(self, schedule: schedules.Upcoming, placement: Placement = HERE, slots: int = 1) -> int | None:
+        runs = [(new_id(), schedule.next_at + n * MINUTE) for n in range(slots)]
+        following = schedule.next_at + slots * MINUTE
+        fired: int | None = self._with_session(
+            lambda session: schedules.fire(session, schedule, runs, following, "nothing", placement)
+        )
+        return fired
+
+    def _with_session(self, use: Callable[[Session], Any]) -> Any:
+        async def main() -> Any:
+            session = Session(self._database)
+            try:
+                return await use(session)
+            finally:
+                await session.close()
+
+        return asyncio.run(main())
