@@ -97,8 +97,8 @@ def test_stop(
         return  # the reaper takes back what it held; test_supervisor_death.py
     cut_off = state in ("running", "database down")
     assert code == (1 if cut_off else 0), supervisor.log
-    # Grace, 5 s in which the interrupted may clean up (these do not), 11 s to write; at once means at once.
-    limit = 3.0 if told.now else 14.0 if state == "database down" else 8.0
+    # The grace, an interrupt that these steps obey, 11 s to write; at once means at once.
+    limit = 3.0 if told.now else 14.0 if state == "database down" else 4.0
     assert took < limit
     if state != "database down":
         ended = states(connection)
@@ -118,8 +118,7 @@ def _bring_about(state: str, connection: psycopg.Connection[Any], supervisor: Su
         return 20_000
     if state == "idle":
         return 0
-    doomed.told.enqueue("never")
-    doomed.c_code.enqueue(60)
+    doomed.told.enqueue_many(["never", "never"])
     eventually(lambda: states(connection) == {"in_progress": 2})
     time.sleep(0.1)  # begun, not only claimed
     if state == "database down":
