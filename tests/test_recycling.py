@@ -32,14 +32,20 @@ def worn(marks: Marks, *, tasks: int = 1, rss: int = 0, seed: int = 1) -> Wear:
 def test_each_worker_is_due_somewhere_in_the_last_fifth() -> None:
     marks = Marks(tasks=1000, age=1000, memory=1000 * MIB)
     now = time.monotonic()
-    for wears, is_due in {
-        "tasks": lambda at, seed: worn(marks, tasks=at, seed=seed).reached(now),
-        "age": lambda at, seed: worn(marks, seed=seed).reached(now + at),
-        "memory": lambda at, seed: worn(marks, rss=at * MIB, seed=seed).reached(now),
-    }.items():
-        due_at = {next(at for at in range(700, 1100) if is_due(at, seed)) for seed in range(30)}
-        assert 800 <= min(due_at) < max(due_at) <= 1000, wears
-        assert len(due_at) > 20, wears
+
+    def by_tasks(at: int, seed: int) -> str:
+        return worn(marks, tasks=at, seed=seed).reached(now)
+
+    def by_age(at: int, seed: int) -> str:
+        return worn(marks, seed=seed).reached(now + at)
+
+    def by_memory(at: int, seed: int) -> str:
+        return worn(marks, rss=at * MIB, seed=seed).reached(now)
+
+    for reached in (by_tasks, by_age, by_memory):
+        due_at = {next(at for at in range(700, 1100) if reached(at, seed)) for seed in range(30)}
+        assert 800 <= min(due_at) < max(due_at) <= 1000, reached
+        assert len(due_at) > 20, reached
 
 
 def test_a_worker_at_the_full_mark_is_spent() -> None:

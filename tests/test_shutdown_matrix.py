@@ -1,6 +1,7 @@
 """Every way to tell a supervisor to stop, in every state: in bounded time, with the right exit code, nothing left."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,7 +97,9 @@ def test_stop(
         assert code == -signal.SIGKILL
         return  # the reaper takes back what it held; test_supervisor_death.py
     cut_off = state in ("running", "database down")
-    assert code == (1 if cut_off else 0), supervisor.log
+    # A short step has ended by itself, or has not yet when all are killed.
+    by_chance = told.now and state == "committing"
+    assert code in ((0, 1) if by_chance else (1,) if cut_off else (0,)), supervisor.log
     # The grace, an interrupt that these steps obey, 11 s to write; at once means at once.
     limit = 3.0 if told.now else 14.0 if state == "database down" else 4.0
     assert took < limit
@@ -143,7 +146,7 @@ def test_as_process_1_of_a_container(
     tmp_path: Path,
 ) -> None:
     bind(doomed.app)
-    run = doomed.told.enqueue("curtain")
+    doomed.told.enqueue("curtain")
     # The shell leaves a sidecar to process 1, and an orphan that ends at once.
     script = 'sleep 600 & (sleep 0.1 &) ; exec "$@"'
     command = [sys.executable, "-m", "underway.cli.supervisor", "apps.doomed:app", "--procs", "1", "--verbose"]
@@ -166,9 +169,8 @@ def test_as_process_1_of_a_container(
         eventually(lambda: log.read_text().count("worker booted") == 2)
         eventually(lambda: not _zombies(init), what="orphans are collected")
         # The death of a worker costs its own orphans their life, nobody else.
-        idle = next(
-            child for child in init.children() if "underway.worker" in child.cmdline() and not _busy(child, run)
-        )
+        spare = re.findall(r"worker booted .*pid=(\d+)", log.read_text())[1]
+        idle = next(child for child in init.children() if _inner_pid(child) == spare)
         idle.kill()
         eventually(lambda: log.read_text().count("worker booted") == 3)
         assert [child for child in init.children() if child.name() == "sleep"], "the sidecar lives"
@@ -182,10 +184,12 @@ def test_as_process_1_of_a_container(
         namespace.wait()
 
 
-def _busy(worker: psutil.Process, run: Any) -> bool:
-    """The one that was started last is the spare: with one worker at work, the first to boot has the task."""
-    siblings = [child for child in worker.parent().children() if "underway.worker" in child.cmdline()]
-    return worker.pid != max(siblings, key=lambda child: child.create_time()).pid
+def _inner_pid(process: psutil.Process) -> str:
+    """As the namespace counts, in which it runs."""
+    (line,) = [
+        line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if line.startswith("NSpid")
+    ]
+    return line.split()[-1]
 
 
 def _zombies(process: psutil.Process) -> list[psutil.Process]:
