@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
     "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
-    "cli": {"app", "client", "errors", "loading", "postgres", "supervisor"},
+    "cli": {"app", "client", "errors", "loading", "options", "postgres", "supervisor"},
     "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
     "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},
 }

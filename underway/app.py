@@ -359,10 +359,15 @@ def _run_in_foreground(command: list[str]) -> int:
     """Run a command, passing on the signals that ask us to stop, and return its exit code."""
     # A session of its own: Ctrl-C in a terminal reaches us alone, and is passed on once.
     process = subprocess.Popen(command, start_new_session=True)
-    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    # HUP comes when the terminal is closed. The supervisor, which has none, would take it for a request to reload.
+    forwarded = {number: number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)}
+    forwarded[signal.SIGHUP] = signal.SIGTERM
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in forwarded}
+        before = {
+            number: signal.signal(number, lambda got, _: process.send_signal(forwarded[signal.Signals(got)]))
+            for number in forwarded
+        }
     try:
         return process.wait()
     finally:

@@ -111,7 +111,7 @@ class Claims:
     async def _claim(self, tasks: int, *, from_head: bool = False) -> int:
         await self._release_unknown()
         sent_at = time.monotonic()
-        steps = self._crew.lanes
+        steps = self._crew.claimable
         if steps is not self._lanes_of:
             self._serve(steps)
         suspects = 0 if any(task.suspect for task in self._held.values()) else 1

@@ -96,12 +96,13 @@ from (
 
 -- list_supervisors: who serves this database, and how many runs each holds
 --
--- A label is written anew every minute. Silent: killed, or cut off from the database.
+-- A label is written anew every minute. Silent: killed, or cut off from the database. Unhealthy: its workers do not boot.
 select row_to_json(line)
 from (
     select s.id, s.host, s.pid, s.app, s.started_at, s.seen_at, count(r.id) as in_progress,
-        case when s.seen_at < now() - interval '3 minutes' then 'silent' when count(r.id) > 0 then 'busy' else 'idle'
-            end as state
+        case when s.seen_at < now() - interval '3 minutes' then 'silent' when s.trouble is not null then 'unhealthy'
+            when count(r.id) > 0 then 'busy' else 'idle' end as state,
+        s.trouble
     from underway.supervisor s
     left join underway.run r on r.owner = s.id and r.state = 'in_progress'
     group by s.id
