@@ -39,7 +39,7 @@ COMMANDS = [
     for words in (
         ("migrate",), ("sync", APP), ("list",), ("list", "--json"), ("show", "00"), ("attempts", "00"),
         ("cancel", "00"), ("retry", "00"), ("queues",), ("pause", "q"), ("resume", "q"), ("supervisors",),
-        ("shutdown", "--all"), ("schedules",), ("dead-letters",), ("redrive", "--label", "x"),
+        ("shutdown", "--all"), ("schedules",), ("dead-letters",), ("quarantine",), ("redrive", "--label", "x"),
         ("discard", "--label", "x"),
     )
 ] + [(SUPERVISOR, APP, "--procs", "1", "--verbose")]  # fmt: skip

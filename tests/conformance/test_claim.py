@@ -126,7 +126,7 @@ def test_what_has_ended_is_not_claimed_again(any_database: str, state: str) -> N
 def test_a_quarantined_run_refuses_its_late_owner(any_database: str) -> None:
     """A late success once turned failed into succeeded."""
     with psycopg.connect(any_database, autocommit=True) as connection:
-        run, token = insert_held(connection, US, lease_until=AGES_AGO, max_crashes=1)
+        run, token = insert_held(connection, US, lease_until=AGES_AGO, crashes=1, max_crashes=2)
 
         async def late(store: Store) -> None:
             assert [final for _, _, final in await store.reap(10)] == ["failed"]

@@ -11,6 +11,7 @@ lock table underway.runs in access exclusive mode;
 -- room for such code drops the trigger. A database that is new has nobody to spare, and says so.
 create function underway.spare_run() returns trigger
 language plpgsql
+set search_path = pg_catalog, pg_temp
 as $$ begin return null; end $$;
 comment on function underway.spare_run is 'leaves a run as it is; see the trigger run_spared, if there is one';
 
