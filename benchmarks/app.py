@@ -35,6 +35,11 @@ def announce(cx: Context, address: str) -> Done:
     return To.done()
 
 
+def kill(cx: Context, value: int) -> Done:
+    work.kill(value)
+    return To.done()
+
+
 noop = app.job("noop").step(nothing)
 two_step = app.job("two-step").step(first).step(nothing)
 burner = app.job("burner").step(burn)
@@ -42,3 +47,5 @@ weighers = app.job("weighers").step(weigh)
 clocks = app.job("clocks").step(clock)
 # One crash ends the run: it must not come back, and take a place, while other kills are being measured.
 announcers = app.job("announcers").step(announce, max_crashes=1)
+# Before the others, or it would be at the end of their backlog.
+poison = app.job("poison").step(kill, priority=1000)

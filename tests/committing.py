@@ -52,6 +52,7 @@ class IdleWorker:
         self.tasks: dict[int, Task] = {}
         self.ready = True
         self.current = None
+        self.most_handed = 1_000
 
 
 class IdleCrew:

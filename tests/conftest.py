@@ -1,25 +1,20 @@
 """A migrated database of its own for every test, and supervisors that end with it."""
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from harness import APPS, Supervisor
-from postgres_servers import debian_server, server_url
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from postgres_servers import debian_server
 
 from underway import Underway
-from underway.postgres import migrate
+from underway.testing import TemporaryPostgres, using_database
 
-_numbers = itertools.count(1)
-# Of this process: several may share one server.
-_PREFIX = f"underway_test_{os.getpid()}"
-_TEMPLATE = sql.Identifier(f"{_PREFIX}_template")
+pytest_plugins = ["underway.testing"]
 
 # A developer's own database is nobody's business here, least of all that of a test that expects none to be named.
 for _name in ("UNDERWAY_DATABASE_URL", "DATABASE_URL"):
@@ -27,47 +22,46 @@ for _name in ("UNDERWAY_DATABASE_URL", "DATABASE_URL"):
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
+def server(underway_postgres: TemporaryPostgres) -> str:
     """The URL of a superuser on the test server."""
-    with server_url() as url:
-        _make_template(url)
-        yield url
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(sql.SQL("drop database {}").format(_TEMPLATE))
+    return underway_postgres.url
 
 
 @pytest.fixture(scope="session")
-def old_server() -> Iterator[str]:
+def old_postgres() -> Iterator[TemporaryPostgres]:
     """The oldest Postgres on this machine; skips where there is none."""
-    with debian_server() as url:
+    with ExitStack() as stack:
+        url = stack.enter_context(debian_server())
         if url is None:
             pytest.skip("no Debian PostgreSQL on this machine")
-        _make_template(url)
+        yield TemporaryPostgres(url, stack)
+
+
+@pytest.fixture
+def database(underway_database: str) -> str:
+    """The URL of a fresh database with the schema."""
+    return underway_database
+
+
+@pytest.fixture(scope="module")
+def module_database(underway_postgres: TemporaryPostgres) -> Iterator[str]:
+    """Like `database`, but one for all tests of a module, which do not change it."""
+    with underway_postgres.database() as url:
         yield url
 
 
 @pytest.fixture
-def database(server: str) -> Iterator[str]:
-    """The URL of a fresh database with the schema."""
-    yield from _fresh_database(server, template=True)
-
-
-@pytest.fixture(scope="module")
-def module_database(server: str) -> Iterator[str]:
-    """Like `database`, but one for all tests of a module, which do not change it."""
-    yield from _fresh_database(server, template=True)
-
-
-@pytest.fixture
-def empty_database(server: str) -> Iterator[str]:
+def empty_database(underway_postgres: TemporaryPostgres) -> Iterator[str]:
     """The URL of a fresh database without the schema."""
-    yield from _fresh_database(server, template=False)
+    with underway_postgres.database(migrated=False) as url:
+        yield url
 
 
-@pytest.fixture(params=["server", "old_server"])
+@pytest.fixture(params=["underway_postgres", "old_postgres"])
 def any_database(request: pytest.FixtureRequest) -> Iterator[str]:
     """Like `database`, once on the test server and once on the oldest Postgres there is."""
-    yield from _fresh_database(request.getfixturevalue(request.param), template=True)
+    with request.getfixturevalue(request.param).database() as url:
+        yield url
 
 
 @pytest.fixture
@@ -87,17 +81,13 @@ def any_connection(any_database: str) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture
 def bind(database: str) -> Iterator[Callable[[Underway], Underway]]:
     """Make an app of tests/apps use `database` for the length of the test."""
-    bound: list[Underway] = []
+    with ExitStack() as bound:
 
-    def to_database(app: Underway) -> Underway:
-        app._database = database
-        bound.append(app)
-        return app
+        def to_database(app: Underway) -> Underway:
+            bound.enter_context(using_database(app, database))
+            return app
 
-    yield to_database
-    for app in bound:
-        app.close()
-        app._database = None
+        yield to_database
 
 
 @pytest.fixture
@@ -114,24 +104,6 @@ def start_supervisor(database: str, tmp_path: Path) -> Iterator[Callable[..., Su
     yield start
     for supervisor in started:
         supervisor.end()
-
-
-def _make_template(server: str) -> None:
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database if exists {}").format(_TEMPLATE))
-        connection.execute(sql.SQL("create database {}").format(_TEMPLATE))
-    with psycopg.connect(make_conninfo(server, dbname=f"{_PREFIX}_template")) as connection:
-        migrate.migrate(connection)
-
-
-def _fresh_database(server: str, *, template: bool) -> Iterator[str]:
-    name = f"{_PREFIX}_{next(_numbers)}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
-        source = sql.SQL("template {}").format(_TEMPLATE) if template else sql.SQL("")
-        connection.execute(sql.SQL("create database {} {}").format(sql.Identifier(name), source))
-        yield make_conninfo(server, dbname=name)
-        connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
 
 @pytest.fixture

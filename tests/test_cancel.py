@@ -329,7 +329,7 @@ def test_the_reaper_closes_it_for_a_dead_owner_and_charges_nothing(any_database:
 def _holder_and_next(connection: Connection, **columns: Any) -> tuple[str, str]:
     key = {"concurrency_key": "key", "key_limit": 1}
     holder = insert(connection, holds_key=True, **key, **columns)
-    return holder, insert(connection, state="waiting", due=sql.SQL("'infinity'"), **key)
+    return holder, insert(connection, state="waiting", due=sql.SQL("'9999-12-31 00:00+00'"), **key)
 
 
 def test_the_next_in_line_gets_the_key_of_a_run_that_is_closed_at_once(any_database: str) -> None:

@@ -23,7 +23,6 @@ import psycopg
 import pytest
 from apps import chaos
 from harness import APPS, Supervisor, eventually
-from postgres_servers import temporary_cluster
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
@@ -31,6 +30,7 @@ from underway.client import Run
 from underway.postgres.embedded import Cluster
 from underway.supervisor.keeper import MARK
 from underway.supervisor.shutdown import ExitCode
+from underway.testing.servers import temporary_cluster
 
 SEED = int(os.environ.get("CHAOS_SEED", "1848"))
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "90"))

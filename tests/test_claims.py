@@ -339,8 +339,19 @@ def test_the_last_crash_that_is_allowed_quarantines_the_run(any_database: str) -
         assert finished is not None
         assert attempt is not None
         assert (finished["state"], finished["crashes"], finished["input"]) == ("failed", 3, {"n": 1})
+        assert finished["quarantined"]
         assert "quarantined after 3 crashes" in finished["error"]
         assert (attempt["outcome"], attempt["number"], attempt["token"]) == ("lost", 3, token)
+
+
+def test_the_first_lost_lease_makes_a_suspect_whatever_max_crashes_is(any_database: str) -> None:
+    """Most of what a dead supervisor held it had not even begun."""
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, token = insert_held(connection, uuid4(), lease_until=AGES_AGO, max_crashes=1)
+        assert with_store(any_database, lambda store: store.reap(100)) == [(run, token, None)]
+        row = row_of(connection, "run", run)
+        assert row is not None
+        assert (row["state"], row["crashes"]) == ("waiting", 1)
 
 
 def test_the_lost_attempt_names_the_host_of_its_supervisor(database: str, connection: Connection, us: UUID) -> None:

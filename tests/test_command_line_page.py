@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from underway.cli.admin import main
+from underway.cli.supervisor import main as supervisor
 
 PAGE = Path(__file__).parent.parent / "docs" / "command-line.md"
 BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->\n"
@@ -31,7 +32,8 @@ def helps(command: click.Command, name: str) -> Iterator[str]:
 
 
 def reference() -> str:
-    return "\n".join(f"```text\n{text}\n```\n" for text in helps(main, "underway"))
+    texts = [*helps(main, "underway"), *helps(supervisor, "underway-supervisor")]
+    return "\n".join(f"```text\n{text}\n```\n" for text in texts)
 
 
 def page(reference: str) -> str:

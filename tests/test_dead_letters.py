@@ -12,6 +12,7 @@ from db import AGES_AGO, Connection, finish, insert, insert_held, row_of, value,
 from harness import Supervisor, eventually
 
 from underway import DeadLetter, InvalidOption, PayloadError, Run, RunCancelled, Status, Underway, UnknownJob
+from underway.dead_letters import UNCHANGED
 from underway.ids import new_id
 from underway.manifest import Queue
 from underway.postgres import control, runs
@@ -297,7 +298,7 @@ def test_what_cannot_be_redriven_says_so(app: Underway, connection: Connection) 
     assert app.redrive(new_id(), input=1) == 0
     cancelled = UUID(insert(connection, job="unheard-of"))
     assert app.cancel(cancelled)
-    for given in ({}, {"input": 1}):
+    for given in (UNCHANGED, 1):
         with pytest.raises(RunCancelled, match="enqueue its input again"):
-            app.redrive(cancelled, **given)
+            app.redrive(cancelled, input=given)
     assert run.status() is Status.FAILED

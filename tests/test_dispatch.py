@@ -30,10 +30,11 @@ class StubWorker:
     """A worker process as Dispatch sees it: what it was sent, and a socket that may be full."""
 
     def __init__(self, *lanes: Lane) -> None:
-        self.lanes = {lane: Step(lane.step) for lane in lanes or (LANE, OTHER)}
+        self.lanes = {lane: Step("step now") for lane in lanes or (LANE, OTHER)}
         self.tasks: dict[int, Task] = {}
         self.revoked: set[int] = set()
         self.ready = True
+        self.most_handed = 1_000
         self.reads = True
         self.sent: list[wire.Message] = []
         self.starts_when_drained: list[int] = []

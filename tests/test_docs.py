@@ -2,7 +2,7 @@
 
 A block of Python is a program, or a module of a later one; its first line names the file: `# shop.py`. SQL is
 executed where it stands, in between, and a supervisor that is started in a console runs to the end of the page. What a
-program claims it asserts, or says what it prints: `# prints ...`.
+program claims it asserts, or says what it prints: `# prints ...`. A file of tests is run by pytest.
 """
 
 import os
@@ -21,14 +21,24 @@ from psycopg.conninfo import conninfo_to_dict
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|sql|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"  # prints (.+)$", re.MULTILINE)
-PAGES = {page.stem: blocks for page in sorted(DOCS.glob("*.md")) if (blocks := BLOCK.findall(page.read_text()))}
+# Roles belong to the whole server: tests/test_roles.py runs that page, on names of its own.
+ELSEWHERE = {"security"}
+PAGES = {
+    page.stem: blocks
+    for page in sorted(DOCS.glob("*.md"))
+    if page.stem not in ELSEWHERE and (blocks := BLOCK.findall(page.read_text()))
+}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_runs(
-    page: str, database: str, tmp_path: Path, start_supervisor: Callable[..., Supervisor]
+    page: str, server: str, database: str, tmp_path: Path, start_supervisor: Callable[..., Supervisor]
 ) -> None:
-    environment = {**os.environ, "UNDERWAY_DATABASE_URL": as_url(database)}
+    environment = {
+        **os.environ,
+        "UNDERWAY_DATABASE_URL": as_url(database),
+        "UNDERWAY_TEST_DATABASE_URL": as_url(server),
+    }
     for language, text in PAGES[page]:
         if language == "sql":
             with psycopg.connect(database) as connection:
@@ -41,8 +51,14 @@ def test_what_a_page_shows_runs(
         name = re.match(r"# (\w+\.py)\n", text)
         assert name is not None, f"a block of docs/{page}.md does not name its file: {text[:60]!r}"
         (tmp_path / name[1]).write_text(text)
+        command = ["-m", "pytest", "-p", "no:cacheprovider"] if name[1].startswith("test_") else []
         done = subprocess.run(
-            [sys.executable, name[1]], cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=60
+            [sys.executable, *command, name[1]],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            capture_output=True,
+            timeout=60,
         )
         assert done.returncode == 0, f"{name[1]}\n{done.stdout}\n{done.stderr}"
         for line in PRINTS.findall(text):

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from postgres_servers import SETTINGS, cluster_folder, debian_server, temporary_cluster
+from postgres_servers import debian_server
 
 from underway.errors import EmbeddedPostgresError
 from underway.postgres import embedded
 from underway.postgres.embedded import Cluster
+from underway.testing.servers import SETTINGS, cluster_folder, temporary_cluster
 
 ROOT = os.geteuid() == 0
 START = "from underway.postgres import embedded; print(embedded.url(), flush=True); import time; time.sleep({})"
@@ -216,8 +217,9 @@ def test_a_start_killed_half_way_is_taken_up(mine: Path, moment: str) -> None:
 
 def test_the_postgres_of_a_killed_pytest_goes_with_it() -> None:
     code = """if True:
-        import postgres_servers, sys, time
-        with postgres_servers.temporary_cluster() as cluster:
+        import sys, time
+        from underway.testing.servers import temporary_cluster
+        with temporary_cluster() as cluster:
             print(cluster.folder, flush=True)
             time.sleep(60)"""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -112,8 +112,9 @@ BY_SITUATION: dict[str, set[str]] = {
     "cancel_job": CANCELLABLE,
     "cancel_key": CANCELLABLE,
     "cancel_concurrency_key": {"waiting for a key"},
-    "redrive_run": {"failed"},
+    "redrive_run": {"failed", "quarantined"},
     "redrive_label": {"failed"},
+    "release_quarantined": {"quarantined"},
     "expire_runs": {"expired"},
     "reap_runs": {"lapsed, ours", "lapsed, others'"},
     "release_unknown": {"in progress", "lapsed, ours"},
@@ -126,6 +127,8 @@ ADDING = {
     "copy_runs": "inserts runs under new ids",
     "fire_schedule": "inserts runs under new ids",
 }
+# Statements of tests.
+TESTING = {"advance": "lets time pass for all runs, whatever is under way"}
 
 SITUATIONS: dict[str, dict[str, Any]] = {
     "in progress": {"state": "in_progress", "owner": str(US), "lease_until": IN_AN_HOUR},
@@ -145,6 +148,7 @@ WITHOUT_TOKEN: dict[str, dict[str, Any]] = {
     "lapsed, ours": {"state": "in_progress", "owner": str(US), "lease_until": AGES_AGO},
     "lapsed, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_until": AGES_AGO},
     "failed": {},
+    "quarantined": {},
     "cancelled": {},
     "expired": {},
 }
@@ -173,12 +177,14 @@ def _put(connection: Connection, situation: str, token: int) -> str:
         return str(uuid4())
     columns = WITHOUT_TOKEN.get(situation, SITUATIONS.get(situation, {}))
     run = insert(connection, token=token, unique_key=f"key {token}", **columns)
-    if situation in ("finished", "failed", "cancelled", "expired"):
+    if situation in ("finished", "failed", "quarantined", "cancelled", "expired"):
         assert runs.cancel(connection, UUID(run))
     if situation in ("finished", "expired"):
         connection.execute("update underway.finished_run set state = 'succeeded' where id = %s", [run])
     if situation == "expired":
         connection.execute("update underway.finished_run set expires_at = now() - interval '1 s' where id = %s", [run])
+    if situation == "quarantined":
+        connection.execute("update underway.finished_run set state = 'failed', quarantined = true where id = %s", [run])
     if situation == "failed":
         connection.execute(
             "update underway.finished_run set state = 'failed', dead_letter = 'dead' where id = %s", [run]
@@ -205,7 +211,7 @@ def test_every_statement_that_writes_an_attempt_is_in_a_matrix_or_only_adds() ->
     }:
         found |= more
     found &= statements().keys()
-    assert found == FENCED.keys() | BY_SITUATION.keys() | ADDING.keys()
+    assert found == FENCED.keys() | BY_SITUATION.keys() | ADDING.keys() | TESTING.keys()
 
 
 @pytest.mark.parametrize("name", ADDING)
@@ -294,6 +300,8 @@ async def _write_by_situation(name: str, store: Store, connection: Connection, r
             control.redrive(connection, UUID(run))
     elif name == "redrive_label":
         control.redrive_label(connection, "dead")
+    elif name == "release_quarantined":
+        control.release_quarantined(connection, LANE.job)
     else:
         await store.claim(LANES, 100, candidates=100, suspects=1)
 

@@ -37,13 +37,14 @@ ROOMS: dict[str, set[str]] = {
     "scheduling": DECLARING,
     "aio": DECLARING | {"client", "scheduling"},
     "dead_letters": DECLARING | {"client"},
-    "app": DECLARING | {"client", "dead_letters", "scheduling"},
+    "quarantine": {"client"},
+    "app": DECLARING | {"client", "dead_letters", "quarantine", "scheduling"},
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
     "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
-    "cli": {"app", "client", "errors", "loading", "postgres", "supervisor"},
-    "testing": DECLARING | {"client", "app"},
-    "__init__": DECLARING | {"client", "app", "dead_letters", "scheduling"},
+    "cli": {"app", "client", "errors", "loading", "options", "postgres", "supervisor"},
+    "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
+    "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},
 }
 # Clients, and workers for cx.tx, come to Postgres when they first use it.
 LAZY: dict[str, set[str]] = {
@@ -52,12 +53,12 @@ LAZY: dict[str, set[str]] = {
     "aio": {"postgres"},
     "app": {"postgres"},
     "dead_letters": {"postgres"},
+    "quarantine": {"postgres"},
     "worker": {"postgres"},
     "cli": {"job"},
-    "testing": {"postgres"},
 }
 # psycopg at import costs a worker 20 ms and its memory; only these may be slower to start.
-MAY_IMPORT_PSYCOPG = {"postgres", "supervisor", "cli"}
+MAY_IMPORT_PSYCOPG = {"postgres", "supervisor", "cli", "testing"}
 THE_PROCESS_THAT_IMPORTS_THE_APP = {"cli/sync.py"}
 
 
@@ -123,6 +124,14 @@ def test_a_supervisor_never_touches_user_code() -> None:
             # nor the way to it: nothing there imports by name, evaluates or unpickles
             calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
             assert not calls & {"eval", "exec", "__import__", "importlib.import_module", "pickle.loads"}, path
+
+
+def test_nothing_else_needs_what_tests_need() -> None:
+    for path, room, tree in sources():
+        if room != "testing":
+            assert "testing" not in rooms(imports(tree, lazy=False)) | rooms(imports(tree, lazy=True)), path
+        names = {*imports(tree, lazy=False), *imports(tree, lazy=True)}
+        assert "pytest" not in names or path == "testing/fixtures.py", path
 
 
 def test_commands_import_an_app_only_in_a_process_of_its_own() -> None:

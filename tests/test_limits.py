@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from apps import limits
 from harness import Supervisor, eventually, outcomes, states
@@ -22,12 +23,13 @@ def test_a_timeout_interrupts_the_step_which_may_clean_up(
     tidy = limits.tidying.enqueue(str(tmp_path))
     late = limits.late.enqueue(limits.Slow(1))
     catching = limits.catching.enqueue()
+    matching = limits.backtracking.enqueue()
     chattering = [limits.chattering.enqueue() for _ in range(4)]
     assert start_supervisor("limits", "--procs", "3", "--until-idle").wait() == 0
     # `except Exception` in the step has not swallowed it, its `finally` had the time it took.
     assert (tmp_path / str(tidy.id)).read_text() == "cleaned"
     # An interrupt that comes while the input is decoded is not lost: there is nothing to clean up, and no kill.
-    for run in (tidy, late, *chattering):
+    for run in (tidy, late, matching, *chattering):
         assert run.status() is Status.FAILED
         (attempt,) = run.attempts()
         assert (attempt.number, attempt.outcome) == (1, "timed_out")
@@ -56,11 +58,16 @@ def test_what_does_not_heed_the_interrupt_is_killed(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
+    tmp_path: Path,
 ) -> None:
     bind(limits.app)
-    hows = ["in C", "ignores it", "stopped", "floods the log", "floods the wire"]
+    hows = ["in C", "in C without the GIL", "ignores it", "blocks all signals", "stopped", "waits for a daemon"]
+    hows += ["floods the log", "floods the wire"]
+    environment = {"LIMITS_FOLDER": str(tmp_path)}
+    supervisor = start_supervisor("limits", "--procs", str(len(hows) + 1), "--verbose", env=environment)
+    # Before some of them take all the CPU there is.
+    eventually(lambda: supervisor.log.count("worker booted") == len(hows) + 2)
     runs = limits.stubbornness.enqueue_many(hows)
-    supervisor = start_supervisor("limits", "--procs", str(len(hows) + 1))
     eventually(lambda: states(connection) == {"in_progress": len(hows)})
     # Neither the stopped nor the flooding one keeps the supervisor from others.
     assert limits.calms.enqueue(1).wait(3) is Status.SUCCEEDED
@@ -73,20 +80,24 @@ def test_what_does_not_heed_the_interrupt_is_killed(
         # The timeout of half a second, five to clean up.
         assert 5.4 < (attempt.finished_at - attempt.started_at).total_seconds() < 15, how
         assert _counters(connection, run) == (1, 0), how
+    _one_daemon_is_gone(tmp_path)
     assert limits.calms.enqueue(2).wait(10) is Status.SUCCEEDED
     assert supervisor.process.poll() is None
 
 
-def test_what_exceeds_its_memory_limit_is_killed(
+def test_what_exceeds_its_memory_limit_is_killed_with_all_below_it(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
+    tmp_path: Path,
 ) -> None:
     bind(limits.app)
-    hows = ["itself", "child", "detached child"]
+    hows = ["itself", "itself, in C", "itself, stopped", "child", "detached child", "daemon", "several together"]
     runs = limits.filling.enqueue_many(hows)
     modest = limits.modesty.enqueue()
-    assert start_supervisor("limits", "--procs", "2", "--until-idle").wait() == 0
+    environment = {"LIMITS_FOLDER": str(tmp_path)}
+    assert start_supervisor("limits", "--procs", "2", "--until-idle", env=environment).wait() == 0
+    _one_daemon_is_gone(tmp_path)
     for how, run in zip(hows, runs, strict=True):
         assert run.status() is Status.FAILED, how
         (attempt,) = run.attempts()
@@ -160,6 +171,11 @@ def test_a_step_that_holds_the_gil_for_three_leases_runs_once(
     assert outcomes(connection) == {"succeeded": 2}
     for supervisor in supervisors:
         assert "lease" not in supervisor.log
+
+
+def _one_daemon_is_gone(folder: Path) -> None:
+    (pid,) = [int(file.name) for file in folder.iterdir() if file.name.isdigit()]
+    eventually(lambda: not psutil.pid_exists(pid), within=2)
 
 
 def _counters(connection: psycopg.Connection[Any], run: Run[Any]) -> tuple[int, int]:

@@ -66,8 +66,10 @@ def test_an_empty_database_gets_the_schema_and_a_history_of_its_own(empty_databa
     with psycopg.connect(empty_database) as connection:
         assert migrate.migrate(connection) == ALL
     with psycopg.connect(empty_database) as connection:
-        assert history(connection) == [(step.version, step.name, step.oldest_code) for step in KNOWN]
-        assert runs.applied_migrations(connection) == {step.version: step.oldest_code for step in KNOWN}
+        # Code of migration 1 is spared only where it may have been at work before.
+        allowed = {step.version: 2 if step.name == "keys" else step.oldest_code for step in KNOWN}
+        assert history(connection) == [(step.version, step.name, allowed[step.version]) for step in KNOWN]
+        assert runs.applied_migrations(connection) == allowed
         tables = connection.execute("select tablename from pg_tables where schemaname = 'underway'").fetchall()
         assert {"run", "finished_run", "attempt", "migration"} <= {name for (name,) in tables}
         assert value(connection, "select count(*) from pg_class where relnamespace = 'public'::regnamespace") == 0
@@ -175,7 +177,7 @@ def _no_history(connection: Connection) -> None:
 
 
 def _older(connection: Connection) -> None:
-    connection.execute("update underway.migration set version = version - 1")
+    connection.execute("delete from underway.migration where version = %s", [NEWEST])
 
 
 def _newer(connection: Connection) -> None:

@@ -19,7 +19,7 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
         # Whatever a role's settings are, instants are instants.
         connection.execute("set datestyle = 'sql, dmy'")
         connection.execute("set timezone = 'Asia/Kathmandu'")
-        waiting = insert(connection, state="waiting", due="infinity", concurrency_key="k", key_limit=2)
+        waiting = insert(connection, state="waiting", due="9999-12-31 00:00+00", concurrency_key="k", key_limit=2)
         held, _ = insert_held(connection, US, keep="9000 years")
         done = insert(connection)
         connection.execute("select underway.cancel(%s)", [done])
@@ -47,6 +47,11 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
         assert [found.id for found in people.supervisors_like(connection, US, US)] == [US]
         (label,) = people.dead_letter_labels(connection)
         assert (label["label"], label["runs"]) == ("d", 1)
+        connection.execute("update underway.finished_run set quarantined = true")
+        (put_aside,) = people.list_quarantine(connection, "job", 9)
+        assert (put_aside["id"], put_aside["outcome"], put_aside["input"]) == (done, None, {"n": 1})
+        assert abs((put_aside["finished_at"] - now).total_seconds()) < 60
+        assert people.list_quarantine(connection, "other", 9) == []
         assert people.list_schedules(connection) == []
 
 
@@ -74,13 +79,17 @@ def test_a_list_reads_no_more_than_it_shows(connection: Connection) -> None:
     assert rows_read(connection, job="job", state="succeeded", live=0) < 100
     assert rows_read(connection, state="in_progress", finished=0) < 100
     assert rows_read(connection, job="nobody", live=0, finished=1000) <= 1000
+    assert rows_read(connection, "list_quarantine") == 0
+    connection.execute("update underway.finished_run set quarantined = true where id in ("
+                       "select id from underway.finished_run limit 100)")  # fmt: skip
+    assert 20 <= rows_read(connection, "list_quarantine") <= 100
 
 
-def rows_read(connection: Connection, **given: Any) -> int:
+def rows_read(connection: Connection, name: str = "list_runs", **given: Any) -> int:
     """How many rows of the two tables a list looks at."""
     none = {"state": None, "job": None, "queue": None, "stranded": False, "unsuccessful": 0}
     parameters = {**none, "limit": 20, "live": 20, "finished": people.LOOKED_AT, **given}
-    explain = sql.SQL("explain (analyze, timing off, format json) ") + sql.SQL(statements()["list_runs"])
+    explain = sql.SQL("explain (analyze, timing off, format json) ") + sql.SQL(statements()[name])
     row = connection.execute(explain, parameters).fetchone()
     assert row is not None
     read, plans = 0, [row[0][0]["Plan"]]

@@ -171,7 +171,7 @@ def fill(connection: Connection) -> None:
     load(connection, 50_000, "job, state", "'job' || n % 40, 'waiting'")
     load(connection, 2_000, "job, state, crashes", "'job' || n % 40, 'pending', 1")
     held = f"'job' || n % 40, 'in_progress', '{US}', now() + n * interval '1 s', n"
-    in_line = "'job', 'waiting', case n % 3 when 0 then now() else 'infinity' end, 'key' || n % 1000"
+    in_line = "'job', 'waiting', case n % 3 when 0 then now() else '9999-12-31 00:00+00' end, 'key' || n % 1000"
     load_keyed(connection, 20_000, in_line)
     load(connection, 5_000, "job, state, owner, lease_until, token", held)
 
@@ -282,7 +282,7 @@ def test_a_hundred_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_data
         pages: dict[str, list[int]] = {}
         try:
             for in_line in (1_000, 99_000):
-                load_keyed(connection, in_line, "'job', 'waiting', 'infinity', 'one key'")
+                load_keyed(connection, in_line, "'job', 'waiting', '9999-12-31 00:00+00', 'one key'")
                 load(connection, 50, "job, state", "'job', 'pending'")
                 await store.claim(LANES, 50, candidates=50, suspects=1)
                 await store.promote(1000)

@@ -28,6 +28,7 @@ NAMES = [
     "JobDefinitionError",
     "NoDatabase",
     "PayloadError",
+    "Quarantined",
     "Retry",
     "RetryPolicy",
     "Run",
@@ -127,6 +128,9 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Underway.pause: "(self, queue: str, *, conn: 'psycopg.Connection[Any] | None' = None) -> bool",
     Underway.resume: "(self, queue: str, *, conn: 'psycopg.Connection[Any] | None' = None) -> bool",
     Underway.dead_letters: "(self, label: str, *, limit: int = 100) -> list[underway.dead_letters.DeadLetter]",
+    Underway.quarantined: (
+        "(self, job: str | None = None, *, limit: int = 100) -> list[underway.quarantine.Quarantined]"
+    ),
     Underway.discard: (
         "(self, run_or_label: Union[underway.client.Run[Any], uuid.UUID, str], *, "
         "conn: 'psycopg.Connection[Any] | None' = None) -> int"

@@ -10,13 +10,13 @@ import psycopg
 import pytest
 from apps import scheduled
 from apps.scheduled import Site
-from db import AGES_AGO, Connection, finish, insert, insert_held, row_of, value, with_store
+from db import AGES_AGO, Connection, finish, insert_held, row_of, value, with_store
 from firing import MINUTE, Firing, runs_of, wait_for
 from harness import Supervisor, eventually
 
 from underway import Job, PayloadError, Underway
 from underway.manifest import Placement
-from underway.postgres import control, runs
+from underway.postgres import control
 from underway.postgres.store import Store
 
 Jobs = Any

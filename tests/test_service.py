@@ -33,6 +33,7 @@ class SilentWorker:
     pid = 7
     ready = True
     manifest = None
+    most_handed = 1_000
 
     def __init__(self) -> None:
         self.lanes = LANES
@@ -56,7 +57,9 @@ class SilentWorker:
 class SilentCrew:
     booting = False
     listener: Any = None
-    lanes = LANES
+    lanes = claimable = LANES
+    manifest = Manifest((Job(LANE.job, STEPS),))
+    trouble = ""
 
     def __init__(self, workers: int) -> None:
         self.active = [SilentWorker() for _ in range(workers)]
@@ -64,13 +67,10 @@ class SilentCrew:
     def stop_booting(self) -> None:
         pass
 
-    def keep_keeper(self) -> None:
+    def keep_house(self) -> None:
         pass
 
-    def collect_adopted(self) -> None:
-        pass
-
-    def kill_slow_boots(self, now: float) -> None:
+    def look(self, now: float) -> None:
         pass
 
 
@@ -95,8 +95,7 @@ class Serving:
         await self.work.open()
         await self.leases.open()
         crew: Any = self.silent
-        manifest = Manifest((Job(LANE.job, STEPS),))
-        self.service = Service("app", manifest, crew, self.store, self.work, self.leases, self.stop)
+        self.service = Service("app", crew, self.store, self.work, self.leases, self.stop)
         return asyncio.create_task(self.service.serve(grace=10, until_idle=False))
 
     async def running(self) -> Task:

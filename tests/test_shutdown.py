@@ -12,13 +12,13 @@ import psycopg
 import pytest
 from apps import basic, doomed
 from harness import APPS, Supervisor, eventually, outcomes, states
-from postgres_servers import temporary_cluster
 from psycopg.conninfo import make_conninfo
 
 from underway import Status, Underway
 from underway.client import Run
 from underway.postgres import migrate
 from underway.postgres.embedded import Cluster
+from underway.testing.servers import temporary_cluster
 
 # As a module, since it imports another of the apps.
 DOOMED = "apps.doomed:app"
@@ -45,7 +45,7 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_drains(
     number: signal.Signals,
     bind: Callable[[Underway], Underway],

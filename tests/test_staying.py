@@ -196,8 +196,9 @@ def test_what_stayed_and_was_lost_is_taken_back_like_any_other(database: str, co
 
     async def lapse() -> None:
         async with open_store(database, US) as store:
-            new = (await keep(store, run, token, policy=Policy(max_crashes=1)))[token]
+            new = (await keep(store, run, token, policy=Policy(max_crashes=2)))[token]
             assert new is not None
+            connection.execute("update underway.run set crashes = 1")
             connection.execute("update underway.run set lease_until = now() - interval '1 s'")
             assert await store.reap(10) == [(run, new, "failed")]
             assert await store.finish([finish(run, new)], []) == set()

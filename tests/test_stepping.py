@@ -30,7 +30,7 @@ def counters(connection: Connection) -> set[tuple[int, int]]:
     return set(connection.execute(query).fetchall())
 
 
-@pytest.mark.parametrize(("seconds", "count"), [(0.0, 5000), (0.01, 300), (0.1, 40)], ids=["no-ops", "short", "long"])
+@pytest.mark.parametrize(("seconds", "count"), [(0.0, 10_000), (0.01, 300), (0.1, 40)], ids=["no-ops", "short", "long"])
 def test_the_steps_of_a_run_follow_each_other(
     bind: Bind, connection: Connection, start_supervisor: Start, seconds: float, count: int
 ) -> None:

@@ -50,6 +50,30 @@ def refusal(*arguments: str, database: str, code: int = 1) -> str:
     return done.stderr
 
 
+_MANY = """
+import json, sys
+from click.testing import CliRunner
+from underway.cli.admin import main
+for line in json.load(sys.stdin):
+    done = CliRunner().invoke(main, line.split(" "))
+    print(json.dumps([line, [done.exit_code, done.output]]))
+"""
+
+
+def in_one_process(lines: list[str], *, database: str) -> dict[str, tuple[int, str]]:
+    """Exit code and output of each of these command lines; for where there are many, and each is only a little."""
+    done = subprocess.run(
+        [sys.executable, "-c", _MANY],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "UNDERWAY_DATABASE_URL": database},
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return dict(map(json.loads, done.stdout.splitlines()))
+
+
 def width(line: str) -> int:
     """In columns of a terminal."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line)

@@ -28,6 +28,7 @@ from underway.errors import (
 )
 from underway.handover import Done, To
 from underway.job import Job
+from underway.quarantine import Quarantined
 from underway.retry import RetryPolicy
 from underway.scheduling import Schedule
 
@@ -47,6 +48,7 @@ __all__ = [
     "JobDefinitionError",
     "NoDatabase",
     "PayloadError",
+    "Quarantined",
     "Retry",
     "RetryPolicy",
     "Run",

@@ -294,12 +294,17 @@ async def _open_pool(app: "Underway") -> "psycopg_pool.AsyncConnectionPool":
 async def _connection(
     app: "Underway", conn: "psycopg.AsyncConnection[Any] | None"
 ) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
-    """The caller's, which stays in its transaction; else one of the app's own, committed at the end."""
+    """The caller's, which stays in its transaction; else one of the app's own, as the sync client has it."""
     import psycopg
 
     if conn is None:
         async with connection(app) as own:
-            yield own
+            await own.set_autocommit(True)
+            try:
+                yield own
+            finally:
+                if not own.closed:
+                    await own.set_autocommit(False)
     elif isinstance(conn, psycopg.AsyncConnection):
         yield conn
     else:

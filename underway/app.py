@@ -14,7 +14,7 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway import client, options, scheduling
+from underway import client, options, quarantine, scheduling
 from underway import dead_letters as letters
 from underway.context import refuse_inside_step
 from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, UnderwayError
@@ -106,12 +106,23 @@ class Underway:
             yield connection
 
     @contextmanager
+    def _own(self) -> "Iterator[psycopg.Connection[Any]]":
+        """Ours for single statements, each a transaction of its own: without BEGIN and COMMIT it has one way to go."""
+        with self.connection() as connection:
+            connection.autocommit = True
+            try:
+                yield connection
+            finally:
+                if not connection.closed:
+                    connection.autocommit = False
+
+    @contextmanager
     def _given_or_own(self, conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
-        """The caller's, which stays in its transaction; else one of our own, committed at the end."""
+        """The caller's, which stays in its transaction; else one of our own."""
         import psycopg
 
         if conn is None:
-            with self.connection() as connection:
+            with self._own() as connection:
                 yield connection
         elif isinstance(conn, psycopg.Connection):
             yield conn
@@ -189,7 +200,7 @@ class Underway:
         from underway.postgres import runs
 
         run_id = UUID(str(run_id))
-        with self.connection() as connection:
+        with self._own() as connection:
             name = runs.job_of(connection, run_id)
         return self._handle(run_id, client.known_job(run_id, name))
 
@@ -254,6 +265,10 @@ class Underway:
         They stay readable as failed runs until their `keep` has passed.
         """
         return letters.discard(self, run_or_label, conn)
+
+    def quarantined(self, job: str | None = None, *, limit: int = 100) -> list[quarantine.Quarantined]:
+        """Runs whose process died once too often, of one job or all, the newest first. `redrive` releases one."""
+        return quarantine.listed(self, job, limit)
 
     def _cancel_all(self, job: Job[Any, Any, Any], conn: "psycopg.Connection[Any] | None") -> int:
         return client.cancel_all(self, job.name, conn)
@@ -344,10 +359,15 @@ def _run_in_foreground(command: list[str]) -> int:
     """Run a command, passing on the signals that ask us to stop, and return its exit code."""
     # A session of its own: Ctrl-C in a terminal reaches us alone, and is passed on once.
     process = subprocess.Popen(command, start_new_session=True)
-    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    # HUP comes when the terminal is closed. The supervisor, which has none, would take it for a request to reload.
+    forwarded = {number: number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)}
+    forwarded[signal.SIGHUP] = signal.SIGTERM
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in forwarded}
+        before = {
+            number: signal.signal(number, lambda got, _: process.send_signal(forwarded[signal.Signals(got)]))
+            for number in forwarded
+        }
     try:
         return process.wait()
     finally:

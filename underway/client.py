@@ -105,7 +105,7 @@ class Run(Handle[R]):
         """Raises RunNotFound if it was never committed, or has left after its `keep`."""
         from underway.postgres import runs
 
-        with self._app.connection() as connection:
+        with self._app._own() as connection:
             return known_status(self.id, runs.status(connection, self.id))
 
     def wait(self, timeout: timedelta | float | None = None) -> Status:
@@ -126,7 +126,7 @@ class Run(Handle[R]):
         from underway.postgres import runs
 
         self.wait(timeout)
-        with self._app.connection() as connection:
+        with self._app._own() as connection:
             outcome = runs.outcome(connection, self.id)
         value: R = result_of(self.id, outcome, self._result_type)
         return value
@@ -135,7 +135,7 @@ class Run(Handle[R]):
         """All attempts so far that have ended, in order."""
         from underway.postgres import runs
 
-        with self._app.connection() as connection:
+        with self._app._own() as connection:
             return [Attempt(*row) for row in runs.attempts(connection, self.id)]
 
     def cancel(self, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:

@@ -36,7 +36,7 @@ class DeadLetter:
 def listed(app: "Underway", label: str, limit: int) -> list[DeadLetter]:
     from underway.postgres import control
 
-    with app.connection() as connection:
+    with app._own() as connection:
         rows = control.dead_letters(connection, label, limit)
     return [
         DeadLetter(app._handle(run_id, job), job, step, queue, error, codec.decode(given, Any), *rest)

@@ -88,7 +88,9 @@ def step(default_name: str, **options: Unpack[StepOptions]) -> Step:
             timeout=checked_duration(
                 "timeout", options.get("timeout", policy.timeout), least=timedelta(milliseconds=1)
             ),
-            memory_limit=_checked_size(options.get("memory_limit")),
+            memory_limit=None
+            if options.get("memory_limit") is None
+            else checked_size("memory_limit", options["memory_limit"]),
             lease=checked_duration("lease", options.get("lease", policy.lease), least=_LEAST_LEASE),
             max_crashes=_checked_count("max_crashes", options.get("max_crashes", policy.max_crashes)),
         ),
@@ -141,14 +143,12 @@ def _checked_count(option: str, value: object, *, most: int = 2**31 - 1) -> int:
     return value
 
 
-def _checked_size(value: object) -> int | None:
-    if value is None:
-        return None
+def checked_size(option: str, value: object) -> int:
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", value.strip().lower())):
         unit = _UNITS.get(match[2])
         value = int(float(match[1]) * unit) if unit else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 2**20:
-        raise InvalidOption(f'memory_limit must be at least 1 MiB, in bytes or like "1 GiB", not {value!r}')
+        raise InvalidOption(f'{option} must be at least 1 MiB, in bytes or like "1 GiB", not {value!r}')
     return value
 
 

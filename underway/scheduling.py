@@ -81,7 +81,7 @@ def unschedule(app: "Underway", job: str, name: str, conn: "psycopg.Connection[A
 def every_schedule(app: "Underway") -> list[Schedule]:
     from underway.postgres import schedules
 
-    with app.connection() as connection:
+    with app._own() as connection:
         return [made(row) for row in schedules.every(connection)]
 
 

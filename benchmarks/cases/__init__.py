@@ -3,7 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.cases import backlog, bulk, cpu, growth, latency, notify, postgres, replacement, steady, throughput
+from benchmarks.cases import (
+    backlog,
+    bulk,
+    cpu,
+    growth,
+    latency,
+    notify,
+    poison,
+    postgres,
+    replacement,
+    steady,
+    throughput,
+)
 from benchmarks.cases.setting import Setting
 from benchmarks.model import Row
 
@@ -21,6 +33,7 @@ CASES = {
     "latency": Case("from enqueue to the first line of the step, on an idle supervisor", latency.run),
     "enqueue_many": Case("bulk enqueue", bulk.run),
     "replacement": Case("from the SIGKILL of a busy worker to the next task in its place", replacement.run),
+    "poison": Case("throughput beside runs that kill their worker", poison.run),
     "steady": Case("memory, idle CPU and connections of a supervisor, with 2 and with 8 workers", steady.run),
     "notify": Case("enqueues by 32 sessions at once, beside a busy and an idle supervisor", notify.run),
     "postgres": Case("the same claims and commits without supervisor and workers", postgres.run),

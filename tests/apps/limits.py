@@ -2,9 +2,12 @@
 
 import contextlib
 import ctypes
+import hashlib
 import logging
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +116,15 @@ def stubborn(cx: Context, how: str) -> Done:
         case "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(60)
+        case "blocks all signals":
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            time.sleep(60)
+        case "in C without the GIL":
+            os.nice(19)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
+        case "waits for a daemon":
+            start_daemon(["sleep", "60"])
+            hold_the_gil(60)
         case "floods the log":
             while True:
                 with contextlib.suppress(BaseException):
@@ -126,6 +138,24 @@ def stubborn(cx: Context, how: str) -> Done:
     return To.done()
 
 
+def matches_for_ever(cx: Context) -> Done:
+    # C code that looks for signals now and then; most of it does not.
+    re.match("(a+)+$", "a" * 60 + "b")
+    return To.done()
+
+
+def start_daemon(command: list[str]) -> None:
+    """Nobody's child, in nobody's session and without our environment; its pid is left in LIMITS_FOLDER."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            Path(os.environ["LIMITS_FOLDER"], str(os.getpid())).touch()
+            os.execve(shutil.which(command[0]) or "", command, {})
+        os._exit(0)
+    os.wait()
+
+
+backtracking = app.job("backtracking").step(matches_for_ever, timeout=second / 2, retry=once)
 stubbornness = app.job("stubbornness").step(stubborn, timeout=second / 2, retry=once)
 
 
@@ -141,6 +171,24 @@ def fill(cx: Context, how: str) -> Done:
             subprocess.run([sys.executable, "-c", code])
         case "detached child":
             subprocess.run([sys.executable, "-c", code], start_new_session=True, env={})
+        case "daemon":
+            start_daemon([sys.executable, "-c", code])
+            hold_the_gil(60)
+        case "several together":
+            part = code.replace("400", "90")
+            for _ in range(4):
+                subprocess.Popen([sys.executable, "-c", part], start_new_session=True)
+            time.sleep(60)
+        case "itself, stopped":
+            block = bytearray(b"x") * (400 << 20)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            del block
+        case "itself, in C":
+            libc = ctypes.PyDLL(None)
+            libc.malloc.restype = ctypes.c_void_p
+            libc.memset(ctypes.c_void_p(libc.malloc(400 << 20)), 1, ctypes.c_size_t(400 << 20))
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            hold_the_gil(60)
     return To.done()
 
 

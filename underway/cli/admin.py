@@ -8,9 +8,10 @@ import sys
 import click
 
 from underway.app import Underway
-from underway.cli import dead_letters, ending, listing, queues, schedules, showing, supervisors
+from underway.cli import dead_letters, ending, listing, quarantine, queues, schedules, showing, supervisors
 from underway.cli.database import Commands, database_option
 from underway.cli.output import json_option, print_done
+from underway.cli.sync import SYNC_DATABASE
 
 _EPILOG = """\b
 Exit codes:
@@ -54,8 +55,9 @@ def sync(app: str, database: str | None) -> None:
     A running supervisor does this at its start.
     """
     # User code runs in a child only: what it prints, starts or breaks is not ours.
-    command = [sys.executable, "-P", "-m", "underway.cli.sync", app, *([] if database is None else [database])]
-    sys.exit(subprocess.run(command, check=False).returncode)
+    command = [sys.executable, "-P", "-m", "underway.cli.sync", app]
+    environment = os.environ if database is None else {**os.environ, SYNC_DATABASE: database}
+    sys.exit(subprocess.run(command, check=False, env=environment).returncode)
 
 
 for command in (
@@ -64,6 +66,7 @@ for command in (
     *(supervisors.supervisors, supervisors.shutdown),
     schedules.schedules,
     *(dead_letters.dead_letters, dead_letters.redrive, dead_letters.discard),
+    quarantine.quarantine,
 ):
     main.add_command(command)
 

@@ -8,6 +8,7 @@ import click
 import psycopg
 
 from underway.app import Underway
+from underway.cli.secrecy import hide_password
 from underway.cli.words import printable
 from underway.errors import NoDatabase, UnderwayError
 from underway.postgres import migrate, runs
@@ -15,7 +16,13 @@ from underway.postgres.connect import conninfo
 
 Connection = psycopg.Connection[Any]
 
-database_option = click.option("--database", metavar="URL", help="A connection string, or embedded:")
+
+def _hidden(_context: click.Context, _option: click.Parameter, database: str | None) -> str | None:
+    hide_password(database)
+    return database
+
+
+database_option = click.option("--database", metavar="URL", callback=_hidden, help="A connection string, or embedded:")
 
 
 class Commands(click.Group):

@@ -1,7 +1,6 @@
 """underway show, attempts: one run."""
 
 import json
-import textwrap
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -123,20 +122,21 @@ def _facts(run: Row, now: datetime) -> list[str]:
         "unique key": run["unique_key"],
         "key": f"{run['concurrency_key']}{key_limit}" if run["concurrency_key"] else "",
         "dead letter": run["dead_letter"],
+        "quarantined": "yes; it goes on by: underway quarantine --release RUN" if run["quarantined"] else "",
     }
     width = terminal_width()
     lines = []
     for name, value in facts.items():
         if text := " ".join(printable(str("" if value is None else value)).split()):
-            lines += _wrapped(f"{name:14}{text}", width)
+            lines += _wrapped(f"{name:14}{text}", width, 14)
     return lines
 
 
-def _wrapped(text: str, width: int | None) -> list[str]:
+def _wrapped(text: str, width: int | None, indent: int) -> list[str]:
     lines = []
     while width is not None and width_of(text) > max(width, 40):
         lines.append(fitting(text, max(width, 40)))
-        text = " " * 14 + text[len(lines[-1]) :]
+        text = " " * indent + text[len(lines[-1]) :]
     return [*lines, text]
 
 
@@ -151,7 +151,9 @@ def _details(run: Row) -> list[str]:
         lines += ["", "attempts", *(f"  {line}" for line in _attempt_table(made))]
     if error := run["error"] or next((attempt["error"] for attempt in reversed(made) if attempt["error"]), None):
         title = "error" if run["error"] else "last error"
-        lines += ["", title, textwrap.indent(printable(error.rstrip()), "  ")]
+        lines += ["", title]
+        for line in printable(error.rstrip()).expandtabs(8).split("\n"):
+            lines += _wrapped(f"  {line}".rstrip(), terminal_width(), 4)
     return lines
 
 

@@ -26,7 +26,8 @@ def supervisors(database: str | None, as_json: bool) -> None:
     """List the supervisors of this database and how many runs each has in progress.
 
     One that is silent has not been heard of for three minutes: it was killed,
-    or cannot reach the database. It is forgotten after ten.
+    or cannot reach the database. It is forgotten after ten. One that is
+    unhealthy has workers that do not boot; TROUBLE says why.
     """
     with connect(database) as connection:
         found = people.list_supervisors(connection)
@@ -43,6 +44,7 @@ def _columns(now: datetime) -> list[Column]:
         Column("SEEN", lambda supervisor: age(supervisor["seen_at"], now), right=True),
         Column("HOST:PID", lambda supervisor: f"{supervisor['host']}:{supervisor['pid']}", shrinks_to=12),
         Column("APP", lambda supervisor: supervisor["app"], shrinks_to=10),
+        Column("TROUBLE", lambda supervisor: supervisor["trouble"], shrinks_to=20),
     ]
 
 

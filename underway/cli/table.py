@@ -30,6 +30,7 @@ _COLOURS = {
     "out_of_memory": "red",
     "lost": "red",
     "paused": "yellow",
+    "unhealthy": "red",
 }
 
 

@@ -82,6 +82,10 @@ def discard_label(connection: psycopg.Connection[Any], label: str) -> int:
     return int(fetch(connection, "discard_label", {"label": label})[0][0])
 
 
+def release_quarantined(connection: psycopg.Connection[Any], job: str | None, limit: int | None = None) -> int:
+    return int(fetch(connection, "release_quarantined", {"job": job, "limit": limit})[0][0])
+
+
 def stranded_lanes(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
     """Queue, job and step of each, and since when a run waits there."""
     return [(*lane, instant(since)) for *lane, since in fetch(connection, "stranded_lanes")]

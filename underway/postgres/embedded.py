@@ -151,7 +151,10 @@ class Cluster:
                 f"{self.folder} cannot hold a Postgres socket, whose path has at most 107 bytes and no comma, quote, "
                 "backslash or $: name a plainer folder in UNDERWAY_EMBEDDED_DIR"
             )
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for parent in reversed(self.folder.parents):  # mkdir(parents=True) would let umask 0 open them to everybody
+            if not parent.exists():
+                parent.mkdir(mode=0o755, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         inside = os.listdir(self.folder)
         if inside and self._lock.name not in inside:  # UNDERWAY_EMBEDDED_DIR=/tmp would close /tmp to all others
             raise EmbeddedPostgresError(

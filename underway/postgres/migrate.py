@@ -6,6 +6,7 @@ can go on while a new release is rolled out.
 """
 
 import re
+import time
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -14,8 +15,14 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.rows import tuple_row
 
-from underway.errors import SchemaMissing, SchemaTooNew, SchemaTooOld
+from underway.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
 from underway.postgres.queries import statements
+
+# Whoever wants a table that we wait for waits behind us: every supervisor, for as long as one transaction that has read
+# it stays open. So we step back soon, and come again.
+_LOCK_TIMEOUT = "2s"
+_TRIES = 20
+_PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +50,23 @@ def migrations() -> tuple[Migration, ...]:
 def migrate(connection: psycopg.Connection[Any]) -> list[str]:
     """Apply what is missing, all of it in one transaction, and return the names of what was applied.
 
-    Safe when several start at once: the others wait and find nothing to do. Every statement names its schema, so the
-    session's search_path is neither used nor changed.
+    Safe when several start at once: the others wait and find nothing to do; and while supervisors are at work. Every
+    statement names its schema, so the session's search_path is neither used nor changed.
     """
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            return _apply_missing(connection)
+        except psycopg.errors.LockNotAvailable:
+            if not tries_left:
+                raise SchemaError(
+                    "nothing was migrated: all this time other transactions had the tables of underway in use (a long "
+                    "query, a dump, a session idle in transaction: see pg_stat_activity); end them, or try again later"
+                ) from None
+            time.sleep(_PAUSE_SECONDS)
+    raise AssertionError
+
+
+def _apply_missing(connection: psycopg.Connection[Any]) -> list[str]:
     sql = statements()
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         cursor.execute(sql["lock_migrations"])
@@ -56,12 +77,16 @@ def migrate(connection: psycopg.Connection[Any]) -> list[str]:
         applied: dict[int, int] = dict(cursor.execute(sql["applied_migrations"]).fetchall())
         check_new_enough(applied)
         missing = [migration for migration in migrations() if migration.version not in applied]
+        (patience,) = cursor.execute(sql["lock_timeout"]).fetchone() or (None,)
+        if missing:
+            cursor.execute(sql["set_lock_timeout"], {"lock_timeout": _LOCK_TIMEOUT})
         for migration in missing:
             cursor.execute(migration.sql)
             cursor.execute(
                 sql["record_migration"],
                 {"version": migration.version, "name": migration.name, "oldest_code": migration.oldest_code},
             )
+        cursor.execute(sql["set_lock_timeout"], {"lock_timeout": patience})
     return [f"{migration.version:04d}_{migration.name}" for migration in missing]
 
 

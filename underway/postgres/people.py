@@ -88,6 +88,10 @@ def dead_letter_labels(connection: psycopg.Connection[Any]) -> list[Row]:
     return _objects(connection, "dead_letter_labels")
 
 
+def list_quarantine(connection: psycopg.Connection[Any], job: str | None, limit: int) -> list[Row]:
+    return _objects(connection, "list_quarantine", {"job": job, "limit": limit})
+
+
 def list_schedules(connection: psycopg.Connection[Any]) -> list[Row]:
     return [{**row._asdict(), "input": orjson.loads(row.input)} for row in schedules.every(connection)]
 

@@ -20,6 +20,8 @@ STATEMENT_DEADLINE = "10s"
 _SETTINGS = {
     "statement_timeout": STATEMENT_DEADLINE,
     "default_transaction_isolation": "read\\ committed",
+    # Whatever else a role's own path holds, and anybody may have put there: our statements name what is ours.
+    "search_path": "pg_catalog,pg_temp",
     # psycopg reads no other style, and a database may have any for its default.
     "datestyle": "ISO",
     "intervalstyle": "postgres",

@@ -211,9 +211,17 @@ class Store:
         """End the backends in which these attempts' own transactions are still open."""
         await self._leases.fetch("terminate_transactions", {"names": Texts(map(transaction_name, tokens))})
 
-    async def register(self, *, pid: int, app: str, manifest_hash: str, lanes: Iterable[Lane] = ()) -> None:
-        served = orjson.dumps([lane._asdict() for lane in lanes]).decode()
-        label = {"host": self._host, "pid": pid, "app": app, "manifest_hash": manifest_hash, "lanes": served}
+    async def register(
+        self, *, pid: int, app: str, manifest_hash: str, lanes: Iterable[Lane] = (), trouble: str = ""
+    ) -> None:
+        label = {
+            "host": self._host,
+            "pid": pid,
+            "app": app,
+            "manifest_hash": manifest_hash,
+            "lanes": orjson.dumps([lane._asdict() for lane in lanes]).decode(),
+            "trouble": trouble or None,
+        }
         await self._work.fetch("register_supervisor", {"id": self._owner, **label})
 
     async def register_queue(self, name: str, dead_letter: str | None) -> None:

@@ -101,7 +101,8 @@ class Claims:
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), max(seconds, 0))
+            async with asyncio.timeout(max(seconds, 0)):
+                await self._woken.wait()
 
     def _demand(self) -> int:
         self._paused = self._full()
@@ -110,7 +111,7 @@ class Claims:
     async def _claim(self, tasks: int, *, from_head: bool = False) -> int:
         await self._release_unknown()
         sent_at = time.monotonic()
-        steps = self._crew.lanes
+        steps = self._crew.claimable
         if steps is not self._lanes_of:
             self._serve(steps)
         suspects = 0 if any(task.suspect for task in self._held.values()) else 1

@@ -1,58 +1,86 @@
-"""The workers of one supervisor: started, kept at strength with one spare, replaced, stopped."""
+"""The workers of one supervisor: started, kept at strength with one spare, replaced, stopped.
+
+Whoever takes a place has booted before, as the spare: the place of a worker that died, and that of one which is due to
+be replaced (it has reached a mark, or the app was reloaded) at the moment when that has nothing to do. So a replacement
+costs no more than a hand-over, and while replacements do not boot the old ones stay at work.
+"""
 
 import asyncio
-import contextlib
 import itertools
-import os
 import random
-import subprocess
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from logging import getLogger
 
 from underway import wire
 from underway.manifest import Lane, Manifest, Step
-from underway.supervisor import keeper
+from underway.supervisor.booting import BootError, Boots, working_folder
+from underway.supervisor.descendants import Descendants
+from underway.supervisor.recycling import NO_MARKS, Marks, Scales, Wear
 from underway.supervisor.worker_process import Overseer, WorkerProcess
 
 log = getLogger("underway.supervisor")
 
-BOOT_SECONDS = 60.0
-_FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 30.0
+# A worker that has died idle, before its first task and sooner than this, has hardly booted.
+_PROVEN_SECONDS = 30.0
 
 
 class Crew:
-    """Keeps `size` workers at work and one more booted and idle, which takes a dead worker's place at once."""
+    """Keeps `size` workers at work and one more booted and idle. `manifest` is that of the newest that has booted."""
 
-    def __init__(self, app: str, size: int, supervisor_id: str) -> None:
+    def __init__(self, app: str, size: int, supervisor_id: str, marks: Marks = NO_MARKS) -> None:
         self.size = size
         self.listener: Overseer | None = None  # hears what is said of tasks
-        self.active: list[WorkerProcess] = []
+        self.active: list[WorkerProcess] = []  # those that came last stand last
         self.spare: WorkerProcess | None = None
-        self.booting: list[WorkerProcess] = []
-        self.first_manifest: asyncio.Future[Manifest] = asyncio.get_running_loop().create_future()
-        self.boot_error = ""
         self.lanes: dict[Lane, Step] = {}
+        self.manifest: Manifest | None = None
+        self.first_manifest: asyncio.Future[Manifest] = asyncio.get_running_loop().create_future()
+        self._retired: list[WorkerProcess] = []  # replaced and killed, not yet dead
         self._welcome: wire.Welcome | None = None
         self._app = app
+        self._folder = working_folder()
         self._supervisor_id = supervisor_id
         self._serial = itertools.count(1)
-        self._boot_failures = 0
+        self._rng = random.Random()  # noqa: S311 - spreads boots and replacements
+        self._marks = marks
+        self._scales = Scales(self._marks)
+        self._boots = Boots(self._start_worker, self._rng)
+        self._generation = 0
+        self._some_due = False
         self._stopping = False
 
     @property
     def workers(self) -> Iterator[WorkerProcess]:
         """All that live, at whatever they are."""
         yield from self.active
-        yield from self.booting
+        yield from self._boots
+        yield from self._retired
         if self.spare is not None:
             yield self.spare
 
+    @property
+    def booting(self) -> bool:
+        return any(self._boots)
+
+    @property
+    def trouble(self) -> str:
+        """Why workers do not boot, while they do not."""
+        return self._boots.trouble
+
+    @property
+    def claimable(self) -> dict[Lane, Step]:
+        """The lanes to claim from now: while workers differ in code, only those of the idle ones, if there are any.
+
+        A run that no idle worker can do would wait here for a busy one, and keep the idle ones from their work.
+        """
+        if len({worker.generation for worker in self.active}) > 1:
+            return _union(worker for worker in self.active if not worker.tasks) or self.lanes
+        return self.lanes
+
     def start(self) -> None:
-        self._start_keeper()
-        for _ in range(self.size + 1):
-            self._boot()
+        self._descendants = Descendants(f"{self._supervisor_id}/", lambda: {worker.pid for worker in self.workers})
+        self._fill()
 
     def welcome(self, message: wire.Welcome) -> None:
         """What every worker is told before its first task."""
@@ -61,21 +89,28 @@ class Crew:
             if worker.ready:
                 worker.send(message)
 
-    def _start_keeper(self) -> None:
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", keeper.__file__, f"{self._supervisor_id}/"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    def reload(self) -> None:
+        """Replace all workers, one after the other, by ones that import the app anew; begins again if it is on."""
+        self._generation += 1
+        self._boots.end()
+        for worker in self.active:
+            self._now_due(worker, "its code is old")
+        self._fill()
 
-    def _boot(self) -> None:
-        serial = next(self._serial)
-        taken = {worker.slot for worker in self.workers}
-        slot = next(number for number in itertools.count(1) if number not in taken)
-        # The mark ends in a character that no number has: worker 1 must not be taken for worker 10.
-        worker = WorkerProcess(self._app, slot, f"{self._supervisor_id}/{serial};", self)
-        self.booting.append(worker)
+    def look(self, now: float) -> None:
+        """In every tick: who has reached a mark."""
+        self._scales.weigh(self.active, now)
+        for worker in self.active:
+            self._look_at(worker, now)
+        self._relieve()
+
+    def keep_house(self) -> None:
+        self._descendants.keep_keeper()
+        self._descendants.collect_adopted()
+
+    def disown_strangers(self) -> None:
+        """What hangs below us by now and is no worker is none of our business."""
+        self._descendants.disown_strangers()
 
     # What worker processes report
 
@@ -83,129 +118,171 @@ class Crew:
         if isinstance(message, wire.Hello):
             self._booted(worker, message)
         elif isinstance(message, wire.BootFailed):
-            self._say_why(worker, message)
+            self._boots.say_why(worker, message)
         elif self.listener is not None:
+            if isinstance(message, wire.Result):
+                worker.wear.tasks += 1
+                if worker.wear.tasks >= worker.wear.tasks_due:
+                    self._look_at(worker, time.monotonic())
             self.listener.received(worker, message)
 
     def settled(self) -> None:
+        self._relieve()
         if self.listener is not None:
             self.listener.settled()
 
     def died(self, worker: WorkerProcess) -> None:
-        self._remove(worker)
-        self._bury_adopted()
-        if self.listener is not None:
+        retired = worker in self._retired
+        if retired:
+            self._retired.remove(worker)
+        elif worker in self._boots:
+            self._boot_failed(worker)
+        else:
+            self._lose(worker)
+        self._fill()
+        self._descendants.bury_adopted()
+        if self.listener is not None and not retired:
             self.listener.died(worker)
 
+    # Booting
+
+    def _fill(self) -> None:
+        """Boot what is missing: a worker for each place where none can work, and a spare, all with today's code."""
+        while not self._stopping and self._able() + self._coming() < self.size + 1:
+            taken = {worker.slot for worker in self.workers} | self._boots.pausing
+            self._boots.begin(next(number for number in itertools.count(1) if number not in taken))
+
+    def _able(self) -> int:
+        return sum(not worker.resting for worker in self.active)
+
+    def _coming(self) -> int:
+        booting = sum(not self._is_old(worker) for worker in self._boots)
+        return booting + len(self._boots.pausing) + (self._fresh_spare() is not None)
+
+    def _start_worker(self, slot: int) -> WorkerProcess:
+        # The mark ends in a character that no number has: worker 1 must not be taken for worker 10.
+        mark = f"{self._supervisor_id}/{next(self._serial)};"
+        wear = Wear(self._marks, self._rng)
+        return WorkerProcess(self._app, slot, mark, self, generation=self._generation, wear=wear, folder=self._folder)
+
     def _booted(self, worker: WorkerProcess, hello: wire.Hello) -> None:
-        worker.manifest = Manifest.from_json(hello.payload)
+        if self._is_old(worker):
+            return  # it was killed before it could say so
+        worker.manifest = self.manifest = Manifest.from_json(hello.payload)
         worker.lanes = dict(worker.manifest.lanes())
         if self._welcome is not None:
             worker.send(self._welcome)
-        self.booting.remove(worker)
-        self._boot_failures = 0
+        self._boots.done(worker)
         if len(self.active) < self.size:
-            self.active.append(worker)
+            self._place(worker)
         else:
+            if self.spare is not None:
+                self._retire(self.spare)
             self.spare = worker
-        self._changed()
         if not self.first_manifest.done():
             self.first_manifest.set_result(worker.manifest)
-        log.debug("worker booted", extra={"about": {"worker": worker.slot, "pid": worker.pid}})
 
-    def _say_why(self, worker: WorkerProcess, failure: wire.BootFailed) -> None:
-        self.boot_error = failure.payload.decode(errors="replace")
-        log.error("the app does not import:\n%s", self.boot_error, extra={"about": {"worker": worker.slot}})
-
-    def _remove(self, worker: WorkerProcess) -> None:
-        """After its death: the spare takes its place, and a new spare is booted."""
-        if worker in self.booting:
-            self.booting.remove(worker)
-            self._boot_failed(worker)
+    def _boot_failed(self, worker: WorkerProcess) -> None:
+        why = self._boots.died(worker)
+        if self._stopping or self._is_old(worker):
             return
+        if not self.first_manifest.done():
+            self.first_manifest.set_exception(BootError(why))
+        self._boots.failed(worker.slot, why)
+        if old := sum(map(self._is_old, self.active)):
+            log.error("not reloaded: %d of %d workers go on with the old code", old, self.size)
+
+    # Places
+
+    def _place(self, worker: WorkerProcess) -> None:
+        worker.wear.begin()
+        self.active.append(worker)
+        self.lanes = _union(self.active)
+
+    def _leave(self, worker: WorkerProcess) -> None:
+        self.active.remove(worker)
+        self.lanes = _union(self.active)
+
+    def _lose(self, worker: WorkerProcess) -> None:
+        """It died: the spare takes its place."""
         if worker is self.spare:
             self.spare = None
         else:
-            self.active.remove(worker)
+            self._leave(worker)
             if self.spare is not None:
-                self.active.append(self.spare)
-                self.spare = None
-        self._changed()
-        if not self._stopping:
-            self._boot()
+                self._take_over(self.spare)
+        # One that died by itself, of something that the app has started and will start again, has booted in vain.
+        in_vain = not worker.tasks and not worker.wear.tasks and worker.kill_reason is None
+        if in_vain and time.monotonic() - worker.started_at < _PROVEN_SECONDS and not self._stopping:
+            self._boots.failed(worker.slot, f"it died idle: {worker.exit_text}")
+        else:
+            self._boots.proven(worker.slot)
 
-    def _boot_failed(self, worker: WorkerProcess) -> None:
-        if self._stopping:
+    def _take_over(self, spare: WorkerProcess) -> None:
+        self.spare = None
+        self._place(spare)
+        if self._is_old(spare):
+            self._now_due(spare, "its code is old")
+
+    def _look_at(self, worker: WorkerProcess, now: float) -> None:
+        if not worker.due and (mark := worker.wear.reached(now)):
+            self._now_due(worker, mark)
+
+    def _now_due(self, worker: WorkerProcess, why: str) -> None:
+        worker.due = why
+        self._some_due = True
+
+    def _relieve(self) -> None:
+        """Replace who is due and has just become idle, as far as there are spares."""
+        if not self._some_due or self._stopping:
             return
-        self._boot_failures += 1
-        if not self.first_manifest.done():
-            evidence = self.boot_error or worker.output.evidence() or "no output"
-            self.first_manifest.set_exception(BootError(f"{worker.exit_text}\n{evidence}"))
-        pause = min(_FIRST_PAUSE * 2 ** min(self._boot_failures - 1, 10), _LONGEST_PAUSE) * random.uniform(0.8, 1.2)  # noqa: S311
-        log.error(
-            "worker did not boot (%s), trying again in %.1f s", worker.exit_text, pause,
-            extra={"about": {"worker": worker.slot, "pid": worker.pid}},
-        )  # fmt: skip
-        asyncio.get_running_loop().call_later(pause, self._boot_again)
+        for worker in [worker for worker in self.active if worker.due and not worker.tasks]:
+            spare = self._fresh_spare()
+            if spare is None:
+                # It goes on meanwhile; only at its full mark it waits. But not for code that does not boot.
+                worker.resting = worker.wear.spent and not self.trouble
+                continue
+            log.info("worker replaced: %s", worker.due, extra={"about": {"worker": worker.slot, "pid": worker.pid}})
+            self._leave(worker)
+            self._retire(worker)
+            self._take_over(spare)
+            self._boots.proven(worker.slot)
+            if self._is_old(worker) and not any(map(self._is_old, self.active)):
+                log.info("reloaded: all workers run the new code")
+        self._some_due = any(worker.due for worker in self.active)
+        self._fill()
 
-    def _boot_again(self) -> None:
-        if not self._stopping:
-            self._boot()
+    def _retire(self, worker: WorkerProcess) -> None:
+        """End a worker that has nothing to do."""
+        self._retired.append(worker)
+        worker.kill()
 
-    def _changed(self) -> None:
-        lanes: dict[Lane, Step] = {}
-        for worker in self.active:
-            lanes |= worker.lanes
-        self.lanes = lanes
+    def _fresh_spare(self) -> WorkerProcess | None:
+        return None if self.spare is None or self._is_old(self.spare) else self.spare
 
-    def kill_slow_boots(self, now: float) -> None:
-        """A boot may take its time, but not for ever."""
-        for worker in self.booting:
-            if now - worker.started_at > BOOT_SECONDS:
-                log.error("worker did not boot within %.0f s", BOOT_SECONDS, extra={"about": {"worker": worker.slot}})
-                worker.kill()
-
-    def _bury_adopted(self) -> None:
-        """Kill what was re-parented to us: whatever a dead worker left behind that hid from the search.
-
-        Only a dead worker's orphans come to us, since living workers are subreapers themselves.
-        """
-        known = {worker.pid for worker in self.workers} | {self._keeper.pid}
-        if strangers := keeper.children_of(os.getpid()) - known:
-            keeper.kill_below(None, strangers)
-        self.collect_adopted()
-
-    def collect_adopted(self) -> None:
-        """Collect orphans that have died, or they stay as zombies."""
-        known = {worker.pid for worker in self.workers} | {self._keeper.pid}
-        with contextlib.suppress(ChildProcessError):
-            while (exited := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-                if exited.si_pid in known:
-                    return  # its pidfd will tell; it hides the others, who are collected at the next tick
-                os.waitpid(exited.si_pid, os.WNOHANG)
-
-    def keep_keeper(self) -> None:
-        if self._keeper.poll() is not None:
-            log.error("the keeper is gone, starting another")
-            self._start_keeper()
+    def _is_old(self, worker: WorkerProcess) -> bool:
+        return worker.generation < self._generation
 
     # Stopping
 
     def stop_booting(self) -> None:
         """No more replacements from here on."""
         self._stopping = True
+        self._boots.stop()
 
     async def kill_all(self) -> None:
         """Nothing that we started outlives this."""
-        self._stopping = True
+        self.stop_booting()
         for worker in list(self.workers):
             worker.kill()
         while any(True for _ in self.workers):
             await asyncio.sleep(0.002)
-        assert self._keeper.stdin is not None
-        self._keeper.stdin.close()
-        self._keeper.wait()
+        self._descendants.dismiss_keeper()
 
 
-class BootError(Exception):
-    """The first worker did not come up; the message holds its traceback or its last output."""
+def _union(workers: Iterable[WorkerProcess]) -> dict[Lane, Step]:
+    """What any of them can run; of a lane that several have, the step of the last."""
+    lanes: dict[Lane, Step] = {}
+    for worker in workers:
+        lanes |= worker.lanes
+    return lanes

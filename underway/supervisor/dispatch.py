@@ -97,7 +97,7 @@ class Dispatch:
         running = next(iter(worker.tasks.values()), None)
         if running is None or running.suspect or not worker.ready:
             return 0
-        limit = min(self._handed_limit(running.lane), self._handed_limit(self.ready[0].lane))
+        limit = min(self._handed_limit(running.lane), self._handed_limit(self.ready[0].lane), worker.most_handed)
         if running.started_at is not None and time.monotonic() - running.started_at > SHORT_SECONDS:
             return 0
         # Only in half windows: a frame with many tasks costs little more than a frame with one.
@@ -122,6 +122,7 @@ class Dispatch:
     def _hand(self, worker: WorkerProcess, tasks: list[Task]) -> None:
         for task in tasks:
             task.worker = worker
+            task.step = worker.lanes[task.lane]  # as its own code has it, beside another generation of the app
             worker.tasks[task.token] = task
         worker.send(
             *(
@@ -242,9 +243,9 @@ class Dispatch:
 
     def _target(self, idle: int) -> int:
         """How many tasks should wait here or behind a running one."""
-        now = time.monotonic()
-        steady = sum(self._is_steady(worker, now) for worker in self._crew.active if worker.ready)
-        return idle + (idle + steady) * self._ahead()
+        now, ahead = time.monotonic(), self._ahead()
+        soon = [worker for worker in self._crew.active if worker.ready and self._is_soon_free(worker, now)]
+        return idle + sum(min(ahead, worker.most_handed) for worker in soon)
 
     def _ahead(self) -> int:
         """How many tasks should wait for each worker that will soon be free."""
@@ -253,9 +254,9 @@ class Dispatch:
         by_time, by_size = AHEAD_SECONDS / max(self._overall, 1e-6), AHEAD_BYTES / max(self._size, 1)
         return int(min(by_time, by_size, MOST_AHEAD))
 
-    def _is_steady(self, worker: WorkerProcess, now: float) -> bool:
-        """Busy with something that will soon be over, as far as one can tell."""
+    def _is_soon_free(self, worker: WorkerProcess, now: float) -> bool:
+        """Idle, or busy with something that will soon be over, as far as one can tell."""
         running = worker.current
-        if not worker.tasks or (running is not None and running.suspect):
+        if running is not None and running.suspect:
             return False
         return running is None or running.started_at is None or now - running.started_at < AHEAD_SECONDS

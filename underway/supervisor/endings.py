@@ -1,6 +1,7 @@
 """What workers say about tasks, and what their deaths mean for them: one verdict per attempt."""
 
 import random
+import signal
 import time
 from collections.abc import Callable
 from logging import getLogger
@@ -10,6 +11,7 @@ from underway.postgres.endings import Attempt, Next, succeed
 from underway.supervisor.backends import Backends
 from underway.supervisor.commits import Commits, Ended
 from underway.supervisor.dispatch import Dispatch
+from underway.supervisor.kernel_kills import KernelKills
 from underway.supervisor.limits import about_task
 from underway.supervisor.task import Task
 from underway.supervisor.verdict import VERDICTS, Seen, settle
@@ -28,6 +30,7 @@ class Endings:
         commits: Commits,
         backends: Backends,
         held: dict[int, Task],
+        kernel_kills: KernelKills,
         *,
         rng: random.Random,
         on_settled: Callable[[], None],
@@ -36,6 +39,7 @@ class Endings:
         self._commits = commits
         self._backends = backends
         self._held = held
+        self._kernel_kills = kernel_kills
         self._rng = rng
         self._on_settled = on_settled
 
@@ -72,7 +76,9 @@ class Endings:
             if task.token not in self._held:
                 continue  # lost: nothing may be written any more
             if task.started_at is not None:
-                self.settle(task, _seen_of_death(worker, task), _evidence(worker), pid=worker.pid)
+                seen = self._seen_of_death(worker, task)
+                task.peak_rss = max(task.peak_rss, worker.peak_rss)
+                self.settle(task, seen, _evidence(worker, seen), pid=worker.pid)
             elif self._dispatch.closed:
                 self.release(task)
             else:
@@ -151,16 +157,17 @@ class Endings:
         else:
             self._dispatch.add(other for other in self._dispatch.take_back(worker) if other is not task)
 
+    def _seen_of_death(self, worker: WorkerProcess, task: Task) -> Seen:
+        if worker.kill_reason is not None and worker.kill_reason[0] == task.token:
+            return Seen(worker.kill_reason[1])
+        if worker.exit_code == -signal.SIGKILL and self._kernel_kills.explains_one():
+            return Seen.OUT_OF_MEMORY
+        return Seen.DIED
+
     def _forward(self, worker: WorkerProcess, task: Task | None, level: int, logger: str, payload: bytes) -> None:
         if worker_log.isEnabledFor(level):
             about = about_task(worker, task) if task else {"worker": worker.slot}
             worker_log.log(level, "%s", payload.decode(errors="replace"), extra={"about": {**about, "logger": logger}})
-
-
-def _seen_of_death(worker: WorkerProcess, task: Task) -> Seen:
-    if worker.kill_reason is not None and worker.kill_reason[0] == task.token:
-        return Seen(worker.kill_reason[1])
-    return Seen.DIED
 
 
 def _seen_of_error(task: Task, ending: str) -> Seen:
@@ -169,11 +176,13 @@ def _seen_of_error(task: Task, ending: str) -> Seen:
     return Seen.FAIL if ending == "fail" else Seen.RETRY
 
 
-def _evidence(worker: WorkerProcess) -> str:
+def _evidence(worker: WorkerProcess, seen: Seen) -> str:
     """What is known of a worker that died with a task."""
     text = f"the worker died: {worker.exit_text}"
     if worker.kill_reason is not None:
         text = f"the worker was {worker.kill_reason[1]}"
+    elif seen is Seen.OUT_OF_MEMORY:
+        text += ", killed by the kernel for memory"
     if worker.died_writing:
         text += ", in the middle of writing"
     if output := worker.output.evidence():

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 from logging import getLogger
 
-from underway.manifest import Lane, Manifest
+from msgspec.structs import replace
+
+from underway.manifest import Lane, Manifest, Step
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
 from underway.supervisor.crew import Crew
@@ -21,34 +23,41 @@ _SUMMARY_SECONDS = 10.0
 
 
 class Labels:
-    """Nothing depends on labels; they are written again every minute, and when the database has been away."""
+    """Nothing depends on labels; they are written again every minute, when the database has been away, and when workers
+    with other code or none at all have come up.
+    """
 
-    def __init__(
-        self, store: Store, work: Session, app: str, manifest: Manifest, crew: Crew, *, on_label: Callable[[], None]
-    ) -> None:
+    def __init__(self, store: Store, work: Session, app: str, crew: Crew, *, on_label: Callable[[], None]) -> None:
         self._store = store
         self._work = work
         self._app = app
-        self._manifest = manifest
         self._crew = crew
         self._on_label = on_label
         self._stranded: set[Lane] = set()
+        self._written: object = None
 
     async def write(self) -> None:
-        digest = hashlib.sha256(self._manifest.to_json()).hexdigest()
-        await self._store.register(pid=os.getpid(), app=self._app, manifest_hash=digest, lanes=self._crew.lanes)
-        for job in self._manifest.jobs:
+        manifest, lanes, trouble = written = self._what_is()
+        assert manifest is not None
+        # Without the database: whoever may read labels could try out passwords on the digest.
+        digest = hashlib.sha256(replace(manifest, database=None).to_json()).hexdigest()
+        await self._store.register(pid=os.getpid(), app=self._app, manifest_hash=digest, lanes=lanes, trouble=trouble)
+        for job in manifest.jobs:
             await self._store.register_job(job.name, job.steps[0].name, job.steps[0].placement)
-        for queue in self._manifest.queues:
+        for queue in manifest.queues:
             await self._store.register_queue(queue.name, queue.dead_letter)
+        self._written = written
         self._on_label()
+
+    def _what_is(self) -> tuple[Manifest | None, dict[Lane, Step], str]:
+        return self._crew.manifest, self._crew.lanes, self._crew.trouble
 
     async def run(self) -> None:
         while True:
             with contextlib.suppress(DatabaseAway):
                 await self._warn_of_stranded()
             opened, again_at = self._work.opened, time.monotonic() + _LABEL_SECONDS
-            while self._work.opened == opened and time.monotonic() < again_at:
+            while self._work.opened == opened and self._written == self._what_is() and time.monotonic() < again_at:
                 await asyncio.sleep(1)
             with contextlib.suppress(DatabaseAway):
                 await self.write()

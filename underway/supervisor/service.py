@@ -8,7 +8,6 @@ from collections.abc import Coroutine
 from logging import getLogger
 from typing import Any
 
-from underway.manifest import Manifest
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
 from underway.postgres.wakeup import Wakeup
@@ -20,6 +19,7 @@ from underway.supervisor.crew import Crew
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.drain import Drain
 from underway.supervisor.endings import Endings
+from underway.supervisor.kernel_kills import KernelKills
 from underway.supervisor.labels import Labels, summarise
 from underway.supervisor.leases import Leases
 from underway.supervisor.limits import Limits
@@ -43,10 +43,7 @@ _CANCEL_SECONDS = 0.5
 class Service:
     """A supervisor at work: a crew on one side, a database on the other."""
 
-    def __init__(
-        self, app: str, manifest: Manifest, crew: Crew, store: Store, work: Session, leases: Session, stop: StopRequest
-    ) -> None:
-        self._manifest = manifest
+    def __init__(self, app: str, crew: Crew, store: Store, work: Session, leases: Session, stop: StopRequest) -> None:
         self._crew = crew
         self._store = store
         self._stop = stop
@@ -56,6 +53,7 @@ class Service:
         wakeup = Wakeup(leases, self._on_notify)
         self._dispatch = Dispatch(crew)
         self._limits = Limits()
+        self._kernel_kills = KernelKills()
         self._commits = Commits(
             store,
             self._dispatch,
@@ -68,7 +66,13 @@ class Service:
         )
         self._backends = Backends(store)
         self._endings = Endings(
-            self._dispatch, self._commits, self._backends, self._held, rng=rng, on_settled=self._hand_out
+            self._dispatch,
+            self._commits,
+            self._backends,
+            self._held,
+            self._kernel_kills,
+            rng=rng,
+            on_settled=self._hand_out,
         )
         self._claims = Claims(
             store,
@@ -94,7 +98,7 @@ class Service:
         self._cancels = Cancels(store, self._dispatch, self._endings, self._held)
         self._requests = Requests(store, self._cancels, stop, listening=lambda: wakeup.listening)
         self._retention = Retention(store)
-        self._labels = Labels(store, work, app, manifest, crew, on_label=self._claims.forget_idle)
+        self._labels = Labels(store, work, app, crew, on_label=self._claims.forget_idle)
         crew.listener = self._endings
 
     async def serve(self, *, grace: float, until_idle: bool) -> bool:
@@ -152,8 +156,8 @@ class Service:
             self._commits.hurry()
 
     def _on_notify(self, payload: str) -> None:
-        self._promoter.hint(0)
         self._claims.wake()
+        self._promoter.hint(0)
         self._requests.hear(payload)
 
     def _on_continue(self, delay: float) -> None:
@@ -184,7 +188,9 @@ class Service:
             now = time.monotonic()
             if now >= housekeeping_at:
                 housekeeping_at = now + _HOUSEKEEPING_SECONDS
-                self._keep_house(now)
+                self._crew.keep_house()
+                self._kernel_kills.look(now)
+            self._crew.look(now)
             if self._held:
                 self._limits.enforce(self._crew.active, now)
                 self._cancels.pursue(now)
@@ -202,20 +208,15 @@ class Service:
         to_limit = self._limits.due_at(self._crew.active) - time.monotonic()
         return min(_TICK_SECONDS, max(to_limit, _SHORTEST_TICK_SECONDS))
 
-    def _keep_house(self, now: float) -> None:
-        self._crew.keep_keeper()
-        self._crew.collect_adopted()
-        self._crew.kill_slow_boots(now)
-
     async def _stop_when_idle(self) -> None:
-        jobs = [job.name for job in self._manifest.jobs]
         while True:
             await self._looked_in_vain.wait()
             self._looked_in_vain.clear()
             if self._held or self._commits.uncommitted():
                 continue
+            assert self._crew.manifest is not None
             with contextlib.suppress(DatabaseAway):
-                if not await self._store.has_work(jobs):
+                if not await self._store.has_work([job.name for job in self._crew.manifest.jobs]):
                     log.info("nothing left to do")
                     self._stop.drain()
                     return

@@ -1,6 +1,7 @@
-"""How a supervisor stops: which signal means what, in which order, with which exit code."""
+"""What signals mean to a supervisor: how it stops, in which order, with which exit code; and when it reloads."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from enum import IntEnum
@@ -22,27 +23,32 @@ class ExitCode(IntEnum):
 
 EXIT_CODES = {
     ExitCode.CLEAN: "stopped with nothing running, or idle with --until-idle",
-    ExitCode.KILLED_WORK: "stopped, and running steps had to be interrupted or killed; they were released",
+    ExitCode.KILLED_WORK: (
+        "stopped, and running steps had to be interrupted or killed, and were released; "
+        "or the database was away, and not everything could be written"
+    ),
     ExitCode.USAGE: "wrong options, or no database named",
-    ExitCode.APP_DOES_NOT_BOOT: "the app does not import",
+    ExitCode.APP_DOES_NOT_BOOT: "the app does not import, or not within a minute, at the start",
     ExitCode.SCHEMA_DOES_NOT_FIT: "the schema is missing, too old or too new: underway migrate",
     ExitCode.DATABASE_UNREACHABLE: "the database could not be reached at the start",
 }
 
 
 class StopRequest:
-    """What the signals ask for: `draining` after the first TERM, INT or HUP, `now` after a second one or QUIT."""
+    """What the signals ask for: `draining` after the first TERM or INT, `now` after a second one or QUIT."""
 
     def __init__(self) -> None:
         self.draining = asyncio.Event()
         self.now = asyncio.Event()
         self._signalled = False
 
-    def listen(self) -> None:
+    def listen(self, on_reload: Callable[[], None]) -> None:
+        """HUP asks to reload, except in a terminal that has just been closed."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._drain_then_now, number)
         loop.add_signal_handler(signal.SIGQUIT, self._at_once)
+        loop.add_signal_handler(signal.SIGHUP, self._reload, on_reload, _has_terminal())
 
     def drain(self) -> None:
         self.draining.set()
@@ -55,6 +61,15 @@ class StopRequest:
         if not self.draining.is_set():
             log.info("%s: finishing what runs, claiming nothing more; once more to stop now", number.name)
             self.drain()
+
+    def _reload(self, on_reload: Callable[[], None], had_terminal: bool) -> None:
+        if had_terminal and not _has_terminal():
+            self._drain_then_now(signal.SIGHUP)
+        elif self.draining.is_set():
+            log.info("SIGHUP: nothing is reloaded, the supervisor stops")
+        else:
+            log.info("SIGHUP: reloading, one worker after the other")
+            on_reload()
 
     def _at_once(self) -> None:
         log.warning("stopping now")
@@ -69,3 +84,12 @@ class StopRequest:
                 return False
             await asyncio.sleep(0.02)
         return True
+
+
+def _has_terminal() -> bool:
+    """Whether Ctrl-C could reach us; no more when the terminal's window was closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

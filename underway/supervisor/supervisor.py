@@ -6,7 +6,7 @@ import gc
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
 from uuid import uuid4
@@ -15,11 +15,12 @@ import psycopg
 
 from underway import wire
 from underway.errors import EmbeddedPostgresError, InvalidOption, NoDatabase, SchemaError
-from underway.manifest import Manifest
 from underway.postgres.connect import conninfo, label
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
-from underway.supervisor.crew import BootError, Crew
+from underway.supervisor.booting import BootError
+from underway.supervisor.crew import Crew
+from underway.supervisor.recycling import NO_MARKS, Marks
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import ExitCode, StopRequest
 
@@ -34,9 +35,10 @@ class Settings:
 
     app: str
     procs: int
-    database: str | None = None
+    database: str | None = field(default=None, repr=False)  # may hold a password
     grace: float = 30.0
     until_idle: bool = False
+    marks: Marks = NO_MARKS
 
 
 def supervise(settings: Settings) -> int:
@@ -45,33 +47,35 @@ def supervise(settings: Settings) -> int:
 
 
 async def _live(settings: Settings) -> int:
-    stop = StopRequest()
-    stop.listen()
     # Its identity is new at every start: a host or a pid may come back, and what it left behind is not ours.
     identity = uuid4()
-    crew = Crew(settings.app, settings.procs, str(identity))
+    crew = Crew(settings.app, settings.procs, str(identity), settings.marks)
+    stop = StopRequest()
+    stop.listen(on_reload=crew.reload)
     sessions: list[Session] = []
     try:
         crew.start()
-        manifest = await _first_manifest(crew, stop)
-        if manifest is None:
+        if not await _unless_stopped(stop, crew.first_manifest):
             return ExitCode.CLEAN
+        manifest = crew.first_manifest.result()
         database = settings.database or manifest.database
         if database is None:
             raise NoDatabase
         url = conninfo(database)
         work, leases = Session(url), Session(url)
         sessions += work, leases
-        await work.open()
-        await leases.open()
+        for session in sessions:
+            if not await _unless_stopped(stop, asyncio.ensure_future(session.open())):
+                return ExitCode.CLEAN
         # Not before: an embedded Postgres that was started just now must not become ours to bury.
+        crew.disown_strangers()
         _become_subreaper()
         store = Store(work, leases, identity, socket.gethostname())
         crew.welcome(wire.Welcome(str(identity), socket.gethostname(), url))
         # What is here now stays; and hundreds of tasks claimed together are not garbage to look for.
         gc.freeze()
         gc.set_threshold(20_000)
-        service = Service(settings.app, manifest, crew, store, work, leases, stop)
+        service = Service(settings.app, crew, store, work, leases, stop)
         log.info("serving %s from %s with %d workers", settings.app, label(database), settings.procs,
                  extra={"about": {"supervisor": str(identity)[:8], "pid": os.getpid()}})  # fmt: skip
         clean = await service.serve(grace=settings.grace, until_idle=settings.until_idle)
@@ -94,13 +98,16 @@ async def _live(settings: Settings) -> int:
             await session.close()
 
 
-async def _first_manifest(crew: Crew, stop: StopRequest) -> Manifest | None:
-    """What the first worker can run; None if we were told to stop before it was up."""
+async def _unless_stopped(stop: StopRequest, something: "asyncio.Future[Any]") -> bool:
+    """Wait for it, and let it raise what it will; False if we were told to stop before it was there."""
     told = asyncio.ensure_future(stop.draining.wait())
-    waiting: list[asyncio.Future[Any]] = [crew.first_manifest, told]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([something, told], return_when=asyncio.FIRST_COMPLETED)
     told.cancel()
-    return crew.first_manifest.result() if crew.first_manifest.done() else None
+    if not something.done():
+        something.cancel()
+        return False
+    something.result()
+    return True
 
 
 def _become_subreaper() -> None:

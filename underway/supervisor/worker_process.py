@@ -14,6 +14,7 @@ from underway import wire
 from underway.manifest import Lane, Manifest, Step
 from underway.supervisor.keeper import MARK, kill_below
 from underway.supervisor.logs import WorkerOutput
+from underway.supervisor.recycling import Wear
 from underway.supervisor.task import Task
 
 # Read into, again and again: a buffer of its own for each read would be mapped and unmapped each time.
@@ -35,11 +36,20 @@ class Overseer(Protocol):
 
 
 class WorkerProcess:
-    """Started at construction. All I/O is non-blocking: a worker that does not read cannot hold up its supervisor."""
+    """Started at construction, which raises OSError if the system has no process to give.
 
-    def __init__(self, app: str, slot: int, mark: str, overseer: Overseer) -> None:
+    All I/O is non-blocking: a worker that does not read cannot hold up its supervisor.
+    """
+
+    def __init__(
+        self, app: str, slot: int, mark: str, overseer: Overseer, *, generation: int, wear: Wear, folder: str | None
+    ) -> None:
         self.slot = slot
         self.mark = mark
+        self.generation = generation  # how often the app had been reloaded when this worker was started
+        self.wear = wear
+        self.due = ""  # why it is to be replaced, as soon as it is idle and a fresh one has booted
+        self.resting = False  # and until then it gets no task
         self.started_at = time.monotonic()
         self.manifest: Manifest | None = None
         self.lanes: dict[Lane, Step] = {}
@@ -47,6 +57,7 @@ class WorkerProcess:
         self.revoked: set[int] = set()
         self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and why
         self.died_writing = False
+        self.peak_rss = 0  # known at its death
         self._overseer = overseer
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
@@ -60,17 +71,24 @@ class WorkerProcess:
         # -P: a types.py beside the app must not be taken for the standard library's while we are still importing that.
         # exec, never fork: the child has none of our memory, locks or descriptors. Its own session keeps Ctrl-C and
         # a TERM for our whole group away from it.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=their_output,
-            stderr=their_output,
-            start_new_session=True,
-            env={**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1"},
-        )
-        theirs.close()
-        os.close(their_output)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=their_output,
+                stderr=their_output,
+                start_new_session=True,
+                cwd=folder,
+                env={**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1"},
+            )
+        except OSError:
+            self._socket.close()
+            os.close(pipe)
+            raise
+        finally:
+            theirs.close()
+            os.close(their_output)
         self.output = WorkerOutput(pipe, self)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._on_death)
@@ -83,7 +101,8 @@ class WorkerProcess:
 
     @property
     def ready(self) -> bool:
-        return self.manifest is not None and self.alive
+        """It can be given a task."""
+        return self.manifest is not None and self.alive and not self.resting
 
     @property
     def alive(self) -> bool:
@@ -97,8 +116,18 @@ class WorkerProcess:
         return None
 
     @property
+    def exit_code(self) -> int | None:
+        """The signal that killed it as a negative number; None while it lives."""
+        return self._process.returncode
+
+    @property
+    def most_handed(self) -> int:
+        """How many tasks it may be handed at once: one after the other if it is to be replaced between two of them."""
+        return 1 if self.due else self.wear.tasks_left
+
+    @property
     def exit_text(self) -> str:
-        code = self._process.returncode
+        code = self.exit_code
         if code is None:
             return "alive"
         if code >= 0:
@@ -206,8 +235,12 @@ class WorkerProcess:
         kill_below(self.mark, [self.pid])
 
     def _on_death(self) -> None:
-        if self._process.poll() is None:
+        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        if not pid:
             return
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        # No less than our own: until its exec the child was in our memory, and the kernel counts that too.
+        self.peak_rss = usage.ru_maxrss * 1024
         self._loop.remove_reader(self._pidfd)
         self.drain()
         self.died_writing = self.died_writing or self._reader.incomplete

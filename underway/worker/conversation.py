@@ -5,6 +5,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Protocol
 
 from underway import wire
 
@@ -14,6 +15,12 @@ _MAIN_THREAD = threading.main_thread().ident
 
 class SupervisorGone(Exception):
     """The other end is closed: nobody will take a result, and everything here is about to be killed."""
+
+
+class Outbox(Protocol):
+    """Whoever takes what a step has to say while it runs."""
+
+    def send(self, message: wire.Message | None = None) -> None: ...
 
 
 class Conversation:

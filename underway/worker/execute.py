@@ -17,8 +17,8 @@ from underway.handover import To
 from underway.ids import new_id
 from underway.job import Job
 from underway.manifest import Placement
-from underway.worker.conversation import Conversation
-from underway.worker.guard import Guard
+from underway.worker.conversation import Outbox
+from underway.worker.guard import Interrupts
 from underway.worker.measure import Meter
 from underway.worker.state import States
 from underway.worker.transaction import Transactions
@@ -38,12 +38,15 @@ Outcome: TypeAlias = tuple[str, list[object] | None, float | None, list[dict[str
 class Executor:
     """Executes the steps of one app, one task at a time."""
 
-    def __init__(self, app: Underway, conversation: Conversation, guard: Guard) -> None:
+    def __init__(
+        self, app: Underway, outbox: Outbox, guard: Interrupts, *, progress_seconds: float = _PROGRESS_SECONDS
+    ) -> None:
         self._app = app
-        self._conversation = conversation
+        self._outbox = outbox
         self._guard = guard
+        self._progress_seconds = progress_seconds
         self._meter = Meter()
-        self.transactions = Transactions(conversation)
+        self.transactions = Transactions(outbox)
         self._states = States(lambda made: self._loop.run_factory(made))
         self._steps: dict[tuple[str, str], tuple[Job[Any, Any, Any], int]] = {}
         for job in app.jobs.values():
@@ -54,7 +57,7 @@ class Executor:
     def execute(self, task: wire.Task) -> Outcome:
         """How the step ended, whatever it does short of ending the process."""
         self._meter.start()
-        attempt = _Attempt(self._app, self._conversation, self._guard, self.transactions, task.token)
+        attempt = _Attempt(self._app, self._outbox, self._guard, self.transactions, task.token, self._progress_seconds)
         placement: list[object] | None = None
         retry_after: float | None = None
         try:
@@ -81,6 +84,12 @@ class Executor:
             return self.transactions.end(task, outcome)
         except Exception as error:
             return ("retry", None, None, [], *outcome[4:7], _error_text(error))
+
+    def close(self) -> None:
+        """For a process that goes on without it. A worker never comes to it: it is killed."""
+        self.transactions.close()
+        if "_loop" in vars(self):
+            self._loop.close()
 
     @functools.cached_property
     def _loop(self) -> "WorkerLoop":
@@ -147,25 +156,35 @@ class Executor:
 class _Attempt:
     """What a step does through its context while it runs."""
 
-    __slots__ = ("_app", "_conversation", "_guard", "_reported_at", "_token", "_transactions", "spawned", "state")
+    __slots__ = (
+        *("_app", "_guard", "_outbox", "_progress_seconds", "_reported_at", "_token", "_transactions"),
+        *("spawned", "state"),
+    )
 
     def __init__(
-        self, app: Underway, conversation: Conversation, guard: Guard, transactions: Transactions, token: int
+        self,
+        app: Underway,
+        outbox: Outbox,
+        guard: Interrupts,
+        transactions: Transactions,
+        token: int,
+        progress_seconds: float = _PROGRESS_SECONDS,
     ) -> None:
         self._app = app
-        self._conversation = conversation
+        self._outbox = outbox
         self._guard = guard
         self._transactions = transactions
         self._token = token
+        self._progress_seconds = progress_seconds
         self._reported_at = 0.0
         self.spawned: list[dict[str, Any]] = []
         self.state: Any = None
 
     def report(self, progress: dict[str, Any]) -> None:
         now = time.monotonic()
-        if now - self._reported_at >= _PROGRESS_SECONDS:
+        if now - self._reported_at >= self._progress_seconds:
             self._reported_at = now
-            self._conversation.send(wire.Progress(self._token, orjson.dumps(progress)))
+            self._outbox.send(wire.Progress(self._token, orjson.dumps(progress)))
             self._guard.raise_postponed()
 
     def spawn(self, job: Job[Any, Any, Any], value: Any) -> Run[Any]:

@@ -9,9 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from underway import wire
 from underway.errors import Interrupt
@@ -22,6 +22,17 @@ _PR_SET_CHILD_SUBREAPER = 36
 _KEEPER_SECONDS = 1.0
 _STOP_SIGNAL = int(signal.SIGUSR1)
 _STOP_SIGNALS = (_STOP_SIGNAL,)
+
+
+class Interrupts(Protocol):
+    """Whoever may interrupt a step, as those need it who run one."""
+
+    @property
+    def running(self) -> int | None: ...
+    def begin(self, token: int) -> None: ...
+    def end(self) -> None: ...
+    def raise_postponed(self) -> None: ...
+    def delivering(self, deliver: Callable[[str], None]) -> AbstractContextManager[None]: ...
 
 
 class Guard:
@@ -36,7 +47,8 @@ class Guard:
         self.inbox: list[wire.Message] = []
         signal.signal(_STOP_SIGNAL, self._look)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        faulthandler.enable()
+        # To a descriptor of its own: a step that silences its native library points 2 at /dev/null.
+        faulthandler.enable(os.dup(2))
         _arrange_end(supervisor)
 
     @property

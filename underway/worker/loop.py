@@ -8,7 +8,7 @@ from logging import getLogger
 from typing import Any
 
 from underway.errors import Interrupt
-from underway.worker.guard import Guard
+from underway.worker.guard import Interrupts
 
 log = getLogger("underway.worker")
 
@@ -23,7 +23,7 @@ class AsyncInterrupt(Interrupt, asyncio.CancelledError):
 class WorkerLoop:
     """Runs one step at a time. Tasks of a state live on, but stand still while no step runs."""
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Interrupts) -> None:
         self._guard = guard
         self._loop = asyncio.new_event_loop()
 
@@ -35,6 +35,15 @@ class WorkerLoop:
     def run_factory(self, factory: Awaitable[Any]) -> Any:
         """What the factory returns; tasks it has started go on."""
         return self._run(_Run(self._loop, factory, lambda task: True))
+
+    def close(self) -> None:
+        """End what states have left running. A worker never comes to it: it is killed."""
+        while left := asyncio.all_tasks(self._loop):
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.wait(left))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
 
     def _run(self, run: "_Run") -> Any:
         # From here on no interrupt is raised where it could break the loop itself, or leave a task to the next step.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from underway import wire
-from underway.worker.conversation import Conversation
+from underway.worker.conversation import Outbox
 
 if TYPE_CHECKING:
     import psycopg
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Transactions:
     """Nothing is imported or opened before a step asks."""
 
-    def __init__(self, conversation: Conversation) -> None:
-        self._conversation = conversation
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
         self._own: StepTransactions | None = None
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._pid = os.getpid()
@@ -34,7 +34,7 @@ class Transactions:
             if self._own is None:
                 assert self.welcome is not None
                 self._own = StepTransactions(self.welcome.database, UUID(self.welcome.owner), self.welcome.host)
-            self._conversation.send(wire.Transaction(token))
+            self._outbox.send(wire.Transaction(token))
             self.token = token
             self._connection = self._own.begin(token)
         return self._connection
@@ -61,3 +61,8 @@ class Transactions:
             self._own.roll_back()
             raise
         return "committed", placement, None, [], seconds, cpu_seconds, peak_rss, b""
+
+    def close(self) -> None:
+        """Between two attempts."""
+        if self._own is not None:
+            self._own.close()

@@ -1,9 +1,13 @@
 -- Keys: templates, unique keys in underway.enqueue, and concurrency keys, whose slots are flags on the runs.
 -- oldest code: 1
 
+-- First of all, and the view before its tables, as whoever reads it does: or the two wait for each other.
+lock table underway.runs in access exclusive mode;
+
 -- A run with a concurrency key is inserted waiting, and nothing but underway.pass_keys lets it become pending. Until
 -- then its two times say where it stands:
---   due    when a promoter is to look at it next; infinity: never, a run that gives up the key will pass it on
+--   due    when a promoter is to look at it next; infinity (since 0009 the end of the year 9999): never, a run that
+--          gives up the key will pass it on
 --   rank   its place in the line for the key; infinity: not in line yet, since its delay has not passed
 -- So a hundred thousand runs in line for one key are looked at by nobody. When a run is admitted, due is
 -- rank + priority * 1 minute again.

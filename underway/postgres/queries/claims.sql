@@ -88,7 +88,7 @@ from promoted;
 -- lets in the second.
 with lined_up as (
     update underway.run r
-    set due = 'infinity', rank = least(r.rank, r.due - r.priority * interval '1 minute')
+    set due = '9999-12-31 00:00+00', rank = least(r.rank, r.due - r.priority * interval '1 minute')
     where r.ctid = any(array(
         select w.ctid
         from underway.run w
@@ -144,7 +144,7 @@ select (select queue from line where n = %(limit)s) as last_queue,
 -- seconds_until_due: how long until the next waiting run is due; null when none waits
 select extract(epoch from min(due) - clock_timestamp())::float8 as seconds
 from underway.run
-where state = 'waiting' and due < 'infinity';
+where state = 'waiting' and due < '9999-12-31 00:00+00';
 
 -- has_work: is a run of these jobs pending, in progress, waiting for a retry, or in line for a key
 select exists (

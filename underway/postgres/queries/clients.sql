@@ -30,7 +30,7 @@ created as (
     insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, unique_key, concurrency_key,
         key_limit, input)
     select g.id, %(job)s, %(step)s, %(queue)s, %(priority)s, %(keep)s,
-        case when g.concurrency_key is null or g.looked_at then placed.due else 'infinity' end,
+        case when g.concurrency_key is null or g.looked_at then placed.due else '9999-12-31 00:00+00' end,
         case when g.concurrency_key is not null and %(delay)s > 0 then 'infinity'
             else placed.due - %(priority)s * interval '1 minute' end,
         case when g.concurrency_key is not null or %(delay)s > 0 then 'waiting' else 'pending' end,

@@ -23,10 +23,11 @@ with gone as (
 ),
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, state, queue, job, step, schedule, unique_key, concurrency_key, dead_letter, error,
-        result, input)
+        priority, key_limit, quarantined, state, queue, job, step, schedule, unique_key, concurrency_key, dead_letter,
+        error, result, input)
     select id, created_at, statement_timestamp() + keep, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, final, queue, job, step, schedule, unique_key, concurrency_key,
+        priority, key_limit, final = 'failed' and outcome in ('crashed', 'out_of_memory'), final, queue, job, step,
+        schedule, unique_key, concurrency_key,
         case when final = 'failed' then (select q.dead_letter from underway.queue q where q.name = gone.queue) end,
         error, case when final = 'succeeded' then payload::jsonb end,
         case when final <> 'succeeded' then input end

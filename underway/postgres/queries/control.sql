@@ -33,6 +33,9 @@ select underway.discard(%(id)s) as discarded;
 -- discard_label: take this label off all runs that have it
 select underway.discard_all(%(label)s) as discarded;
 
+-- release_quarantined: let quarantined runs go on, the oldest first
+select underway.release_quarantined(%(job)s, %(limit)s) as released;
+
 -- stranded_lanes: where runs are pending that no living supervisor serves, and since when; times as for clock
 select queue, job, step, (extract(epoch from since) * 1000000)::int8 as since
 from underway.stranded_lane

@@ -14,10 +14,13 @@ returning r.id::text;
 
 -- reap_runs: take back runs whose lease has expired; the crash that comes with it may be their last
 --
+-- But never the first: a supervisor that is killed loses hundreds of runs at once, most of which it had not begun. That
+-- makes them suspects, who are held one at a time, so that only the culprit is lost again.
 -- One that somebody has cancelled is closed: whoever had to stop it is gone.
 with lapsed as materialized (
     select id, token, owner, crashes + 1 as crashes,
-        case when cancel_requested then 'cancelled' when crashes + 1 >= max_crashes then 'failed' end as final
+        case when cancel_requested then 'cancelled' when crashes > 0 and crashes + 1 >= max_crashes then 'failed'
+            end as final
     from underway.run
     where state = 'in_progress' and lease_until < now()
     order by id
@@ -47,10 +50,10 @@ gone as (
 ),
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, state, queue, job, step, schedule, unique_key, concurrency_key, dead_letter, error,
-        input)
+        priority, key_limit, quarantined, state, queue, job, step, schedule, unique_key, concurrency_key, dead_letter,
+        error, input)
     select id, created_at, now() + keep, scheduled_for, keep, attempts, all_crashes, releases, priority, key_limit,
-        final, queue, job, step, schedule, unique_key, concurrency_key,
+        final = 'failed', final, queue, job, step, schedule, unique_key, concurrency_key,
         case final when 'failed' then (select q.dead_letter from underway.queue q where q.name = gone.queue) end,
         case final when 'cancelled' then 'cancelled; its lease expired, its supervisor is gone'
             else format('quarantined after %%s crashes: the lease expired, its supervisor is gone', all_crashes) end,

@@ -15,6 +15,12 @@ create table if not exists underway.migration (
     applied_at timestamptz not null default clock_timestamp()
 );
 
+-- lock_timeout: how long a statement waits for a lock
+select current_setting('lock_timeout');
+
+-- set_lock_timeout: until the transaction ends
+select set_config('lock_timeout', %(lock_timeout)s, true);
+
 -- applied_migrations: versions that this database has, and the oldest code that each still allows
 select version, oldest_code from underway.migration order by version;
 

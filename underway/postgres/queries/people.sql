@@ -5,7 +5,7 @@
 -- ten million there may be three. A search among the finished ones looks at the newest only: %(finished)s of all, or
 -- %(unsuccessful)s of those in one such state.
 with live as (
-    select id, job, step, state, queue, priority, created_at, nullif(due, 'infinity') as due,
+    select id, job, step, state, queue, priority, created_at, nullif(due, '9999-12-31 00:00+00') as due,
         null::timestamptz as finished_at, attempts, crashes, releases, cancel_requested, progress, unique_key,
         concurrency_key, null as dead_letter, null as error
     from underway.run
@@ -47,17 +47,18 @@ select exists (
 -- run_for_people: all there is about one run
 select row_to_json(run)
 from (
-    select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, nullif(r.due, 'infinity') as due,
+    select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, nullif(r.due, '9999-12-31 00:00+00') as due,
         r.scheduled_for, null::timestamptz as finished_at, null::timestamptz as expires_at, r.lease_until, r.owner,
         s.host, s.pid, r.attempts, r.crashes, r.releases, r.cancel_requested, r.progress, r.unique_key,
-        r.concurrency_key, r.key_limit, null as dead_letter, null as error, r.input, null::jsonb as result
+        r.concurrency_key, r.key_limit, null as dead_letter, false as quarantined, null as error, r.input,
+        null::jsonb as result
     from underway.run r
     left join underway.supervisor s on s.id = r.owner
     where r.id = %(id)s
     union all
     select id, job, step, state, queue, priority, created_at, null, scheduled_for, finished_at, expires_at, null, null,
         null, null, attempts, crashes, releases, false, null, unique_key, concurrency_key, key_limit, dead_letter,
-        error, input, result
+        quarantined, error, input, result
     from underway.finished_run
     where id = %(id)s
 ) run;
@@ -95,12 +96,13 @@ from (
 
 -- list_supervisors: who serves this database, and how many runs each holds
 --
--- A label is written anew every minute. Silent: killed, or cut off from the database.
+-- A label is written anew every minute. Silent: killed, or cut off from the database. Unhealthy: its workers do not boot.
 select row_to_json(line)
 from (
     select s.id, s.host, s.pid, s.app, s.started_at, s.seen_at, count(r.id) as in_progress,
-        case when s.seen_at < now() - interval '3 minutes' then 'silent' when count(r.id) > 0 then 'busy' else 'idle'
-            end as state
+        case when s.seen_at < now() - interval '3 minutes' then 'silent' when s.trouble is not null then 'unhealthy'
+            when count(r.id) > 0 then 'busy' else 'idle' end as state,
+        s.trouble
     from underway.supervisor s
     left join underway.run r on r.owner = s.id and r.state = 'in_progress'
     group by s.id
@@ -123,3 +125,12 @@ from (
     group by dead_letter
     order by dead_letter
 ) line;
+
+-- list_quarantine: quarantined runs, of one job or all, the newest first
+select row_to_json(newest)
+from (
+    select * from underway.quarantine
+    where %(job)s::text is null or job = %(job)s
+    order by finished_at desc
+    limit %(limit)s
+) newest;

@@ -1,7 +1,8 @@
 -- register_supervisor: say that this supervisor is here; labels only, nothing depends on them
-insert into underway.supervisor (id, host, pid, app, manifest_hash, lanes)
-values (%(id)s, %(host)s, %(pid)s, %(app)s, %(manifest_hash)s, %(lanes)s::text::jsonb)
-on conflict (id) do update set seen_at = clock_timestamp(), idle = false, lanes = excluded.lanes;
+insert into underway.supervisor (id, host, pid, app, manifest_hash, lanes, trouble)
+values (%(id)s, %(host)s, %(pid)s, %(app)s, %(manifest_hash)s, %(lanes)s::text::jsonb, %(trouble)s)
+on conflict (id) do update set seen_at = clock_timestamp(), idle = false, manifest_hash = excluded.manifest_hash,
+    lanes = excluded.lanes, trouble = excluded.trouble;
 
 -- set_idle: tell those who enqueue whether a NOTIFY is wanted, and for which queues
 update underway.supervisor

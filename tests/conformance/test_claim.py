@@ -1,0 +1,185 @@
+"""Claims, retries and ends, statement by statement."""
+
+import random
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from db import (
+    AGES_AGO,
+    IN_AN_HOUR,
+    LANE,
+    LANES,
+    Connection,
+    ago,
+    claim,
+    finish,
+    go_on,
+    insert,
+    insert_held,
+    row_of,
+    value,
+    with_store,
+)
+
+from underway.manifest import Lane, Policy, Step
+from underway.postgres import runs
+from underway.postgres.endings import Attempt, Continue
+from underway.postgres.store import Store
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import Seen, settle
+
+US = uuid4()
+FAILED = Attempt("failed", "oh", started=ago(600))
+
+
+def test_an_empty_table_gives_nothing(any_database: str) -> None:
+    assert claim(any_database) == []
+
+
+def test_a_retry_counts_and_waits_from_the_attempts_end(any_database: str) -> None:
+    """Counted from the run's creation, or from the attempt's beginning, the wait was over before it began."""
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, token = insert_held(connection, US, created_at=AGES_AGO, due=AGES_AGO, rank=AGES_AGO)
+        back = go_on(
+            run, token, step=LANE.step, payload=None, delay=1800.0, attempts=1, number=1,
+            attempt=Attempt("failed", "oh", started=ago(600)),
+        )  # fmt: skip
+
+        async def fail(store: Store) -> None:
+            assert token in await store.continue_([back], [])
+            assert await store.promote(10) == 0
+
+        with_store(any_database, fail, US)
+        assert claim(any_database) == []
+        row, attempt = row_of(connection, "run", run), row_of(connection, "attempt", run)
+        assert row is not None
+        assert attempt is not None
+        assert (row["state"], row["attempts"], row["number"], row["input"]) == ("waiting", 1, 1, {"n": 1})
+        assert 1790 < value(connection, "select extract(epoch from due - clock_timestamp()) from underway.run") <= 1800
+        assert (attempt["outcome"], attempt["error"], attempt["number"]) == ("failed", "oh", 1)
+        took = "select extract(epoch from finished_at - started_at)::float8 from underway.attempt"
+        assert 599 < value(connection, took) < 620
+        connection.execute("update underway.run set due = due - interval '30 minutes'")
+        assert with_store(any_database, lambda store: store.promote(10)) == 1
+        (again,) = claim(any_database)
+        assert (again.run, again.attempts, again.number) == (run, 1, 1)
+
+
+def test_retries_of_many_are_spread() -> None:
+    """A thousand that fail together must not come back together."""
+    rng, waits = random.Random(7), set()
+    for number in range(1000):
+        task = Task(
+            run="run", token=number, lane=LANE, step=Step("step", policy=Policy()), input=b"", claimed_at=0.0,
+            lease_deadline=60.0, number=3, attempts=3, crashes=0, releases=0,
+        )  # fmt: skip
+        back = settle(task, Seen.RETRY, FAILED, rng, None)
+        assert isinstance(back, Continue)
+        waits.add(back.delay)
+    assert len(waits) == 1000
+    assert 4 <= min(waits) < 4.1
+    assert 7.9 < max(waits) <= 8
+
+
+def test_the_attempts_of_a_run_stand_in_the_order_of_their_ends(database: str, connection: Connection) -> None:
+    run = insert(connection)
+
+    async def fail_twice(store: Store) -> None:
+        for number in (1, 2):
+            (claimed,) = await store.claim(LANES, 1, candidates=1, suspects=1)
+            failed = Attempt("failed", f"oh {number}", started=ago(0.001))
+            back = go_on(run, claimed.token, step=LANE.step, payload=None, number=number, ran_number=number,
+                         attempts=number, attempt=failed)  # fmt: skip
+            await store.continue_([back], [])
+        await store.claim(LANES, 1, candidates=1, suspects=1)
+
+    with_store(database, fail_twice, US)
+    found = runs.attempts(connection, UUID(run))
+    assert [(attempt[1], attempt[2], attempt[3]) for attempt in found] == [(1, "failed", "oh 1"), (2, "failed", "oh 2")]
+    ends = connection.execute("select finished_at from underway.attempt order by number").fetchall()
+    assert ends[0] < ends[1]
+    assert runs.status(connection, UUID(run)) == "in_progress", "and the third has left no row yet"
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
+def test_what_has_ended_is_not_claimed_again(any_database: str, state: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, token = insert_held(connection, US)
+        if state == "cancelled":
+            assert runs.cancel(connection, UUID(run))
+        row = finish(run, token, state=state, attempt=Attempt(state, started=ago(1.0)))
+
+        async def end(store: Store) -> None:
+            assert await store.finish([row], []) == {token}
+            assert await store.finish([row], []) == set()
+
+        assert value(connection, "select count(*) from underway.attempt") == 0, "one row, written once, at the end"
+        with_store(any_database, end, US)
+        assert runs.status(connection, UUID(run)) == state
+        assert claim(any_database) == []
+        query = "select number, outcome, finished_at > started_at from underway.attempt"
+        assert connection.execute(query).fetchall() == [(1, state, True)]
+
+
+def test_a_quarantined_run_refuses_its_late_owner(any_database: str) -> None:
+    """A late success once turned failed into succeeded."""
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, token = insert_held(connection, US, lease_until=AGES_AGO, crashes=1, max_crashes=2)
+
+        async def late(store: Store) -> None:
+            assert [final for _, _, final in await store.reap(10)] == ["failed"]
+            assert await store.finish([finish(run, token)], []) == set()
+            assert await store.continue_([go_on(run, token)], []) == {}
+
+        with_store(any_database, late, US)
+        assert runs.status(connection, UUID(run)) == "failed"
+        assert connection.execute("select outcome from underway.attempt").fetchall() == [("lost",)]
+
+
+def test_a_live_run_outlives_its_keep(any_database: str) -> None:
+    """It counts from the end: once it deleted what was still waiting for its first attempt."""
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        short = {"keep": timedelta(0), "created_at": AGES_AGO}
+        live = [
+            insert(connection, **short),
+            insert(connection, state="waiting", due=IN_AN_HOUR, **short),
+            insert(connection, state="waiting", due=AGES_AGO, attempts=2, **short),
+            insert_held(connection, US, **short)[0],
+        ]
+        ended, token = insert_held(connection, US, **short)
+
+        async def expire(store: Store) -> int:
+            await store.finish([finish(ended, token)], [])
+            return await store.expire(10)
+
+        assert with_store(any_database, expire, US) == 1
+        left = connection.execute("select id::text from underway.runs").fetchall()
+        assert {run for (run,) in left} == set(live)
+
+
+def test_a_key_is_its_queues_own(any_database: str) -> None:
+    lanes = [Lane(queue, "job", "step") for queue in ("one", "two")]
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        for lane in lanes * 2:
+            insert(connection, queue=lane.queue, state="waiting", concurrency_key="key", key_limit=1)
+        with_store(any_database, lambda store: store.line_up(10))
+        holders = connection.execute("select queue from underway.run where state = 'pending' and holds_key order by 1")
+        assert holders.fetchall() == [("one",), ("two",)]
+
+
+def test_cancelling_one_run_reads_no_other(connection: Connection) -> None:
+    """It once looked for the run's id in the text of all inputs."""
+    connection.execute(
+        "insert into underway.run (id, job, step, queue, keep, due, rank, state, unique_key, input)"
+        " select gen_random_uuid(), 'job', 'step', 'default', '1 day', now(), now(), 'pending', 'key ' || n, '{}'"
+        " from generate_series(1, 5000) n"
+    )
+    connection.execute("analyze underway.run")
+    reads = "select seq_scan, seq_tup_read from pg_stat_xact_user_tables where relid = 'underway.run'::regclass"
+    for call in ("underway.cancel((select id from underway.run where unique_key = 'key 7' and job = 'job'))",
+                 "underway.cancel_key('job', 'key 8')"):  # fmt: skip
+        with connection.transaction():
+            assert value(connection, f"select {call}::int") == 1
+            assert connection.execute(reads).fetchall() == [(0, 0)]

@@ -1,0 +1,37 @@
+"""Schedules that are not there, and runs of one that are many."""
+
+from collections.abc import Callable
+
+from apps import scheduled
+from db import Connection, value
+from harness import Supervisor, eventually
+
+from underway import Status, Underway
+
+
+def test_a_job_without_a_schedule(bind: Callable[[Underway], Underway], connection: Connection) -> None:
+    app = bind(scheduled.app)
+    scheduled.later.schedule("@daily")
+    assert not scheduled.numbers.unschedule()
+    assert [schedule.job for schedule in app.schedules()] == ["later"], "nobody else's is touched"
+    assert scheduled.later.unschedule()
+    assert app.schedules() == []
+    assert value(connection, "select count(*) from underway.schedule") == 0
+    assert not scheduled.later.unschedule()
+
+
+def test_each_slot_has_a_run_of_its_own(
+    bind: Callable[[Underway], Underway], connection: Connection, start_supervisor: Callable[..., Supervisor]
+) -> None:
+    """Once all slots had the run id that was stored with the schedule: to cancel one was to cancel all."""
+    app = bind(scheduled.app)
+    scheduled.later.schedule("* * * * *", catch_up="all")
+    connection.execute("update underway.schedule set next_at = date_trunc('minute', now()) - interval '2 minutes'")
+    start_supervisor("scheduled", "--procs", "1")
+    query = "select id, step, input from underway.run order by scheduled_for"
+    eventually(lambda: len(connection.execute(query).fetchall()) >= 3)
+    found = connection.execute(query).fetchall()
+    assert {row[1:] for row in found} == {("nothing", None)}
+    first, second, *_ = (app.get_run(row[0]) for row in found)
+    assert first.cancel()
+    assert (first.status(), second.status()) == (Status.CANCELLED, Status.WAITING)

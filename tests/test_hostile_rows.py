@@ -1,0 +1,198 @@
+"""Rows written by somebody who means harm: nothing in the database is executed, or looked up by name."""
+
+import ast
+import base64
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from apps import basic, clients
+from db import insert, value
+from harness import Supervisor
+from test_layers import imports, sources
+
+from underway import Status, Underway
+from underway.testing import drain, using_database
+
+Connection = psycopg.Connection[Any]
+
+# The only ways from a name to a thing, and where they may be: an APP that somebody gave to a command.
+THE_ONE_LOADER = "loading.py"
+WHO_LOADS = {"worker/main.py", "cli/sync.py"}
+# importlib.resources reads our own files, importlib.util.find_spec looks where the embedded wheel is.
+HARMLESS_IMPORTS = {"importlib.resources", "importlib.metadata"}
+# What would read more than plain values, or start code by its name.
+SERIALIZERS = {
+    *("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "copyreg", "jsonpickle", "yaml"),
+    *("joblib", "multiprocessing", "concurrent", "runpy", "pkgutil", "code", "codeop", "imp", "pydoc", "xmlrpc"),
+}
+RESOLVERS = {
+    *("eval", "exec", "compile", "__import__", "globals", "locals", "import_module", "find_spec", "exec_module"),
+    *("resolve_name", "locate", "run_module", "run_path", "load_module", "attrgetter", "methodcaller", "import_string"),
+}
+
+
+def test_no_source_imports_what_reads_more_than_values() -> None:
+    for path, _, tree in sources():
+        for name in {*imports(tree, lazy=False), *imports(tree, lazy=True)}:
+            assert name.split(".")[0] not in SERIALIZERS, path
+            if name.split(".")[0] == "importlib" and name not in HARMLESS_IMPORTS:
+                assert path in (THE_ONE_LOADER, "postgres/embedded.py"), path
+
+
+def test_nothing_is_resolved_by_name_but_an_app_that_was_given_to_a_command() -> None:
+    for path, _, tree in sources():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called == "compile" and ast.unparse(node.func) == "re.compile":
+                continue
+            if called in RESOLVERS:
+                assert path == THE_ONE_LOADER or (path, called) == ("postgres/embedded.py", "find_spec"), path
+            if called == "load" and path not in WHO_LOADS:
+                assert "loading" not in {*imports(tree, lazy=False), *imports(tree, lazy=True)}, path
+
+
+def test_attributes_are_taken_by_names_that_stand_in_the_source() -> None:
+    """`getattr(thing, name)` with a name from elsewhere is how `os` and `system` become a call."""
+    by_variable = {
+        path
+        for path, _, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("getattr", "setattr")
+        and not isinstance(node.args[1], ast.Constant)
+    }
+    # An app's name; the fields that a declared type has.
+    assert by_variable == {THE_ONE_LOADER, "codec.py"}
+
+
+def test_whoever_loads_takes_the_name_from_the_command_line() -> None:
+    for path, _, tree in sources():
+        if path in WHO_LOADS:
+            (call,) = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "load"]
+            assert ast.unparse(call.args[0]) in ("sys.argv[1]", "app_name"), path
+
+
+class Exploit:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.canary}",)
+
+
+NAMES = [
+    *("os.system", "os:system", "builtins.eval", "__import__", "__class__", "posix.system", "subprocess.run"),
+    *("apps.basic:app", "../../etc/passwd", "%s", "'; drop table underway.run; --", "\x1b[31m", "a\nb", "__main__"),
+]
+
+
+def payloads(canary: Path) -> list[str]:
+    pickled = pickle.dumps(Exploit(canary))
+    touch = f"touch {canary}"
+    return [
+        f'"{base64.b64encode(pickled).decode()}"',
+        f"\"cos\\\\nsystem\\\\n(S'{touch}'\\\\ntR.\"",
+        f'{{"py/reduce": [{{"py/function": "os.system"}}, {{"py/tuple": ["{touch}"]}}]}}',
+        f'{{"py/object": "os.system", "args": ["{touch}"]}}',
+        f'{{"__class__": "os.system", "__init__": {{"args": ["{touch}"]}}}}',
+        f'{{"$type": "System.Diagnostics.Process", "type": "os.system", "@type": "x", "cmd": "{touch}"}}',
+        f"\"!!python/object/apply:os.system ['{touch}']\"",
+        f"\"__import__('os').system('{touch}')\"",
+        f'{{"__reduce__": ["os.system", "{touch}"], "__dict__": {{}}, "__getattr__": "{touch}"}}',
+    ]
+
+
+def test_the_exploit_would_work(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Exploit(tmp_path / "canary")))
+    assert (tmp_path / "canary").exists()
+
+
+def test_names_in_rows_reach_nothing_but_declared_steps(
+    tmp_path: Path,
+    connection: Connection,
+    bind: Callable[[Underway], Underway],
+    start_supervisor: Callable[..., Supervisor],
+) -> None:
+    canary = tmp_path / "canary"
+    argument = f'"touch {canary}"'
+    strangers = {insert(connection, job=name, step=name, input=argument) for name in NAMES}
+    strangers |= {insert(connection, job="numbers", step=name, input=argument) for name in NAMES}
+    for name in NAMES:
+        connection.execute(
+            "insert into underway.job values (%s, %s, 'default', 0, '0', '1 day', null, null, null, now())",
+            [name, name],
+        )
+        connection.execute("insert into underway.queue values (%s, true, %s)", [name, name])
+        connection.execute("select underway.enqueue(%s, %s)", [name, argument])
+        connection.execute(
+            "insert into underway.schedule values (%s, %s, %s, %s, 'last', true, %s, now())",
+            [name, name, f"@daily{name}", name, argument],
+        )
+    connection.execute(
+        "insert into underway.schedule values ('numbers', 'evil', '__import__(''os'')', '../../etc/passwd', 'last', "
+        "true, '1', now())"
+    )
+    for payload in ["os.system", "shutdown", "cancel", "\x1b[31m", "x" * 7000]:
+        connection.execute("select pg_notify('underway', %s)", [payload])
+    bind(basic.app)
+    runs = [basic.numbers.enqueue(number) for number in range(5)]
+    supervisor = start_supervisor("basic", "--procs", "1")
+    assert [run.result(timeout=30) for run in runs] == list(range(5))
+    supervisor.until("this schedule cannot be fired here")
+    assert not canary.exists()
+    states = connection.execute(
+        "select distinct state, crashes, attempts from underway.run where id = any(%s::uuid[])", [list(strangers)]
+    ).fetchall()
+    assert states == [("pending", 0, 0)], "never claimed"
+    assert "\x1b[31m" not in supervisor.log
+
+
+@pytest.mark.parametrize("job", ["echoes", "orders", "handing"])
+def test_inputs_stay_values(tmp_path: Path, database: str, connection: Connection, job: str) -> None:
+    canary = tmp_path / "canary"
+    with using_database(clients.app, database):
+        declared = clients.app.jobs[job]
+        runs = [
+            insert(connection, job=job, step=declared.compiled[0].spec.name, input=text) for text in payloads(canary)
+        ]
+        drain(declared)
+        for run, text in zip(runs, payloads(canary), strict=True):
+            handle = clients.app.get_run(run)
+            if handle.status() is Status.SUCCEEDED and job == "echoes":
+                assert value(
+                    connection, "select %s::jsonb = result from underway.finished_run where id = %s", [text, run]
+                )
+            else:
+                assert "PayloadError" in (handle.attempts()[0].error or "")
+    assert not canary.exists()
+
+
+def test_results_and_schedules_stay_values_for_clients(tmp_path: Path, database: str, connection: Connection) -> None:
+    canary = tmp_path / "canary"
+    with using_database(clients.app, database):
+        for text in payloads(canary):
+            run = clients.echoes.enqueue(1)
+            drain(clients.echoes)
+            connection.execute("update underway.finished_run set result = %s where id = %s", [text, run.id])
+            assert type(run.result()) in (dict, str)
+            connection.execute("delete from underway.schedule")
+            connection.execute(
+                "insert into underway.schedule values ('echoes', 'n', '@daily', 'UTC', 'last', true, %s, now())", [text]
+            )
+            (schedule,) = clients.app.schedules()
+            assert type(schedule.input) in (dict, str)
+    assert not canary.exists()
+
+
+def test_a_run_of_an_unknown_job_can_be_looked_at(database: str, connection: Connection) -> None:
+    run = insert(connection, job="builtins.eval", step="os.system")
+    with using_database(clients.app, database):
+        assert clients.app.get_run(run).status() is Status.PENDING

@@ -1,0 +1,167 @@
+"""A run that kills its process is put aside with the evidence, for people to read, and let go on when it is cured."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from apps import poison
+from cgroups import inside, memory_cgroup
+from harness import Supervisor, eventually, states
+from underway_command import document, output, refusal, widest
+
+from underway import Quarantined, Status, Underway
+from underway.client import Run
+
+MIB = 2**20
+Bind = Callable[[Underway], Underway]
+Start = Callable[..., Supervisor]
+
+
+def test_the_evidence_is_kept_shown_and_the_runs_released(
+    bind: Bind, connection: psycopg.Connection[Any], database: str, start_supervisor: Start, tmp_path: Path
+) -> None:
+    bind(poison.app)
+    hows = ["segfault", "exit", "killed"]
+    runs = dict(zip(hows, poison.poisoned.enqueue_many(hows), strict=True))
+    failed = poison.poisoned.enqueue("raises")
+    cured = tmp_path / "cured"
+    environment = {"POISON_CURED": str(cured)}
+    assert start_supervisor("poison", "--procs", "1", "--until-idle", env=environment).wait() == 0
+
+    put_aside = {letter.run: letter for letter in poison.app.quarantined()}
+    assert put_aside.keys() == set(runs.values()), "but not the one that only failed"
+    evidence = {how: put_aside[run] for how, run in runs.items()}
+    for how, said in {"segfault": "signal SIGSEGV", "exit": "exit code 7", "killed": "signal SIGKILL"}.items():
+        _assert_told(evidence[how], f"quarantined after 1 crash: the worker died: {said}\nlast output:\n")
+    # The traceback is there although the step had pointed its stderr elsewhere, with the last of 17 KB of output.
+    assert "Fatal Python error: Segmentation fault" in evidence["segfault"].error
+    assert " in die\n" in evidence["segfault"].error
+    assert "Traceback" not in evidence["exit"].error
+
+    segfault = str(runs["segfault"].id)
+    listed = output("quarantine", database=database)
+    assert segfault in listed
+    assert widest(listed) <= 80
+    wide = output("quarantine", "--job", "poisoned", "--limit", "9", database=database, columns=160)
+    assert {"signal SIGSEGV", "exit code 7", "signal SIGKILL"} <= {line.strip() for line in wide.split("  ")}
+    assert output("quarantine", "--job", "other", database=database) == "no run is quarantined\n"
+    told = document("quarantine", database=database)
+    assert {row["id"]: (row["outcome"], row["crashes"]) for row in told} == {
+        str(run.id): ("crashed", 1) for run in runs.values()
+    }
+    shown = output("show", segfault, database=database)
+    assert widest(shown) <= 80
+    assert "quarantined   yes; it goes on by: underway quarantine --release RUN" in shown
+    for text in ("signal SIGSEGV", poison.LAST_LINE, "Fatal Python error: Segmentation fault", " MiB"):
+        assert text in shown
+    assert "crashed" in output("attempts", segfault, database=database)
+
+    assert "is not quarantined: it is failed" in refusal("quarantine", "--release", str(failed.id), database=database)
+    cured.touch()
+    assert document("quarantine", "--release", segfault, database=database) == {
+        "id": segfault,
+        "step": "die",
+        "released": 1,
+    }
+    assert connection.execute("select crashes, attempts from underway.run").fetchall() == [(0, 0)]
+    assert output("quarantine", "--release", "--all", "--job", "other", database=database) == "released 0 runs\n"
+    assert output("quarantine", "--release", "--all", database=database) == "released 2 runs\n"
+    assert start_supervisor("poison", "--procs", "1", "--until-idle", env=environment).wait() == 0
+    assert {run.result() for run in runs.values()} == {"cured"}
+    assert [attempt.outcome for attempt in runs["exit"].attempts()] == ["crashed", "succeeded"]
+    assert poison.app.quarantined() == []
+
+
+def _assert_told(letter: Quarantined, begins: str) -> None:
+    assert letter.error.startswith(begins), letter.error[:300]
+    assert poison.LAST_LINE in letter.error
+    assert 7500 < len(letter.error) < 9000, "the last 8 KB"
+    assert (letter.outcome, letter.crashes) == ("crashed", 1)
+    assert letter.input in ("segfault", "exit", "killed")
+    # No sample was taken in so short a time: it is what the kernel says of the dead.
+    assert 150 * MIB < (letter.peak_rss or 0) < 400 * MIB
+    assert letter.pid is not None
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--release"], ["some"], ["--all"], ["--release", "some", "--all"], ["--release", "some", "--job", "j"]]
+)
+def test_what_quarantine_refuses(database: str, wrong: list[str]) -> None:
+    assert "Usage:" in refusal("quarantine", *wrong, database=database, code=2)
+
+
+def test_a_kill_by_the_kernel_for_memory_is_told_from_others(
+    bind: Bind, connection: psycopg.Connection[Any], start_supervisor: Start, tmp_path: Path
+) -> None:
+    bind(poison.app)
+    neighbours = tmp_path / "neighbours"
+    neighbours.mkdir()
+    with memory_cgroup(500 * MIB) as group:
+        with inside(group):
+            supervisor = start_supervisor("poison", "--procs", "2")
+        waiting = poison.waiting.enqueue(str(neighbours))
+        eventually(lambda: os.listdir(neighbours))
+        greedy = poison.devouring.enqueue(1000)
+        assert greedy.wait(60) is Status.FAILED
+        (attempt,) = greedy.attempts()
+        assert attempt.outcome == "out_of_memory"
+        killed = "quarantined after 1 crash: the worker died: signal SIGKILL, killed by the kernel for memory"
+        assert (attempt.error or "").startswith(killed)
+        assert (attempt.peak_rss or 0) > 150 * MIB
+        # A neighbour has not noticed. And whoever kills it later is not the kernel.
+        assert waiting.status() is Status.IN_PROGRESS
+        os.kill(int(os.listdir(neighbours)[0]), signal.SIGKILL)
+        assert waiting.wait(20) is Status.FAILED
+        (attempt,) = waiting.attempts()
+        assert attempt.outcome == "crashed"
+        assert (attempt.error or "") == "quarantined after 1 crash: the worker died: signal SIGKILL"
+        supervisor.end()
+
+
+@pytest.mark.parametrize(
+    "most", [1, pytest.param(2, marks=pytest.mark.chaos), pytest.param(4, marks=pytest.mark.chaos)]
+)
+def test_whoever_kills_all_around_it_is_found_and_no_innocent_put_aside(
+    bind: Bind, connection: psycopg.Connection[Any], start_supervisor: Start, tmp_path: Path, most: int
+) -> None:
+    bind(poison.app)
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    innocents = poison.innocents.enqueue_many(range(100))
+    culprit = poison.culprits.enqueue(str(deaths))
+    innocents += poison.innocents.enqueue_many(range(100))
+
+    def start() -> Supervisor:
+        return start_supervisor("poison", "--procs", "2", env={"POISON_MOST_CRASHES": str(most)})
+
+    # The first death is everybody's, and so it is nobody's last.
+    all_deaths = max(most, 2)
+    supervisor = start()
+    for death in range(1, all_deaths + 1):
+        assert supervisor.wait() == -signal.SIGKILL
+        assert len(os.listdir(deaths)) == death
+        # Others are always there to be lost with it for the first time.
+        innocents += poison.innocents.enqueue_many(range(50))
+        supervisor = start()
+    assert culprit.wait(20) is Status.FAILED
+    eventually(lambda: states(connection) == {"succeeded": len(innocents), "failed": 1})
+    assert len(os.listdir(deaths)) == all_deaths
+    told = [(letter.run, letter.crashes, letter.outcome) for letter in poison.app.quarantined()]
+    assert told == [(culprit, all_deaths, "lost")]
+    lost = connection.execute(
+        "select lost, count(*) from (select count(*) as lost from underway.attempt"
+        " where outcome = 'lost' and run_id <> %s group by run_id) t group by lost",
+        (culprit.id,),
+    ).fetchall()
+    assert [times for times, _ in lost] == [1], "an innocent was lost more than once, or none at all"
+    assert sum(_crashes(run, connection) for run in innocents) == lost[0][1]
+
+
+def _crashes(run: Run[Any], connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("select crashes from underway.finished_run where id = %s", (run.id,)).fetchone()
+    assert row is not None
+    return int(row[0])

@@ -1,0 +1,203 @@
+"""Every way to tell a supervisor to stop, in every state: in bounded time, with the right exit code, nothing left."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import psycopg
+import pytest
+from apps import doomed
+from harness import APPS, Supervisor, eventually, outcomes, states
+from proxy import Proxy
+
+from underway import Underway
+
+GRACE = "0.3"
+
+
+class Way(NamedTuple):
+    """`signals` in this order, to the whole `group` as a terminal does; `now` if they wait for nothing."""
+
+    signals: tuple[signal.Signals, ...]
+    now: bool = False
+    group: bool = False
+
+
+WAYS = {
+    "TERM": Way((signal.SIGTERM,)),
+    "INT": Way((signal.SIGINT,)),
+    "QUIT": Way((signal.SIGQUIT,), now=True),
+    "TERM twice": Way((signal.SIGTERM, signal.SIGTERM), now=True),
+    "INT to the group": Way((signal.SIGINT,), group=True),
+    "TERM then KILL": Way((signal.SIGTERM, signal.SIGKILL)),
+}
+STATES = ("idle", "running", "committing", "database down")
+# What is seldom broken alone, and what takes as long as a database is waited for, runs with the long tests.
+QUICK = {
+    ("INT to the group", "running"),
+    ("TERM", "committing"),
+    ("QUIT", "database down"),
+    ("TERM then KILL", "running"),
+}
+CELLS = [
+    pytest.param(way, state, id=f"{way}, {state}", marks=() if (way, state) in QUICK else pytest.mark.chaos)
+    for way in WAYS
+    for state in STATES
+]
+
+
+@pytest.fixture
+def proxy(database: str) -> Iterator[Proxy]:
+    """Between supervisor and database; closing it is the database's going away."""
+    proxy = Proxy(database, "cut")
+    proxy.done = True  # it lets all commits pass
+    with proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize(("way", "state"), CELLS)
+def test_stop(
+    way: str,
+    state: str,
+    bind: Callable[[Underway], Underway],
+    connection: psycopg.Connection[Any],
+    start_supervisor: Callable[..., Supervisor],
+    proxy: Proxy,
+    stage: Path,
+) -> None:
+    bind(doomed.app)
+    supervisor = start_supervisor(
+        "apps.doomed:app", "--procs", "2", "--grace", GRACE, "--database", proxy.url,
+        env={"PYTHONPATH": str(APPS.parent), "HOSTILE_FOLDER": str(stage)},
+    )  # fmt: skip
+    supervisor.until("serving")
+    enqueued = _bring_about(state, connection, supervisor, proxy)
+    below = psutil.Process(supervisor.pid).children(recursive=True)
+
+    told = WAYS[way]
+    began = time.monotonic()
+    for number in told.signals:
+        if number == signal.SIGKILL:
+            supervisor.until("SIGTERM: finishing")
+        (os.killpg if told.group else os.kill)(supervisor.pid, number)
+        time.sleep(0.05)
+    code = supervisor.wait(30)
+    took = time.monotonic() - began
+
+    eventually(lambda: not [process for process in below if _lives(process)], within=2, what="nothing is left")
+    if signal.SIGKILL in told.signals:
+        assert code == -signal.SIGKILL
+        return  # the reaper takes back what it held; test_supervisor_death.py
+    cut_off = state in ("running", "database down")
+    # A short step has ended by itself, or has not yet when all are killed.
+    by_chance = told.now and state == "committing"
+    assert code in ((0, 1) if by_chance else (1,) if cut_off else (0,)), supervisor.log
+    # The grace, an interrupt that these steps obey, 11 s to write; at once means at once.
+    limit = 3.0 if told.now else 14.0 if state == "database down" else 4.0
+    assert took < limit
+    if state != "database down":
+        ended = states(connection)
+        assert ended.get("in_progress", 0) == 0
+        assert sum(ended.values()) == enqueued
+        assert connection.execute("select count(*) from underway.supervisor").fetchone() == (0,)
+    assert outcomes(connection).keys() <= {"succeeded", "released"}
+    charged = "select coalesce(sum(attempts + crashes)::int, 0) from underway.runs"
+    assert connection.execute(charged).fetchone() == (0,)
+
+
+def _bring_about(state: str, connection: psycopg.Connection[Any], supervisor: Supervisor, proxy: Proxy) -> int:
+    """Returns how many runs there are."""
+    if state == "committing":
+        doomed.shorts.enqueue_many(range(20_000))
+        eventually(lambda: states(connection).get("succeeded", 0) > 100)
+        return 20_000
+    if state == "idle":
+        return 0
+    doomed.told.enqueue_many(["never", "never"])
+    eventually(lambda: states(connection) == {"in_progress": 2})
+    time.sleep(0.1)  # begun, not only claimed
+    if state == "database down":
+        proxy.__exit__()
+        supervisor.until("the database is away")
+    return 2
+
+
+needs_namespaces = pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True).returncode != 0,
+    reason="unshare --pid --fork --mount-proc is not permitted here",
+)
+
+
+@needs_namespaces
+def test_as_process_1_of_a_container(
+    bind: Callable[[Underway], Underway],
+    connection: psycopg.Connection[Any],
+    database: str,
+    stage: Path,
+    tmp_path: Path,
+) -> None:
+    bind(doomed.app)
+    doomed.told.enqueue("curtain")
+    # The shell leaves a sidecar to process 1, and an orphan that ends at once.
+    script = 'sleep 600 & (sleep 0.1 &) ; exec "$@"'
+    command = [sys.executable, "-m", "underway.cli.supervisor", "apps.doomed:app", "--procs", "1", "--verbose"]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        namespace = subprocess.Popen(
+            ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script, "sh", *command],
+            stdout=file,
+            stderr=file,
+            env={
+                **os.environ,
+                "UNDERWAY_DATABASE_URL": database,
+                "PYTHONPATH": f"{APPS.parent}:{os.environ.get('PYTHONPATH', '')}",
+                "HOSTILE_FOLDER": str(stage),
+            },
+        )
+    try:
+        eventually(lambda: states(connection) == {"in_progress": 1}, what=log.read_text())
+        (init,) = psutil.Process(namespace.pid).children()
+        eventually(lambda: log.read_text().count("worker booted") == 2)
+        eventually(lambda: not _zombies(init), what="orphans are collected")
+        # The death of a worker costs its own orphans their life, nobody else.
+        spare = re.findall(r"worker booted .*pid=(\d+)", log.read_text())[1]
+        idle = next(child for child in init.children() if _inner_pid(child) == spare)
+        idle.kill()
+        eventually(lambda: log.read_text().count("worker booted") == 3)
+        assert [child for child in init.children() if child.name() == "sleep"], "the sidecar lives"
+        init.send_signal(signal.SIGTERM)
+        eventually(lambda: "SIGTERM: finishing what runs" in log.read_text())
+        (stage / "curtain").touch()
+        assert namespace.wait(20) == 0
+        assert outcomes(connection) == {"succeeded": 1}
+    finally:
+        namespace.kill()
+        namespace.wait()
+
+
+def _inner_pid(process: psutil.Process) -> str:
+    """As the namespace counts, in which it runs."""
+    (line,) = [
+        line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if line.startswith("NSpid")
+    ]
+    return line.split()[-1]
+
+
+def _zombies(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children() if child.status() == psutil.STATUS_ZOMBIE]
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

@@ -1,0 +1,9 @@
+-- advance: let time pass, for all that waits for an instant
+with runs as (
+    update underway.run
+    set due = due - %(delta)s::interval, rank = rank - %(delta)s::interval, lease_until = lease_until - %(delta)s::interval
+),
+schedules as (
+    update underway.schedule set next_at = next_at - %(delta)s::interval
+)
+update underway.finished_run set expires_at = expires_at - %(delta)s::interval;

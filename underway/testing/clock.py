@@ -1,0 +1,18 @@
+"""Time that passes when a test says so."""
+
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+
+from underway import options
+from underway.postgres import scratch
+
+
+def advance(conn: psycopg.Connection[Any], delta: timedelta) -> None:
+    """Let time pass for what is in the database: all of it comes due, lapses and expires that much sooner.
+
+    Delays, back-offs, leases, schedules and `keep` are moved; instants that have passed, as of attempts, stay. It is
+    part of your transaction: commit it before you drain.
+    """
+    scratch.advance(conn, options.checked_duration("delta", delta))

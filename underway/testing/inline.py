@@ -1,0 +1,146 @@
+"""One run of a job, its steps called one after the other, without a supervisor, workers or a database."""
+
+import itertools
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, Never, overload
+from uuid import UUID
+
+from typing_extensions import TypeVar
+
+from underway import codec, keys
+from underway.client import Status
+from underway.errors import RunFailed
+from underway.ids import new_id
+from underway.job import Job
+from underway.manifest import Lane
+from underway.postgres.endings import Continue, Finish
+from underway.supervisor.task import Task, from_hand_over
+from underway.testing.database import refuse_event_loop
+from underway.testing.process import LocalWorker
+from underway.testing.transaction import GivenTransaction
+
+if TYPE_CHECKING:
+    import psycopg
+
+In = TypeVar("In")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class InlineAttempt:
+    """One try at a step. `delay` is how long the run would have waited after it."""
+
+    step: str
+    number: int
+    outcome: str
+    error: str | None
+    delay: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """A run that a step has enqueued with `cx.enqueue`; here it is only noted."""
+
+    id: UUID
+    job: str
+    value: Any
+
+
+@dataclass(slots=True)
+class InlineRun(Generic[R]):
+    """How a run went. `progress` is what the steps reported, all of it in order."""
+
+    status: Status = Status.PENDING
+    error: str | None = None
+    attempts: list[InlineAttempt] = field(default_factory=list)
+    enqueued: list[Enqueued] = field(default_factory=list)
+    progress: list[dict[str, Any]] = field(default_factory=list)
+    _value: Any = None
+
+    def result(self) -> R:
+        """What `To.done` carried. Raises RunFailed with the last error."""
+        if self.status is Status.FAILED:
+            raise RunFailed(f"the run failed: {self.error}")
+        value: R = self._value
+        return value
+
+
+@overload
+def run_inline(
+    job: Job[In, Never, R, Any], value: In, *, conn: "psycopg.Connection[Any] | None" = None
+) -> InlineRun[R]: ...
+@overload
+def run_inline(job: Job[None, Never, R, Any], *, conn: "psycopg.Connection[Any] | None" = None) -> InlineRun[R]: ...
+def run_inline(
+    job: Job[Any, Any, Any, Any], value: Any = None, *, conn: "psycopg.Connection[Any] | None" = None
+) -> InlineRun[Any]:
+    """Run the steps of a job to the run's end, in this process and without any database.
+
+    As in a worker values travel as JSON and are checked, failed attempts are repeated as the retry policies say (but
+    nothing is waited for), and `state=` is made. Nobody enforces timeouts and memory limits. `cx.tx` is `conn`, in your
+    transaction, in which a failed attempt leaves nothing; without it, cx.tx raises InsideStep.
+
+    Raises PayloadError if the value could not be enqueued, JobDefinitionError; what the steps raise is in the attempts.
+    """
+    refuse_event_loop("run_inline")
+    worker = LocalWorker(job._app)
+    worker.executor.transactions = GivenTransaction(conn)
+    run: InlineRun[Any] = InlineRun(progress=worker.progress)
+    with closing(worker):
+        task = _enqueued(job, value)
+        while True:
+            row, spawned = worker.run(task)
+            assert row is not None
+            delay = timedelta(seconds=row.delay if isinstance(row, Continue) else 0)
+            run.attempts.append(
+                InlineAttempt(task.step.name, task.attempt, row.attempt.outcome, row.attempt.error, delay)
+            )
+            run.enqueued += [_noted(job, spawn) for spawn in spawned]
+            if isinstance(row, Finish):
+                run.status, run.error = Status(row.state), row.attempt.error
+                run._value = None if row.payload is None else codec.decode(row.payload, job.result_type)
+                break
+            task = _following(job, task, row)
+    return run
+
+
+_tokens = itertools.count(1)
+
+
+def _enqueued(job: Job[Any, Any, Any, Any], value: Any) -> Task:
+    """The first task of a run with this value."""
+    first = job.compiled[0]
+    payload = codec.encode(value, first.input_type)
+    placed = first.spec.placement
+    for template in (placed.unique_key, placed.concurrency_key):
+        if template is not None:
+            keys.fill(template, payload)
+    return Task(
+        run=str(new_id()),
+        token=next(_tokens),
+        lane=Lane(placed.queue, job.name, first.spec.name),
+        step=first.spec,
+        number=0,
+        attempts=0,
+        crashes=0,
+        releases=0,
+        input=payload,
+        claimed_at=0,
+        lease_deadline=0,
+    )
+
+
+def _following(job: Job[Any, Any, Any, Any], last: Task, row: Continue) -> Task:
+    """At the same step again, or at the next."""
+    if row.payload is None:
+        return replace(last, token=next(_tokens), number=row.number, attempts=row.attempts)
+    (step,) = [step.spec for step in job.compiled if step.spec.name == row.step]
+    return from_hand_over(last, row, next(_tokens), step, 0)
+
+
+def _noted(job: Job[Any, Any, Any, Any], spawn: dict[str, Any]) -> Enqueued:
+    known = job._app.jobs.get(spawn["job"])
+    input_type = Any if known is None else known.compiled[0].input_type
+    return Enqueued(UUID(spawn["id"]), spawn["job"], codec.decode(spawn["input"], input_type))

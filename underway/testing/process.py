@@ -1,0 +1,114 @@
+"""A worker in the process of a test: the executor of real workers, with no supervisor at the other end."""
+
+import asyncio
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import orjson
+
+from underway import wire
+from underway.app import Underway
+from underway.errors import Interrupt
+from underway.postgres.endings import Attempt, Continue, Finish, Next, succeed
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import VERDICTS, Seen, settle
+from underway.worker.execute import Executor, Outcome
+
+_FOR_THE_STEP = (Exception, SystemExit, Interrupt, asyncio.CancelledError, GeneratorExit)
+
+
+class Ended(NamedTuple):
+    """How an attempt ended: the row to write, None if the step's own transaction has written it."""
+
+    row: Finish | Continue | None
+    spawned: list[dict[str, Any]]
+
+
+class LocalWorker:
+    """Runs tasks, and judges their endings as a supervisor does. Nobody watches limits, and nobody interrupts."""
+
+    def __init__(self, app: Underway) -> None:
+        self._guard = _Unguarded()
+        self._outbox = _Outbox()
+        self.executor = Executor(app, self._outbox, self._guard, progress_seconds=0)
+        self.progress = self._outbox.progress
+        self.rng = random.Random()  # noqa: S311 - spreads retries
+
+    def run(self, task: Task) -> Ended:
+        """One attempt. What was meant for the test and not for the step passes through: Ctrl-C, pytest.fail, a time-out
+        of the test."""
+        outcome = self.executor.execute(
+            wire.Task(
+                task.run,
+                task.token,
+                task.lane.job,
+                task.step.name,
+                task.attempt,
+                task.attempts,
+                task.crashes,
+                task.step.policy.timeout.total_seconds(),
+                task.scheduled_for,
+                task.input,
+            )
+        )
+        if self._guard.passing is not None:
+            raise self._guard.passing
+        return self._judged(task, outcome)
+
+    def _judged(self, task: Task, outcome: Outcome) -> Ended:
+        ending, placement, retry_after, spawned, seconds, cpu_seconds, peak_rss, payload = outcome
+        now = time.monotonic()
+        attempt = Attempt("succeeded", None, now - seconds, now, os.getpid(), cpu_seconds, peak_rss)
+        if ending == "committed":
+            return Ended(None, [])
+        if ending in ("next", "done"):
+            following = None if placement is None else Next._make(placement)
+            row = succeed(task, attempt, following, payload)
+            return Ended(row, [{**spawn, "parent": task.run} for spawn in spawned])
+        seen = Seen.FAIL if ending == "fail" else Seen.RETRY
+        attempt = attempt._replace(outcome=VERDICTS[seen].outcome, error=payload.decode())
+        return Ended(settle(task, seen, attempt, self.rng, retry_after), [])
+
+    def close(self) -> None:
+        self.executor.close()
+
+
+class _Outbox:
+    """Keeps what a worker would tell its supervisor."""
+
+    def __init__(self) -> None:
+        self.progress: list[dict[str, Any]] = []
+
+    def send(self, message: wire.Message | None = None) -> None:
+        if isinstance(message, wire.Progress):
+            self.progress.append(orjson.loads(message.payload))
+
+
+class _Unguarded:
+    """In place of a worker's guard, which would take the signals of this process."""
+
+    def __init__(self) -> None:
+        self.running: int | None = None
+        self.passing: BaseException | None = None
+
+    def begin(self, token: int) -> None:
+        self.running = token
+
+    def end(self) -> None:
+        """Called on the way out of the step. An executor makes a failed attempt of whatever comes that way."""
+        self.running = None
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, _FOR_THE_STEP):
+            self.passing = error
+
+    def raise_postponed(self) -> None:
+        pass
+
+    @contextmanager
+    def delivering(self, deliver: Callable[[str], None]) -> Iterator[None]:
+        yield
