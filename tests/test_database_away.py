@@ -16,11 +16,11 @@ import pytest
 from books import Books, open_books
 from harness import Supervisor, eventually, outcomes
 from pgbouncer import pgbouncer
-from postgres_servers import SETTINGS, cluster_folder, temporary_cluster
 from psycopg.conninfo import make_conninfo
 
 from underway.postgres.embedded import Cluster
 from underway.supervisor.shutdown import ExitCode
+from underway.testing.servers import SETTINGS, cluster_folder, temporary_cluster
 
 SEED = int(os.environ.get("CHAOS_SEED", "1848"))
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "90")) / 3

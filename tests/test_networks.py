@@ -21,11 +21,11 @@ from books import RUNS_PER_TRANSFER, open_books
 from db import value
 from harness import Supervisor, eventually, outcomes
 from netns import Host, Network, network
-from postgres_servers import SETTINGS, cluster_folder
 
 from underway.client import Run
 from underway.postgres.embedded import Cluster
 from underway.supervisor.shutdown import ExitCode
+from underway.testing.servers import SETTINGS, cluster_folder
 
 SEED = int(os.environ.get("CHAOS_SEED", "1848"))
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "90"))

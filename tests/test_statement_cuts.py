@@ -134,8 +134,9 @@ async def all_cut(cutting: Cutting) -> None:
 
 def serve_under(policy: Policy, serving: Serving) -> None:
     lanes = {lane: Step(step.name, policy=policy) for lane, step in LANES.items()}
-    for served in (serving.silent, *serving.silent.active):
-        served.lanes = lanes  # type: ignore[attr-defined]
+    serving.silent.lanes = serving.silent.claimable = lanes
+    for worker in serving.silent.active:
+        worker.lanes = lanes
 
 
 async def work(serving: Serving, connection: Connection, runs: int, hold: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""Money that moves between accounts in two steps, once, whatever happens; and parcels, that leave no trace but results."""
+"""Money that moves between accounts in two steps, once, whatever happens; and parcels, which leave only a result."""
 
 import os
 import random
