@@ -175,6 +175,25 @@ def test_a_release_cut_off_gives_back_all_the_same(
     assert attempts_of(connection, run) == []
 
 
+def test_a_lease_counts_from_when_its_claim_could_be_sent(database: str, connection: Connection) -> None:
+    """Not from when it was wanted, in the middle of an outage: its task would be killed as soon as it began."""
+
+    async def script(serving: Serving) -> None:
+        serve_under(Policy(lease=timedelta(seconds=1)), serving)
+        while not value(connection, "select count(*) from underway.supervisor where idle"):
+            await asyncio.sleep(0.005)
+        away, serving.leases._conninfo = serving.leases._conninfo, "host=127.0.0.1 port=1"  # where nobody listens
+        await serving.leases.close()
+        insert(connection)
+        await asyncio.sleep(2.5)
+        serving.leases._conninfo = away
+        (task,) = await serving.all_running(1)
+        assert task.lease_deadline > time.monotonic()
+        serving.succeed(task, goes_on=False)
+
+    assert serve(database, script)
+
+
 # The statements of a worker, with its own commit among them
 
 
