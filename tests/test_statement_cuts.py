@@ -4,7 +4,8 @@ twice, and the work goes on by itself.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -182,16 +183,43 @@ def test_a_lease_counts_from_when_its_claim_could_be_sent(database: str, connect
         serve_under(Policy(lease=timedelta(seconds=1)), serving)
         while not value(connection, "select count(*) from underway.supervisor where idle"):
             await asyncio.sleep(0.005)
-        away, serving.leases._conninfo = serving.leases._conninfo, "host=127.0.0.1 port=1"  # where nobody listens
-        await serving.leases.close()
-        insert(connection)
-        await asyncio.sleep(2.5)
-        serving.leases._conninfo = away
+        async with away(serving.leases):
+            insert(connection)
+            await asyncio.sleep(2.5)
         (task,) = await serving.all_running(1)
         assert task.lease_deadline > time.monotonic()
         serving.succeed(task, goes_on=False)
 
     assert serve(database, script)
+
+
+def test_after_an_outage_others_have_a_lease_to_come_back_before_they_are_reaped(
+    database: str, connection: Connection
+) -> None:
+    async def script(serving: Serving) -> None:
+        serve_under(Policy(lease=timedelta(seconds=1)), serving)
+        while not value(connection, "select count(*) from underway.supervisor where idle"):
+            await asyncio.sleep(0.005)
+        async with away(serving.work):
+            run, _ = insert_held(connection, by=uuid4(), lease_until=AGES_AGO)
+            await asyncio.sleep(1.5)
+        while serving.work.opened == 1:
+            await asyncio.sleep(0.001)
+        back = time.monotonic()
+        while now(connection, run)["crashes"] == 0:
+            await asyncio.sleep(0.005)
+        assert 0.9 < time.monotonic() - back < 5
+
+    assert serve(database, script)
+
+
+@asynccontextmanager
+async def away(session: Interrupted) -> AsyncIterator[None]:
+    """Its server is gone, for this session alone."""
+    at, session._conninfo = session._conninfo, "host=127.0.0.1 port=1"  # where nobody listens
+    await session.close()
+    yield
+    session._conninfo = at
 
 
 # The statements of a worker, with its own commit among them

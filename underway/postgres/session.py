@@ -73,9 +73,7 @@ class Session:
         self._lock = asyncio.Lock()
         self._watched: int | None = None
         self.opened = 0  # how often: whoever keeps state in the session compares this
-        self.sent_at = (
-            0.0  # when the latest statement left, by the monotonic clock: it may have waited for a connection
-        )
+        self.sent_at = 0.0  # when the latest statement left, monotonic: it may have waited for a connection
 
     async def open(self) -> psycopg.AsyncConnection[TupleRow]:
         """The connection, after one try to open it if it is not. Raises DatabaseAway, or a SchemaError."""
