@@ -178,6 +178,7 @@ class FakeWorker(WorkerProcess):
     def vanish(self) -> None:
         """Together with its supervisor; nobody sees it."""
         self._die(-signal.SIGKILL, None)
+        self._exit = -signal.SIGKILL
 
     def _die(self, code: int, seen_after: float | None) -> None:
         if self._dead:

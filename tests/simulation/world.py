@@ -49,7 +49,7 @@ class Supervisor:
         self.crew.__dict__["simulated"] = self
         self.service: Service | None = None
         self.stopping_since: float | None = None
-        self.told_now = False
+        self.killed = False
         self.life = world.loop.create_task(self._live())
 
     def start_worker(self, slot: int, overseer: Any, generation: int, wear: Any) -> FakeWorker:
@@ -69,7 +69,8 @@ class Supervisor:
                 clean = await self.service.serve(grace=GRACE, until_idle=False)
                 self._check_end(clean)
         finally:
-            await self.crew.kill_all()
+            if not self.killed:
+                await self.crew.kill_all()
 
     def ask_to_stop(self) -> None:
         self.loop.note("stop of supervisor", self.number)
@@ -78,6 +79,8 @@ class Supervisor:
     def kill(self) -> None:
         """SIGKILL, and its keeper kills the workers."""
         self.loop.note("kill of supervisor", self.number)
+        self.killed = True
+        self.crew.stop_booting()
         self.life.cancel()
         for worker in self.crew.workers:
             assert isinstance(worker, FakeWorker)
