@@ -14,7 +14,7 @@ from underway.retry import RetryPolicy
 from underway.supervisor.task import Task
 from underway.supervisor.worker_process import WorkerProcess
 
-LEASE = 4.0
+LEASE = 2.0
 POLICY = Policy(
     retry=RetryPolicy(3, timedelta(seconds=0.1), timedelta(seconds=1)),
     timeout=timedelta(seconds=3),
@@ -56,6 +56,10 @@ class Whereabouts:
         self.database = database
         self.running: dict[str, list[FakeWorker]] = {}
         self.calm = False
+        self.last_stall = 0.0
+
+    def stalled_lately(self) -> bool:
+        return self.database.loop.time() < self.last_stall + 2 * LEASE
 
     def begin(self, worker: "FakeWorker", task: wire.Task) -> None:
         database, token = self.database, task.token
@@ -65,7 +69,9 @@ class Whereabouts:
             raise Broken(f"{task.run} {token}: executed after it was given back ({database.left[token]})")
         for other in self.running.get(task.run, []):
             how = database.left.get(other.runs.token) if other.runs is not None else None
-            if how not in ("lost", "cancelled", "succeeded"):
+            # Its own transaction has committed; or it should have been killed before its lease lapsed, and who does
+            # that has not run for a while.
+            if how != "succeeded" and not (how in ("lost", "cancelled") and self.stalled_lately()):
                 raise Broken(f"{task.run}: executed as {token} beside {other.runs}, which was {how}")
         database.executed.add(token)
         self.running.setdefault(task.run, []).append(worker)

@@ -141,6 +141,7 @@ class World:
         self.enqueued = 0
         self._numbers = itertools.count(1)
         self.supervisors: list[Supervisor] = []
+        self.started: list[Supervisor] = []
 
     async def play(self) -> None:
         self.loop.after_turn = self._check
@@ -153,7 +154,9 @@ class World:
         self._audit()
 
     def _start(self) -> Supervisor:
-        return Supervisor(self, next(self._numbers))
+        supervisor = Supervisor(self, next(self._numbers))
+        self.started.append(supervisor)
+        return supervisor
 
     def _replace_the_gone(self) -> None:
         for supervisor in self.supervisors:
@@ -195,6 +198,7 @@ class World:
             self.stalled = max(self.stalled, seconds)
             self.loop.note("stall", seconds)
             self.loop.stall(seconds)
+            self.where.last_stall = self.loop.time() + seconds
         elif dice < 0.8 and someone.crew.active:
             worker: Any = rng.choice(someone.crew.active)
             worker._die(-9, 0.001)
@@ -283,8 +287,8 @@ def simulate(seed: int, turns: int) -> World:
     """Play so many turns of the loop, and then until everything has come to its end. Raises what went wrong."""
     with made_up_time(seed) as loop, _without_a_system():
         asyncio.set_event_loop(loop)
+        world = World(loop, turns)
         try:
-            world = World(loop, turns)
             playing = loop.create_task(world.play())
             try:
                 loop.run_until_complete(playing)
@@ -296,13 +300,19 @@ def simulate(seed: int, turns: int) -> World:
                 ) from fault
             return world
         finally:
-            _forget(loop)
+            _abandon(world)
             asyncio.set_event_loop(None)
 
 
-def _forget(loop: Clockwork) -> None:
-    """What was in the middle of something when it all ended."""
+def _abandon(world: World) -> None:
+    """End whatever is in the middle of something when it is all over."""
+    loop = world.loop
     loop.after_turn = lambda: None
+    loop.set_exception_handler(lambda _loop, _context: None)
     loop.fault = None
-    for task in asyncio.all_tasks(loop):
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    for supervisor in world.started:
+        supervisor.kill()
+    while left := asyncio.all_tasks(loop):
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(left, timeout=1))
