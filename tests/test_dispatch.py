@@ -281,6 +281,31 @@ def test_what_began_in_the_meantime_stays() -> None:
     assert worker.revoked == {3}
 
 
+def test_what_was_taken_back_returns_to_the_same_worker_only_when_that_has_skipped_it() -> None:
+    # Found by the simulation (seed 18): the Skipped of the first time was taken for one of the second, and the task
+    # went out a third time while the worker ran it.
+    worker, other = StubWorker(), StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add(tasks(2))
+    line.pump()
+    line.pump()
+    assert worker.tokens == [1, 2]
+    worker.start()
+    line.add_first(line.take_back(worker))  # type: ignore[arg-type]
+    worker.finish()
+    line.pump()
+    assert worker.tokens == [], "its Skipped is still to come"
+    line.skipped(worker, 2)  # type: ignore[arg-type]
+    assert [waiting.token for waiting in line.ready] == [2], "it waits once"
+    line.pump()
+    assert worker.tokens == [2]
+    line.add_first(line.take_back(worker))  # type: ignore[arg-type]
+    line._crew.active.append(other)  # type: ignore[arg-type]
+    line.pump()
+    assert (worker.tokens, other.tokens) == ([], [2]), "another has no reason to wait"
+
+
 def test_nothing_is_certain_while_the_worker_does_not_read() -> None:
     worker = StubWorker()
     line = on(worker)
