@@ -5,7 +5,7 @@ What is checked stands in tests/simulation: world.py (between any two turns of t
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -48,10 +48,6 @@ def test_a_seed_is_a_history() -> None:
 
 
 # Each of these breaks a promise; if the simulation does not see it, it sees nothing.
-
-
-def write_for_the_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Commits, "_is_held", lambda self, task: True)
 
 
 def do_not_say_what_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +93,6 @@ def submit_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hand_to_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Anything(dict[Lane, Any]):
-        def __contains__(self, lane: object) -> bool:
-            return True
-
     def next_for(self: Dispatch, worker: WorkerProcess, count: int) -> list[Task]:
         return [self.ready.popleft() for _ in range(min(count, len(self.ready)))]
 
@@ -120,9 +112,6 @@ def _with_lanes(worker: WorkerProcess, lanes: dict[Lane, Any]) -> WorkerProcess:
 
 
 def take_many_suspects(monkeypatch: pytest.MonkeyPatch) -> None:
-    def extend(self: Any, tasks: Iterable[Task]) -> list[bool]:
-        return [False for _ in tasks]
-
     monkeypatch.setattr("underway.supervisor.claims.any", lambda _: False, raising=False)
 
 
@@ -132,10 +121,6 @@ def never_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def let_leases_lapse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Limits, "_kill_before_lapse", lambda self, worker, task, now: False)
-
-
-def ignore_cancels_at_the_fence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Commits, "_cancelled", lambda self, ended: ended)
 
 
 def drop_what_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +141,6 @@ def take_the_unstarted_for_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
-    write_for_the_lost,
     do_not_say_what_is_taken_back,
     look_before_revoking,
     forget_what_was_skipped,
@@ -165,7 +149,6 @@ MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     take_many_suspects,
     never_pause,
     let_leases_lapse,
-    ignore_cancels_at_the_fence,
     drop_what_is_repeated,
     take_the_unstarted_for_crashed,
 ]

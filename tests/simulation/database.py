@@ -67,6 +67,7 @@ class Database:
         self.away_until = 0.0
         self.lossy = True
         self.listeners: list[Session] = []
+        self.on_reaped: Callable[[str, int], None] = lambda run, token: None
         self._tokens = itertools.count(1)
         self._runs = itertools.count(1)
 
@@ -211,6 +212,7 @@ class Database:
             if row.state != "in_progress" or row.lease_until >= now or self._locked(row):
                 continue
             self.loop.note("reaped", row.run, row.token)
+            self.on_reaped(row.run, row.token)
             final = None
             if row.cancel_requested:
                 final = "cancelled"

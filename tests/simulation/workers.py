@@ -54,12 +54,20 @@ class Whereabouts:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        database.on_reaped = self.reaped
         self.running: dict[str, list[FakeWorker]] = {}
         self.calm = False
         self.last_stall = 0.0
 
     def stalled_lately(self) -> bool:
         return self.database.loop.time() < self.last_stall + 2 * LEASE
+
+    def reaped(self, run: str, token: int) -> None:
+        """Whoever executes it should have been killed before, by its own supervisor."""
+        if not self.stalled_lately() and any(
+            worker.runs is not None and worker.runs.token == token for worker in self.running.get(run, [])
+        ):
+            raise Broken(f"{run} {token}: executed after its lease has lapsed")
 
     def begin(self, worker: "FakeWorker", task: wire.Task) -> None:
         database, token = self.database, task.token
@@ -171,7 +179,8 @@ class FakeWorker(WorkerProcess):
 
     def _ring(self) -> None:
         if self._outbox:
-            self.clock.happen(self.rng.expovariate(3000), self._on_readable)
+            late = self.rng.uniform(0, 0.05) if self.rng.random() < 0.1 else 0.0
+            self.clock.happen(late + self.rng.expovariate(3000), self._on_readable)
 
     def signal(self, number: int) -> None:
         assert number == signal.SIGUSR1

@@ -25,10 +25,12 @@ GRACE = 3.0
 # Drain's own bounds: to clean up, to die, to write; and what comes with a stall of the process and a lost statement.
 DRAIN_SECONDS = GRACE + 5 + 5 + 12
 SUPERVISORS = 2
-MOST_LIVE = 40
+MOST_LIVE = 150
 # Small, so that they are reached.
 MOST_UNCOMMITTED = 12
 MOST_CLAIMED = 20
+MOST_AHEAD = 6
+MOST_WORKERS = 3
 # From the end of the havoc until all runs have ended: leases lapse, suspects wait, one at a time.
 SETTLING_SECONDS = 400.0
 
@@ -45,7 +47,7 @@ class Supervisor:
         self.stop = StopRequest()
         self.code = world.loop.rng.choice(["even", "odd"])
         marks = Marks(tasks=world.loop.rng.choice([None, 5, 60]))
-        self.crew = Crew("simulated", world.loop.rng.choice([1, 2, 3]), f"supervisor{number}", marks)
+        self.crew = Crew("simulated", world.loop.rng.randint(1, MOST_WORKERS), f"supervisor{number}", marks)
         self.crew.__dict__["simulated"] = self
         self.service: Service | None = None
         self.stopping_since: float | None = None
@@ -117,7 +119,7 @@ class Supervisor:
         if lost := set(waiting) - held.keys():
             raise Broken(f"{lost} wait here, but are not held")
         uncommitted = self.service._commits.uncommitted()
-        if uncommitted > MOST_UNCOMMITTED + MOST_CLAIMED + 2 * MOST_CLAIMED:
+        if uncommitted > MOST_UNCOMMITTED + MOST_CLAIMED + MOST_WORKERS * (MOST_AHEAD + 1):
             raise Broken(f"{uncommitted} have ended and are not committed")
         self._check_drain()
 
@@ -172,13 +174,13 @@ class World:
         if dice < 0.5:
             if len(live) < MOST_LIVE:
                 job = rng.choice(list(FIRST_STEPS))
-                database.enqueue(job, FIRST_STEPS[job], rng.choice([1, 5, 20]))
+                database.enqueue(job, FIRST_STEPS[job], rng.choice([1, 5, 40]))
         elif dice < 0.6 and live:
             database.cancel(rng.choice(live))
         elif dice < 0.7 and live:
             database.live[rng.choice(live)].locked_until = self.loop.time() + rng.choice([0.01, 0.3, 2])
         elif dice < 0.73:
-            rng.choice([someone.work, someone.leases]).cut(rng.choice([0.1, 1]))
+            rng.choice([someone.work, someone.leases]).cut(rng.choice([0.1, 1, 2 * LEASE]))
         elif dice < 0.74:
             seconds = rng.choice([1, LEASE, 3 * LEASE])
             someone.work.cut(seconds)
@@ -275,7 +277,7 @@ def _without_a_system() -> Iterator[None]:
         patch.object(service, "KernelKills", NoKernelKills),
         patch.object(commits, "MOST_UNCOMMITTED", MOST_UNCOMMITTED),
         patch.object(dispatch, "MOST_CLAIMED", MOST_CLAIMED),
-        patch.object(dispatch, "MOST_AHEAD", 6),
+        patch.object(dispatch, "MOST_AHEAD", MOST_AHEAD),
     ):
         try:
             yield
