@@ -1,4 +1,4 @@
-"""The parts of a supervisor on a made-up clock, a made-up database and made-up workers: orderings by the hundred thousand.
+"""The parts of a supervisor on a made-up clock, database and crew: orderings by the hundred thousand.
 
 What is checked stands in tests/simulation: world.py (between any two turns of the loop, and in the end), database.py
 (at each write) and workers.py (at each task that is handed out or begun).
@@ -13,7 +13,6 @@ from simulation.world import simulate
 
 from underway import wire
 from underway.manifest import Lane
-from underway.supervisor.claims import Claims
 from underway.supervisor.commits import Commits
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.endings import Endings
@@ -129,6 +128,7 @@ def drop_what_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def take_the_unstarted_for_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give back as never started whatever a dead worker had, also what it had begun."""
+
     def died(self: Endings, worker: WorkerProcess) -> None:
         tasks, worker.tasks = list(worker.tasks.values()), {}
         for task in tasks:
@@ -155,8 +155,14 @@ MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
 
 
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
-def test_a_broken_promise_is_seen(mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_promise_is_seen(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     mutate(monkeypatch)
     with pytest.raises(AssertionError, match="CHAOS_SEED="):
-        for seed in range(1, 30):
-            simulate(seed, TURNS)
+        _simulate_many()
+
+
+def _simulate_many() -> None:
+    for seed in range(1, 30):
+        simulate(seed, TURNS)

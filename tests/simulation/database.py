@@ -4,6 +4,7 @@ The fences are written down here a second time, and on purpose as plainly as tha
 """
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from simulation.clockwork import Clockwork
 
+from simulation.clockwork import Clockwork
 from underway.manifest import Lane, Policy
 from underway.postgres.endings import Continue, Finish
 from underway.postgres.session import DatabaseAway
@@ -332,7 +333,7 @@ class Session:
             fate -= LOST_AND_LATE
             if late:
                 self._loop.happen(there, lambda: self._lose(answer, name))
-                self._loop.happen(there + late, effect)
+                self._loop.happen(there + late, lambda: self._unheard(effect))
             elif fate < LOST_BEFORE:
                 self._loop.happen(there, lambda: self._lose(answer, name))
             else:
@@ -362,8 +363,13 @@ class Session:
             self._loop.happen(back, lambda: self._lose(answer, name))
         else:
             self._loop.happen(
-                back, lambda: self._lose(answer, name) if self._is_away() else answer.done() or answer.set_result(result)
+                back,
+                lambda: self._lose(answer, name) if self._is_away() else answer.done() or answer.set_result(result),
             )
+
+    def _unheard(self, effect: Callable[[], Any]) -> None:
+        with contextlib.suppress(psycopg.Error):
+            effect()
 
     def _lose(self, answer: "asyncio.Future[Any]", name: str) -> None:
         self._loop.note("connection lost at", name)

@@ -1,4 +1,4 @@
-"""Workers that are no processes: they speak the same protocol, and start, finish, fail, die, hang and flood by chance."""
+"""Workers that are no processes: they speak the protocol, and start, finish, fail, die, hang and flood by chance."""
 
 import random
 import signal
@@ -7,11 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 from simulation.database import UNSTORABLE, Broken, Database
-
 from underway import wire
 from underway.manifest import Job, Lane, Manifest, Policy, Step
 from underway.retry import RetryPolicy
-from underway.supervisor.task import Task
 from underway.supervisor.worker_process import WorkerProcess
 
 LEASE = 2.0
@@ -91,7 +89,9 @@ class Whereabouts:
 class FakeWorker(WorkerProcess):
     """The supervisor's side is the real one, down to what `send`, `drain` and `kill` do with the system."""
 
-    def __init__(self, where: Whereabouts, code: Manifest, slot: int, overseer: Any, generation: int, wear: Any) -> None:
+    def __init__(
+        self, where: Whereabouts, code: Manifest, slot: int, overseer: Any, generation: int, wear: Any
+    ) -> None:
         self.slot = slot
         self.generation = generation
         self.wear = wear
@@ -118,6 +118,7 @@ class FakeWorker(WorkerProcess):
         self._inbox: deque[wire.Message] = deque()  # what the socket holds, on the way to the worker
         self._held_up: deque[wire.Message] = deque()  # and what it had no room for
         self._outbox: deque[wire.Message] = deque()
+        self._ringing = False
         # The worker's own
         self.runs: wire.Task | None = None
         self._queue: deque[wire.Task] = deque()
@@ -160,7 +161,7 @@ class FakeWorker(WorkerProcess):
         if (message.job, message.step) not in self._known:
             raise Broken(f"{message.run}: {message.job}.{message.step} was handed to a worker that does not know it")
         others = [other for other in self.tasks.values() if other is not task]
-        if task.suspect and others or any(other.suspect for other in others):
+        if (task.suspect and others) or any(other.suspect for other in others):
             raise Broken(f"{message.run}: a suspect is not alone in its worker")
 
     def _receive(self) -> int:
@@ -172,13 +173,15 @@ class FakeWorker(WorkerProcess):
         return 1
 
     def _on_readable(self) -> None:
+        self._ringing = False
         if self._exit is None and self._outbox:
             self._receive()
             self._overseer.settled()
             self._ring()
 
     def _ring(self) -> None:
-        if self._outbox:
+        if self._outbox and not self._ringing:
+            self._ringing = True
             late = self.rng.uniform(0, 0.05) if self.rng.random() < 0.1 else 0.0
             self.clock.happen(late + self.rng.expovariate(3000), self._on_readable)
 
@@ -279,7 +282,9 @@ class FakeWorker(WorkerProcess):
 
     def _execute(self, task: wire.Task) -> None:
         rng, calm = self.rng, self.where.calm
-        seconds = rng.uniform(0.2, 2) if task.job == "long" else rng.expovariate(500)
+        seconds = rng.uniform(0.2, 2.9) if task.job == "long" else rng.expovariate(500)
+        if rng.random() < 0.03:
+            seconds = rng.uniform(0.03, 0.3)  # longer than anybody could know
         dice = 1.0 if calm else rng.random()
         if dice < 0.01:
             self.clock.happen(rng.uniform(0, seconds), lambda: self._crash(task))
@@ -350,7 +355,9 @@ class FakeWorker(WorkerProcess):
             ending, payload = "next", UNSTORABLE
         if ending == "next" and following is None:
             ending = "done"
-        placement = [following, "default", 0, 0.0, 60.0, None, None] if following and ending in ("next", "committed") else None
+        placement = (
+            [following, "default", 0, 0.0, 60.0, None, None] if following and ending in ("next", "committed") else None
+        )
         self.database.produced[task.token] = ending
         self._look()
         self._announced = self._queue[0].token if self._queue else None
@@ -361,7 +368,3 @@ class FakeWorker(WorkerProcess):
             self._die(-signal.SIGKILL, 0.001)  # in the middle of writing this
             return
         self._wake()
-
-
-def held_by(worker: WorkerProcess) -> list[Task]:
-    return list(worker.tasks.values())

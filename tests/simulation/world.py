@@ -13,7 +13,6 @@ from uuid import UUID
 from simulation.clockwork import Clockwork, made_up_time
 from simulation.database import Broken, Database, FakeStore, Session
 from simulation.workers import CHAIN, CODE, FIRST_STEPS, LEASE, FakeWorker, Whereabouts
-
 from underway import wire
 from underway.supervisor import commits, crew, dispatch, limits, service
 from underway.supervisor.crew import BootError, Crew
@@ -179,7 +178,7 @@ class World:
             database.cancel(rng.choice(live))
         elif dice < 0.7 and live:
             database.live[rng.choice(live)].locked_until = self.loop.time() + rng.choice([0.01, 0.3, 2])
-        elif dice < 0.73:
+        elif dice < 0.72:
             rng.choice([someone.work, someone.leases]).cut(rng.choice([0.1, 1, 2 * LEASE]))
         elif dice < 0.74:
             seconds = rng.choice([1, LEASE, 3 * LEASE])
