@@ -24,7 +24,7 @@ GRACE = 3.0
 # Drain's own bounds: to clean up, to die, to write; and what comes with a stall of the process and a lost statement.
 DRAIN_SECONDS = GRACE + 5 + 5 + 12
 SUPERVISORS = 2
-MOST_LIVE = 150
+MOST_LIVE = 80
 # Small, so that they are reached.
 MOST_UNCOMMITTED = 12
 MOST_CLAIMED = 20
@@ -173,7 +173,7 @@ class World:
         if dice < 0.5:
             if len(live) < MOST_LIVE:
                 job = rng.choice(list(FIRST_STEPS))
-                database.enqueue(job, FIRST_STEPS[job], rng.choice([1, 5, 40]))
+                database.enqueue(job, FIRST_STEPS[job], rng.choice([1, 5, 30]))
         elif dice < 0.6 and live:
             database.cancel(rng.choice(live))
         elif dice < 0.7 and live:
