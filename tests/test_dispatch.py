@@ -19,6 +19,7 @@ from underway.supervisor.dispatch import (
     STALE_SECONDS,
     Dispatch,
 )
+from underway.supervisor.limits import LEASE_MARGIN, Limits
 from underway.supervisor.task import Task
 from underway.supervisor.worker_process import WorkerProcess
 
@@ -495,3 +496,18 @@ def test_a_worker_stuck_in_one_task_or_with_a_suspect_counts_for_nothing_ahead()
 
 def test_the_limits_are_in_proportion() -> None:
     assert HANDED_SECONDS < SHORT_SECONDS <= PATIENCE_SECONDS < AHEAD_SECONDS < STALE_SECONDS
+
+
+# Limits
+
+
+def test_the_watch_wakes_up_before_the_lease_of_a_running_task_lapses() -> None:
+    # Found by the simulation: it slept 0.2 s beyond that, and a task with a lease of 2 s ran on while it was reaped.
+    worker = StubWorker()
+    line = on(worker)
+    line.add([task(1, lease=2.0)])
+    line.pump()
+    running = worker.start()
+    due_at = Limits().due_at([worker])  # type: ignore[list-item]
+    assert due_at == pytest.approx(running.lease_deadline, abs=running.step.policy.lease.total_seconds() * LEASE_MARGIN)
+    assert due_at < running.lease_deadline

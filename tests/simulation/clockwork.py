@@ -101,7 +101,7 @@ def made_up_time(seed: int) -> Iterator[Clockwork]:
         def __init__(self, given: int | None = None) -> None:
             super().__init__(loop.rng.getrandbits(32) if given is None else given)
 
-    time.monotonic, random.Random = loop.time, Seeded  # type: ignore[misc]
+    time.monotonic, random.Random = loop.time, Seeded  # type: ignore[misc, assignment]
     random.seed(seed)
     try:
         yield loop

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -18,6 +18,8 @@ from underway.manifest import Lane, Policy
 from underway.postgres.endings import Continue, Finish
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Claimed, Lanes, Renewal
+
+T = TypeVar("T")
 
 UNSTORABLE = b'"cannot be stored"'
 # How often a statement does not come to its end as one hopes.
@@ -116,7 +118,7 @@ class Database:
                     and (suspect or (row.rank, row.run) > mark)
                 ]  # fmt: skip
             chosen += sorted(found)[:most]
-        claimed = []
+        claimed: list[Claimed] = []
         for rank, run, n in sorted(chosen):
             row = self.live[run]
             if len(claimed) == tasks or self._locked(row):
@@ -317,7 +319,7 @@ class Session:
         """The few that do not go through the store."""
         return await self.do(statement, lambda: self._answer(statement, parameters))
 
-    async def do(self, name: str, effect: Callable[[], Any]) -> Any:
+    async def do(self, name: str, effect: Callable[[], T]) -> T:
         rng = self._loop.rng
         async with self._lock:
             while not self._open:
@@ -325,7 +327,7 @@ class Session:
                     self._opened()
                 else:
                     await asyncio.sleep(rng.uniform(0.05, 1))
-            answer: asyncio.Future[Any] = self._loop.create_future()
+            answer: asyncio.Future[T] = self._loop.create_future()
             there, back = self._database.latency(), self._database.latency()
             fate = rng.random() if self._database.lossy else 1.0
             # A backend that has not noticed that we are gone may still do what it was told, a while later.
@@ -357,15 +359,22 @@ class Session:
             result = effect()
         except psycopg.Error as error:
             refused = error
-            self._loop.happen(back, lambda: answer.done() or answer.set_exception(refused))
+            self._loop.happen(back, lambda: self._refuse(answer, refused))
             return
         if lost:
             self._loop.happen(back, lambda: self._lose(answer, name))
         else:
-            self._loop.happen(
-                back,
-                lambda: self._lose(answer, name) if self._is_away() else answer.done() or answer.set_result(result),
-            )
+            self._loop.happen(back, lambda: self._return(answer, name, result))
+
+    def _refuse(self, answer: "asyncio.Future[Any]", error: Exception) -> None:
+        if not answer.done():
+            answer.set_exception(error)
+
+    def _return(self, answer: "asyncio.Future[Any]", name: str, result: Any) -> None:
+        if self._is_away():
+            self._lose(answer, name)
+        elif not answer.done():
+            answer.set_result(result)
 
     def _unheard(self, effect: Callable[[], Any]) -> None:
         with contextlib.suppress(psycopg.Error):

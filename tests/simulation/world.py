@@ -15,7 +15,8 @@ from simulation.database import Broken, Database, FakeStore, Session
 from simulation.workers import CHAIN, CODE, FIRST_STEPS, LEASE, FakeWorker, Whereabouts
 from underway import wire
 from underway.supervisor import commits, crew, dispatch, limits, service
-from underway.supervisor.crew import BootError, Crew
+from underway.supervisor.booting import BootError
+from underway.supervisor.crew import Crew
 from underway.supervisor.recycling import Marks
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import StopRequest
