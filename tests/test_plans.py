@@ -87,7 +87,7 @@ async def _recorded(store: Store, batch: list[tuple[str, int]]) -> object:
 
 
 async def _release_unknown(store: Store, batch: list[tuple[str, int]]) -> object:
-    await store.release_unknown(run for run, _ in batch)
+    await store.release_unknown([])
     return None
 
 

@@ -235,7 +235,7 @@ class RunMachine(RuleBasedStateMachine):
     def forget(self, owner: UUID, remembered: int) -> None:
         """The answer of a claim was lost: the supervisor gives back what it does not know."""
         mine = [key for key in self.held if key.owner == owner]
-        self.world.run(self.world.stores[owner].release_unknown(key.run for key in mine[:remembered]))
+        self.world.run(self.world.stores[owner].release_unknown([key.run for key in mine[:remembered]]))
         for key in mine[remembered:]:
             if self._cancelled(key):
                 continue

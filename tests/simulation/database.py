@@ -6,7 +6,7 @@ The fences are written down here a second time, and on purpose as plainly as tha
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -26,9 +26,6 @@ UNSTORABLE = b'"cannot be stored"'
 LOST_BEFORE = LOST_AFTER = 0.004
 LOST_AND_LATE = 0.002
 LATEST = 8.0
-# Known, and not mended: one that takes effect late gives back what was claimed meanwhile, since it names the runs that
-# were known when it was sent. The run is then begun a second time beside the first, whose result the fence refuses.
-NEVER_LATE = ("release unknown",)
 
 
 class Broken(AssertionError):
@@ -194,10 +191,17 @@ class Database:
     def recorded(self, keys: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
         return {key: self.attempts[key] for key in keys if self.attempts.get(key, "lost") != "lost"}
 
-    def release_unknown(self, owner: UUID, known: set[str]) -> None:
-        for row in self.live.values():
-            ours = row.state == "in_progress" and row.owner == owner and not row.cancel_requested
-            if ours and row.run not in known and not self._locked(row):
+    def claimed(self, owner: UUID) -> list[tuple[str, int]]:
+        return [
+            (row.run, row.token)
+            for row in self.live.values()
+            if row.state == "in_progress" and row.owner == owner and not row.cancel_requested
+        ]
+
+    def release_unknown(self, owner: UUID, unknown: Iterable[tuple[str, int]]) -> None:
+        for run, token in unknown:
+            row = self._held(run, token, owner)
+            if row is not None and not row.cancel_requested:
                 self.loop.note("released unknown", row.run, row.token)
                 self._leave(row.token, "unknown")
                 row.state, row.owner, row.releases = "pending", None, row.releases + 1
@@ -331,7 +335,7 @@ class Session:
             there, back = self._database.latency(), self._database.latency()
             fate = rng.random() if self._database.lossy else 1.0
             # A backend that has not noticed that we are gone may still do what it was told, a while later.
-            late = rng.uniform(0, LATEST) if fate < LOST_AND_LATE and name not in NEVER_LATE else 0.0
+            late = rng.uniform(0, LATEST) if fate < LOST_AND_LATE else 0.0
             fate -= LOST_AND_LATE
             if late:
                 self._loop.happen(there, lambda: self._lose(answer, name))
@@ -451,9 +455,11 @@ class FakeStore:
     async def renew(self, renewals: Sequence[Renewal]) -> set[str]:
         return await self._leases.do("renew", lambda: self._database.renew(self._owner, renewals))
 
-    async def release_unknown(self, known: Iterable[str]) -> None:
-        runs = set(known)
-        await self._leases.do("release unknown", lambda: self._database.release_unknown(self._owner, runs))
+    async def release_unknown(self, known: Collection[str]) -> None:
+        claimed = await self._leases.do("claimed", lambda: self._database.claimed(self._owner))
+        unknown = [(run, token) for run, token in claimed if run not in known]
+        if unknown:
+            await self._leases.do("release unknown", lambda: self._database.release_unknown(self._owner, unknown))
 
     async def cancel_requests(self) -> list[tuple[str, int, int, int]]:
         return await self._leases.do("cancel requests", lambda: self._database.cancel_requests(self._owner))

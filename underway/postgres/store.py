@@ -1,7 +1,7 @@
 """What a supervisor asks of Postgres, statement by statement. Every write of an attempt is fenced in its SQL."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -158,8 +158,14 @@ class Store:
         }
         return {run for (run,) in await self._leases.fetch("renew_leases", parameters)}
 
-    async def release_unknown(self, known: Iterable[str]) -> None:
-        await self._leases.fetch("release_unknown", {"owner": self._owner, "known": UUIDs(known)})
+    async def release_unknown(self, known: Collection[str]) -> None:
+        """Give back what is ours without our knowing: all but these runs."""
+        claimed = await self._leases.fetch("claimed_runs", {"owner": self._owner})
+        unknown = [(run, token) for run, token in claimed if run not in known]
+        if unknown:
+            ids, tokens = zip(*unknown, strict=True)
+            parameters = {"owner": self._owner, "ids": UUIDs(ids), "tokens": Int8s(tokens)}
+            await self._leases.fetch("release_unknown", parameters)
 
     async def cancel_requests(self) -> list[tuple[str, int, int, int]]:
         """Run, token, attempts and crashes of each run of ours that somebody has cancelled.

@@ -77,17 +77,23 @@ select id::text, token, final,
     (select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key)
 from gone;
 
+-- claimed_runs: which runs are this supervisor's, under which tokens, but for those that somebody has cancelled
+select id::text, token
+from underway.run
+where state = 'in_progress' and owner = %(owner)s and not cancel_requested;
+
 -- release_unknown: give back runs that are ours by their row but not by our memory: claims whose answer was lost
 --
--- But not one that somebody has cancelled: nobody could finish it.
+-- By their tokens: it may take effect late, in a backend that has not noticed yet that we are gone. When it named those
+-- that are known instead, it then gave back what had been claimed meanwhile, and steps ran twice at a time.
 update underway.run r
 set state = 'pending', owner = null, lease_until = null, releases = r.releases + 1
-where r.ctid = any(array(
-    select ctid from underway.run
-    where state = 'in_progress' and owner = %(owner)s and id <> all(%(known)s::uuid[]) and not cancel_requested
-    order by id
-    for no key update skip locked
-));
+from unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token)
+where r.id = any(array(
+        select l.id from underway.run l where l.id = any(%(ids)s::uuid[]) order by l.id for no key update skip locked
+    ))
+    and r.id = g.id and r.token = g.token and r.owner = %(owner)s
+    and r.state = 'in_progress' and not r.cancel_requested;
 
 -- cancel_requests: which of this supervisor's runs somebody has cancelled
 select id::text, token, attempts, crashes
