@@ -1,0 +1,211 @@
+"""Workers that say, send and hand over more than anybody can take: leases are renewed in time, memory stays bounded.
+
+CHAOS_SEED decides what the many workers of the long tests say.
+"""
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import psycopg
+import pytest
+from apps import floods
+from harness import Supervisor, eventually, outcomes, states
+
+from underway import Status, Underway
+
+SEED = int(os.environ.get("CHAOS_SEED", "1848"))
+MIB = 2**20
+LEASE = floods.LEASE.total_seconds()
+
+Bind = Callable[[Underway], Underway]
+Connection = psycopg.Connection[Any]
+Start = Callable[..., Supervisor]
+
+
+class Seen(NamedTuple):
+    """Of all runs in progress, at any time: the least that was left of a lease, in seconds. And the runs seen."""
+
+    least_left: float
+    most_running: int
+
+
+def watch(connection: Connection, *, within: float) -> Seen:
+    """Look at the leases, again and again, until every run there is has ended."""
+    least_left, most_running = LEASE, 0
+
+    def all_ended() -> bool:
+        nonlocal least_left, most_running
+        row = connection.execute(
+            """select count(*), count(*) filter (where state = 'in_progress'),
+                extract(epoch from min(lease_until - clock_timestamp()) filter (where state = 'in_progress'))::float8
+            from underway.run where job <> 'leaves'"""
+        ).fetchone()
+        assert row is not None
+        live, running, left = row
+        most_running = max(most_running, running)
+        least_left = min(least_left, left if running else LEASE)
+        return bool(live == 0)
+
+    eventually(all_ended, within=within, what="all runs have ended")
+    return Seen(least_left, most_running)
+
+
+def peak_rss(process: int) -> int:
+    """The most memory it ever had at once, in bytes: no sample can miss it."""
+    status = Path(f"/proc/{process}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def test_renewals_are_on_time_and_memory_bounded_while_all_workers_flood(
+    bind: Bind, connection: Connection, start_supervisor: Start
+) -> None:
+    bind(floods.app)
+    hows = [*floods.HOWS, "everything"] * 2
+    runs = floods.floods.enqueue_many([*hows, "everything"])
+    results = floods.results.enqueue_many(range(40))
+    supervisor = start_supervisor("floods", "--procs", "12", env={"FLOOD_SECONDS": "2.5"})
+    seen = watch(connection, within=60)
+    assert seen.most_running >= 12
+    assert seen.least_left > LEASE / 2
+    assert peak_rss(supervisor.pid) < 200 * MIB
+    assert outcomes(connection) == {"succeeded": len(runs) + len(results)}
+    assert "lease" not in supervisor.log
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(400)
+def test_64_workers_flood_for_a_while(
+    bind: Bind, connection: Connection, start_supervisor: Start, say: Callable[[str], None]
+) -> None:
+    bind(floods.app)
+    runs = floods.floods.enqueue_many([f"{SEED} {number}" for number in range(56)])
+    results = floods.results.enqueue_many(range(2000))
+    supervisor = start_supervisor("floods", "--procs", "64", env={"FLOOD_SECONDS": "20"})
+    seen = watch(connection, within=300)
+    peak = peak_rss(supervisor.pid)
+    say(f"\n64 workers flood, CHAOS_SEED={SEED}: {seen}, {peak / MIB:.0f} MiB")
+    assert seen.most_running >= 56
+    assert seen.least_left > LEASE / 2
+    assert peak < 500 * MIB
+    assert outcomes(connection) == {"succeeded": len(runs) + len(results)}
+    assert "lease" not in supervisor.log
+
+
+def test_results_and_inputs_at_the_limit_pass_and_a_byte_more_fails_alone(
+    bind: Bind, connection: Connection, start_supervisor: Start
+) -> None:
+    bind(floods.app)
+    limit = floods.MAX_PAYLOAD
+    returned = floods.returning.enqueue_many([0] * 4)
+    chained = floods.chained.enqueue_many([0] * 4)
+    given = floods.measuring.enqueue_many([floods.text_of(limit)] * 2)
+    too_much = [floods.returning.enqueue(1), floods.chained.enqueue(1)]
+    supervisor = start_supervisor("floods", "--procs", "4")
+    for run in [*chained, *given]:
+        assert run.result(60) == limit - 2
+    for run in returned:
+        assert run.wait(60) is Status.SUCCEEDED
+    assert len(returned[0].result() or "") == limit - 2
+    for run in too_much:
+        assert run.wait(60) is Status.FAILED
+        (attempt,) = run.attempts()
+        assert f"a payload of {limit + 1:,} bytes, and max_payload is {limit:,}" in (attempt.error or "")
+    assert outcomes(connection) == {"succeeded": 4 + 2 * 4 + 2, "failed": 2}
+    assert peak_rss(supervisor.pid) < 500 * MIB
+
+
+def test_what_is_far_too_long_is_cut_where_it_is_said(
+    bind: Bind, connection: Connection, start_supervisor: Start
+) -> None:
+    bind(floods.app)
+    runs = dict(zip(floods.DEEDS, floods.exaggerating.enqueue_many(floods.DEEDS), strict=True))
+    supervisor = start_supervisor("floods", "--procs", "2", "--log-format", "json")
+    seen = watch(connection, within=60)
+    assert seen.least_left > LEASE / 2
+    assert peak_rss(supervisor.pid) < 120 * MIB
+    for how in ("long_error", "many_lines"):
+        (attempt,) = runs.pop(how).attempts()
+        assert attempt.outcome == "failed"
+        assert re.search(r"Traceback(?s:.*)\n\.\.\. [\d,]+ characters left out \.\.\.\n(?s:.*)end$", attempt.error or "")
+        assert len(attempt.error or "") < 50_000
+    for run in runs.values():
+        assert run.status() is Status.SUCCEEDED
+    (record,) = [line for line in supervisor.log.splitlines() if "beginning rrr" in line]
+    assert "characters left out" in record
+    assert "rrr end" in record
+    assert len(record) < 50_000
+
+
+def test_many_children_are_written_and_too_many_fail_that_attempt_alone(
+    bind: Bind, connection: Connection, start_supervisor: Start
+) -> None:
+    bind(floods.app)
+    many = floods.parents.enqueue_many(["10000 x 10"] * 2)
+    # More than a frame could carry; more rows than a statement could write in its time.
+    too_many = floods.parents.enqueue_many([f"40 x {floods.MAX_PAYLOAD}", "1000000 x 10"])
+    others = floods.shorts.enqueue_many([""] * 20)
+    supervisor = start_supervisor("floods", "--procs", "4")
+    seen = watch(connection, within=60)
+    assert seen.least_left > LEASE / 2
+    for run in many:
+        assert run.result() == 10_000
+    for run in others:
+        assert run.result() == 1
+    for run in too_many:
+        assert run.status() is Status.FAILED
+        (attempt,) = run.attempts()
+        assert attempt.outcome == "failed"
+        assert "conn=cx.tx" in (attempt.error or "")
+    assert connection.execute("select count(*) from underway.run").fetchone() == (20_000,)
+    assert peak_rss(supervisor.pid) < 250 * MIB
+
+
+def test_what_waits_behind_a_worker_that_does_not_read_goes_elsewhere(
+    bind: Bind, connection: Connection, start_supervisor: Start
+) -> None:
+    bind(floods.app)
+    # Short ones, so that many are handed ahead; together more than a socket holds.
+    text = "t" * 4000
+    before = floods.shorts.enqueue_many([text] * 800)
+    stopped = floods.shorts.enqueue("stop")
+    behind = floods.shorts.enqueue_many([text] * 800)
+    supervisor = start_supervisor("floods", "--procs", "2")
+    eventually(lambda: states(connection) == {"succeeded": len(before) + len(behind), "in_progress": 1}, within=15)
+    assert stopped.status() is Status.IN_PROGRESS
+    for worker in supervisor.workers():
+        if worker.status() == psutil.STATUS_STOPPED:
+            worker.send_signal(signal.SIGCONT)
+    assert stopped.result(10) == 1
+    assert outcomes(connection) == {"succeeded": len(before) + 1 + len(behind)}
+
+
+@pytest.mark.chaos
+def test_workers_that_stop_reading_are_killed_at_their_timeout(
+    bind: Bind, connection: Connection, start_supervisor: Start
+) -> None:
+    bind(floods.app)
+    supervisor = start_supervisor("floods", "--procs", "6", "--verbose")
+    eventually(lambda: supervisor.log.count("worker booted") == 7)
+    text = "t" * 4000
+    stopped = floods.timed.enqueue_many(["stop"] * 4)
+    eventually(lambda: states(connection) == {"in_progress": 4})
+    for _ in range(20):
+        others = floods.shorts.enqueue_many([text] * 200)
+        eventually(lambda: all(run.status() is Status.SUCCEEDED for run in others), within=10)  # noqa: B023
+        if stopped[0].status() is not Status.IN_PROGRESS:
+            break
+    for run in stopped:
+        assert run.wait(20) is Status.FAILED
+        (attempt,) = run.attempts()
+        assert attempt.outcome == "timed_out"
+        assert (attempt.error or "").startswith("the worker was killed: timeout")
+        assert attempt.started_at is not None
+        assert 6.9 < (attempt.finished_at - attempt.started_at).total_seconds() < 12
+    assert supervisor.process.poll() is None
