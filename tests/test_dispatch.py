@@ -10,6 +10,7 @@ from underway.manifest import Lane, Step
 from underway.supervisor.dispatch import (
     AHEAD_BYTES,
     AHEAD_SECONDS,
+    HANDED_BYTES,
     HANDED_SECONDS,
     MOST_AHEAD,
     MOST_CLAIMED,
@@ -305,6 +306,30 @@ def test_what_was_taken_back_returns_to_the_same_worker_only_when_that_has_skipp
     line._crew.active.append(other)  # type: ignore[arg-type]
     line.pump()
     assert (worker.tokens, other.tokens) == ([], [2]), "another has no reason to wait"
+
+
+def test_no_more_is_handed_ahead_than_a_socket_holds() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, HANDED_SECONDS / 100)
+    waiting = tasks(60)
+    for each in waiting:
+        each.input = b"x" * (HANDED_BYTES // 10)
+    line.add(waiting)
+    line.pump()
+    assert 5 <= len(worker.tasks) <= 10
+    worker.start()
+    before = len(worker.tasks)
+    line.pump()
+    assert len(worker.tasks) <= before + 1, "only what is begun was read for certain"
+    # One that is too large to be handed ahead gets the worker to itself.
+    line.ready[0].input = b"x" * HANDED_BYTES
+    while len(worker.tasks) > 1:
+        worker.finish()
+        line.pump()
+    worker.finish()
+    line.pump()
+    assert len(worker.tasks) == 1
 
 
 def test_nothing_is_certain_while_the_worker_does_not_read() -> None:

@@ -136,6 +136,13 @@ REQUIREMENTS: dict[str, Line] = {
         "test_limits::test_what_does_not_heed_the_interrupt_is_killed",
         "test_worker_deaths::test_every_deed_is_charged_to_its_own_attempt",
         "test_dispatch::test_no_more_is_claimed_ahead_than_fits_by_the_size_of_what_came",
+        "test_floods::test_renewals_are_on_time_and_memory_bounded_while_all_workers_flood",
+        "test_floods::test_64_workers_flood_for_a_while",
+        "test_floods::test_results_and_inputs_at_the_limit_pass_and_a_byte_more_fails_alone",
+        "test_floods::test_what_is_far_too_long_is_cut_where_it_is_said",
+        "test_floods::test_many_children_are_written_and_too_many_fail_that_attempt_alone",
+        "test_floods::test_what_waits_behind_a_worker_that_does_not_read_goes_elsewhere",
+        "test_floods::test_workers_that_stop_reading_are_killed_at_their_timeout",
     ),
     "R27": held(
         "what is going on can be seen",
@@ -160,7 +167,6 @@ MISSING: dict[str, str] = {
     "R21": "the whole matrix of signals and situations",
     "R22": "reload one slot at a time; code that does not boot leaves the old running",
     "R24": "a lost notification behind a half-open connection",
-    "R26": "64 workers flooding at once: renewals on time, memory bounded",
     "R27": "what ps shows; counters and health over HTTP",
     "R28": "underway replay",
 }

@@ -24,6 +24,8 @@ MOST_TOGETHER = 1500
 # One statement carries no more than this, but for one payload that is larger. Claims pause while this waits.
 MOST_BYTES = 32 * 1024 * 1024
 MOST_UNCOMMITTED = 4000
+# A run that is enqueued takes a statement as long as so much payload.
+_SPAWN_BYTES = 1024
 _LOCKED_PAUSE = 0.05
 
 
@@ -274,7 +276,10 @@ class Commits:
 
 
 def _size(ended: Ended) -> int:
-    return len(ended.row.payload or b"")
+    size = len(ended.row.payload or b"")
+    if ended.spawned:
+        size += sum(_SPAWN_BYTES + len(spawn["input"]) for spawn in ended.spawned)
+    return size
 
 
 def _may_stay(ended: Ended) -> bool:

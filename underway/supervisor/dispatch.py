@@ -17,6 +17,10 @@ from underway.supervisor.worker_process import WorkerProcess
 SHORT_SECONDS = 0.05
 HANDED_SECONDS = 0.02
 MOST_HANDED = 400
+# What a worker has not begun fits into its socket, and so does what comes behind it: it must be there for a worker that
+# looks at an interrupt, and a Revoke that it can find is what makes a task ours again.
+HANDED_BYTES = 96 * 1024
+_HEADER_BYTES = 150
 # Whatever has waited so long behind a running task is taken back.
 PATIENCE_SECONDS = 0.05
 # So much work per worker is claimed ahead: enough to hide a claim, little enough to leave to other supervisors.
@@ -85,7 +89,7 @@ class Dispatch:
                 continue
             room = self._room(worker)
             if room > 0:
-                self._hand(worker, self._next_for(worker, min(room, share)))
+                self._hand(worker, self._next_for(worker, self._fitting(worker, min(room, share))))
 
     def _reserved_for_suspect(self, workers: list[WorkerProcess]) -> WorkerProcess | None:
         """A worker that gets nothing more until it is idle: under a stream of short tasks none ever would be."""
@@ -102,6 +106,15 @@ class Dispatch:
             return 0
         # Only in half windows: a frame with many tasks costs little more than a frame with one.
         return limit - len(worker.tasks) if len(worker.tasks) <= limit // 2 else 0
+
+    def _fitting(self, worker: WorkerProcess, most: int) -> int:
+        """How many of the next tasks fit behind what it has not begun."""
+        left = HANDED_BYTES - sum(_frame_bytes(task) for task in worker.tasks.values() if task.started_at is None)
+        for count, task in enumerate(itertools.islice(self.ready, most)):
+            left -= _frame_bytes(task)
+            if left < 0:
+                return count
+        return most
 
     def _handed_limit(self, lane: Lane) -> int:
         seconds = self._pace.get((lane.job, lane.step))
@@ -259,6 +272,10 @@ class Dispatch:
         if running is not None and running.suspect:
             return False
         return running is None or running.started_at is None or now - running.started_at < AHEAD_SECONDS
+
+
+def _frame_bytes(task: Task) -> int:
+    return len(task.input) + _HEADER_BYTES
 
 
 def _may_have(worker: WorkerProcess, task: Task) -> bool:

@@ -17,6 +17,8 @@ log = logging.getLogger("underway.worker")
 _CHUNK = 64 * 1024
 _TAIL = 8 * 1024
 _LONGEST_LINE = 16 * 1024
+# Of one chunk. A record costs as much as a kilobyte of text: of a flood of short lines, several go into one.
+_MOST_RECORDS = 64
 _FRESH_SECONDS = 0.25
 
 
@@ -94,8 +96,9 @@ class WorkerOutput:
         if len(self._line) > _LONGEST_LINE:
             lines.append(self._line)
             self._line = bytearray()
-        for line in lines:
-            self._log(line)
+        together = len(lines) // _MOST_RECORDS + 1
+        for first in range(0, len(lines), together):
+            self._log(b"\n".join(lines[first : first + together]))
         return True
 
     def read_rest(self) -> None:
@@ -135,6 +138,6 @@ class WorkerOutput:
         """The last 8 KB of output, without what Postgres could not store."""
         return self._tail.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
 
-    def _log(self, line: bytearray) -> None:
+    def _log(self, line: bytes | bytearray) -> None:
         if log.isEnabledFor(logging.INFO):
             log.info("%s", line.decode(errors="replace"), extra={"about": about(self._worker)})

@@ -20,6 +20,7 @@ from underway.manifest import Placement
 from underway.worker.conversation import Outbox
 from underway.worker.guard import Interrupts
 from underway.worker.measure import Meter
+from underway.worker.shorten import shorten
 from underway.worker.state import States
 from underway.worker.transaction import Transactions
 
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
     from underway.worker.loop import WorkerLoop
 
 _LONGEST_ERROR = 32 * 1024
+_LONGEST_NOTE = 1000
 _PROGRESS_SECONDS = 0.1
+# One statement writes them all, and a statement lives ten seconds at most.
+_MOST_SPAWNED = 20_000
+_MOST_SPAWNED_BYTES = 32 * 1024 * 1024
 
 # The fields of a wire.Result from `ending` on.
 Outcome: TypeAlias = tuple[str, list[object] | None, float | None, list[dict[str, object]], float, float, int, bytes]
@@ -157,7 +162,8 @@ class _Attempt:
     """What a step does through its context while it runs."""
 
     __slots__ = (
-        *("_app", "_guard", "_outbox", "_progress_seconds", "_reported_at", "_token", "_transactions"),
+        *("_app", "_guard", "_outbox", "_progress_seconds", "_reported_at", "_spawned_bytes", "_token"),
+        "_transactions",
         *("spawned", "state"),
     )
 
@@ -177,6 +183,7 @@ class _Attempt:
         self._token = token
         self._progress_seconds = progress_seconds
         self._reported_at = 0.0
+        self._spawned_bytes = 0
         self.spawned: list[dict[str, Any]] = []
         self.state: Any = None
 
@@ -184,6 +191,8 @@ class _Attempt:
         now = time.monotonic()
         if now - self._reported_at >= self._progress_seconds:
             self._reported_at = now
+            # What cannot be stored would cost others theirs, what is long the renewals that it travels with.
+            progress["note"] = _storable(shorten(progress["note"], _LONGEST_NOTE))
             self._outbox.send(wire.Progress(self._token, orjson.dumps(progress)))
             self._guard.raise_postponed()
 
@@ -196,6 +205,12 @@ class _Attempt:
                 f"enqueue it in the step's own transaction, job.enqueue(value, conn=cx.tx)"
             )
         payload = codec.encode(value, first.input_type)
+        self._spawned_bytes += len(payload)
+        if len(self.spawned) >= _MOST_SPAWNED or self._spawned_bytes > _MOST_SPAWNED_BYTES:
+            raise InvalidOption(
+                f"cx.enqueue takes {_MOST_SPAWNED:,} runs an attempt, and {_MOST_SPAWNED_BYTES >> 20} MiB of input: "
+                f"enqueue more in the step's own transaction, job.enqueue_many(values, conn=cx.tx)"
+            )
         run_id = new_id()
         self.spawned.append(
             {
@@ -229,7 +244,8 @@ def _error_text(error: BaseException, headline: str = "") -> bytes:
         text = f"{type(error).__name__} (it cannot be printed)"
     if headline:
         text = f"{headline}\n\n{text}"
-    if len(text) > _LONGEST_ERROR:
-        half = _LONGEST_ERROR // 2
-        text = f"{text[:half]}\n... {len(text) - 2 * half:,} characters left out ...\n{text[-half:]}"
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace")
+    return _storable(shorten(text, _LONGEST_ERROR)).encode(errors="replace")
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

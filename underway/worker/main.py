@@ -15,8 +15,12 @@ from underway.loading import load
 from underway.worker.conversation import Conversation, SupervisorGone
 from underway.worker.execute import Executor
 from underway.worker.guard import Guard, end_everything
+from underway.worker.shorten import shorten
 
 _DID_NOT_BOOT = 3
+_LONGEST_TRACEBACK = 32 * 1024
+_LONGEST_RECORD = 16 * 1024
+_LONGEST_NAME = 200
 
 
 def main() -> None:
@@ -35,7 +39,8 @@ def main() -> None:
         manifest = app.manifest().to_json()
         executor = Executor(app, conversation, guard)
     except BaseException:
-        conversation.send(wire.BootFailed(traceback.format_exc().encode(errors="replace")))
+        text = shorten(traceback.format_exc(), _LONGEST_TRACEBACK)
+        conversation.send(wire.BootFailed(text.encode(errors="replace")))
         sys.exit(_DID_NOT_BOOT)
     conversation.send(wire.Hello(os.getpid(), manifest))
     try:
@@ -113,8 +118,8 @@ class LogForwarder(logging.Handler):
         if os.getpid() != self._pid:
             return  # a forked child has no supervisor to talk to
         try:
-            text = self.format(record).encode(errors="replace")
-            self._conversation.send(wire.Log(self.token, record.levelno, record.name, text))
+            text = shorten(self.format(record), _LONGEST_RECORD).encode(errors="replace")
+            self._conversation.send(wire.Log(self.token, record.levelno, shorten(record.name, _LONGEST_NAME), text))
         except SupervisorGone:
             end_everything()
         except Exception:
