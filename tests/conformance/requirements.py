@@ -40,7 +40,10 @@ REQUIREMENTS: dict[str, Line] = {
         "test_limits::test_a_timeout_interrupts_the_step_which_may_clean_up",
         "test_limits::test_an_interrupt_never_hits_the_next_task",
     ),
-    "R8": held("memory limit over all that hangs below", "test_limits::test_what_exceeds_its_memory_limit_is_killed_with_all_below_it"),
+    "R8": held(
+        "memory limit over all that hangs below",
+        "test_limits::test_what_exceeds_its_memory_limit_is_killed_with_all_below_it",
+    ),
     "R9": held(
         "grandchildren die with the task, no zombies",
         "test_worker_deaths::test_nothing_a_worker_started_outlives_it",

@@ -9,6 +9,9 @@ set local application_name = %(name)s;
 -- transaction_token: whose transaction this is; null or empty if it is not the one that was begun for a step
 select current_setting('underway.token', true);
 
+-- check_constraints: all that are deferred to the COMMIT, as that would
+set constraints all immediate;
+
 -- forget_step: leave nothing of a step in the session for the next one
 --
 -- All of DISCARD ALL but for the prepared statements, which behind a pooler belong to strangers.
