@@ -102,7 +102,15 @@ def test_while_its_supervisor_runs_it(
         waiting = (
             "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'underway 0'"
         )
-        eventually(lambda: value(connection, waiting) == 1, within=4, what=str(connection.execute('select pid, application_name, wait_event_type, state, query from pg_stat_activity').fetchall()))
+        eventually(
+            lambda: value(connection, waiting) == 1,
+            within=4,
+            what=str(
+                connection.execute(
+                    "select pid, application_name, wait_event_type, state, query from pg_stat_activity"
+                ).fetchall()
+            ),
+        )
         run.cancel()
         assert run.wait(20) == Status.CANCELLED
         output, _ = second.communicate(timeout=20)
