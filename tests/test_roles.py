@@ -118,7 +118,7 @@ def refused_functions(connection: Connection, owner: str) -> set[str]:
             "uuid": value(own, "select id from underway.run where state = 'pending' limit 1"),
             "uuid[]": own.execute("select array_agg(id) from underway.run").fetchone()[0],  # type: ignore[index]
             "text": "job", "text[]": ["default"], "jsonb": "{}", "integer": 1, "boolean": True, "interval": "0",
-            "smallint": 1, "timestamp with time zone[]": [],
+            "double precision": 0, "smallint": 1, "timestamp with time zone[]": [],
         }  # fmt: skip
     refused = set()
     for name, types in functions:

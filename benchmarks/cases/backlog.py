@@ -49,7 +49,7 @@ class Table:
 
     async def _turn(self) -> Turn:
         began = time.perf_counter()
-        claimed = await self.engine.claim(_BATCH)
+        claimed = await self.engine.claim_on(_BATCH)
         between = time.perf_counter()
         await self.engine.finish(claimed)
         ended = time.perf_counter()

@@ -1,16 +1,7 @@
 -- enqueue_run: one new run, in the caller's transaction; wakes a supervisor that serves it and has nothing to do
-with placed as materialized (
-    select clock_timestamp() + make_interval(secs => %(delay)s) as due
-),
-created as (
-    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, input)
-    select %(id)s, %(job)s, %(step)s, %(queue)s, %(priority)s, %(keep)s, due,
-        due - %(priority)s * interval '1 minute',
-        case when %(delay)s > 0 then 'waiting' else 'pending' end, %(input)s::text::jsonb
-    from placed
-    returning queue
-)
-select underway.wake(queue) from created;
+select underway.insert_run(
+    %(id)s, %(job)s, %(step)s, %(queue)s, %(priority)s::int2, %(keep)s, %(delay)s, %(input)s
+);
 
 -- enqueue_keyed_runs: new runs with keys; beside them, those that were live already under a unique key of these
 --
