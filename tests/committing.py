@@ -22,15 +22,19 @@ NEXT = Next("next", "default", 0, 0.0, 60.0)
 NEXT_LANE = Lane("default", LANE.job, "next")
 
 
+COMMITS = frozenset({"finish_runs", "continue_runs"})
+
+
 class Interrupted(Session):
-    """A session that a test can cut off around a statement, as a failing network or server does."""
+    """A session that a test can cut off around the next of some statements, as a failing network or server does."""
 
     def __init__(self, conninfo: str) -> None:
         super().__init__(conninfo)
         self.cut: Callable[[str, int], Awaitable[None]] | None = None  # called with "before" and the backend's pid
+        self.at = COMMITS
 
     async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
-        if self.cut is None or statement not in ("finish_runs", "continue_runs"):
+        if self.cut is None or statement not in self.at:
             return await super().fetch(statement, parameters)
         cut, self.cut = self.cut, None
         pid = (await self.open()).info.backend_pid

@@ -112,3 +112,14 @@ def stage(tmp_path: Path) -> Path:
     folder = tmp_path / "stage"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print at once, past pytest's capture."""
+
+    def out(text: str) -> None:
+        with capsys.disabled():
+            print(text, flush=True)
+
+    return out

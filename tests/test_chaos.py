@@ -52,17 +52,6 @@ Say = Callable[[str], None]
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(SECONDS + DRAIN_SECONDS + 300)]
 
 
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Print at once, past pytest's capture."""
-
-    def out(text: str) -> None:
-        with capsys.disabled():
-            print(text, flush=True)
-
-    return out
-
-
 @contextmanager
 def chaos_database() -> Iterator[tuple[Cluster, str]]:
     """A server that nobody else uses, with a migrated database to which the app is bound."""

@@ -19,6 +19,7 @@ from underway.supervisor.dispatch import (
     STALE_SECONDS,
     Dispatch,
 )
+from underway.supervisor.limits import LEASE_MARGIN, Limits
 from underway.supervisor.task import Task
 from underway.supervisor.worker_process import WorkerProcess
 
@@ -281,6 +282,31 @@ def test_what_began_in_the_meantime_stays() -> None:
     assert worker.revoked == {3}
 
 
+def test_what_was_taken_back_returns_to_the_same_worker_only_when_that_has_skipped_it() -> None:
+    # Found by the simulation (seed 18): the Skipped of the first time was taken for one of the second, and the task
+    # went out a third time while the worker ran it.
+    worker, other = StubWorker(), StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add(tasks(2))
+    line.pump()
+    line.pump()
+    assert worker.tokens == [1, 2]
+    worker.start()
+    line.add_first(line.take_back(worker))  # type: ignore[arg-type]
+    worker.finish()
+    line.pump()
+    assert worker.tokens == [], "its Skipped is still to come"
+    line.skipped(worker, 2)  # type: ignore[arg-type]
+    assert [waiting.token for waiting in line.ready] == [2], "it waits once"
+    line.pump()
+    assert worker.tokens == [2]
+    line.add_first(line.take_back(worker))  # type: ignore[arg-type]
+    line._crew.active.append(other)  # type: ignore[arg-type]
+    line.pump()
+    assert (worker.tokens, other.tokens) == ([], [2]), "another has no reason to wait"
+
+
 def test_nothing_is_certain_while_the_worker_does_not_read() -> None:
     worker = StubWorker()
     line = on(worker)
@@ -470,3 +496,18 @@ def test_a_worker_stuck_in_one_task_or_with_a_suspect_counts_for_nothing_ahead()
 
 def test_the_limits_are_in_proportion() -> None:
     assert HANDED_SECONDS < SHORT_SECONDS <= PATIENCE_SECONDS < AHEAD_SECONDS < STALE_SECONDS
+
+
+# Limits
+
+
+def test_the_watch_wakes_up_before_the_lease_of_a_running_task_lapses() -> None:
+    # Found by the simulation: it slept 0.2 s beyond that, and a task with a lease of 2 s ran on while it was reaped.
+    worker = StubWorker()
+    line = on(worker)
+    line.add([task(1, lease=2.0)])
+    line.pump()
+    running = worker.start()
+    due_at = Limits().due_at([worker])  # type: ignore[list-item]
+    assert due_at == pytest.approx(running.lease_deadline, abs=running.step.policy.lease.total_seconds() * LEASE_MARGIN)
+    assert due_at < running.lease_deadline

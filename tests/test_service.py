@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -13,7 +13,7 @@ from db import LANE, Connection, ago, insert, row_of, value
 from underway import wire
 from underway.manifest import Job, Lane, Manifest, Policy, Step
 from underway.postgres.endings import Attempt, succeed
-from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Claimed, Store
 from underway.supervisor.commits import Ended
 from underway.supervisor.service import Service
@@ -77,7 +77,7 @@ class SilentCrew:
 class Serving:
     def __init__(self, database: str, workers: int) -> None:
         self.owner = uuid4()
-        self.work, self.leases = Interrupted(database), Session(database)
+        self.work, self.leases = Interrupted(database), Interrupted(database)
         self.store = Store(self.work, self.leases, self.owner, "testhost")
         self.silent = SilentCrew(workers)
         self.stop = StopRequest()
@@ -115,13 +115,13 @@ class Serving:
             task.started_at = time.monotonic()
         return tasks
 
-    def succeed(self, task: Task, *, goes_on: bool = True) -> None:
+    def succeed(self, task: Task, *, goes_on: bool = True, spawned: Sequence[dict[str, Any]] = ()) -> None:
         """As its worker's result is passed on."""
         for worker in self.silent.active:
             worker.tasks.pop(task.token, None)
         attempt = Attempt("succeeded", started=ago(0.001), pid=7)
         row = succeed(task, attempt, NEXT if goes_on else None, b'{"n": 2}')
-        self.service._commits.submit(Ended(task, row, []))
+        self.service._commits.submit(Ended(task, row, list(spawned)))
         # Not Endings.settled(): it wakes the claims too, and a claim may take the place of the next step.
         self.service._commits.hurry()
 

@@ -1,4 +1,4 @@
-"""Money that moves between accounts in two steps. Whatever happens to the processes, it moves once."""
+"""Money that moves between accounts in two steps, once, whatever happens; and parcels, which leave only a result."""
 
 import os
 import random
@@ -56,6 +56,15 @@ def receipt(cx: Context, number: int) -> Done:
     return To.done()
 
 
+def pack(cx: Context, number: int) -> To[int]:
+    time.sleep(0.005)
+    return To.next(number + 1)
+
+
+def deliver(cx: Context, number: int) -> Done[int]:
+    return To.done(number * 2)
+
+
 patient = RetryPolicy(
     max_attempts=1000, initial_interval=timedelta(milliseconds=20), max_interval=timedelta(seconds=0.2)
 )
@@ -63,3 +72,4 @@ options: StepOptions = {"retry": patient, "max_crashes": 1000, "lease": timedelt
 
 transfers = app.job("transfers").step(debit, **options).step(credit, **options)
 receipts = app.job("receipts").step(receipt, **options)
+parcels = app.job("parcels").step(pack, **options).step(deliver, **options)

@@ -127,6 +127,7 @@ again = app.job("again").step(do_in_the_end, **usual)
 pairs = app.job("pairs").step(first, **usual).step(last, **usual)
 short = app.job("short").step(interrupted, timeout=timedelta(seconds=0.5), retry=RetryPolicy(max_attempts=1))
 leased = app.job("leased").step(do_in_the_end, retry=quick, lease=timedelta(seconds=1))
+patient = app.job("patient").step(do, retry=quick)
 children = app.job("children").step(child, **usual)
 
 
@@ -447,6 +448,13 @@ def lose_connection_in_commit(cx: Context, order: Order) -> int:
 def wait_in_python(cx: Context, order: Order) -> int:
     write(cx, order)
     meet(order)
+    return order.number
+
+
+@deed
+def meet_only(cx: Context, order: Order) -> int:
+    meet(order)
+    Path(order.folder, "gone").touch()
     return order.number
 
 

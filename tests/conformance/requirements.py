@@ -68,6 +68,7 @@ REQUIREMENTS: dict[str, Line] = {
     "R12": held(
         "self-fencing by the monotonic clock",
         "test_supervisor_death::test_a_supervisor_that_was_stopped_for_too_long_changes_nothing",
+        "test_networks::test_a_step_is_killed_by_the_supervisors_own_clock_and_another_takes_over",
     ),
     "R13": held(
         "a lost lease kills at once and drops the result",
@@ -89,6 +90,7 @@ REQUIREMENTS: dict[str, Line] = {
     "R16": held(
         "durable before forgotten; while the database is away results wait and claims stop",
         "test_shutdown::test_work_goes_on_by_itself_when_the_database_has_restarted",
+        "test_statement_cuts::test_a_statement_cut_off_changes_nothing_in_the_end",
         "test_group_commit::test_a_locked_run_is_committed_once_it_is_unlocked_and_the_others_at_once",
     ),
     "R17": held(
@@ -96,6 +98,7 @@ REQUIREMENTS: dict[str, Line] = {
         "test_group_commit::test_a_commit_cut_off_by_a_lost_connection_counts_once",
         "test_group_commit::test_a_commit_that_took_effect_counts_even_if_its_run_went_on_meanwhile",
         "test_transactions::test_an_answer_to_commit_that_is_lost_changes_nothing",
+        "test_statement_cuts::test_a_steps_own_transaction_cut_off_at_any_statement_commits_once",
     ),
     "R18": held(
         "crashes are counted apart; quarantine with evidence",
@@ -182,8 +185,7 @@ REQUIREMENTS: dict[str, Line] = {
 
 # Requirement -> what no test shows yet. A line that names no test at all has to stand here.
 MISSING: dict[str, str] = {
-    "R12": "a network that drops packets for longer than the lease",
-    "R16": "connections cut before and after every statement; the bound on waiting results",
+    "R16": "the bound on waiting results",
     "R18": "throughput of others while poison flows: measured by make bench, asserted nowhere",
     "R24": "a connection that is half open: found by TCP (10 s), never tried with a network that drops packets",
     "R26": "64 workers flooding at once: renewals on time, memory bounded",

@@ -206,7 +206,7 @@ class Cluster:
         with suppress(FileNotFoundError):
             self.log.replace(self.log.with_name("log.old"))
         fixed = {"unix_socket_directories": f'"{self.folder}"', "unix_socket_permissions": "0700"}
-        options = {**self.settings, **fixed, "listen_addresses": "", "port": "5432"}
+        options = {"listen_addresses": "", **self.settings, **fixed, "port": "5432"}
         switches = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in options.items())
         try:
             # pg_ctl gives the postmaster a session of its own, /dev/null and the log: no Ctrl-C and no closing

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Mapping
 from logging import getLogger
 from typing import Any, LiteralString
@@ -72,6 +73,7 @@ class Session:
         self._lock = asyncio.Lock()
         self._watched: int | None = None
         self.opened = 0  # how often: whoever keeps state in the session compares this
+        self.sent_at = 0.0  # when the latest statement left, monotonic: it may have waited for a connection
 
     async def open(self) -> psycopg.AsyncConnection[TupleRow]:
         """The connection, after one try to open it if it is not. Raises DatabaseAway, or a SchemaError."""
@@ -120,6 +122,7 @@ class Session:
         async with self._lock:
             connection = await self._open_patiently()
             self._unwatch()
+            self.sent_at = time.monotonic()
             try:
                 cursor = await connection.execute(sql, parameters)
                 return await cursor.fetchall() if cursor.description else []
@@ -133,6 +136,11 @@ class Session:
                 raise DatabaseAway(str(error).strip()) from error
             finally:
                 self._watch()
+
+    async def ready(self) -> None:
+        """Wait for a connection, as long as it takes."""
+        async with self._lock:
+            await self._open_patiently()
 
     async def _open_patiently(self) -> psycopg.AsyncConnection[TupleRow]:
         pause = 0.05

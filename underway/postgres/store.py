@@ -98,6 +98,16 @@ class Store:
                 lanes.mark(n - 1, rank, run)
         return claimed
 
+    @property
+    def claim_sent_at(self) -> float:
+        """When the claim left that has returned just now: its leases began no earlier."""
+        return self._leases.sent_at
+
+    @property
+    def commit_sent_at(self) -> float:
+        """The same of a hand-over, for the runs that stayed."""
+        return self._work.sent_at
+
     async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[int]:
         """Commit these and return the tokens for which the fence held; the others are locked by somebody or lost."""
         parameters = finish_parameters(rows, spawned, self._owner, self._host)

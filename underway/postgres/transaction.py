@@ -126,7 +126,7 @@ class StepTransactions:
                 "an error of Postgres has aborted cx.tx, and the step went on as if nothing had happened: let the "
                 "error pass, or put what may fail into: with cx.tx.transaction()"
             )
-        if status == TransactionStatus.IDLE or self._fetch("transaction_token") != [(str(token),)]:
+        if status == TransactionStatus.IDLE or self._fetch("transaction_token")[0][0] != str(token):
             raise InsideStep(
                 "the step has ended the transaction of cx.tx with a COMMIT or ROLLBACK of its own, so it cannot be "
                 "committed together with the hand-over: leave that to the step's return"

@@ -110,14 +110,13 @@ class Claims:
 
     async def _claim(self, tasks: int, *, from_head: bool = False) -> int:
         await self._release_unknown()
-        sent_at = time.monotonic()
         steps = self._crew.claimable
         if steps is not self._lanes_of:
             self._serve(steps)
         suspects = 0 if any(task.suspect for task in self._held.values()) else 1
         # Other claimers lock the same candidates first; after a short answer look further down the lane.
         candidates = min(tasks * 4, 4 * MOST_CLAIMED) if self._short else tasks
-        self._from_head = from_head or sent_at >= self._head_at
+        self._from_head = from_head or time.monotonic() >= self._head_at
         try:
             with self._dispatch.expecting(tasks):
                 claimed = await self._store.claim(
@@ -127,6 +126,8 @@ class Claims:
             log.warning("claim interrupted: %s", error)
             self.expect_unknown()
             return 0
+        # Not when it was wanted: it may have waited for the database to come back, much longer than a lease.
+        sent_at = self._store.claim_sent_at
         if self._from_head:
             now = time.monotonic()
             self._head_at = now + (now - sent_at) / HEAD_SHARE

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from logging import getLogger
@@ -180,11 +179,10 @@ class Commits:
     async def _hand_over(self, group: list[tuple[Task, Continue]], spawned: list[dict[str, Any]]) -> Collection[int]:
         staying = self._staying([row for _, row in group], [task.lane.job for task, _ in group])
         policies = [None if step is None else step.policy for step in staying]
-        sent_at = time.monotonic()
         with self._dispatch.expecting(len(policies) - policies.count(None)):
             tokens = await self._store.continue_([row for _, row in group], spawned, policies)
         stayed = [
-            from_hand_over(task, row, token, step, sent_at)
+            from_hand_over(task, row, token, step, self._store.commit_sent_at)
             for (task, row), step in zip(group, staying, strict=True)
             if step is not None and (token := tokens.get(task.token)) is not None
         ]

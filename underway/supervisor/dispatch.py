@@ -72,7 +72,7 @@ class Dispatch:
         workers = self._crew.active
         for worker in workers:
             if not worker.tasks and worker.ready:
-                if self.suspects and self.suspects[0].lane in worker.lanes:
+                if self.suspects and _may_have(worker, self.suspects[0]):
                     self._hand(worker, [self.suspects.popleft()])
                 elif self.ready:
                     self._hand(worker, self._next_for(worker, 1))
@@ -111,10 +111,9 @@ class Dispatch:
 
     def _next_for(self, worker: WorkerProcess, count: int) -> list[Task]:
         ready = self.ready
-        if all(task.lane in worker.lanes for task in itertools.islice(ready, count)):
+        if all(_may_have(worker, task) for task in itertools.islice(ready, count)):
             return [ready.popleft() for _ in range(min(count, len(ready)))]
-        # Two generations of the app side by side: a task goes only to a worker whose own manifest has it.
-        chosen = [task for task in ready if task.lane in worker.lanes][:count]
+        chosen = [task for task in ready if _may_have(worker, task)][:count]
         for task in chosen:
             ready.remove(task)
         return chosen
@@ -260,3 +259,12 @@ class Dispatch:
         if running is not None and running.suspect:
             return False
         return running is None or running.started_at is None or now - running.started_at < AHEAD_SECONDS
+
+
+def _may_have(worker: WorkerProcess, task: Task) -> bool:
+    """Its own manifest has it: two generations of the app may be side by side. And it does not owe a Skipped for it.
+
+    (One that was taken back and handed to the same worker again was taken for skipped, by the Skipped of the first
+    time, and handed out once more: it ran twice.)
+    """
+    return task.lane in worker.lanes and task.token not in worker.revoked

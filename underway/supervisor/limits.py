@@ -38,13 +38,13 @@ class Limits:
             self._enforce_memory([worker for worker in running if _runs_longer_than_a_sample(worker, now)])
 
     def due_at(self, workers: Iterable[WorkerProcess]) -> float:
-        """When the first time limit of a running task is reached, on the monotonic clock."""
-        return min((_limit_of(task) for worker in workers if (task := worker.current) is not None), default=math.inf)
+        """When the first time limit of a running task is reached, its lease's included, on the monotonic clock."""
+        running = [task for worker in workers if (task := worker.current) is not None]
+        return min((min(_limit_of(task), _lapse_of(task)) for task in running), default=math.inf)
 
     def _kill_before_lapse(self, worker: WorkerProcess, task: Task, now: float) -> bool:
         """Self-fencing: counted on our own clock from the sending of the last renewal that was accepted."""
-        margin = task.step.policy.lease.total_seconds() * LEASE_MARGIN
-        if now < task.lease_deadline - margin:
+        if now < _lapse_of(task):
             return False
         if worker.kill_task(task, Seen.KILLED_LEASE):
             log.error("killed: its lease could not be renewed in time", extra={"about": about_task(worker, task)})
@@ -80,6 +80,10 @@ def _limit_of(task: Task) -> float:
         return task.stop_sent_at + CLEANUP_SECONDS
     assert task.started_at is not None
     return task.started_at + task.step.policy.timeout.total_seconds()
+
+
+def _lapse_of(task: Task) -> float:
+    return task.lease_deadline - task.step.policy.lease.total_seconds() * LEASE_MARGIN
 
 
 def interrupt(worker: WorkerProcess, task: Task, reason: str, now: float) -> None:

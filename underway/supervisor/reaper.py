@@ -45,25 +45,28 @@ class Reaper:
 
     async def run(self) -> None:
         while True:
-            began = time.monotonic()
+            took = 0.0
             try:
-                await self._reap()
+                took = await self._reap()
             except DatabaseAway as error:
                 log.warning("reaping interrupted: %s", error)
-            took = time.monotonic() - began
             await asyncio.sleep(max(min(self._shortest_lease() / 4, _LONGEST_PERIOD), took / _SHARE))
 
-    async def _reap(self) -> None:
+    async def _reap(self) -> float:
+        """How long the look took: without the wait for a database that is away, or the next would come hours later."""
+        await self._work.ready()  # or the look would be sent the moment it is back
         if self._work.opened != self._opened:
             # The database was away: others could not renew either. Leave them one lease to come back.
             self._opened = self._work.opened
             self._not_before = time.monotonic() + self._shortest_lease()
-        if time.monotonic() < self._not_before:
-            return
+        began = time.monotonic()
+        if began < self._not_before:
+            return 0.0
         while reaped := await self._store.reap(_LIMIT):
             for run, _token, final in reaped:
                 log.warning("run taken back, %s", _WHY[final], extra={"about": {"run": run}})
             self._backends.terminate(token for _run, token, _final in reaped)
             self._on_reaped()
             if len(reaped) < _LIMIT:
-                return
+                break
+        return time.monotonic() - began

@@ -7,7 +7,15 @@ set local underway.token = %(token)s;
 set local application_name = %(name)s;
 
 -- transaction_token: whose transaction this is; null or empty if it is not the one that was begun for a step
-select current_setting('underway.token', true);
+--
+-- The hand-over comes next, and locks the run until COMMIT. If we vanish in between without a word, as behind a pulled
+-- cable, the server must notice, or nobody could take the run back: left to itself it took a quarter of an hour. Only
+-- from here on: a step may take its time to read what the server has for it, which the first of these would not allow.
+select current_setting('underway.token', true),
+    set_config('tcp_user_timeout', '10000', true),
+    set_config('tcp_keepalives_idle', '5', true),
+    set_config('tcp_keepalives_interval', '2', true),
+    set_config('tcp_keepalives_count', '3', true);
 
 -- check_constraints: all that are deferred to the COMMIT, as that would
 set constraints all immediate;

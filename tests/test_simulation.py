@@ -1,0 +1,170 @@
+"""The parts of a supervisor on a made-up clock, database and crew: orderings by the hundred thousand.
+
+What is checked stands in tests/simulation: world.py (between any two turns of the loop, and in the end), database.py
+(at each write) and workers.py (at each task that is handed out or begun).
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from simulation.world import simulate
+
+from underway import wire
+from underway.manifest import Lane
+from underway.supervisor.commits import Commits
+from underway.supervisor.dispatch import Dispatch
+from underway.supervisor.endings import Endings
+from underway.supervisor.limits import Limits
+from underway.supervisor.task import Task
+from underway.supervisor.worker_process import WorkerProcess
+
+SEED = int(os.environ.get("CHAOS_SEED", "1848"))
+TURNS = 4_000
+MANY_TURNS = 20_000
+MANY_SEEDS = 100
+
+
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_promises_hold_in_every_order(seed: int) -> None:
+    world = simulate(seed, TURNS)
+    assert len(world.database.finished) > 50
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+def test_promises_hold_in_many_orders() -> None:
+    for seed in range(SEED * 1000, SEED * 1000 + MANY_SEEDS):
+        simulate(seed, MANY_TURNS)
+
+
+def test_a_seed_is_a_history() -> None:
+    first, again = (simulate(3, 2000) for _ in range(2))
+    assert list(first.loop.trace) == list(again.loop.trace)
+    assert first.database.attempts == again.database.attempts
+    assert first.loop.turns == again.loop.turns
+
+
+# Each of these breaks a promise; if the simulation does not see it, it sees nothing.
+
+
+def do_not_say_what_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def take_back(self: Dispatch, worker: WorkerProcess) -> list[Task]:
+        taken = [task for task in worker.tasks.values() if task.started_at is None]
+        for task in taken:
+            del worker.tasks[task.token]
+            task.worker = None
+        return taken
+
+    monkeypatch.setattr(Dispatch, "take_back", take_back)
+
+
+def forget_what_was_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dispatch, "skipped", lambda self, worker, token: worker.tasks.pop(token, None))
+
+
+def look_before_revoking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found not begun may have begun when the Revoke arrives."""
+    real = Dispatch.take_back
+
+    def take_back(self: Dispatch, worker: WorkerProcess) -> list[Task]:
+        worker.drain, drain = lambda: None, worker.drain  # type: ignore[method-assign]
+        try:
+            return real(self, worker)
+        finally:
+            worker.drain = drain  # type: ignore[method-assign]
+
+    monkeypatch.setattr(Dispatch, "take_back", take_back)
+
+
+def submit_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Endings._ended
+
+    def ended(self: Endings, worker: WorkerProcess, result: wire.Result) -> None:
+        task = worker.tasks.get(result.token)
+        real(self, worker, result)
+        if task is not None and task.token in self._held:
+            worker.tasks[task.token] = task
+            real(self, worker, result)
+
+    monkeypatch.setattr(Endings, "_ended", ended)
+
+
+def hand_to_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def next_for(self: Dispatch, worker: WorkerProcess, count: int) -> list[Task]:
+        return [self.ready.popleft() for _ in range(min(count, len(self.ready)))]
+
+    monkeypatch.setattr(Dispatch, "_next_for", next_for)
+    monkeypatch.setattr(
+        Dispatch,
+        "_hand",
+        lambda self, worker, tasks, real=Dispatch._hand: real(
+            self, _with_lanes(worker, {**{task.lane: task.step for task in tasks}, **worker.lanes}), tasks
+        ),
+    )
+
+
+def _with_lanes(worker: WorkerProcess, lanes: dict[Lane, Any]) -> WorkerProcess:
+    worker.lanes = lanes
+    return worker
+
+
+def take_many_suspects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("underway.supervisor.claims.any", lambda _: False, raising=False)
+
+
+def never_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Commits, "full", lambda self: False)
+
+
+def let_leases_lapse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limits, "_kill_before_lapse", lambda self, worker, task, now: False)
+
+
+def drop_what_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Commits, "_repeat", lambda self, group: None)
+
+
+def take_the_unstarted_for_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give back as never started whatever a dead worker had, also what it had begun."""
+
+    def died(self: Endings, worker: WorkerProcess) -> None:
+        tasks, worker.tasks = list(worker.tasks.values()), {}
+        for task in tasks:
+            task.worker = None
+            task.started_at = None
+            if task.token in self._held:
+                self._dispatch.add([task])
+
+    monkeypatch.setattr(Endings, "died", died)
+
+
+QUICK = [do_not_say_what_is_taken_back, forget_what_was_skipped, submit_twice, take_the_unstarted_for_crashed]
+SLOW = [
+    look_before_revoking,
+    hand_to_anybody,
+    take_many_suspects,
+    never_pause,
+    let_leases_lapse,
+    drop_what_is_repeated,
+]
+MUTANTS = [*QUICK, *(pytest.param(mutate, marks=pytest.mark.chaos) for mutate in SLOW)]
+
+
+def _name(mutate: Callable[[pytest.MonkeyPatch], None]) -> str:
+    return mutate.__name__
+
+
+@pytest.mark.parametrize("mutate", MUTANTS, ids=_name)
+def test_a_broken_promise_is_seen(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate(monkeypatch)
+    with pytest.raises(AssertionError, match="CHAOS_SEED="):
+        _simulate_many()
+
+
+def _simulate_many() -> None:
+    for seed in range(1, 60):
+        simulate(seed, TURNS)

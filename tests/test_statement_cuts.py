@@ -1,0 +1,312 @@
+"""The connection is killed before and after every statement that decides about a run: nothing is lost, nothing happens
+twice, and the work goes on by itself.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import psycopg
+import pytest
+from committing import NEXT, Committing, Interrupted, attempts_of, play
+from db import AGES_AGO, LANE, Connection, insert, insert_held, row_of, spawn, value
+from psycopg.abc import PQGen
+from test_service import LANES, Serving, is_free, now, serve
+
+from underway.manifest import Policy, Step
+from underway.postgres.endings import Attempt, succeed
+from underway.postgres.session import DatabaseAway
+from underway.postgres.transaction import StepConnection, StepTransactions
+from underway.retry import RetryPolicy
+from underway.supervisor.commits import Ended
+
+MOMENTS = ["before", "after"]
+POLICY = Policy(lease=timedelta(seconds=2))
+Cut = tuple[str, str]  # a statement, and a moment
+
+
+class Cutting:
+    """Kills the connection at each of these statements, one after the other, whichever session sends it next."""
+
+    def __init__(self, connection: Connection, sessions: Sequence[Interrupted], cuts: Sequence[Cut]) -> None:
+        self._connection = connection
+        self._sessions = sessions
+        self.left = list(cuts)
+        self._arm()
+
+    def _arm(self) -> None:
+        for session in self._sessions:
+            session.cut = self._cut(session) if self.left else None
+            session.at = frozenset({statement for statement, _ in self.left[:1]})
+
+    def _cut(self, session: Interrupted) -> Callable[[str, int], Any]:
+        (_, when), number = self.left[0], len(self.left)
+
+        async def at(moment: str, pid: int) -> None:
+            if moment != when or len(self.left) != number:  # the other session was first
+                return
+            kill(self._connection, pid)
+            self.left.pop(0)
+            self._arm()
+            if moment == "after":  # it took effect, and the answer is lost
+                await session.close()
+                raise DatabaseAway("server closed the connection unexpectedly")
+
+        return at
+
+
+def kill(connection: Connection, pid: int) -> None:
+    """Returns when that backend is gone."""
+    assert value(connection, "select pg_terminate_backend(%s, 10000)", [pid])
+
+
+# The statements of a supervisor
+
+
+class Case(NamedTuple):
+    """A statement; what has to be cut off for it to be sent at all; and whether it is sent while steps run."""
+
+    statement: str
+    first: tuple[Cut, ...] = ()
+    while_running: bool = False
+
+
+CASES = [
+    Case("claim_tasks"),
+    Case("release_unknown", (("claim_tasks", "after"),)),
+    Case("set_idle"),
+    Case("renew_leases", while_running=True),
+    Case("continue_runs"),
+    Case("finish_runs"),
+    Case("owned_runs", (("continue_runs", "after"),)),
+    Case("recorded_attempts", (("continue_runs", "after"),)),
+    Case("release_unknown", (("continue_runs", "after"),)),
+    Case("owned_runs", (("finish_runs", "after"),)),
+    Case("recorded_attempts", (("finish_runs", "after"),)),
+    Case("reap_runs"),
+    Case("terminate_transactions"),
+    Case("seconds_until_due"),
+    Case("line_up_runs"),
+    Case("promote_runs"),
+    Case("sweep_keys"),
+]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("case", CASES, ids=[" ".join([*(cut[0] for cut in c.first), c.statement]) for c in CASES])
+def test_a_statement_cut_off_changes_nothing_in_the_end(
+    database: str, connection: Connection, case: Case, moment: str
+) -> None:
+    lapsed = []
+    if case.statement in ("reap_runs", "terminate_transactions"):
+        lapsed.append(insert_held(connection, by=uuid4(), lease_until=AGES_AGO)[0])
+    keyed = insert(connection, state="waiting", concurrency_key="key", key_limit=1)
+    runs = [insert(connection), insert(connection, state="waiting"), keyed, *lapsed]
+
+    async def script(serving: Serving) -> None:
+        serve_under(POLICY, serving)
+        cutting = Cutting(connection, [serving.work, serving.leases], [*case.first, (case.statement, moment)])
+        await work(serving, connection, len(runs), lambda: case.while_running and bool(cutting.left))
+        await all_cut(cutting)
+
+    assert serve(database, script, workers=len(runs))
+    assert value(connection, "select count(*) from underway.run where job <> 'child'") == 0
+    children = connection.execute("select input from underway.run where job = 'child'").fetchall()
+    assert sorted(child[0] for child in children) == sorted([*runs, *runs]), "one of each step"
+    for run in runs:
+        finished = row_of(connection, "finished_run", run)
+        assert finished is not None
+        assert (finished["state"], finished["attempts"]) == ("succeeded", 0)
+        reaped = [("lost", 1), ("succeeded", 2), ("succeeded", 1)]
+        assert attempts_of(connection, run) == (reaped if run in lapsed else [("succeeded", 1), ("succeeded", 1)])
+
+
+async def all_cut(cutting: Cutting) -> None:
+    """Some are only sent when there is nothing else to do."""
+    async with asyncio.timeout(10):
+        while cutting.left:
+            await asyncio.sleep(0.005)
+
+
+def serve_under(policy: Policy, serving: Serving) -> None:
+    lanes = {lane: Step(step.name, policy=policy) for lane, step in LANES.items()}
+    serving.silent.lanes = serving.silent.claimable = lanes
+    for worker in serving.silent.active:
+        worker.lanes = lanes
+
+
+async def work(serving: Serving, connection: Connection, runs: int, hold: Callable[[], bool]) -> None:
+    """As workers, until so many runs have ended: each step enqueues a child, and none ends while it is held."""
+    async with asyncio.timeout(20):
+        while value(connection, "select count(*) from underway.finished_run") < runs:
+            for worker in serving.silent.active:
+                for task in list(worker.tasks.values()):
+                    task.started_at = task.started_at or time.monotonic()
+                    if not hold():
+                        child = spawn(task.run, f'"{task.run}"')
+                        serving.succeed(task, goes_on=task.lane == LANE, spawned=[child])
+            serving.service._hand_out()
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("statement", ["continue_runs", "deregister_supervisor"])
+def test_a_release_cut_off_gives_back_all_the_same(
+    database: str, connection: Connection, statement: str, moment: str
+) -> None:
+    """By a supervisor that stops, of a task that its worker has not begun."""
+    run = insert(connection)
+    cuttings = []
+
+    async def script(serving: Serving) -> None:
+        (task,) = await serving.all_running(1)
+        task.started_at = None
+        cuttings.append(Cutting(connection, [serving.work, serving.leases], [(statement, moment)]))
+
+    assert serve(database, script)
+    assert cuttings[0].left == []
+    row = now(connection, run)
+    assert is_free(row)
+    assert (row["number"], row["releases"]) == (0, 1)
+    assert attempts_of(connection, run) == []
+
+
+def test_a_lease_counts_from_when_its_claim_could_be_sent(database: str, connection: Connection) -> None:
+    """Not from when it was wanted, in the middle of an outage: its task would be killed as soon as it began."""
+
+    async def script(serving: Serving) -> None:
+        serve_under(Policy(lease=timedelta(seconds=1)), serving)
+        while not value(connection, "select count(*) from underway.supervisor where idle"):
+            await asyncio.sleep(0.005)
+        async with away(serving.leases):
+            insert(connection)
+            await asyncio.sleep(2.5)
+        (task,) = await serving.all_running(1)
+        assert task.lease_deadline > time.monotonic()
+        serving.succeed(task, goes_on=False)
+
+    assert serve(database, script)
+
+
+def test_after_an_outage_others_have_a_lease_to_come_back_before_they_are_reaped(
+    database: str, connection: Connection
+) -> None:
+    async def script(serving: Serving) -> None:
+        serve_under(Policy(lease=timedelta(seconds=1)), serving)
+        while not value(connection, "select count(*) from underway.supervisor where idle"):
+            await asyncio.sleep(0.005)
+        async with away(serving.work):
+            run, _ = insert_held(connection, by=uuid4(), lease_until=AGES_AGO)
+            await asyncio.sleep(1.5)
+        while serving.work.opened == 1:
+            await asyncio.sleep(0.001)
+        back = time.monotonic()
+        while now(connection, run)["crashes"] == 0:
+            await asyncio.sleep(0.005)
+        assert 0.9 < time.monotonic() - back < 5
+
+    assert serve(database, script)
+
+
+@asynccontextmanager
+async def away(session: Interrupted) -> AsyncIterator[None]:
+    """Its server is gone, for this session alone."""
+    at, session._conninfo = session._conninfo, "host=127.0.0.1 port=1"  # where nobody listens
+    await session.close()
+    yield
+    session._conninfo = at
+
+
+# The statements of a worker, with its own commit among them
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("ending", ["next", "done"])
+def test_a_steps_own_transaction_cut_off_at_any_statement_commits_once(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, ending: str, moment: str
+) -> None:
+    step = Step("step", policy=Policy(retry=RetryPolicy(max_attempts=2, initial_interval=timedelta(milliseconds=1))))
+    outcomes = []
+    connection.execute("create table effect (run uuid)")
+    for trip in range(20):
+        run = insert(connection)
+        cut = CutTrip(connection, trip, moment)
+        with monkeypatch.context() as patch:
+            patch.setattr(StepConnection, "wait", cut.wait)
+            play(database, partial(run_step, database=database, run=run, ending=ending), step=step)
+        (first,) = attempts_of(connection, run)
+        outcomes.append(first[0])
+        effects = "select count(*) from effect where run = %s"
+        assert value(connection, effects, [run]) == (first[0] == "succeeded")
+        if first[0] == "failed":
+            while not connection.execute(
+                "update underway.run set state = 'pending' where id = %s and due <= now()", [run]
+            ).rowcount:
+                time.sleep(0.001)
+            play(database, partial(run_step, database=database, run=run, ending=ending), step=step)
+        assert value(connection, effects, [run]) == 1
+        assert [outcome for outcome, _ in attempts_of(connection, run)][-1] == "succeeded"
+        assert value(connection, "select count(*) from underway.run where input = %s", [f'"{run}"']) == 1
+        connection.execute("delete from underway.run")
+        if cut.trips <= trip:  # the whole transaction was shorter
+            break
+    first_success = outcomes.index("succeeded")
+    assert outcomes == ["failed"] * first_success + ["succeeded"] * (len(outcomes) - first_success)
+    # begin, effect, whose transaction it is, the hand-over, and COMMIT itself, which is the one that decides
+    assert first_success == (5 if moment == "before" else 4)
+
+
+class CutTrip:
+    """In place of `StepConnection.wait`, through which all goes that talks to the server: kills at the nth time."""
+
+    def __init__(self, connection: Connection, trip: int, moment: str) -> None:
+        self._connection = connection
+        self._trip = trip
+        self._moment = moment
+        self._wait = StepConnection.wait
+        self.trips = 0
+
+    @property
+    def wait(self) -> Any:
+        def wait(own: StepConnection, gen: PQGen[Any], *args: Any, **options: Any) -> Any:
+            cuts = self.trips == self._trip
+            self.trips += 1
+            if cuts and self._moment == "before":
+                kill(self._connection, own.info.backend_pid)
+            answer = self._wait(own, gen, *args, **options)
+            if cuts and self._moment == "after":
+                kill(self._connection, own.info.backend_pid)
+                own.close()
+                raise psycopg.OperationalError("server closed the connection unexpectedly")
+            return answer
+
+        return wait
+
+
+async def run_step(committing: Committing, database: str, run: str, ending: str) -> None:
+    """As a worker runs it and its supervisor hears of it."""
+    task = committing.task(run)
+    child = spawn(run, f'"{run}"')
+
+    def step() -> None:
+        own = StepTransactions(database, committing.owner, "testhost")
+        try:
+            own.begin(task.token).execute("insert into effect values (%s)", [run])
+            attempt = Attempt("succeeded", None, time.monotonic(), time.monotonic(), 7)
+            own.commit(succeed(task, attempt, NEXT if ending == "next" else None, b'"good"'), [child])
+        finally:
+            own.roll_back()
+            own.close()
+
+    try:
+        await asyncio.to_thread(step)
+    except psycopg.Error as error:
+        committing.fail(run, error=str(error))
+    else:
+        attempt = Attempt("succeeded", started=time.monotonic(), pid=7)
+        committing.commits.durable(Ended(task, succeed(task, attempt, None, b""), []))
