@@ -15,12 +15,13 @@ from underway.loading import load
 from underway.worker.conversation import Conversation, SupervisorGone
 from underway.worker.execute import Executor
 from underway.worker.guard import Guard, end_everything
+from underway.worker.title import Title
 
 _DID_NOT_BOOT = 3
 
 
 def main() -> None:
-    app_name, descriptor, supervisor = sys.argv[1:]
+    app_name, descriptor, supervisor, slot = sys.argv[1:]
     wire_end = socket.socket(fileno=int(descriptor))
     wire_end.set_inheritable(False)  # passed to us by exec; what the user's code starts must not have it
     conversation = Conversation(wire_end)
@@ -39,7 +40,7 @@ def main() -> None:
         sys.exit(_DID_NOT_BOOT)
     conversation.send(wire.Hello(os.getpid(), manifest))
     try:
-        Inbox(conversation, guard, executor, forwarder).work()
+        Inbox(conversation, guard, executor, forwarder, Title(int(slot))).work()
     except SupervisorGone:
         end_everything()
 
@@ -47,11 +48,14 @@ def main() -> None:
 class Inbox:
     """Tasks handed to this worker, run in order unless they are revoked."""
 
-    def __init__(self, conversation: Conversation, guard: Guard, executor: Executor, forwarder: "LogForwarder") -> None:
+    def __init__(
+        self, conversation: Conversation, guard: Guard, executor: Executor, forwarder: "LogForwarder", title: Title
+    ) -> None:
         self._conversation = conversation
         self._guard = guard
         self._executor = executor
         self._forwarder = forwarder
+        self._title = title
         self._tasks: deque[wire.Task] = deque()
         self._revoked: set[int] = set()
         self._pid = os.getpid()
@@ -62,6 +66,7 @@ class Inbox:
             while not self._tasks:
                 self._revoked.clear()  # they came too late, for tasks that are done
                 self._conversation.send()  # the last result, if nothing follows it
+                self._title.idle()
                 self._take(self._conversation.receive())
             task = self._tasks.popleft()
             # The result before and the start of this leave in one write. Then the inbox is read: whoever wrote a
@@ -73,6 +78,10 @@ class Inbox:
                 self._conversation.hold(wire.Skipped(task.token))
                 continue
             self._forwarder.token = task.token
+            if self._tasks:
+                self._title.busy()
+            else:
+                self._title.task(task)
             outcome = self._executor.execute(task)
             if os.getpid() != self._pid:
                 os._exit(1)  # a child that the step forked has come back out of it
