@@ -27,6 +27,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = [self._listener]
         self.done = False
+        self.swallows = False  # takes what it is given, and passes nothing on
         self.url = make_conninfo("", **{**given, "host": "127.0.0.1", "port": self._listener.getsockname()[1]})
 
     def __enter__(self) -> "Proxy":
@@ -67,6 +68,8 @@ class Proxy:
                         client.close()
                         server.close()
                         return
+                    if self.swallows:
+                        continue
                     if end is client and _COMMIT in data and not self.done:
                         self.done = True
                         self._commit(data, client, server)

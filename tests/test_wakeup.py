@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 import psycopg
 import pytest
 from db import Connection, value
+from proxy import Proxy
 
+from underway.postgres import session
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.wakeup import Wakeup
 
@@ -172,6 +174,26 @@ def test_a_connection_that_breaks_under_a_statement_is_listened_to_again(databas
 
 
 @pytest.mark.parametrize("how", ["cancelled by the server", "refused for its data"])
+def test_who_hears_nothing_for_longer_than_any_statement_takes_hangs_up(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TCP is content: somebody in between takes all that is sent, and passes nothing on."""
+    monkeypatch.setattr(session, "_ANSWER_SECONDS", 0.3)
+
+    async def ask(proxy: Proxy) -> None:
+        asking = Session(proxy.url)
+        await asking.fetch("clock")
+        proxy.swallows = True
+        with pytest.raises(DatabaseAway, match="closed"):
+            await asking.fetch("clock")
+        proxy.swallows = False
+        assert await asking.fetch("clock"), "on a new connection"
+        await asking.close()
+
+    with Proxy(database, "not at all") as proxy:
+        asyncio.run(asyncio.wait_for(ask(proxy), 20))
+
+
 def test_a_statement_that_fails_leaves_the_session_with_its_ears(
     database: str, connection: Connection, how: str
 ) -> None:
