@@ -173,7 +173,6 @@ def test_a_connection_that_breaks_under_a_statement_is_listened_to_again(databas
     listen(database, play)
 
 
-@pytest.mark.parametrize("how", ["cancelled by the server", "refused for its data"])
 def test_who_hears_nothing_for_longer_than_any_statement_takes_hangs_up(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +193,7 @@ def test_who_hears_nothing_for_longer_than_any_statement_takes_hangs_up(
         asyncio.run(asyncio.wait_for(ask(proxy), 20))
 
 
+@pytest.mark.parametrize("how", ["cancelled by the server", "refused for its data"])
 def test_a_statement_that_fails_leaves_the_session_with_its_ears(
     database: str, connection: Connection, how: str
 ) -> None:
