@@ -27,7 +27,6 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = [self._listener]
         self.done = False
-        self.swallows = False  # takes what it is given, and passes nothing on
         self.url = make_conninfo("", **{**given, "host": "127.0.0.1", "port": self._listener.getsockname()[1]})
 
     def __enter__(self) -> "Proxy":
@@ -68,13 +67,16 @@ class Proxy:
                         client.close()
                         server.close()
                         return
-                    if self.swallows:
+                    if not self._lets_pass(data, from_server=end is server):
                         continue
                     if end is client and _COMMIT in data and not self.done:
                         self.done = True
                         self._commit(data, client, server)
                     else:
                         other.sendall(data)
+
+    def _lets_pass(self, data: bytes, *, from_server: bool) -> bool:
+        return True
 
     def _commit(self, data: bytes, client: socket.socket, server: socket.socket) -> None:
         answer = b""

@@ -15,7 +15,7 @@ from underway import wire
 from underway.app import Underway
 from underway.errors import Interrupt
 from underway.postgres.endings import Attempt, Continue, Finish, Next, succeed
-from underway.supervisor.task import Task
+from underway.supervisor.task import Task, message
 from underway.supervisor.verdict import VERDICTS, Seen, settle
 from underway.worker.execute import Executor, Outcome
 
@@ -47,20 +47,7 @@ class LocalWorker:
     def run(self, task: Task) -> Ended:
         """One attempt. What was meant for the test and not for the step passes through: Ctrl-C, pytest.fail, a time-out
         of the test."""
-        outcome = self.executor.execute(
-            wire.Task(
-                task.run,
-                task.token,
-                task.lane.job,
-                task.step.name,
-                task.attempt,
-                task.attempts,
-                task.crashes,
-                task.step.policy.timeout.total_seconds(),
-                task.scheduled_for,
-                task.input,
-            )
-        )
+        outcome = self.executor.execute(message(task))
         if self._guard.passing is not None:
             raise self._guard.passing
         return self._judged(task, outcome)
