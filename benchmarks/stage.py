@@ -139,7 +139,7 @@ class Supervisor:
             time.sleep(0.05)
 
     def workers(self) -> list[psutil.Process]:
-        return [child for child in self.process.children() if "underway.worker" in child.cmdline()]
+        return [child for child in self.process.children() if _is_worker(child)]
 
     def connections(self) -> int:
         """How many it and its workers have to Postgres; the pool of our own app has to be closed."""
@@ -156,6 +156,11 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    """By its command line, which it overwrites when it has booted."""
+    return any(word.startswith(("underway.worker", "underway worker ")) for word in process.cmdline())
 
 
 @contextmanager

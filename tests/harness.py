@@ -70,7 +70,7 @@ class Supervisor:
         found = []
         for child in psutil.Process(self.pid).children():
             try:
-                if "underway.worker" in child.cmdline():
+                if is_worker(child):
                     found.append(child)
             except psutil.Error:
                 continue
@@ -90,6 +90,11 @@ class Supervisor:
                 for process in below:
                     if process.is_running():
                         process.kill()
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """By its command line, which it overwrites when it has booted."""
+    return any(word.startswith(("underway.worker", "underway worker ")) for word in process.cmdline())
 
 
 def states(connection: psycopg.Connection[Any]) -> dict[str, int]:

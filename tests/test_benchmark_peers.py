@@ -20,6 +20,7 @@ _ROOT = Path(__file__).parent.parent
 _PIN = re.compile(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*")
 
 
+@pytest.mark.chaos
 @pytest.mark.skipif(sys.platform != "linux", reason="trees of processes are held by a subreaper")
 def test_underway_goes_through_the_harness() -> None:
     measures = ["--only", "noop", "--only", "latency", "--only", "killed"]

@@ -11,12 +11,12 @@ import pytest
 _ROOT = Path(__file__).parent.parent
 
 
-# Those whose figures the README quotes; all of them start dozens of supervisors.
-_QUOTED = ["noop", "two_step", "cpu", "latency", "enqueue_many", "replacement"]
+# All of them start dozens of supervisors.
+_FEW = ["noop", "cpu", "latency"]
 
 
 @pytest.mark.timeout(220)
-@pytest.mark.parametrize("chosen", [_QUOTED, pytest.param([], marks=pytest.mark.chaos)], ids=["quoted", "all"])
+@pytest.mark.parametrize("chosen", [_FEW, pytest.param([], marks=pytest.mark.chaos)], ids=["few", "all"])
 def test_the_benchmarks_run(chosen: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--runs", "10", *chosen],
@@ -32,9 +32,9 @@ def test_the_benchmarks_run(chosen: list[str]) -> None:
         rows = json.loads(result.read_text())["rows"]
     finally:
         result.unlink()
-    names = ["no-op, one step", "no-op, two steps", "CPU, 20 ms a task", "CPU, 200 ms a task", "idle latency, median"]
-    assert [row["name"] for row in rows][:5] == names
-    assert all(name in table for name in names)
+    for name in ("no-op, one step", "CPU, 20 ms a task", "CPU, 200 ms a task", "idle latency, median"):
+        assert name in table
+        assert name in [row["name"] for row in rows]
     for row in rows:
         # In so short a time an idle supervisor may need less CPU than can be measured.
         least = 0 if row["name"].startswith("idle CPU") else 1e-9

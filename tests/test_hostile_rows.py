@@ -22,7 +22,7 @@ Connection = psycopg.Connection[Any]
 
 # The only ways from a name to a thing, and where they may be: an APP that somebody gave to a command.
 THE_ONE_LOADER = "loading.py"
-WHO_LOADS = {"worker/main.py", "cli/sync.py"}
+WHO_LOADS = {"worker/main.py", "cli/loaded.py"}
 # importlib.resources reads our own files, importlib.util.find_spec looks where the embedded wheel is.
 HARMLESS_IMPORTS = {"importlib.resources", "importlib.metadata"}
 # What would read more than plain values, or start code by its name.

@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
     "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
-    "cli": {"app", "client", "errors", "loading", "options", "postgres", "supervisor"},
+    "cli": {"app", "client", "errors", "loading", "options", "postgres", "supervisor", "testing"},
     "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
     "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},
 }
@@ -59,7 +59,9 @@ LAZY: dict[str, set[str]] = {
 }
 # psycopg at import costs a worker 20 ms and its memory; only these may be slower to start.
 MAY_IMPORT_PSYCOPG = {"postgres", "supervisor", "cli", "testing"}
-THE_PROCESS_THAT_IMPORTS_THE_APP = {"cli/sync.py"}
+THE_PROCESS_THAT_IMPORTS_THE_APP = {"cli/loaded.py", "cli/sync.py", "cli/replaying.py"}
+# It runs a step as the tests of an app do.
+WHO_REPLAYS = "cli/replaying.py"
 
 
 def sources() -> Iterator[tuple[str, str, ast.Module]]:
@@ -128,7 +130,7 @@ def test_a_supervisor_never_touches_user_code() -> None:
 
 def test_nothing_else_needs_what_tests_need() -> None:
     for path, room, tree in sources():
-        if room != "testing":
+        if room != "testing" and path != WHO_REPLAYS:
             assert "testing" not in rooms(imports(tree, lazy=False)) | rooms(imports(tree, lazy=True)), path
         names = {*imports(tree, lazy=False), *imports(tree, lazy=True)}
         assert "pytest" not in names or path == "testing/fixtures.py", path
@@ -137,7 +139,11 @@ def test_nothing_else_needs_what_tests_need() -> None:
 def test_commands_import_an_app_only_in_a_process_of_its_own() -> None:
     for path, room, tree in sources():
         if room == "cli" and path not in THE_PROCESS_THAT_IMPORTS_THE_APP:
-            assert "loading" not in rooms(imports(tree, lazy=False)) | rooms(imports(tree, lazy=True)), path
+            names = {*imports(tree, lazy=False), *imports(tree, lazy=True)}
+            assert "loading" not in rooms(iter(names)), path
+            assert not names & {
+                f"underway.{there[:-3].replace('/', '.')}" for there in THE_PROCESS_THAT_IMPORTS_THE_APP
+            }
 
 
 def test_nobody_unpickles_or_evaluates() -> None:

@@ -19,6 +19,7 @@ from psycopg.rows import TupleRow
 
 from underway.manifest import Lane, Placement, Policy
 from underway.postgres import people, schedules
+from underway.postgres.columns import Int8s, UUIDs
 from underway.postgres.queries import statements
 from underway.postgres.session import Session
 from underway.postgres.store import Lanes, Renewal, Store
@@ -86,9 +87,14 @@ async def _recorded(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.recorded(batch)
 
 
+async def _claimed(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.release_unknown([])  # type: ignore[func-returns-value]
+
+
 async def _release_unknown(store: Store, batch: list[tuple[str, int]]) -> object:
-    await store.release_unknown([])
-    return None
+    runs, tokens = zip(*batch, strict=True)
+    parameters = {"owner": US, "ids": UUIDs(runs), "tokens": Int8s(tokens)}
+    return await store._leases.fetch("release_unknown", parameters)
 
 
 async def _reap(store: Store, batch: list[tuple[str, int]]) -> object:
@@ -130,6 +136,7 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "renew_leases": _renew,
     "owned_runs": _owned,
     "recorded_attempts": _recorded,
+    "claimed_runs": _claimed,
     "release_unknown": _release_unknown,
     "reap_runs": _reap,
     "promote_runs": _promote,

@@ -132,6 +132,7 @@ def test_term_while_booting(start_supervisor: Callable[..., Supervisor]) -> None
     assert supervisor.wait(5) == 0
 
 
+@pytest.mark.chaos
 def test_term_while_the_database_is_down(
     cluster: Cluster, start: Callable[..., Supervisor], bind: Callable[[Underway], Underway]
 ) -> None:

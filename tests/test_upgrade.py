@@ -166,6 +166,7 @@ def new_command(fleet: Fleet, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.chaos
 def test_old_and_new_share_the_work_from_before_the_migration_to_the_last_old_one(
     fleet: Fleet, old: OldPackage
 ) -> None:

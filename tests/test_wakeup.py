@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 import psycopg
 import pytest
 from db import Connection, value
+from proxy import Proxy
 
+from underway.postgres import session
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.wakeup import Wakeup
 
@@ -169,6 +171,35 @@ def test_a_connection_that_breaks_under_a_statement_is_listened_to_again(databas
         assert await coming
 
     listen(database, play)
+
+
+class Swallowing(Proxy):
+    """TCP is content: it takes all that it is sent, and passes nothing on."""
+
+    swallows = False
+
+    def _lets_pass(self, data: bytes, *, from_server: bool) -> bool:
+        return not self.swallows
+
+
+def test_who_hears_nothing_for_longer_than_any_statement_takes_hangs_up(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_ANSWER_SECONDS", 0.3)
+
+    async def ask(proxy: Swallowing) -> None:
+        asking = Session(proxy.url)
+        await asking.fetch("clock")
+        proxy.swallows = True
+        with pytest.raises(DatabaseAway, match="closed"):
+            await asking.fetch("clock")
+        proxy.swallows = False
+        assert await asking.fetch("clock"), "on a new connection"
+        await asking.close()
+
+    proxy = Swallowing(database, "be late")
+    with proxy:
+        asyncio.run(asyncio.wait_for(ask(proxy), 20))
 
 
 @pytest.mark.parametrize("how", ["cancelled by the server", "refused for its data"])

@@ -16,6 +16,7 @@ REQUIREMENTS: dict[str, Line] = {
     "R2": held(
         "children are exec'd, one task at a time, without a database connection",
         "test_layers::test_a_worker_has_no_database_driver",
+        "test_worker_processes::test_a_worker_has_nothing_open_but_what_it_was_given",
         "test_supervisor_death::test_nothing_outlives_a_killed_supervisor_and_another_finishes_its_work",
     ),
     "R3": held(
@@ -30,6 +31,7 @@ REQUIREMENTS: dict[str, Line] = {
     ),
     "R5": held(
         "death is seen at once, a complete result before it counts",
+        "test_worker_processes::test_a_death_is_seen_at_once",
         "test_worker_deaths::test_an_idle_worker_that_dies_is_replaced_and_nobody_is_charged",
         "test_wire::test_messages_survive_any_cut",
         "test_transactions::test_a_worker_killed_between_its_commit_and_its_report_has_succeeded",
@@ -39,13 +41,17 @@ REQUIREMENTS: dict[str, Line] = {
         "soft timeout: an interrupt, and time to clean up",
         "test_limits::test_a_timeout_interrupts_the_step_which_may_clean_up",
         "test_limits::test_an_interrupt_never_hits_the_next_task",
+        "test_limits::test_a_step_that_takes_the_signal_away_does_not_take_it_from_others",
     ),
     "R8": held(
-        "memory limit over all that hangs below",
+        "memory limit over all that hangs below; a mark recycles, a kill by the kernel is recognised",
         "test_limits::test_what_exceeds_its_memory_limit_is_killed_with_all_below_it",
+        "test_recycling::test_a_leak_stays_bounded",
+        "test_quarantine::test_a_kill_by_the_kernel_for_memory_is_told_from_others",
     ),
     "R9": held(
-        "grandchildren die with the task, no zombies",
+        "grandchildren die with the task, no zombies, also as process 1",
+        "test_shutdown_matrix::test_as_process_1_of_a_container",
         "test_worker_deaths::test_nothing_a_worker_started_outlives_it",
     ),
     "R10": held(
@@ -97,23 +103,42 @@ REQUIREMENTS: dict[str, Line] = {
     "R18": held(
         "crashes are counted apart; quarantine with evidence",
         "test_worker_deaths::test_a_run_that_keeps_killing_is_quarantined_with_evidence",
+        "test_quarantine::test_the_evidence_is_kept_shown_and_the_runs_released",
+        "test_quarantine::test_whoever_kills_all_around_it_is_found_and_no_innocent_put_aside",
         "test_verdict::test_the_last_crash_quarantines_the_run_with_evidence",
     ),
     "R19": held(
-        "respawn back-off; what does not boot burns no attempts",
+        "respawn back-off; what does not boot burns no attempts, and can be asked for",
+        "test_booting::test_each_failure_of_a_slot_doubles_its_pause_up_to_half_a_minute",
+        "test_booting::test_an_import_that_hangs_is_given_up",
+        "test_health::test_code_that_does_not_boot_is_told",
         "test_worker_deaths::test_an_app_that_does_not_boot_ends_the_supervisor",
         "test_worker_deaths::test_workers_that_stop_booting_later_burn_no_attempts",
     ),
-    "R20": held("recycling"),
+    "R20": held(
+        "recycling after a number of tasks, an age, a memory mark",
+        "test_recycling::test_no_worker_runs_more_tasks_than_its_mark",
+        "test_recycling::test_age_replaces_idle_workers_and_waits_for_the_task_of_a_busy_one",
+        "test_recycling::test_a_leak_stays_bounded",
+        "test_recycling::test_each_worker_is_due_somewhere_in_the_last_fifth",
+        "test_recycling::test_workers_whose_replacements_do_not_boot_go_on",
+    ),
     "R21": held(
         "a stop by phases, in bounded time, with exit codes",
+        "test_shutdown_matrix::test_stop",
         "test_shutdown::test_the_first_signal_drains",
         "test_shutdown::test_quit_or_a_second_signal_stops_now",
         "test_shutdown::test_when_the_grace_is_over_steps_are_interrupted_then_killed",
         "test_shutdown::test_exit_codes_name_what_is_wrong",
         "test_shutdown::test_term_while_the_database_is_down",
     ),
-    "R22": held("reload by generations"),
+    "R22": held(
+        "reload by generations",
+        "test_reload::test_hup_rolls_to_the_new_code_under_load",
+        "test_reload::test_two_generations_serve_only_what_each_knows",
+        "test_reload::test_code_that_does_not_boot_leaves_the_old_running_and_says_so",
+        "test_reload::test_a_second_hup_begins_again_and_one_during_a_drain_is_ignored",
+    ),
     "R23": held(
         "connections constant; works behind pgbouncer",
         "conformance/test_scenarios::test_connections_do_not_grow_with_the_workers",
@@ -121,6 +146,8 @@ REQUIREMENTS: dict[str, Line] = {
     ),
     "R24": held(
         "LISTEN is a hint",
+        "test_lost_notifications::test_work_whose_notification_is_lost_is_found_by_the_poll",
+        "test_waking::test_who_serves_the_queue_is_woken_and_nobody_else",
         "test_wakeup::test_a_connection_that_breaks_while_it_is_idle_is_noticed_at_once_and_listened_to_again",
         "test_cancel::test_a_step_that_does_not_end_is_killed_after_a_grace_and_only_then_closed",
         "test_sql_enqueue::test_a_notification_only_when_a_supervisor_is_idle",
@@ -146,27 +173,26 @@ REQUIREMENTS: dict[str, Line] = {
     ),
     "R27": held(
         "what is going on can be seen",
+        "test_title::test_ps_tells_what_each_worker_does",
+        "test_health::test_a_supervisor_at_work_is_well_and_one_that_was_killed_is_not_there",
+        "test_health::test_one_that_is_silent_or_in_trouble_is_named",
+        "test_summary::test_a_line_tells_what_is_new",
         "test_command_line_looks::test_supervisors",
         "test_command_line_looks::test_show_a_failed_run",
         "test_output::test_output_and_log_lines_carry_what_they_are_about",
+        why="health is a command with an exit code, not a port; counters are lines of the log",
     ),
-    "R28": held("a stored attempt can be replayed by hand"),
+    "R28": held(
+        "a stored attempt can be replayed by hand",
+        "test_replay::test_a_pending_run_runs_and_stays_as_it_is",
+        "test_replay::test_a_failed_run_fails_again_where_it_stands",
+        "test_replay::test_the_debugger_opens_where_the_step_raised",
+    ),
 }
 
 # Requirement -> what no test shows yet. A line that names no test at all has to stand here.
 MISSING: dict[str, str] = {
-    "R2": "files are closed by default",
-    "R5": "within 50 ms: measured by make bench, asserted nowhere",
-    "R6": "blocked signals and children under setsid, together with a timeout",
-    "R8": "a kill by the kernel for memory is recognised; a soft mark recycles",
-    "R9": "right as PID 1",
     "R16": "the bound on waiting results",
-    "R18": "the list and the release of what is in quarantine; throughput of others while poison flows",
-    "R19": "an unhealthy state that can be asked for",
-    "R20": "recycling after a number of tasks, an age, a memory mark",
-    "R21": "the whole matrix of signals and situations",
-    "R22": "reload one slot at a time; code that does not boot leaves the old running",
-    "R24": "a lost notification behind a half-open connection",
-    "R27": "what ps shows; counters and health over HTTP",
-    "R28": "underway replay",
+    "R18": "throughput of others while poison flows: measured by make bench, asserted nowhere",
+    "R24": "a connection that is half open: found by TCP (10 s), never tried with a network that drops packets",
 }

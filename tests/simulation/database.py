@@ -65,6 +65,7 @@ class Database:
         self.produced: dict[int, str] = {}  # and how that ended
         self.terminated: set[int] = set()
         self.away_until = 0.0
+        self.sent_at = 0.0
         self.lossy = True
         self.listeners: list[Session] = []
         self.on_reaped: Callable[[str, int], None] = lambda run, token: None
@@ -319,6 +320,17 @@ class Session:
                 raise DatabaseAway("away")
             self._opened()
 
+    async def ready(self) -> None:
+        async with self._lock:
+            await self._open_patiently()
+
+    async def _open_patiently(self) -> None:
+        while not self._open:
+            if not self._is_away():
+                self._opened()
+            else:
+                await asyncio.sleep(self._loop.rng.uniform(0.05, 1))
+
     async def fetch(self, statement: str, parameters: Any = None) -> list[Any]:
         """The few that do not go through the store."""
         return await self.do(statement, lambda: self._answer(statement, parameters))
@@ -326,11 +338,8 @@ class Session:
     async def do(self, name: str, effect: Callable[[], T]) -> T:
         rng = self._loop.rng
         async with self._lock:
-            while not self._open:
-                if not self._is_away():
-                    self._opened()
-                else:
-                    await asyncio.sleep(rng.uniform(0.05, 1))
+            await self._open_patiently()
+            self.sent_at = self._loop.time()
             answer: asyncio.Future[T] = self._loop.create_future()
             there, back = self._database.latency(), self._database.latency()
             fate = rng.random() if self._database.lossy else 1.0
@@ -429,6 +438,14 @@ class FakeStore:
         return await self._leases.do(
             "claim", lambda: self._database.claim(self._owner, lanes, tasks, candidates, suspects, from_head)
         )
+
+    @property
+    def claim_sent_at(self) -> float:
+        return self._leases.sent_at
+
+    @property
+    def commit_sent_at(self) -> float:
+        return self._work.sent_at
 
     async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[int]:
         self._are_held(row for row in rows if row.state != "cancelled")  # nobody holds an orphan that is closed

@@ -2,16 +2,26 @@
 
 import io
 import os
-import subprocess
 import sys
 
 import click
 
 from underway.app import Underway
-from underway.cli import dead_letters, ending, listing, quarantine, queues, schedules, showing, supervisors
+from underway.cli import (
+    dead_letters,
+    ending,
+    health,
+    listing,
+    quarantine,
+    queues,
+    replay,
+    schedules,
+    showing,
+    supervisors,
+)
+from underway.cli.app_process import go_on_in
 from underway.cli.database import Commands, database_option
 from underway.cli.output import json_option, print_done
-from underway.cli.sync import SYNC_DATABASE
 
 _EPILOG = """\b
 Exit codes:
@@ -54,19 +64,17 @@ def sync(app: str, database: str | None) -> None:
 
     A running supervisor does this at its start.
     """
-    # User code runs in a child only: what it prints, starts or breaks is not ours.
-    command = [sys.executable, "-P", "-m", "underway.cli.sync", app]
-    environment = os.environ if database is None else {**os.environ, SYNC_DATABASE: database}
-    sys.exit(subprocess.run(command, check=False, env=environment).returncode)
+    go_on_in("underway.cli.sync", app, database=database)
 
 
 for command in (
     *(listing.list_runs, showing.show, showing.attempts, ending.cancel, ending.retry),
     *(queues.queues, queues.pause, queues.resume),
-    *(supervisors.supervisors, supervisors.shutdown),
+    *(supervisors.supervisors, supervisors.shutdown, health.health),
     schedules.schedules,
     *(dead_letters.dead_letters, dead_letters.redrive, dead_letters.discard),
     quarantine.quarantine,
+    replay.replay,
 ):
     main.add_command(command)
 

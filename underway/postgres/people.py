@@ -29,6 +29,18 @@ class Found(NamedTuple):
     more: str
 
 
+class StoredAttempt(NamedTuple):
+    """What an attempt at the step where a run stands, or has failed, is given. `input` is JSON."""
+
+    job: str
+    queue: str
+    step: str
+    state: str
+    input: str | None  # None: it is not kept
+    number: int  # of attempts before this one
+    scheduled_for: float | None  # seconds of the epoch
+
+
 def list_runs(
     connection: psycopg.Connection[Any],
     *,
@@ -65,6 +77,11 @@ def all_looked_at(connection: psycopg.Connection[Any], state: str | None = None)
 def run(connection: psycopg.Connection[Any], run_id: UUID) -> Row | None:
     rows = _objects(connection, "run_for_people", {"id": run_id})
     return rows[0] if rows else None
+
+
+def stored_attempt(connection: psycopg.Connection[Any], run_id: UUID) -> StoredAttempt | None:
+    rows = fetch(connection, "stored_attempt", {"id": run_id})
+    return StoredAttempt(*rows[0]) if rows else None
 
 
 def runs_like(connection: psycopg.Connection[Any], least: UUID, most: UUID) -> list[Found]:

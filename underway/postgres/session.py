@@ -1,7 +1,10 @@
 """One connection of a supervisor that comes back by itself."""
 
 import asyncio
+import contextlib
+import os
 import random
+import socket
 import time
 from collections.abc import Callable, Mapping
 from logging import getLogger
@@ -18,6 +21,10 @@ log = getLogger("underway.postgres")
 
 # No statement of ours may outlive a renewal period of the default lease (15 s).
 STATEMENT_DEADLINE = "10s"
+# By then the server has ended any statement and said so. Whoever still hears nothing talks to nobody: a proxy whose
+# other side is gone goes on acknowledging, so that TCP notices nothing. (A claim waited for ever, and with it the
+# renewals.)
+_ANSWER_SECONDS = 12.0
 _SETTINGS = {
     "statement_timeout": STATEMENT_DEADLINE,
     "default_transaction_isolation": "read\\ committed",
@@ -123,6 +130,7 @@ class Session:
             connection = await self._open_patiently()
             self._unwatch()
             self.sent_at = time.monotonic()
+            patience = asyncio.get_running_loop().call_later(_ANSWER_SECONDS, _hang_up, connection)
             try:
                 cursor = await connection.execute(sql, parameters)
                 return await cursor.fetchall() if cursor.description else []
@@ -135,6 +143,7 @@ class Session:
                 await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311
                 raise DatabaseAway(str(error).strip()) from error
             finally:
+                patience.cancel()
                 self._watch()
 
     async def ready(self) -> None:
@@ -189,6 +198,12 @@ class Session:
     def _heard(self, payload: str) -> None:
         if self.on_notify is not None:
             self.on_notify(payload)
+
+
+def _hang_up(connection: psycopg.AsyncConnection[TupleRow]) -> None:
+    """Let a statement that waits for its answer find the connection closed."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
 
 
 async def _connect(conninfo: str, prepare_threshold: int | None) -> psycopg.AsyncConnection[TupleRow]:

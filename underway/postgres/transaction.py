@@ -104,6 +104,15 @@ class StepTransactions:
         super(StepConnection, self._connection).commit()
         self._rest()
 
+    def rehearse(self, token: int) -> None:
+        """Refuse what `commit` would refuse, deferred constraints among it; then roll back."""
+        try:
+            self._check(token)
+            assert self._connection is not None
+            self._connection.execute(statements()["check_constraints"])
+        finally:
+            self.roll_back()
+
     def _check(self, token: int) -> None:
         """Whether what the step wrote is still in the transaction that was begun for it, and can be committed."""
         assert self._connection is not None

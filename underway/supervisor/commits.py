@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from logging import getLogger
@@ -74,6 +75,7 @@ class Commits:
         self._empty = asyncio.Event()
         self._empty.set()
         self.outcomes: Counter[str] = Counter()
+        self.seconds: list[float] = []  # that each commit took, until somebody takes them
 
     def submit(self, ended: Ended) -> None:
         ended.task.ended = True
@@ -108,7 +110,9 @@ class Commits:
             await self._pace.departure()
             batch = self._board()
             self._under_way = len(batch)
+            begun = time.monotonic()
             await self._commit(batch)
+            self.seconds.append(time.monotonic() - begun)
             self._under_way = 0
             if not self.full():
                 self._on_room()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from underway import wire
 from underway.manifest import Lane, Step
 from underway.supervisor.crew import Crew
-from underway.supervisor.task import Task
+from underway.supervisor.task import Task, message
 from underway.supervisor.worker_process import WorkerProcess
 
 # A worker is handed more than one task only of steps that take at most this long, and then as many as fill
@@ -136,23 +136,7 @@ class Dispatch:
             task.worker = worker
             task.step = worker.lanes[task.lane]  # as its own code has it, beside another generation of the app
             worker.tasks[task.token] = task
-        worker.send(
-            *(
-                wire.Task(
-                    task.run,
-                    task.token,
-                    task.lane.job,
-                    task.step.name,
-                    task.attempt,
-                    task.attempts,
-                    task.crashes,
-                    task.step.policy.timeout.total_seconds(),
-                    task.scheduled_for,
-                    task.input,
-                )
-                for task in tasks
-            )
-        )
+        worker.send(*map(message, tasks))
 
     # Taking back
 

@@ -3,6 +3,7 @@
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from logging import getLogger
 
@@ -42,6 +43,7 @@ class Endings:
         self._kernel_kills = kernel_kills
         self._rng = rng
         self._on_settled = on_settled
+        self.ends: Counter[str] = Counter()  # kills by their reason, and runs lost with their leases
 
     def received(self, worker: WorkerProcess, message: wire.Message) -> None:
         match message:
@@ -77,6 +79,8 @@ class Endings:
                 continue  # lost: nothing may be written any more
             if task.started_at is not None:
                 seen = self._seen_of_death(worker, task)
+                if seen.startswith("killed"):
+                    self.ends[seen] += 1
                 task.peak_rss = max(task.peak_rss, worker.peak_rss)
                 self.settle(task, seen, _evidence(worker, seen), pid=worker.pid)
             elif self._dispatch.closed:
@@ -148,6 +152,7 @@ class Endings:
     def lost(self, task: Task) -> None:
         """The run is somebody else's now: nothing of ours may be written, and nothing may run on."""
         self._held.pop(task.token, None)
+        self.ends["lost"] += 1
         log.warning("lease lost: its run was taken from us", extra={"about": {"run": task.run}})
         worker = task.worker
         if worker is None:

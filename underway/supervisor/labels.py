@@ -1,11 +1,10 @@
-"""What people see of a supervisor: its row in Postgres, and now and then a line in its log."""
+"""What people see of a supervisor in Postgres: its row."""
 
 import asyncio
 import contextlib
 import hashlib
 import os
 import time
-from collections import Counter
 from collections.abc import Callable
 from logging import getLogger
 
@@ -19,7 +18,6 @@ from underway.supervisor.crew import Crew
 log = getLogger("underway.supervisor")
 
 _LABEL_SECONDS = 60.0
-_SUMMARY_SECONDS = 10.0
 
 
 class Labels:
@@ -71,15 +69,3 @@ class Labels:
                 lane.step, lane.job, lane.queue,
             )  # fmt: skip
         self._stranded = stranded
-
-
-async def summarise(outcomes: Counter[str], running: Callable[[], int]) -> None:
-    """A line every ten seconds in which something ended."""
-    before: Counter[str] = Counter()
-    while True:
-        await asyncio.sleep(_SUMMARY_SECONDS)
-        changes = outcomes - before
-        before = Counter(outcomes)
-        if changes:
-            counts = ", ".join(f"{count:,} {name}" for name, count in sorted(changes.items()))
-            log.info("last %.0f s: %s; %d running", _SUMMARY_SECONDS, counts, running())

@@ -20,7 +20,7 @@ from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.drain import Drain
 from underway.supervisor.endings import Endings
 from underway.supervisor.kernel_kills import KernelKills
-from underway.supervisor.labels import Labels, summarise
+from underway.supervisor.labels import Labels
 from underway.supervisor.leases import Leases
 from underway.supervisor.limits import Limits
 from underway.supervisor.promoter import Promoter
@@ -29,6 +29,7 @@ from underway.supervisor.requests import Requests
 from underway.supervisor.retention import Retention
 from underway.supervisor.schedules import Schedules
 from underway.supervisor.shutdown import StopRequest
+from underway.supervisor.summary import summarise
 from underway.supervisor.task import Task
 
 log = getLogger("underway.supervisor")
@@ -118,7 +119,7 @@ class Service:
                 self._retention.run(),
                 self._labels.run(),
                 self._watch(),
-                summarise(self._commits.outcomes, self._running),
+                summarise(self._commits.outcomes, self._endings.ends, self._commits.seconds, self._running),
             )
         ]
         if until_idle:

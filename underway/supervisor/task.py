@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from underway import manifest
+from underway import manifest, wire
 from underway.manifest import Lane
 from underway.postgres.endings import Continue
 from underway.postgres.store import Claimed
@@ -97,4 +97,20 @@ def from_hand_over(last: Task, row: Continue, token: int, step: manifest.Step, s
         claimed_at=time.monotonic(),
         lease_deadline=sent_at + step.policy.lease.total_seconds(),
         scheduled_for=last.scheduled_for,
+    )
+
+
+def message(task: Task) -> wire.Task:
+    """What a worker is told of it."""
+    return wire.Task(
+        task.run,
+        task.token,
+        task.lane.job,
+        task.step.name,
+        task.attempt,
+        task.attempts,
+        task.crashes,
+        task.step.policy.timeout.total_seconds(),
+        task.scheduled_for,
+        task.input,
     )

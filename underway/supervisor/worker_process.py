@@ -25,6 +25,8 @@ _MOST_BUFFERED = 512 * 1024
 # took the CPU from the very worker that it listened to.
 _PLENTY = 8
 _PAUSE_SECONDS = 0.001
+# Blanks in a worker's command line, which it overwrites with what it does: `ps` shows that (worker/title.py).
+_ROOM_FOR_TITLE = 160
 
 
 class Overseer(Protocol):
@@ -71,9 +73,11 @@ class WorkerProcess:
         # -P: a types.py beside the app must not be taken for the standard library's while we are still importing that.
         # exec, never fork: the child has none of our memory, locks or descriptors. Its own session keeps Ctrl-C and
         # a TERM for our whole group away from it.
+        command = [sys.executable, "-P", "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())]
+        command.append(str(slot).ljust(_ROOM_FOR_TITLE))
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())],
+                command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=their_output,

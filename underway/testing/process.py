@@ -15,7 +15,7 @@ from underway import wire
 from underway.app import Underway
 from underway.errors import Interrupt
 from underway.postgres.endings import Attempt, Continue, Finish, Next, succeed
-from underway.supervisor.task import Task
+from underway.supervisor.task import Task, message
 from underway.supervisor.verdict import VERDICTS, Seen, settle
 from underway.worker.execute import Executor, Outcome
 
@@ -34,28 +34,20 @@ class LocalWorker:
 
     def __init__(self, app: Underway) -> None:
         self._guard = _Unguarded()
-        self._outbox = _Outbox()
-        self.executor = Executor(app, self._outbox, self._guard, progress_seconds=0)
-        self.progress = self._outbox.progress
+        self.outbox = _Outbox()
+        self.executor = Executor(app, self.outbox, self._guard, progress_seconds=0)
+        self.progress = self.outbox.progress
         self.rng = random.Random()  # noqa: S311 - spreads retries
+
+    @property
+    def raised(self) -> BaseException | None:
+        """What has left the step, if it has not returned."""
+        return self._guard.raised
 
     def run(self, task: Task) -> Ended:
         """One attempt. What was meant for the test and not for the step passes through: Ctrl-C, pytest.fail, a time-out
         of the test."""
-        outcome = self.executor.execute(
-            wire.Task(
-                task.run,
-                task.token,
-                task.lane.job,
-                task.step.name,
-                task.attempt,
-                task.attempts,
-                task.crashes,
-                task.step.policy.timeout.total_seconds(),
-                task.scheduled_for,
-                task.input,
-            )
-        )
+        outcome = self.executor.execute(message(task))
         if self._guard.passing is not None:
             raise self._guard.passing
         return self._judged(task, outcome)
@@ -94,6 +86,7 @@ class _Unguarded:
 
     def __init__(self) -> None:
         self.running: int | None = None
+        self.raised: BaseException | None = None
         self.passing: BaseException | None = None
 
     def begin(self, token: int) -> None:
@@ -102,7 +95,7 @@ class _Unguarded:
     def end(self) -> None:
         """Called on the way out of the step. An executor makes a failed attempt of whatever comes that way."""
         self.running = None
-        error = sys.exc_info()[1]
+        error = self.raised = sys.exc_info()[1]
         if error is not None and not isinstance(error, _FOR_THE_STEP):
             self.passing = error
 

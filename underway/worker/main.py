@@ -16,6 +16,7 @@ from underway.worker.conversation import Conversation, SupervisorGone
 from underway.worker.execute import Executor
 from underway.worker.guard import Guard, end_everything
 from underway.worker.shorten import shorten
+from underway.worker.title import Title
 
 _DID_NOT_BOOT = 3
 _LONGEST_TRACEBACK = 32 * 1024
@@ -24,7 +25,7 @@ _LONGEST_NAME = 200
 
 
 def main() -> None:
-    app_name, descriptor, supervisor = sys.argv[1:]
+    app_name, descriptor, supervisor, slot = sys.argv[1:]
     wire_end = socket.socket(fileno=int(descriptor))
     wire_end.set_inheritable(False)  # passed to us by exec; what the user's code starts must not have it
     conversation = Conversation(wire_end)
@@ -44,7 +45,7 @@ def main() -> None:
         sys.exit(_DID_NOT_BOOT)
     conversation.send(wire.Hello(os.getpid(), manifest))
     try:
-        Inbox(conversation, guard, executor, forwarder).work()
+        Inbox(conversation, guard, executor, forwarder, Title(int(slot))).work()
     except SupervisorGone:
         end_everything()
 
@@ -52,11 +53,14 @@ def main() -> None:
 class Inbox:
     """Tasks handed to this worker, run in order unless they are revoked."""
 
-    def __init__(self, conversation: Conversation, guard: Guard, executor: Executor, forwarder: "LogForwarder") -> None:
+    def __init__(
+        self, conversation: Conversation, guard: Guard, executor: Executor, forwarder: "LogForwarder", title: Title
+    ) -> None:
         self._conversation = conversation
         self._guard = guard
         self._executor = executor
         self._forwarder = forwarder
+        self._title = title
         self._tasks: deque[wire.Task] = deque()
         self._revoked: set[int] = set()
         self._pid = os.getpid()
@@ -67,6 +71,7 @@ class Inbox:
             while not self._tasks:
                 self._revoked.clear()  # they came too late, for tasks that are done
                 self._conversation.send()  # the last result, if nothing follows it
+                self._title.idle()
                 self._take(self._conversation.receive())
             task = self._tasks.popleft()
             # The result before and the start of this leave in one write. Then the inbox is read: whoever wrote a
@@ -78,6 +83,10 @@ class Inbox:
                 self._conversation.hold(wire.Skipped(task.token))
                 continue
             self._forwarder.token = task.token
+            if self._tasks:
+                self._title.busy()
+            else:
+                self._title.task(task)
             outcome = self._executor.execute(task)
             if os.getpid() != self._pid:
                 os._exit(1)  # a child that the step forked has come back out of it

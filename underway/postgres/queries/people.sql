@@ -63,6 +63,17 @@ from (
     where id = %(id)s
 ) run;
 
+-- stored_attempt: what the next attempt of a live run is given, or the last one of a finished run was
+select job, queue, step, state, input::text, number, extract(epoch from scheduled_for)::float8 as scheduled_for
+from underway.run
+where id = %(id)s
+union all
+select job, queue, step, state, input::text,
+    coalesce((select number - 1 from underway.attempt where run_id = %(id)s order by token desc limit 1), 0),
+    extract(epoch from scheduled_for)::float8
+from underway.finished_run
+where id = %(id)s;
+
 -- runs_between: runs whose ids begin alike
 select id, state, job
 from (

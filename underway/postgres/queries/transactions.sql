@@ -17,6 +17,9 @@ select current_setting('underway.token', true),
     set_config('tcp_keepalives_interval', '2', true),
     set_config('tcp_keepalives_count', '3', true);
 
+-- check_constraints: all that are deferred to the COMMIT, as that would
+set constraints all immediate;
+
 -- forget_step: leave nothing of a step in the session for the next one
 --
 -- All of DISCARD ALL but for the prepared statements, which behind a pooler belong to strangers.

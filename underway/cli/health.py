@@ -1,0 +1,57 @@
+"""underway health: for the probes of containers and for monitoring."""
+
+import socket
+import sys
+from datetime import datetime
+
+import click
+import psutil
+
+from underway.cli.database import connect, database_option
+from underway.cli.find import find_supervisor
+from underway.cli.output import json_option, print_done
+from underway.cli.table import Row
+from underway.cli.words import age, count, printable
+from underway.postgres import people, runs
+
+
+@click.command("health", short_help="Whether the supervisors of this host are well.")
+@click.argument("supervisor", required=False)
+@database_option
+@json_option
+def health(supervisor: str | None, database: str | None, as_json: bool) -> None:
+    """Say whether the supervisors of this host, or one SUPERVISOR, are well.
+
+    Exit code 1, with the reason: there is none, one has been silent for three
+    minutes, one has workers that do not boot, or the database cannot be
+    reached. One that was killed is left out.
+    """
+    host = socket.gethostname()
+    with connect(database) as connection:
+        one = None if supervisor is None else str(find_supervisor(connection, supervisor))
+        known = people.list_supervisors(connection)
+        now = runs.clock(connection)
+    meant = [label for label in known if label["id"] == one] if one is not None else _living(known, host)
+    reason = next(filter(None, (_ill(label, now) for label in meant)), "")
+    if not meant:
+        reason = f"no supervisor of host {host} is alive"
+    document = {"healthy": not reason, "reason": reason or None, "supervisors": meant}
+    text = f"unhealthy: {reason}" if reason else f"healthy: {count(len(meant), 'supervisor')}"
+    print_done(document, printable(text), as_json)
+    sys.exit(1 if reason else 0)
+
+
+def _living(known: list[Row], host: str) -> list[Row]:
+    """Those of this host, without what killed ones have left behind.
+
+    In a container that was started again the new one has the pid of the old: of several with one pid the last counts.
+    """
+    newest = {label["pid"]: label for label in known if label["host"] == host}  # in the order of their starts
+    return [label for label in newest.values() if label["state"] != "silent" or psutil.pid_exists(label["pid"])]
+
+
+def _ill(label: Row, now: datetime) -> str:
+    who = f"supervisor {label['id'][:8]} ({label['host']}:{label['pid']})"
+    if label["state"] == "silent":
+        return f"{who} was last heard of {age(label['seen_at'], now)} ago"
+    return f"{who}: {label['trouble']}" if label["trouble"] else ""
