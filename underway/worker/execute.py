@@ -205,12 +205,13 @@ class _Attempt:
                 f"enqueue it in the step's own transaction, job.enqueue(value, conn=cx.tx)"
             )
         payload = codec.encode(value, first.input_type)
-        self._spawned_bytes += len(payload)
-        if len(self.spawned) >= _MOST_SPAWNED or self._spawned_bytes > _MOST_SPAWNED_BYTES:
+        size = self._spawned_bytes + len(payload)
+        if len(self.spawned) >= _MOST_SPAWNED or size > _MOST_SPAWNED_BYTES:
             raise InvalidOption(
                 f"cx.enqueue takes {_MOST_SPAWNED:,} runs an attempt, and {_MOST_SPAWNED_BYTES >> 20} MiB of input: "
                 f"enqueue more in the step's own transaction, job.enqueue_many(values, conn=cx.tx)"
             )
+        self._spawned_bytes = size
         run_id = new_id()
         self.spawned.append(
             {
