@@ -72,7 +72,7 @@ def test_renewals_are_on_time_and_memory_bounded_while_all_workers_flood(
     results = floods.results.enqueue_many(range(40))
     supervisor = start_supervisor("floods", "--procs", "12", env={"FLOOD_SECONDS": "2.5"})
     seen = watch(connection, within=60)
-    assert seen.most_running >= 12
+    assert seen.most_running >= len(runs)
     assert seen.least_left > LEASE / 2
     assert peak_rss(supervisor.pid) < 200 * MIB
     assert outcomes(connection) == {"succeeded": len(runs) + len(results)}

@@ -15,7 +15,7 @@ from underway.codec import MAX_PAYLOAD
 app = Underway()
 
 MIB = 2**20
-LEASE = timedelta(seconds=4)
+LEASE = timedelta(seconds=6)
 once = RetryPolicy(max_attempts=1)
 
 
