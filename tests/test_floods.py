@@ -17,6 +17,8 @@ from apps import floods
 from harness import Supervisor, eventually, outcomes, states
 
 from underway import Status, Underway
+from underway.client import Run
+from underway.codec import MAX_PAYLOAD
 
 SEED = int(os.environ.get("CHAOS_SEED", "1848"))
 MIB = 2**20
@@ -102,21 +104,21 @@ def test_results_and_inputs_at_the_limit_pass_and_a_byte_more_fails_alone(
     bind: Bind, connection: Connection, start_supervisor: Start
 ) -> None:
     bind(floods.app)
-    limit = floods.MAX_PAYLOAD
     returned = floods.returning.enqueue_many([0] * 4)
     chained = floods.chained.enqueue_many([0] * 4)
-    given = floods.measuring.enqueue_many([floods.text_of(limit)] * 2)
-    too_much = [floods.returning.enqueue(1), floods.chained.enqueue(1)]
+    given = floods.measuring.enqueue_many([floods.text_of(MAX_PAYLOAD)] * 2)
+    too_much: list[Run[Any]] = [floods.returning.enqueue(1), floods.chained.enqueue(1)]
     supervisor = start_supervisor("floods", "--procs", "4")
-    for run in [*chained, *given]:
-        assert run.result(60) == limit - 2
-    for run in returned:
-        assert run.wait(60) is Status.SUCCEEDED
-    assert len(returned[0].result() or "") == limit - 2
-    for run in too_much:
-        assert run.wait(60) is Status.FAILED
-        (attempt,) = run.attempts()
-        assert f"a payload of {limit + 1:,} bytes, and max_payload is {limit:,}" in (attempt.error or "")
+    measured: list[Run[Any]] = [*chained, *given]
+    for run in measured:
+        assert run.result(60) == MAX_PAYLOAD - 2
+    for back in returned:
+        assert back.wait(60) is Status.SUCCEEDED
+    assert len(returned[0].result() or "") == MAX_PAYLOAD - 2
+    for failed in too_much:
+        assert failed.wait(60) is Status.FAILED
+        (attempt,) = failed.attempts()
+        assert f"a payload of {MAX_PAYLOAD + 1:,} bytes, and max_payload is {MAX_PAYLOAD:,}" in (attempt.error or "")
     assert outcomes(connection) == {"succeeded": 4 + 2 * 4 + 2, "failed": 2}
     assert peak_rss(supervisor.pid) < 500 * MIB
 
@@ -152,7 +154,7 @@ def test_many_children_are_written_and_too_many_fail_that_attempt_alone(
     bind(floods.app)
     many = floods.parents.enqueue_many(["10000 x 10"] * 2)
     # More than a frame could carry; more rows than a statement could write in its time.
-    too_many = floods.parents.enqueue_many([f"40 x {floods.MAX_PAYLOAD}", "1000000 x 10"])
+    too_many = floods.parents.enqueue_many([f"40 x {MAX_PAYLOAD}", "1000000 x 10"])
     others = floods.shorts.enqueue_many([""] * 20)
     supervisor = start_supervisor("floods", "--procs", "4")
     seen = watch(connection, within=60)
