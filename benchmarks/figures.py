@@ -105,7 +105,7 @@ def in_full(given: Sequence[Document], folder: Path) -> str:
         points = next((one.series(name) for one in given if one.kind == OWN and one.series(name)), [])
         parts += section(heading, _curve(points, what), plot)
     for document in (one for one in given if one.kind == PEERS):
-        parts += [*section("Peers", _peers(document)), _circumstances([document], document.rows)]
+        parts += [*section("Peers", _peers(document), "peers"), _circumstances([document], document.rows)]
     return "\n\n".join(parts)
 
 
@@ -178,7 +178,7 @@ def _circumstances(given: Sequence[Document], used: Sequence[Row]) -> str:
     said = []
     for document in given:
         if any(row is one for row in document.rows for one in used):
-            line = f"Measured on {document.at:%-d %B %Y}, medians of {document.rounds} rounds. {document.machine.line}."
+            line = f"Measured on {document.at:%-d %B %Y}, {findings.rounds(document)}. {document.machine.line}."
             if document.disturbed is not None:
                 line += f" The machine was not quiet: others used up to {document.disturbed:.0%} of it."
             said.append(line)

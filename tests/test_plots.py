@@ -72,8 +72,8 @@ def test_each_picture_is_of_the_newest_result_that_has_its_rows(tmp_path: Path) 
 
 def test_peers_stand_beside_us(tmp_path: Path) -> None:
     peers = result([row("no-op", 15_000, fast=8_000, slow=500)], kind="peers", at="2026-02-02T00:00:00+0000")
-    picture = pictures(tmp_path, result(ROWS), peers)["throughput"]
-    assert "2.0 times fast, the fastest peer" in picture.title
+    picture = pictures(tmp_path, result(ROWS), peers)["peers"]
+    assert "1.9 times fast, the fastest peer" in picture.title
     assert isinstance(picture.content, Bars)
     assert [bar.label for bar in picture.content.bars if bar.ours] == ["underway"]
     assert {"fast", "slow"} < {bar.label for bar in picture.content.bars}
@@ -90,5 +90,5 @@ def test_every_picture_can_be_drawn(tmp_path: Path) -> None:
 
     drawn = pictures(tmp_path, result(ROWS), result([row("no-op", 1, peer=2)], kind="peers"))
     paths = [draw(picture, tmp_path / "plots") for picture in drawn.values()]
-    assert [path.name for path in paths] == [f"{name}.png" for name in NAMES]
+    assert [path.name for path in paths] == [f"{name}.png" for name in [*NAMES, "peers"]]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from statistics import median
 
+from benchmarks import model
+from benchmarks.documents import PEERS
 from benchmarks.model import percentile
 from benchmarks.peers.measures import Sizes, Survival
 from benchmarks.peers.roster import OURS, Peer
@@ -182,11 +184,34 @@ def save(result: Result, about: Circumstances, options: object) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"peers-{time.strftime('%Y%m%dT%H%M%S')}.json"
     document = {
+        "kind": PEERS,
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "circumstances": asdict(about),
         "options": options,
+        "rows": [asdict(row) for row in comparable(result)],
         "pool": result.pool,
-        "rows": [asdict(row) | {"ahead": result.ahead(row), "best": row.best} for row in result.rows],
+        "peers": [asdict(row) | {"ahead": result.ahead(row), "best": row.best} for row in result.rows],
     }
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path
+
+
+def comparable(result: Result) -> list[model.Row]:
+    """The same as a row for each thing measured, with the samples of each peer: for plots and documents."""
+    rows = [model.Row("no-ops", "a second", {row.peer.name: _present(row.noops) for row in result.rows})]
+    for milliseconds, pool in result.pool.items():
+        samples = {row.peer.name: _present(row.cpu.get(milliseconds, [])) for row in result.rows}
+        rows.append(model.Row(f"CPU, {milliseconds} ms a task", "a second", {**samples, POOL: _present(pool)}))
+    latencies = {row.peer.name: list(chain(*(taken for taken in row.latency if taken))) for row in result.rows}
+    known = {name: taken for name, taken in latencies.items() if taken}
+    for what, part in (("median", 0.5), ("99th percentile", 0.99)):
+        samples = {name: [percentile(taken, part)] for name, taken in known.items()}
+        rows.append(model.Row(f"idle latency, {what}", "ms", samples, lower_is_better=True))
+    for what in ("once", "again", "twice", "stuck", "lost"):
+        counts = {row.peer.name: [float(sum(getattr(end, what) for end in row.killed if end))] for row in result.rows}
+        rows.append(model.Row(f"after kill -9: {what}", "jobs", counts))
+    return [row for row in rows if OURS in row.samples]
+
+
+def _present(samples: Iterable[float | None]) -> list[float]:
+    return [sample for sample in samples if sample is not None]

@@ -37,29 +37,30 @@ def throughput(documents: Sequence[Document]) -> Picture | None:
     bars = [Bar(OURS, {"": row.ours})]
     kept = {limit: limit if limit == alone.NAME else f"{limit} (keeps nothing)" for limit in row.limits}
     bars += [Bar(label, {"": row.limit(limit)}, ours=False) for limit, label in kept.items()]
-    peers = _peers(documents)
-    bars += [Bar(peer, {"": rate}, ours=False) for peer, rate in peers.items()]
     bars.sort(key=lambda bar: bar.total, reverse=True)
     title = f"{_number(row.ours)} no-op runs a second, each kept in Postgres"
-    if peers:
-        best = max(peers, key=lambda peer: peers[peer])
-        title += f": {row.ours / peers[best]:.1f} times {best}, the fastest peer"
-    elif EXECUTOR in row.samples:
+    if EXECUTOR in row.samples:
         title += f": {row.ours / row.limit(EXECUTOR):.1f} times {EXECUTOR}, which keeps nothing"
     return Picture(
-        "throughput", title, f"No-op runs a second, 2 workers, {_rounds(document)}", _footer(document), Bars(bars)
+        "throughput", title, f"No-op runs a second, 2 workers, {rounds(document)}", _footer(document), Bars(bars)
     )
 
 
-def _peers(documents: Sequence[Document]) -> dict[str, float]:
-    """Their no-op rates, by name, from the newest result of kind peers."""
-    for document in documents:
-        if document.kind == PEERS and (rows := [row for row in document.rows if row.name.startswith("no-op")]):
-            known = (OURS, POOL, EXECUTOR)
-            return {
-                name: rows[0].limit(name) for name in rows[0].samples if name not in known and rows[0].samples[name]
-            }
-    return {}
+def peers(documents: Sequence[Document]) -> Picture | None:
+    """All in the same harness and the same run; ours is less there than in a run of its own."""
+    document = next((one for one in documents if one.kind == PEERS), None)
+    row = next((row for row in document.rows if row.name.startswith("no-op")), None) if document else None
+    if document is None or row is None or OURS not in row.samples:
+        return None
+    rates = {name: row.limit(name) for name, samples in row.samples.items() if samples}
+    bars = [Bar(name, {"": rate}, ours=name == OURS) for name, rate in rates.items()]
+    bars.sort(key=lambda bar: bar.total, reverse=True)
+    best = max((name for name in rates if name != OURS), key=lambda name: rates[name], default=None)
+    title = f"{_number(row.ours)} no-op runs a second"
+    if best is not None:
+        title += f", {row.ours / rates[best]:.2g} times {best}, the fastest peer"
+    subtitle = f"No-op runs a second, 2 processes, each queue in its fastest setting, {rounds(document)}"
+    return Picture("peers", title, subtitle, _footer(document), Bars(bars))
 
 
 def step_length(documents: Sequence[Document]) -> Picture | None:
@@ -85,7 +86,7 @@ def step_length(documents: Sequence[Document]) -> Picture | None:
         [Line(POOL, pool, ours=False), Line(OURS, ours, ours=True)],
         share=True,
     )
-    subtitle = f"Share of the CPU time of 2 workers that is spent on steps, {_rounds(document)}"
+    subtitle = f"Share of the CPU time of 2 workers that is spent on steps, {rounds(document)}"
     return Picture("step_length", title, subtitle, _footer(document), Panels([curves]))
 
 
@@ -100,7 +101,7 @@ def workers(documents: Sequence[Document]) -> Picture | None:
     title = f"{_label(enough)} workers fill {document.machine.cores} cores with {work} steps"
     if enough is not rows[-1]:
         title += f": more of them bring no more than {most / enough.ours - 1:.0%}"
-    subtitle = f"Runs a second by the number of workers (--procs), {_rounds(document)}"
+    subtitle = f"Runs a second by the number of workers (--procs), {rounds(document)}"
     return Picture("growth_workers", title, subtitle, _footer(document), Panels(panels))
 
 
@@ -115,7 +116,7 @@ def supervisors(documents: Sequence[Document]) -> Picture | None:
     ]
     count = panels[0].ticks[-1]
     title = f"{count} supervisors on one machine run {' and '.join(gains)} as one"
-    subtitle = f"Runs a second by the number of supervisors, 2 workers each, {_rounds(document)}"
+    subtitle = f"Runs a second by the number of supervisors, 2 workers each, {rounds(document)}"
     return Picture("growth_supervisors", title, subtitle, _footer(document), Panels(panels))
 
 
@@ -140,7 +141,7 @@ def payload(documents: Sequence[Document]) -> Picture | None:
         f"large ones move up to {megabytes:.0f} MB a second"
     )
     curves = Curves("", "Size of the input", [_label(row) for row in rows], _beside_pool(rows), log=True)
-    subtitle = f"Runs a second by the size of the input, 2 workers, {_rounds(document)}"
+    subtitle = f"Runs a second by the size of the input, 2 workers, {rounds(document)}"
     return Picture("growth_payload", title, subtitle, _footer(document), Panels([curves]))
 
 
@@ -160,7 +161,7 @@ def claims(documents: Sequence[Document]) -> Picture | None:
         bars = [Bar(row.name.removeprefix("claim").lstrip(" ,:") or row.name, {"": row.ours}) for row in rows]
         least, most = min(bars, key=lambda bar: bar.total), max(bars, key=lambda bar: bar.total)
         title = f"The dearest claim ({most.label}) costs {most.total / least.total:.1f} times the cheapest"
-        subtitle = f"{unit} a claim, by what the tables hold, {_rounds(document)}"
+        subtitle = f"{unit} a claim, by what the tables hold, {rounds(document)}"
         return Picture("claims", title, subtitle, _footer(document), Bars(bars))
     return None
 
@@ -184,7 +185,7 @@ def cpu_by_whom(documents: Sequence[Document]) -> Picture | None:
         f"A no-op run costs {one.total:.0f} microseconds of CPU, "
         f"{one.parts[dearest] / max(one.total, 1e-9):.0%} of it in {said}"
     )
-    subtitle = f"CPU microseconds a run, by whom, {_rounds(document)}"
+    subtitle = f"CPU microseconds a run, by whom, {rounds(document)}"
     return Picture("cpu_by_whom", title, subtitle, _footer(document), Bars(bars))
 
 
@@ -218,7 +219,7 @@ def _number(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.0f}"
 
 
-def _rounds(document: Document) -> str:
+def rounds(document: Document) -> str:
     return f"medians of {document.rounds} rounds" if document.rounds > 1 else "one round"
 
 
@@ -245,4 +246,5 @@ _PICTURES: tuple[Callable[[Sequence[Document]], Picture | None], ...] = (
     claims,
     cpu_by_whom,
     latency,
+    peers,
 )
