@@ -64,7 +64,7 @@ def test_a_shutdown_interrupts_a_coroutine_and_charges_nobody(
 ) -> None:
     run = coroutines.waiting.enqueue("told")
     supervisor = start("--procs", "1", "--grace", "0.2")
-    eventually(lambda: run.status() is Status.IN_PROGRESS)
+    supervisor.until("waiting to be told")  # in progress it is before its first line
     supervisor.send(signal.SIGTERM)
     supervisor.wait()
     assert (tmp_path / "told").read_text() == "shutdown"

@@ -154,6 +154,7 @@ async def swallows(cx: Context) -> Done:
 
 async def told(cx: Context, name: str) -> Done:
     try:
+        cx.log.info("waiting to be told")
         await asyncio.sleep(60)
     except asyncio.CancelledError as error:
         Path(os.environ["FOLDER"], name).write_text(str(error))
