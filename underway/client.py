@@ -256,9 +256,7 @@ def _with_keys(run_id: UUID, payload: bytes, placement: Placement, index: int | 
     from underway.postgres import runs
 
     try:
-        unique, concurrency = (
-            template and keys.fill(template, payload) for template in (placement.unique_key, placement.concurrency_key)
-        )
+        unique, concurrency = keys.fill_both(placement.unique_key, placement.concurrency_key, payload)
     except PayloadError as error:
         raise error if index is None else PayloadError(f"value {index}: {error}") from error
     return runs.KeyedRun(run_id, payload, unique, concurrency)

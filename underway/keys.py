@@ -39,6 +39,11 @@ def fill(template: str, payload: bytes) -> str:
     return filled
 
 
+def fill_both(unique_key: str | None, concurrency_key: str | None, payload: bytes) -> tuple[str | None, str | None]:
+    """The keys of a run with this input; None where there is no template. Raises what `fill` raises."""
+    return unique_key and fill(unique_key, payload), concurrency_key and fill(concurrency_key, payload)
+
+
 def _find(template: str, field: str, tree: Any) -> Any:
     for name in field.split("."):
         if not isinstance(tree, dict) or name not in tree:

@@ -106,9 +106,7 @@ def checked(
     _check_policies(catch_up, overlap)
     first = job.compiled[0]
     payload = codec.encode(value, first.input_type)
-    for template in (first.spec.placement.unique_key, first.spec.placement.concurrency_key):
-        if template is not None:
-            keys.fill(template, payload)
+    keys.fill_both(first.spec.placement.unique_key, first.spec.placement.concurrency_key, payload)
     about = (job.name, name, parsed.line, parsed.zone, catch_up, overlap, payload.decode())
     return lambda now: Row(*about, next_at=parsed.after(now))
 

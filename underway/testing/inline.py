@@ -114,9 +114,7 @@ def _enqueued(job: Job[Any, Any, Any, Any], value: Any) -> Task:
     first = job.compiled[0]
     payload = codec.encode(value, first.input_type)
     placed = first.spec.placement
-    for template in (placed.unique_key, placed.concurrency_key):
-        if template is not None:
-            keys.fill(template, payload)
+    keys.fill_both(placed.unique_key, placed.concurrency_key, payload)
     return Task(
         run=str(new_id()),
         token=next(_tokens),
