@@ -94,10 +94,11 @@ class Tried(Protocol):
     def crashes(self) -> int: ...
 
 
-def succeed(task: Tried, attempt: Attempt, following: Next | None, payload: bytes) -> Finish | Continue:
-    """The row for an attempt that succeeded: at its next step, or finished with this result."""
-    if following is None:
+def succeed(task: Tried, attempt: Attempt, placement: Sequence[Any] | None, payload: bytes) -> Finish | Continue:
+    """The row for an attempt that succeeded: at its next step, placed so (the fields of a Next), or finished."""
+    if placement is None:
         return Finish(task.run, task.token, "succeeded", payload, task.attempts, task.crashes, attempt)
+    following = Next._make(placement)
     return Continue(
         run=task.run,
         token=task.token,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from logging import getLogger
 
 from underway import wire
-from underway.postgres.endings import Attempt, Next, succeed
+from underway.postgres.endings import Attempt, succeed
 from underway.supervisor.backends import Backends
 from underway.supervisor.commits import Commits, Ended
 from underway.supervisor.dispatch import Dispatch
@@ -109,8 +109,7 @@ class Endings:
         peak_rss = max(result.peak_rss, task.peak_rss)
         attempt = Attempt("succeeded", None, now - result.seconds, now, worker.pid, result.cpu_seconds, peak_rss)
         if result.ending in ("next", "done", "committed"):
-            following = None if result.placement is None else Next._make(result.placement)
-            row = succeed(task, attempt, following, result.payload)
+            row = succeed(task, attempt, result.placement, result.payload)
             spawned = [{**spawn, "parent": task.run} for spawn in result.spawned]
             ended = Ended(task, row, spawned)
             if result.ending == "committed":

@@ -14,7 +14,7 @@ import orjson
 from underway import wire
 from underway.app import Underway
 from underway.errors import Interrupt
-from underway.postgres.endings import Attempt, Continue, Finish, Next, succeed
+from underway.postgres.endings import Attempt, Continue, Finish, succeed
 from underway.supervisor.task import Task, message
 from underway.supervisor.verdict import VERDICTS, Seen, settle
 from underway.worker.execute import Executor, Outcome
@@ -59,8 +59,7 @@ class LocalWorker:
         if ending == "committed":
             return Ended(None, [])
         if ending in ("next", "done"):
-            following = None if placement is None else Next._make(placement)
-            row = succeed(task, attempt, following, payload)
+            row = succeed(task, attempt, placement, payload)
             return Ended(row, [{**spawn, "parent": task.run} for spawn in spawned])
         seen = Seen.FAIL if ending == "fail" else Seen.RETRY
         attempt = attempt._replace(outcome=VERDICTS[seen].outcome, error=payload.decode())

@@ -49,12 +49,11 @@ class Transactions:
         if ending not in ("next", "done") or connection is None:  # None: it could not be opened, and the step went on
             self._own.roll_back()
             return outcome
-        from underway.postgres.endings import Attempt, Next, succeed
+        from underway.postgres.endings import Attempt, succeed
 
         now = time.monotonic()
         attempt = Attempt("succeeded", None, now - seconds, now, self._pid, cpu_seconds, peak_rss)
-        following = None if placement is None else Next._make(placement)
-        row = succeed(task, attempt, following, payload)
+        row = succeed(task, attempt, placement, payload)
         try:
             self._own.commit(row, [{**spawn, "parent": task.run} for spawn in spawned])
         except BaseException:
