@@ -81,9 +81,6 @@ def test_renewals_are_on_time_and_memory_bounded_while_all_workers_flood(
     assert not re.search(r"\bleases?\b", supervisor.log)
 
 
-@pytest.mark.xfail(
-    reason="on two cores a round of the supervisor takes seconds: leases lapse, results that wait take 550 MiB"
-)
 @pytest.mark.chaos
 @pytest.mark.timeout(400)
 def test_64_workers_flood_for_a_while(
