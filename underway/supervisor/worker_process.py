@@ -25,9 +25,9 @@ _MOST_BUFFERED = 512 * 1024
 # took the CPU from the very worker that it listened to.
 _PLENTY = 8
 _PAUSE_SECONDS = 0.001
-# Words are work for whoever reads them: 64 workers that flooded at once kept the supervisor in one round of its loop for
-# seconds, and leases lapsed. If all were as talkative as this worker, a round may take so long; whoever goes beyond is
-# not read for twice the time that such a round would take, which leaves the supervisor half of its own.
+# Words are work for whoever reads them: 64 workers that flooded at once kept the supervisor's loop in one round for
+# seconds, and leases lapsed. If all talked as much as this worker did just now, a round may take so long; after more it
+# is not read for twice the time that such a round would take, which leaves the supervisor half of its own.
 _WORDS = frozenset((wire.Log, wire.Progress))
 _ROUND_SECONDS = 0.25
 _MOST_SILENCE_SECONDS = 2.0
