@@ -28,7 +28,7 @@ demo: .venv/.examples ## Render 185 PDF reports about real flights; Ctrl-C, and 
 
 test: lint ## Lint, types, and the tests on a real Postgres (a few minutes)
 	@echo "pytest"
-	@$(BIN)/python -m pytest -n 4 -m "not chaos" $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not chaos" $(ARGS)
 
 lint: .venv/.test ## Ruff and mypy --strict
 	@echo "ruff, mypy"

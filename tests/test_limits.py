@@ -35,7 +35,9 @@ def test_a_timeout_interrupts_the_step_which_may_clean_up(
         assert (attempt.number, attempt.outcome) == (1, "timed_out")
         assert "Interrupt" in (attempt.error or "")
         assert attempt.started_at is not None
-        assert 0.5 <= (attempt.finished_at - attempt.started_at).total_seconds() < 5
+        # The timeout of half a second counts from when the supervisor has heard of the start, the worker's clock from a
+        # little later: it said 0.497 once.
+        assert 0.4 <= (attempt.finished_at - attempt.started_at).total_seconds() < 5
     assert _counters(connection, tidy) == (1, 0)
     # A step that has something to hand over in spite of it may do so.
     assert catching.result() == "partial result"

@@ -7,3 +7,6 @@ schedules as (
     update underway.schedule set next_at = next_at - %(delta)s::interval
 )
 update underway.finished_run set expires_at = expires_at - %(delta)s::interval;
+
+-- end_sessions: end all sessions in a database; a row for each that there still is
+select pg_terminate_backend(pid) from pg_stat_activity where datname = %(database)s;
