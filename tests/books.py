@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 from apps import ledger
+from chaos_report import Count
 from harness import outcomes, states
 
 # With each transfer run two receipts of each of its two steps.
@@ -48,6 +49,11 @@ class Books:
             self._moved[transfer.debtor] -= transfer.amount
             self._moved[transfer.creditor] += transfer.amount
 
+    def left(self) -> int:
+        """How many runs are live."""
+        with self.connect() as connection:
+            return sum(connection.execute("select count(*) from underway.run").fetchone() or (0,))
+
     def settle(self, within: float, say: Callable[[str], None] = lambda _: None) -> None:
         """Wait until whoever serves has done it all, by themselves."""
         began = said = time.monotonic()
@@ -61,18 +67,31 @@ class Books:
                     say(f"settling: {self.progress()}")
                 time.sleep(0.05)
 
-    def audit(self) -> None:
+    def audit(self, count: Count) -> None:
         """Each transfer has moved its money once: two entries, of the attempts that succeeded, and its receipts.
 
         And each step of each run has succeeded once.
         """
         with self.connect() as connection:
-            assert states(connection) == {"succeeded": self.runs}, outcomes(connection)
-            twice = (
+            repeated = connection.execute(
                 "select run_id, step from underway.attempt where outcome = 'succeeded'"
                 " group by run_id, step having count(*) > 1"
+            ).fetchall()
+            found, ended = states(connection), outcomes(connection)
+            effects = connection.execute("select count(*), count(distinct (run, step)) from entry").fetchone()
+            assert effects is not None
+            count(
+                runs=self.runs,
+                lost=self.runs - found.get("succeeded", 0),
+                steps_twice=len(repeated),
+                effects=effects[0],
+                effects_lost=self.transfers * 2 - effects[1],
+                effects_twice=effects[0] - effects[1],
+                crashes=ended.get("crashed", 0),
+                leases_lapsed=ended.get("lost", 0),
             )
-            assert connection.execute(twice).fetchall() == []
+            assert found == {"succeeded": self.runs}, ended
+            assert repeated == []
             delivered = connection.execute("select result from underway.finished_run where job = 'parcels'").fetchall()
             assert sorted(result for (result,) in delivered) == [(number + 1) * 2 for number in range(self.parcels)]
             succeeded = connection.execute(
