@@ -11,6 +11,7 @@ import psycopg
 from apps import ledger
 from chaos_report import Count
 from harness import outcomes, states
+from psycopg import sql
 
 # With each transfer run two receipts of each of its two steps.
 RUNS_PER_TRANSFER = 1 + 2 * 2
@@ -123,6 +124,9 @@ def open_books(url: str, rng: random.Random, *, migrate: bool = False) -> Iterat
         books = Books(url, rng)
         with books.connect() as connection:
             connection.execute(ledger.TABLES)
+            # All money goes by way of one account, and so there are many. Each would stop the work for a second.
+            database = sql.Identifier(connection.info.dbname)
+            connection.execute(sql.SQL("alter database {} set deadlock_timeout = '100ms'").format(database))
         yield books
     finally:
         ledger.app.close()

@@ -65,7 +65,7 @@ def disturb(
         pause = next(pauses)
         while pause > 0:
             if books.left() < MOST_LIVE:
-                books.enqueue(books.rng.randint(5, 40))
+                books.enqueue(books.rng.randint(5, 20), parcels=books.rng.randint(0, 100))
             time.sleep(min(pause, 1))
             pause -= 1
         disturbance()
