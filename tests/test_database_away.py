@@ -62,12 +62,11 @@ def disturb(
     began = said = time.monotonic()
     times = 0
     while time.monotonic() < began + seconds:
-        pause = next(pauses)
-        while pause > 0:
+        until = time.monotonic() + next(pauses)
+        while time.monotonic() < until:
             if books.left() < MOST_LIVE:
                 books.enqueue(books.rng.randint(5, 20), parcels=books.rng.randint(0, 100))
-            time.sleep(min(pause, 1))
-            pause -= 1
+            time.sleep(0.05)
         disturbance()
         times += 1
         if time.monotonic() > said + 5:

@@ -44,7 +44,7 @@ class Sample(NamedTuple):
     rss: int
     files: int
     threads: int
-    workers: int
+    children: int
     crew_rss: int
     dead: int
     live: int
@@ -92,7 +92,7 @@ def test_nothing_grows_in_an_hour(tmp_path: Path, say: Say, count: Count) -> Non
     assert after.crew_rss - before.crew_rss < 10 * 2**20
     assert after.files - before.files <= 2
     assert {sample.threads for sample in samples} == {1}
-    assert after.workers == before.workers
+    assert after.children == before.children
     assert after.dead < 3 * before.dead + 5000
     # A busy neighbour of this machine makes some claims slow; rows that are in the way make all of them slow.
     assert after.claim_median < 2 * before.claim_median + 1
@@ -104,9 +104,9 @@ class Window:
     """What was usual in some part of the time."""
 
     def __init__(self, samples: list[Sample], claims: list[float]) -> None:
-        self.rss, self.files, self.workers, self.crew_rss, self.live = (
+        self.rss, self.files, self.children, self.crew_rss, self.live = (
             round(statistics.median(getattr(sample, name) for sample in samples))
-            for name in ("rss", "files", "workers", "crew_rss", "live")
+            for name in ("rss", "files", "children", "crew_rss", "live")
         )
         self.dead = max(sample.dead for sample in samples)
         self.mib = max(sample.rss for sample in samples) >> 20
@@ -116,8 +116,8 @@ class Window:
 
     def __str__(self) -> str:
         return (
-            f"{self.rss / 2**20:.1f} MiB, its workers {self.crew_rss / 2**20:.1f}, {self.files} files, {self.workers} "
-            f"workers, {self.live} live runs, up to {self.dead:,} dead rows; a claim {self.claim_median:.2f} ms, p99 "
+            f"{self.rss / 2**20:.1f} MiB, its workers {self.crew_rss / 2**20:.1f}, {self.files} files, {self.children} "
+            f"children, {self.live} live runs, up to {self.dead:,} dead rows; a claim {self.claim_median:.2f} ms, p99 "
             f"{self.claim_p99:.2f} of {self._claims:,}"
         )
 
