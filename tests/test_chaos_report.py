@@ -9,7 +9,7 @@ from chaos_report import LINES, WIDTH
 
 TESTS = Path(__file__).parent
 LOST = '''
-    """Nothing is lost in {nth}, whatever is done to it in whichever order, by whom and for how long, with a long title."""
+    """Nothing is lost in {nth}, whatever is done to it in whichever order and for however long, said at length."""
     import pytest
 
     @pytest.mark.chaos

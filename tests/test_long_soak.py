@@ -25,8 +25,8 @@ from lengths import HOUR, SEED, stretched
 
 SECONDS = stretched(HOUR)
 PERIOD = 0.25
-# In each period; some thousand runs a second, about half of what a machine of two cores does of this mix.
-MIX = {"noops": 150, "pairs": 80, "flaky": 5, "burns": 1}
+# In each period; some six hundred runs a second: what two cores do of this mix also beside busy neighbours.
+MIX = {"noops": 95, "pairs": 45, "flaky": 4, "burns": 1}
 MORTALS = 20  # periods from one to the next, which kill their worker once in five times
 KEEP = timedelta(seconds=min(120.0, SECONDS / 6))  # most of them are removed before it is over
 MOST_LIVE = 3000
