@@ -366,6 +366,26 @@ def test_what_waits_behind_a_long_task_goes_elsewhere_in_its_old_order() -> None
     assert [waiting.token for waiting in line.ready] == [2, 3, 4, 5, 6, 7]
 
 
+def test_while_results_cannot_leave_nothing_is_handed_out_and_nothing_waits_behind() -> None:
+    worker, idle = StubWorker(), StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add(tasks(6))
+    line.pump()
+    worker.start()
+    first, *behind = worker.tokens
+    assert behind
+    line.held_back = True
+    line._crew.active.append(idle)  # type: ignore[arg-type]
+    line.take_back_waiting(time.monotonic())
+    line.pump()
+    assert worker.tokens == [first]
+    assert idle.tokens == []
+    line.held_back = False
+    line.pump()
+    assert idle.tokens
+
+
 def test_a_skipped_task_comes_back_in_front() -> None:
     worker = StubWorker()
     line = on(worker)

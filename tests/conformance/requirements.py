@@ -92,6 +92,8 @@ REQUIREMENTS: dict[str, Line] = {
         "test_shutdown::test_work_goes_on_by_itself_when_the_database_has_restarted",
         "test_statement_cuts::test_a_statement_cut_off_changes_nothing_in_the_end",
         "test_group_commit::test_a_locked_run_is_committed_once_it_is_unlocked_and_the_others_at_once",
+        "test_floods::test_results_that_cannot_leave_stop_the_workers",
+        "test_dispatch::test_while_results_cannot_leave_nothing_is_handed_out_and_nothing_waits_behind",
     ),
     "R17": held(
         "a commit whose answer was lost is looked up, not repeated blindly",
@@ -164,6 +166,7 @@ REQUIREMENTS: dict[str, Line] = {
         "test_worker_deaths::test_every_deed_is_charged_to_its_own_attempt",
         "test_dispatch::test_no_more_is_claimed_ahead_than_fits_by_the_size_of_what_came",
         "test_floods::test_renewals_are_on_time_and_memory_bounded_while_all_workers_flood",
+        "test_floods::test_64_workers_flood_for_a_while",
         "test_floods::test_results_and_inputs_at_the_limit_pass_and_a_byte_more_fails_alone",
         "test_floods::test_what_is_far_too_long_is_cut_where_it_is_said",
         "test_floods::test_many_children_are_written_and_too_many_fail_that_attempt_alone",
@@ -191,8 +194,6 @@ REQUIREMENTS: dict[str, Line] = {
 
 # Requirement -> what no test shows yet. A line that names no test at all has to stand here.
 MISSING: dict[str, str] = {
-    "R16": "the bound on waiting results",
     "R18": "throughput of others while poison flows: measured by make bench, asserted nowhere",
     "R24": "a connection that is half open: found by TCP (10 s), never tried with a network that drops packets",
-    "R26": "64 workers flooding at once on two cores: tried by test_floods, and leases lapse",
 }

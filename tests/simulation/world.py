@@ -261,7 +261,7 @@ class Weights:
         return {pid: 2000 if loop.rng.random() < 0.02 else 1 for pid in pids}
 
 
-def _fake_worker(_app: str, slot: int, _mark: str, overseer: Any, *, generation: int, wear: Any, folder: Any) -> Any:
+def _fake_worker(_app: str, slot: int, _mark: str, overseer: Any, *, generation: int, wear: Any, **_: Any) -> Any:
     return overseer.simulated.start_worker(slot, overseer, generation, wear)
 
 

@@ -22,7 +22,8 @@ from underway.supervisor.verdict import Seen, settle
 log = getLogger("underway.supervisor")
 
 MOST_TOGETHER = 1500
-# One statement carries no more than this, but for one payload that is larger. Claims pause while this waits.
+# One statement carries no more than this, but for one payload that is larger. While so much waits (the database is slow
+# or away) nothing is claimed and no worker is given another task: what they are at is all that can still come.
 MOST_BYTES = 32 * 1024 * 1024
 MOST_UNCOMMITTED = 4000
 # A run that is enqueued takes a statement as long as so much payload.
@@ -81,7 +82,7 @@ class Commits:
         ended.task.ended = True
         self._empty.clear()
         self._waiting.append(ended)
-        self._waiting_bytes += _size(ended)
+        self._weigh(_size(ended))
         if isinstance(ended.row, Continue):
             self._dispatch.expect(_may_stay(ended))
         self._news.append(ended)
@@ -98,7 +99,7 @@ class Commits:
 
     def full(self) -> bool:
         """More waits than should: the database does not keep up."""
-        return self.uncommitted() >= MOST_UNCOMMITTED or self._waiting_bytes >= MOST_BYTES
+        return self.uncommitted() >= MOST_UNCOMMITTED or self._dispatch.held_back
 
     async def flushed(self) -> None:
         """Wait until everything submitted so far is durable or known to be lost."""
@@ -121,6 +122,11 @@ class Commits:
             elif self.uncommitted() == 0:
                 self._empty.set()
 
+    def _weigh(self, size: int) -> None:
+        """So much more waits than before."""
+        self._waiting_bytes += size
+        self._dispatch.held_back = self._waiting_bytes >= MOST_BYTES
+
     def _offer(self) -> None:
         """Say when a commit should leave with what came just now."""
         news, self._news = self._news, []
@@ -129,7 +135,7 @@ class Commits:
     def _repeat(self, group: list[Ended]) -> None:
         """Let these leave again, and first."""
         self._waiting[:0] = group
-        self._waiting_bytes += sum(map(_size, group))
+        self._weigh(sum(map(_size, group)))
         self._dispatch.expect(sum(map(_may_stay, group)))
         self._pace.offer(len(self._waiting), awaited=True)
 
@@ -143,7 +149,7 @@ class Commits:
                 break
             count += 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._waiting_bytes -= size
+        self._weigh(-size)
         self._dispatch.expect(-sum(map(_may_stay, batch)))
         return batch
 
@@ -280,7 +286,7 @@ class Commits:
 
 
 def _size(ended: Ended) -> int:
-    size = len(ended.row.payload or b"")
+    size = len(ended.row.payload or b"") + len(ended.row.attempt.error or "")
     if ended.spawned:
         size += sum(_SPAWN_BYTES + len(spawn["input"]) for spawn in ended.spawned)
     return size

@@ -163,7 +163,16 @@ class Crew:
         # The mark ends in a character that no number has: worker 1 must not be taken for worker 10.
         mark = f"{self._supervisor_id}/{next(self._serial)};"
         wear = Wear(self._marks, self._rng)
-        return WorkerProcess(self._app, slot, mark, self, generation=self._generation, wear=wear, folder=self._folder)
+        return WorkerProcess(
+            self._app,
+            slot,
+            mark,
+            self,
+            crew_size=self.size,
+            generation=self._generation,
+            wear=wear,
+            folder=self._folder,
+        )
 
     def _booted(self, worker: WorkerProcess, hello: wire.Hello) -> None:
         if self._is_old(worker):

@@ -45,6 +45,7 @@ class Dispatch:
         self._size = 0.0
         self._expected = 0
         self.closed = False  # nothing new is taken in: the supervisor stops
+        self.held_back = False  # nothing is handed out: the results that wait for Postgres are as large as they may get
 
     @property
     def lanes(self) -> Mapping[Lane, Step]:
@@ -71,7 +72,7 @@ class Dispatch:
 
     def pump(self) -> None:
         """Give every worker what it can take. A suspect gets an idle worker to itself."""
-        if not self.ready and not self.suspects:
+        if self.held_back or (not self.ready and not self.suspects):
             return
         workers = self._crew.active
         for worker in workers:
@@ -159,14 +160,14 @@ class Dispatch:
         return taken
 
     def take_back_waiting(self, now: float) -> None:
-        """Nothing waits long behind a running task."""
+        """Nothing waits long behind a running task, and nothing at all while tasks are held back."""
         for worker in self._crew.active:
             running = worker.current
             if (
                 len(worker.tasks) > 1
                 and running is not None
                 and running.started_at is not None
-                and now - running.started_at > PATIENCE_SECONDS
+                and (self.held_back or now - running.started_at > PATIENCE_SECONDS)
             ):
                 self.add_first(self.take_back(worker))
 

@@ -60,7 +60,7 @@ class Service:
             self._dispatch,
             self._held,
             on_continue=self._on_continue,
-            on_room=lambda: self._claims.resume(),
+            on_room=self._on_room,
             on_stay=self._on_stay,
             on_unknown=lambda: self._claims.expect_unknown(),
             rng=rng,
@@ -166,6 +166,10 @@ class Service:
             self._promoter.hint(delay)
         else:
             self._claims.wake()
+
+    def _on_room(self) -> None:
+        self._dispatch.pump()
+        self._claims.resume()
 
     def _on_stay(self, tasks: list[Task]) -> None:
         if self._dispatch.closed:

@@ -18,13 +18,19 @@ from underway.supervisor.recycling import Wear
 from underway.supervisor.task import Task
 
 # Read into, again and again: a buffer of its own for each read would be mapped and unmapped each time.
-_inbox = memoryview(bytearray(256 * 1024))
+_inbox = memoryview(bytearray(64 * 1024))
 # More than a socket holds: what was written before a drain began is found within so many bytes.
 _MOST_BUFFERED = 512 * 1024
 # A worker that has been handed so much is not read again for so long. Woken at each result of a no-op, the supervisor
 # took the CPU from the very worker that it listened to.
 _PLENTY = 8
 _PAUSE_SECONDS = 0.001
+# Words are work for whoever reads them: 64 workers that flooded at once kept the supervisor's loop in one round for
+# seconds, and leases lapsed. If all talked as much as this worker did just now, a round may take so long; after more it
+# is not read for twice the time that such a round would take, which leaves the supervisor half of its own.
+_WORDS = frozenset((wire.Log, wire.Progress))
+_ROUND_SECONDS = 0.25
+_MOST_SILENCE_SECONDS = 2.0
 # Blanks in a worker's command line, which it overwrites with what it does: `ps` shows that (worker/title.py).
 _ROOM_FOR_TITLE = 160
 
@@ -44,7 +50,16 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, app: str, slot: int, mark: str, overseer: Overseer, *, generation: int, wear: Wear, folder: str | None
+        self,
+        app: str,
+        slot: int,
+        mark: str,
+        overseer: Overseer,
+        *,
+        crew_size: int,
+        generation: int,
+        wear: Wear,
+        folder: str | None,
     ) -> None:
         self.slot = slot
         self.mark = mark
@@ -64,12 +79,14 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
         self._unsent = bytearray()
-        self._deaf = False
+        self._crew_size = crew_size
+        self._said_words = False  # in what was read just now
+        self._hung_up = False  # it has closed its end, or what it sent is no message
         self._clogged = False  # the worker has not taken all we have sent
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
-        pipe, their_output = os.pipe()
-        os.set_blocking(pipe, False)
+        self._pipe, their_output = os.pipe()
+        os.set_blocking(self._pipe, False)
         # -P: a types.py beside the app must not be taken for the standard library's while we are still importing that.
         # exec, never fork: the child has none of our memory, locks or descriptors. Its own session keeps Ctrl-C and
         # a TERM for our whole group away from it.
@@ -88,16 +105,16 @@ class WorkerProcess:
             )
         except OSError:
             self._socket.close()
-            os.close(pipe)
+            os.close(self._pipe)
             raise
         finally:
             theirs.close()
             os.close(their_output)
-        self.output = WorkerOutput(pipe, self)
+        self.output = WorkerOutput(self._pipe, self)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._on_death)
         self._loop.add_reader(self._socket, self._on_readable)
-        self._loop.add_reader(pipe, self._on_output)
+        self._loop.add_reader(self._pipe, self._on_output)
 
     @property
     def pid(self) -> int:
@@ -163,27 +180,43 @@ class WorkerProcess:
         return not self._unsent
 
     def _on_readable(self) -> None:
+        began = time.monotonic()
         self._receive()
         self._overseer.settled()
-        if len(self.tasks) >= _PLENTY and not self._deaf:
-            self._deaf = True
-            self._loop.remove_reader(self._socket)
-            self._loop.call_later(_PAUSE_SECONDS, self._hear_again)
-
-    def _hear_again(self) -> None:
-        self._deaf = False
-        if self._socket.fileno() >= 0:
-            self._loop.add_reader(self._socket, self._on_readable)
-            self._on_readable()
+        self._pause(began)
 
     def _on_output(self) -> None:
         """First hear of which task it is, if that is news."""
+        began = time.monotonic()
         self._receive()
-        self.output.read()
+        self._said_words |= self.output.read()
         self._overseer.settled()
+        self._pause(began)
+
+    def _pause(self, began: float) -> None:
+        """Do not read it for a while, if it says more than its share or has plenty to do."""
+        seconds = _PAUSE_SECONDS if len(self.tasks) >= _PLENTY else 0.0
+        if self._said_words:
+            self._said_words = False
+            round_ = (time.monotonic() - began) * self._crew_size
+            if round_ > _ROUND_SECONDS:
+                seconds = min(2 * round_, _MOST_SILENCE_SECONDS)
+        if seconds:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._pipe)
+            self._loop.call_later(seconds, self._hear_again)
+
+    def _hear_again(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.add_reader(self._pipe, self._on_output)
+            if not self._hung_up:
+                self._loop.add_reader(self._socket, self._on_readable)
+                self._on_readable()
 
     def _receive(self) -> int:
         """Read once and hand on what came; the number of bytes, 0 when there was nothing to read."""
+        if self._hung_up:
+            return 0
         try:
             size = self._socket.recv_into(_inbox)
         except BlockingIOError:
@@ -191,7 +224,7 @@ class WorkerProcess:
         except OSError:
             size = 0
         if not size:
-            self._loop.remove_reader(self._socket)
+            self._hang_up()
             self.died_writing = self._reader.incomplete
             # Alive with its end closed: the user's code has closed our socket. It can tell us nothing any more.
             if self.alive and not self._exited_soon():
@@ -200,12 +233,17 @@ class WorkerProcess:
         self.output.behind = True
         try:
             for message in self._reader.feed(_inbox[:size]):
+                self._said_words |= type(message) in _WORDS
                 self._overseer.received(self, message)
         except wire.BrokenFrame:
-            self._loop.remove_reader(self._socket)
+            self._hang_up()
             self.kill()
             return 0
         return size
+
+    def _hang_up(self) -> None:
+        self._hung_up = True
+        self._loop.remove_reader(self._socket)
 
     def drain(self) -> None:
         """Hand on everything the worker has written until now, and no end of what it goes on writing meanwhile."""
