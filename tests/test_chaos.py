@@ -21,7 +21,7 @@ import psycopg
 import pytest
 from apps import chaos
 from chaos_report import Count, Say
-from fleet import DRAIN_SECONDS, OURS, Fleet, chaos_database, send_quietly
+from fleet import DRAIN_SECONDS, OURS, SAY_SECONDS, Fleet, chaos_database, send_quietly
 from harness import eventually
 from lengths import HOUR, MINUTE, SEED, stretched
 from psycopg.types.json import Jsonb
@@ -29,6 +29,9 @@ from psycopg.types.json import Jsonb
 from underway.client import Run
 from underway.postgres.embedded import Cluster
 from underway.supervisor.shutdown import ExitCode
+
+SOAK_SECONDS = 40.0
+WARM_UP_SECONDS = 20.0
 
 SUPERVISORS = 2
 ENQUEUERS = 2
@@ -97,6 +100,48 @@ def test_what_a_killed_supervisor_held_is_done_soon(tmp_path: Path, say: Say, co
     assert fleet.faults == []
     assert lost[0] > 0
     assert seconds < 10 + lost[0] * 0.1
+
+
+@pytest.mark.chaos
+@limit(0)
+def test_soak(tmp_path: Path, say: Say, count: Count) -> None:
+    samples: list[tuple[float, int, int, int, int]] = []
+    with chaos_database() as (_cluster, url), Fleet(url, tmp_path) as fleet:
+        supervisor = fleet.start().supervisor
+        process = psutil.Process(supervisor.pid)
+        numbers = itertools.count()
+        began = said = time.monotonic()
+        with closing(psycopg.connect(url, autocommit=True)) as connection:
+            while (now := time.monotonic()) < began + SOAK_SECONDS:
+                (live,) = connection.execute("select count(*) from underway.run").fetchone() or (0,)
+                if live < 20_000:
+                    chaos.jobs["noops"].enqueue_many(chaos.Item(next(numbers)) for _ in range(20_000))
+                workers = sum(worker.memory_info().rss for worker in supervisor.workers())
+                rss = process.memory_info().rss
+                samples.append((now - began, rss, process.num_fds(), process.num_threads(), workers))
+                if now >= said + SAY_SECONDS:
+                    said = now
+                    say(f"soak: {now - began:3.0f} s, {rss / 2**20:.1f} MiB, {process.num_fds()} files")
+                time.sleep(0.2)
+            finished = connection.execute("select count(*) from underway.finished_run").fetchone()
+        fleet.stop()
+        assert finished is not None
+    before = [sample for sample in samples if WARM_UP_SECONDS * 0.75 < sample[0] < WARM_UP_SECONDS]
+    after = [sample for sample in samples if sample[0] > SOAK_SECONDS - 5]
+    growth, crew_growth = (
+        (max(sample[which] for sample in after) - max(sample[which] for sample in before)) / 2**20 for which in (1, 4)
+    )
+    files, threads = ({sample[which] for sample in samples if sample[0] > WARM_UP_SECONDS} for which in (2, 3))
+    say(
+        f"soak: {finished[0]:,} runs, {finished[0] / SOAK_SECONDS:,.0f} a second; the supervisor grew by {growth:+.1f} "
+        f"MiB to {after[-1][1] / 2**20:.1f}, its workers by {crew_growth:+.1f}; files {files}, threads {threads}"
+    )
+    count(runs=finished[0], peak_mib=max(sample[1] for sample in samples) >> 20)
+    assert fleet.faults == []
+    assert growth < 10
+    assert crew_growth < 30
+    assert max(files) - min(files) <= 2
+    assert len(threads) == 1
 
 
 # What is done to them
