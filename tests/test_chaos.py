@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import psutil
 import psycopg
 import pytest
 from apps import chaos
