@@ -12,7 +12,7 @@ BIN = .venv/bin
 ARGS =
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint bench bench-peers chaos clean
+.PHONY: help demo test lint bench bench-peers chaos chaos-long clean
 # A stamp whose recipe was interrupted must not count.
 .DELETE_ON_ERROR:
 
@@ -28,7 +28,7 @@ demo: .venv/.examples ## Render 185 PDF reports about real flights; Ctrl-C, and 
 
 test: lint ## Lint, types, and the tests on a real Postgres (a few minutes)
 	@echo "pytest"
-	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not chaos" $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not chaos and not chaos_long" $(ARGS)
 
 lint: .venv/.test ## Ruff and mypy --strict
 	@echo "ruff, mypy"
@@ -43,8 +43,11 @@ bench: .venv/.bench ## Measure: how fast, beside process pools of the same size;
 bench-peers: .venv/.test ## Measure: beside celery, dramatiq and four other queues (half an hour; needs redis-server)
 	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
-chaos: .venv/.test ## Kill and stop things at random, for minutes
-	@$(BIN)/python -m pytest -m chaos --timeout=1800 $(ARGS)
+chaos: .venv/.test ## Kill and stop things at random (a quarter of an hour); CHAOS_SEED=1848 says in which order
+	@$(BIN)/python -m pytest -m chaos --timeout=300 $(ARGS)
+
+chaos-long: .venv/.test ## The same for hours: Postgres stopped for ten minutes, a soak and chaos for an hour each
+	@$(BIN)/python -m pytest -m chaos_long $(ARGS)
 
 clean: ## Remove the environments and the caches; the reports stay
 	rm -rf .venv benchmarks/peers/.envs .mypy_cache .ruff_cache .pytest_cache .hypothesis

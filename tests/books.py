@@ -9,7 +9,9 @@ from typing import Any
 
 import psycopg
 from apps import ledger
+from chaos_report import Count
 from harness import outcomes, states
+from psycopg import sql
 
 # With each transfer run two receipts of each of its two steps.
 RUNS_PER_TRANSFER = 1 + 2 * 2
@@ -48,6 +50,11 @@ class Books:
             self._moved[transfer.debtor] -= transfer.amount
             self._moved[transfer.creditor] += transfer.amount
 
+    def left(self) -> int:
+        """How many runs are live."""
+        with self.connect() as connection:
+            return sum(connection.execute("select count(*) from underway.run").fetchone() or (0,))
+
     def settle(self, within: float, say: Callable[[str], None] = lambda _: None) -> None:
         """Wait until whoever serves has done it all, by themselves."""
         began = said = time.monotonic()
@@ -61,18 +68,31 @@ class Books:
                     say(f"settling: {self.progress()}")
                 time.sleep(0.05)
 
-    def audit(self) -> None:
+    def audit(self, count: Count) -> None:
         """Each transfer has moved its money once: two entries, of the attempts that succeeded, and its receipts.
 
         And each step of each run has succeeded once.
         """
         with self.connect() as connection:
-            assert states(connection) == {"succeeded": self.runs}, outcomes(connection)
-            twice = (
+            repeated = connection.execute(
                 "select run_id, step from underway.attempt where outcome = 'succeeded'"
                 " group by run_id, step having count(*) > 1"
+            ).fetchall()
+            found, ended = states(connection), outcomes(connection)
+            effects = connection.execute("select count(*), count(distinct (run, step)) from entry").fetchone()
+            assert effects is not None
+            count(
+                runs=self.runs,
+                lost=self.runs - found.get("succeeded", 0),
+                steps_twice=len(repeated),
+                effects=effects[0],
+                effects_lost=self.transfers * 2 - effects[1],
+                effects_twice=effects[0] - effects[1],
+                crashes=ended.get("crashed", 0),
+                leases_lapsed=ended.get("lost", 0),
             )
-            assert connection.execute(twice).fetchall() == []
+            assert found == {"succeeded": self.runs}, ended
+            assert repeated == []
             delivered = connection.execute("select result from underway.finished_run where job = 'parcels'").fetchall()
             assert sorted(result for (result,) in delivered) == [(number + 1) * 2 for number in range(self.parcels)]
             succeeded = connection.execute(
@@ -104,6 +124,9 @@ def open_books(url: str, rng: random.Random, *, migrate: bool = False) -> Iterat
         books = Books(url, rng)
         with books.connect() as connection:
             connection.execute(ledger.TABLES)
+            # All money goes by way of one account, and so there are many. Each would stop the work for a second.
+            database = sql.Identifier(connection.info.dbname)
+            connection.execute(sql.SQL("alter database {} set deadlock_timeout = '100ms'").format(database))
         yield books
     finally:
         ledger.app.close()

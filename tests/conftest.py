@@ -14,7 +14,7 @@ from postgres_servers import debian_server
 from underway import Underway
 from underway.testing import TemporaryPostgres, using_database
 
-pytest_plugins = ["underway.testing"]
+pytest_plugins = ["underway.testing", "chaos_report"]
 
 # A developer's own database is nobody's business here, least of all that of a test that expects none to be named.
 for _name in ("UNDERWAY_DATABASE_URL", "DATABASE_URL"):
@@ -112,14 +112,3 @@ def stage(tmp_path: Path) -> Path:
     folder = tmp_path / "stage"
     folder.mkdir()
     return folder
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print at once, past pytest's capture."""
-
-    def out(text: str) -> None:
-        with capsys.disabled():
-            print(text, flush=True)
-
-    return out

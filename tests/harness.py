@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +76,15 @@ class Supervisor:
             except psutil.Error:
                 continue
         return found
+
+    @property
+    def peak_mib(self) -> int:
+        """The most memory it ever had at once: no sample can miss it. 0 if it has ended."""
+        with suppress(OSError):
+            for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) // 1024
+        return 0
 
     def end(self) -> None:
         """For fixtures: stop it, whatever state it is in, with all below it."""

@@ -5,7 +5,6 @@ CHAOS_SEED decides what happens and in which order, CHAOS_SECONDS for how long. 
 
 import heapq
 import itertools
-import os
 import random
 import signal
 import threading
@@ -16,66 +15,54 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psutil
 import psycopg
 import pytest
 from apps import chaos
-from harness import APPS, Supervisor, eventually
-from psycopg.conninfo import make_conninfo
+from chaos_report import Count, Say
+from fleet import DRAIN_SECONDS, OURS, SAY_SECONDS, Fleet, chaos_database, send_quietly
+from harness import eventually
+from lengths import HOUR, MINUTE, SEED, stretched
 from psycopg.types.json import Jsonb
 
 from underway.client import Run
 from underway.postgres.embedded import Cluster
-from underway.supervisor.keeper import MARK
 from underway.supervisor.shutdown import ExitCode
-from underway.testing.servers import temporary_cluster
 
-SEED = int(os.environ.get("CHAOS_SEED", "1848"))
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "90"))
-SOAK_SECONDS = 60.0
+SOAK_SECONDS = 40.0
 WARM_UP_SECONDS = 20.0
 
 SUPERVISORS = 2
 ENQUEUERS = 2
 MOST_LIVE = 3000  # more runs than these are not enqueued
-DRAIN_SECONDS = 300.0
-START_SECONDS = 20.0
-STOP_SECONDS = 60.0
-# Whatever a supervisor leaves behind must have ended so long after it. (A tenth of that on a machine of one's own.)
-BURIAL_SECONDS = 10.0
-SAY_SECONDS = 5.0
-
-Say = Callable[[str], None]
-
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(SECONDS + DRAIN_SECONDS + 300)]
 
 
-@contextmanager
-def chaos_database() -> Iterator[tuple[Cluster, str]]:
-    """A server that nobody else uses, with a migrated database to which the app is bound."""
-    with temporary_cluster() as cluster:
-        cluster.create_database("chaos")
-        chaos.app._database = url = cluster.url("chaos")
-        try:
-            chaos.app.migrate()
-            chaos.app.sync()
-            yield cluster, url
-        finally:
-            chaos.app.close()
-            chaos.app._database = None
+def limit(seconds: float) -> pytest.MarkDecorator:
+    return pytest.mark.timeout(seconds + DRAIN_SECONDS + 300)
 
 
-def test_chaos(tmp_path: Path, say: Say) -> None:
-    say(f"\nchaos: CHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS:.0f}")
+@pytest.mark.chaos
+@limit(stretched(MINUTE))
+def test_chaos(tmp_path: Path, say: Say, count: Count) -> None:
+    go_through(stretched(MINUTE), tmp_path, say, count)
+
+
+@pytest.mark.chaos_long
+@limit(stretched(HOUR))
+def test_chaos_for_an_hour(tmp_path: Path, say: Say, count: Count) -> None:
+    go_through(stretched(HOUR), tmp_path, say, count)
+
+
+def go_through(length: float, tmp_path: Path, say: Say, count: Count) -> None:
     ledger = Ledger()
     with chaos_database() as (cluster, url):
         began = time.monotonic()
         with Fleet(url, tmp_path) as fleet:
             havoc = Havoc(fleet, cluster, url)
             with enqueuing(url, ledger):
-                for event in plan(SEED, SECONDS):
+                for event in plan(SEED, length):
                     havoc.wait_until(began + event.at, lambda: say(_progress(url, began, havoc.counted)))
                     havoc.apply(event)
                 havoc.calm_down()  # or who enqueues might wait for a stranger's lock for ever
@@ -87,10 +74,13 @@ def test_chaos(tmp_path: Path, say: Say) -> None:
             audit = Audit(connection, ledger)
         faults = [*ledger.faults, *fleet.faults, *audit.faults]
         say(_verdict(audit, ledger, fleet, havoc.counted, seconds, faults))
+        count(**havoc.counted, **audit.numbers(), wrong_about_supervisors=len(fleet.faults), peak_mib=fleet.peak_mib)
     assert faults == []
 
 
-def test_what_a_killed_supervisor_held_is_done_soon(tmp_path: Path, say: Say) -> None:
+@pytest.mark.chaos
+@limit(0)
+def test_what_a_killed_supervisor_held_is_done_soon(tmp_path: Path, say: Say, count: Count) -> None:
     # Hundreds of short steps, all of them suspects now, of which a supervisor holds one at a time.
     with chaos_database() as (_cluster, url), Fleet(url, tmp_path) as fleet:
         chaos.jobs["noops"].enqueue_many(chaos.Item(number) for number in range(20_000))
@@ -106,13 +96,16 @@ def test_what_a_killed_supervisor_held_is_done_soon(tmp_path: Path, say: Say) ->
             lost = connection.execute("select count(*) from underway.attempt where outcome = 'lost'").fetchone()
         fleet.stop()
         assert lost is not None
-    say(f"\nkilled: the {lost[0]} runs it held were done {seconds:.1f} s later, with 20,000 others")
+    say(f"killed: the {lost[0]} runs it held were done {seconds:.1f} s later, with 20,000 others")
+    count(kill_a_supervisor=1, runs=20_000, leases_lapsed=lost[0])
     assert fleet.faults == []
     assert lost[0] > 0
     assert seconds < 10 + lost[0] * 0.1
 
 
-def test_soak(tmp_path: Path, say: Say) -> None:
+@pytest.mark.chaos
+@limit(0)
+def test_soak(tmp_path: Path, say: Say, count: Count) -> None:
     samples: list[tuple[float, int, int, int, int]] = []
     with chaos_database() as (_cluster, url), Fleet(url, tmp_path) as fleet:
         supervisor = fleet.start().supervisor
@@ -144,6 +137,7 @@ def test_soak(tmp_path: Path, say: Say) -> None:
         f"soak: {finished[0]:,} runs, {finished[0] / SOAK_SECONDS:,.0f} a second; the supervisor grew by {growth:+.1f} "
         f"MiB to {after[-1][1] / 2**20:.1f}, its workers by {crew_growth:+.1f}; files {files}, threads {threads}"
     )
+    count(runs=finished[0], peak_mib=max(sample[1] for sample in samples) >> 20)
     assert fleet.faults == []
     assert growth < 10
     assert crew_growth < 30
@@ -244,9 +238,9 @@ class Havoc:
     def _signal_worker(self, event: Event, number: signal.Signals) -> None:
         if workers := self._fleet.workers():
             worker = workers[int(event.which * len(workers))]
-            _send(worker, number)
+            send_quietly(worker, number)
             if number == signal.SIGSTOP:
-                self._in(0.5 + 2 * event.long, lambda: _send(worker, signal.SIGCONT))
+                self._in(0.5 + 2 * event.long, lambda: send_quietly(worker, signal.SIGCONT))
 
     def _cut_connections(self) -> None:
         with psycopg.connect(self._url, autocommit=True) as connection:
@@ -262,194 +256,6 @@ class Havoc:
             "select id from underway.run order by state, random() limit %s for update skip locked", (count,)
         )
         self._in(seconds, stranger.close)
-
-
-def _send(process: psutil.Process, number: signal.Signals) -> None:
-    with suppress(psutil.Error):
-        process.send_signal(number)
-
-
-# Supervisors
-
-
-OURS = "chaos-supervisor"
-
-
-@dataclass(eq=False)
-class Serving:
-    """A supervisor, and the text by which all below it are known."""
-
-    supervisor: Supervisor
-    mark: str
-    started_at: float
-    expected: set[int] = field(default_factory=set)
-    deadline: float = 0.0
-
-    def ended_as_it_may(self, code: int) -> bool:
-        if code == -signal.SIGTERM:  # no handler yet
-            return "serving" not in self.supervisor.log
-        if code == ExitCode.DATABASE_UNREACHABLE:  # given up at the start only
-            return time.monotonic() < self.started_at + START_SECONDS
-        return code in self.expected
-
-
-class Fleet:
-    """All supervisors that there ever were, with what is wrong about them."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self._url = make_conninfo(url, application_name=OURS)
-        self._folder = folder
-        self._daemons = folder / "daemons"
-        self._daemons.mkdir()
-        self._id = str(uuid4())
-        self._said = time.monotonic()
-        self.serving: list[Serving] = []
-        self.leaving: list[Serving] = []
-        self.gone: list[Serving] = []
-        self.started = 0
-        self.faults: list[str] = []
-        self.hidden = 0
-
-    def __enter__(self) -> "Fleet":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for serving in [*self.serving, *self.leaving]:
-            serving.supervisor.end()
-        for process in self._daemons_alive():
-            _send(process, signal.SIGKILL)
-
-    def start(self, *options: str) -> Serving:
-        self.started += 1
-        mark = f"{self._id}/{self.started};"
-        environment = {"CHAOS_MARK": mark, "CHAOS_FOLDER": str(self._daemons), "CHAOS_SEED": str(SEED)}
-        log = self._folder / f"supervisor{self.started}.log"
-        address = f"{APPS / 'chaos'}.py:app"
-        supervisor = Supervisor(address, self._url, log, "--procs", "2", "--grace", "5", *options, env=environment)
-        serving = Serving(supervisor, mark, time.monotonic())
-        self.serving.append(serving)
-        return serving
-
-    def replace(self, serving: Serving, expected: set[int]) -> None:
-        """It is about to end, with one of these exit codes; start another."""
-        self._leave(serving, expected)
-        self.start()
-
-    def _leave(self, serving: Serving, expected: set[int]) -> None:
-        self.serving.remove(serving)
-        serving.expected = expected
-        serving.deadline = time.monotonic() + STOP_SECONDS
-        self.leaving.append(serving)
-
-    def look_after(self) -> None:
-        """See who has ended, and whether that was right."""
-        for serving in list(self.serving):
-            if serving.supervisor.process.poll() is not None:
-                self.replace(serving, set())
-        for serving in list(self.leaving):
-            code = serving.supervisor.process.poll()
-            if code is None and time.monotonic() < serving.deadline:
-                continue
-            self.leaving.remove(serving)
-            self.gone.append(serving)
-            serving.deadline = time.monotonic() + BURIAL_SECONDS
-            if code is None:
-                self._fault(serving, f"did not end in {STOP_SECONDS} s")
-                serving.supervisor.end()
-            elif not serving.ended_as_it_may(code):
-                self._fault(serving, f"ended with {code}, expected {serving.expected}")
-        for serving in list(self.gone):
-            if time.monotonic() >= serving.deadline:
-                self.gone.remove(serving)
-                self._bury(serving)
-
-    def _bury(self, serving: Serving) -> None:
-        if left := marked(serving.mark):
-            self._fault(serving, f"left behind {[(process.pid, _command(process)) for process in left]}")
-        for text in ("Traceback (most recent call last)", "was never retrieved", "Exception in callback"):
-            if text in serving.supervisor.log:
-                self._fault(serving, f"{text!r} in its log", serving.supervisor.log.index(text))
-
-    def _fault(self, serving: Serving, text: str, at: int | None = None) -> None:
-        log = serving.supervisor.log
-        excerpt = log[-2000:] if at is None else log[max(at - 300, 0) : at + 3000]
-        self.faults.append(f"supervisor {serving.mark}: {text}\n{excerpt}")
-
-    def workers(self) -> list[psutil.Process]:
-        """Not of those that do not serve yet: if its very first worker is killed, a supervisor gives up at once."""
-        workers = []
-        for serving in self.serving:
-            with suppress(psutil.Error):
-                if "serving" in serving.supervisor.log:
-                    workers += serving.supervisor.workers()
-        return workers
-
-    def stop(self) -> None:
-        """Terminate all, and see that nothing of them is left."""
-        for serving in list(self.serving):
-            serving.supervisor.send(signal.SIGTERM)
-            self._leave(serving, {ExitCode.CLEAN, ExitCode.KILLED_WORK})
-        self._settle()
-
-    def _settle(self) -> None:
-        while self.leaving:
-            self.look_after()
-            time.sleep(0.05)
-        deadline = time.monotonic() + BURIAL_SECONDS
-        while marked(f"{self._id}/") and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for serving in self.gone:
-            self._bury(serving)
-        self.gone.clear()
-        self.hidden = len(self._daemons_alive())
-
-    def finish(self, say: Callable[[], None]) -> None:
-        """Let a supervisor that nobody disturbs do what is left. (--until-idle does not wait for what is delayed.)"""
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while time.monotonic() < deadline:
-            last = self.start("--until-idle")
-            while last.supervisor.process.poll() is None and time.monotonic() < deadline:
-                self.say_sometimes(say)
-                time.sleep(0.1)
-            self._leave(last, {ExitCode.CLEAN})
-            last.deadline = time.monotonic()
-            self._settle()
-            with psycopg.connect(self._url) as connection:
-                if connection.execute("select 1 from underway.run limit 1").fetchone() is None:
-                    return
-        self.faults.append(f"not finished within {DRAIN_SECONDS} s")
-
-    def say_sometimes(self, say: Callable[[], None]) -> None:
-        if time.monotonic() >= self._said + SAY_SECONDS:
-            self._said = time.monotonic()
-            say()
-
-    def _daemons_alive(self) -> list[psutil.Process]:
-        """What steps have started with nothing but their parent to tell whose they are."""
-        alive = []
-        for name in os.listdir(self._daemons):
-            with suppress(psutil.Error):
-                process = psutil.Process(int(name))
-                if chaos.DAEMON_SECONDS in process.cmdline():
-                    alive.append(process)
-        return alive
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    """Processes that a worker of these supervisors has started, or that are one."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            environment = process.environ()
-            if MARK in environment and environment.get("CHAOS_MARK", "").startswith(mark):
-                found.append(process)
-    return found
-
-
-def _command(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return "?"
 
 
 # Those who enqueue
@@ -635,6 +441,22 @@ class Audit:
             self._check_result(run)
         self._check_children()
 
+    def numbers(self) -> dict[str, int]:
+        """For the verdict; no fault is in two of them."""
+        outcomes = Counter(attempt.outcome for attempts in self.attempts.values() for attempt in attempts)
+        faults = Counter(fault.partition(":")[0] for fault in self.faults)
+        lost, twice = faults.pop("lost", 0) + faults.pop("still live", 0), faults.pop("there twice", 0)
+        return {
+            "runs": len(self.finished),
+            "lost": lost,
+            "twice": twice,
+            "wrong_otherwise": faults.total(),
+            "innocents": len(self.innocents),
+            "innocents_quarantined": len(self.quarantined),
+            "crashes": outcomes["crashed"] + outcomes["out_of_memory"],
+            "leases_lapsed": outcomes["lost"],
+        }
+
     def _wrong(self, what: str, about: Any) -> None:
         self.faults.append(f"{what}: {about}")
 
@@ -752,7 +574,7 @@ def _verdict(
     )
     jobs = Counter((run.job, run.state) for run in audit.finished.values())
     lines = [
-        f"--- chaos with seed {SEED}, {SECONDS:.0f} s and the rest in {seconds:.0f} s",
+        f"--- chaos with seed {SEED}, {seconds:.0f} s with the rest",
         f"events     {_listed(events)}; {fleet.started} supervisors in all",
         f"enqueued   {len(ledger.committed):,} committed, {len(ledger.rolled_back):,} rolled back, "
         f"{len(ledger.uncertain):,} uncertain, {len(ledger.cancelled):,} cancelled",

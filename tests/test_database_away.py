@@ -3,7 +3,6 @@
 CHAOS_SEED decides what happens, CHAOS_SECONDS for how long.
 """
 
-import os
 import random
 import signal
 import time
@@ -14,7 +13,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from books import Books, open_books
+from chaos_report import Count, Say
 from harness import Supervisor, eventually, outcomes
+from lengths import MINUTE, SEED, stretched
 from pgbouncer import pgbouncer
 from psycopg.conninfo import make_conninfo
 
@@ -22,65 +23,100 @@ from underway.postgres.embedded import Cluster
 from underway.supervisor.shutdown import ExitCode
 from underway.testing.servers import SETTINGS, cluster_folder, temporary_cluster
 
-SEED = int(os.environ.get("CHAOS_SEED", "1848"))
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "90")) / 3
+SECONDS = stretched(20)
+LONG_SECONDS = stretched(10 * MINUTE)
 SETTLE_SECONDS = 120.0
+MOST_LIVE = 400  # more runs than these are not enqueued: every outage finds full hands, and the rest is soon done
 
 Start = Callable[..., Supervisor]
-Say = Callable[[str], None]
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(SECONDS + SETTLE_SECONDS + 120)]
+
+def limit(seconds: float) -> pytest.MarkDecorator:
+    return pytest.mark.timeout(seconds + SETTLE_SECONDS + 120)
 
 
 @contextmanager
-def serving(start: Start, url: str) -> Iterator[list[Supervisor]]:
+def serving(start: Start, url: str, count: Count, procs: int = 2) -> Iterator[list[Supervisor]]:
     """Two supervisors, who must outlive whatever happens and end with nothing left to kill."""
-    supervisors = [start("ledger", "--database", url) for _ in range(2)]
+    supervisors = [start("ledger", "--database", url, "--procs", f"{procs}") for _ in range(2)]
     with psycopg.connect(url) as connection:
         # Before it has said who it is, a supervisor may still give up.
         known = "select from underway.supervisor offset 1"
         eventually(lambda: connection.execute(known).fetchall(), what="two supervisors")
     yield supervisors
+    count(peak_mib=max(supervisor.peak_mib for supervisor in supervisors))
+    below = [process for supervisor in supervisors for process in supervisor.workers()]
     for supervisor in supervisors:
         assert supervisor.process.poll() is None, supervisor.log[-3000:]
         supervisor.send(signal.SIGTERM)
     assert [supervisor.wait() for supervisor in supervisors] == [ExitCode.CLEAN] * 2
+    left = [process.pid for process in below if process.is_running()]
+    count(left_behind=len(left))
+    assert left == []
 
 
-def disturb(books: Books, name: str, say: Say, disturbance: Callable[[], None]) -> None:
-    """Again and again, in the middle of work."""
-    say(f"\n{name}: CHAOS_SEED={SEED}, {SECONDS:.0f} s")
+def disturb(
+    books: Books, say: Say, disturbance: Callable[[], None], pauses: Iterator[float], seconds: float = SECONDS
+) -> int:
+    """Again and again after a pause, in the middle of work. Returns how often."""
     began = said = time.monotonic()
-    count = 0
-    while time.monotonic() < began + SECONDS:
-        books.enqueue(books.rng.randint(5, 40))
-        time.sleep(books.rng.uniform(0.1, 1.5))
+    times = 0
+    while time.monotonic() < began + seconds:
+        until = time.monotonic() + next(pauses)
+        while time.monotonic() < until:
+            if books.left() < MOST_LIVE:
+                books.enqueue(books.rng.randint(5, 20), parcels=books.rng.randint(0, 100))
+            time.sleep(0.05)
         disturbance()
-        count += 1
+        times += 1
         if time.monotonic() > said + 5:
             said = time.monotonic()
-            say(f"{name}: {said - began:3.0f} s, {count} times; {books.progress()}")
+            say(f"{said - began:.0f} of {seconds:.0f} s, {times} times; {books.progress()}")
     books.settle(SETTLE_SECONDS, say)
-    say(f"{name}: {count} times, settled after {time.monotonic() - began:.0f} s; {books.progress()}")
+    say(f"{times} times, settled after {time.monotonic() - began:.0f} s; {books.progress()}")
+    return times
 
 
-def test_postgres_is_stopped_immediately_and_started_again(start_supervisor: Start, say: Say) -> None:
-    rng = random.Random(SEED)
+def pauses_between(rng: random.Random, least: float, most: float) -> Iterator[float]:
+    while True:
+        yield rng.uniform(least, most)
+
+
+@pytest.mark.chaos
+@limit(SECONDS)
+def test_postgres_is_stopped_immediately_and_started_again(start_supervisor: Start, say: Say, count: Count) -> None:
+    stop_and_start(start_supervisor, say, count, (0.1, 1.5), SECONDS)
+
+
+@pytest.mark.chaos_long
+@limit(LONG_SECONDS)
+def test_postgres_is_stopped_immediately_and_started_again_for_ten_minutes(
+    start_supervisor: Start, say: Say, count: Count
+) -> None:
+    stop_and_start(start_supervisor, say, count, (5, 40), LONG_SECONDS, procs=4)
+
+
+def stop_and_start(
+    start: Start, say: Say, count: Count, pauses: tuple[float, float], seconds: float, procs: int = 2
+) -> None:
+    rng = random.Random(SEED)  # not that of the books, who draw as often as the machine is fast
     with temporary_cluster() as cluster:
         cluster.create_database("ledger")
-        with open_books(cluster.url("ledger"), rng, migrate=True) as books:
+        with open_books(cluster.url("ledger"), random.Random(SEED), migrate=True) as books:
 
             def restart() -> None:
                 cluster.stop("immediate")
                 time.sleep(3 * rng.random() ** 2)  # up to three leases
                 cluster.start()
 
-            with serving(start_supervisor, books.url):
-                disturb(books, "stop and start", say, restart)
-            books.audit()
+            with serving(start, books.url, count, procs):
+                count(immediate_stops=disturb(books, say, restart, pauses_between(rng, *pauses), seconds))
+            books.audit(count)
 
 
-def test_nothing_is_killed_after_an_outage_longer_than_a_lease(start_supervisor: Start, say: Say) -> None:
+@pytest.mark.chaos
+@limit(0)
+def test_nothing_is_killed_after_an_outage_longer_than_a_lease(start_supervisor: Start, say: Say, count: Count) -> None:
     """By supervisors that were idle, and claim as soon as they can."""
     with temporary_cluster() as cluster:
         cluster.create_database("ledger")
@@ -88,30 +124,34 @@ def test_nothing_is_killed_after_an_outage_longer_than_a_lease(start_supervisor:
             books.enqueue(0, parcels=200)
             with books.connect() as connection:
                 connection.execute("update underway.run set state = 'waiting', due = now() + interval '4 s'")
-            with serving(start_supervisor, books.url) as supervisors:
+            with serving(start_supervisor, books.url, count) as supervisors:
                 cluster.stop("immediate")
                 time.sleep(6)
                 cluster.start()
+                count(immediate_stops=1)
                 books.settle(SETTLE_SECONDS, say)
-            books.audit()
+            books.audit(count)
             for supervisor in supervisors:
                 assert "killed" not in supervisor.log
             with books.connect() as connection:
                 assert set(outcomes(connection)) == {"succeeded"}
 
 
-def test_a_synchronous_standby_is_promoted(start_supervisor: Start, say: Say) -> None:
+@pytest.mark.chaos
+@limit(0)
+def test_a_synchronous_standby_is_promoted(start_supervisor: Start, say: Say, count: Count) -> None:
     rng = random.Random(SEED)
     with temporary_cluster() as primary, standby_of(primary) as standby:
         hosts = {"host": f"{primary.folder},{standby.folder}", "port": "5432,5432"}
         url = make_conninfo(dbname="ledger", user="postgres", target_session_attrs="read-write", **hosts)
         primary.create_database("ledger")
-        with open_books(url, rng, migrate=True) as books, serving(start_supervisor, url):
+        with open_books(url, rng, migrate=True) as books, serving(start_supervisor, url, count):
             books.enqueue(100)
             eventually(lambda: "succeeded" in books.progress())
             books.enqueue(100)  # acknowledged by both, or the audit will miss them
             primary.stop("immediate")
-            say(f"\nfailover: CHAOS_SEED={SEED}; the primary is gone")
+            count(failovers=1)
+            say("failover: the primary is gone")
             time.sleep(rng.uniform(0, 3))
             with psycopg.connect(standby.url("postgres"), autocommit=True) as connection:
                 assert connection.execute("select pg_promote()").fetchone() == (True,)
@@ -120,7 +160,7 @@ def test_a_synchronous_standby_is_promoted(start_supervisor: Start, say: Say) ->
             books.enqueue(100)
             books.settle(SETTLE_SECONDS, say)
             say(f"failover: settled after {time.monotonic() - began:.1f} s; {books.progress()}")
-        books.audit()
+        books.audit(count)
 
 
 @contextmanager
@@ -141,11 +181,13 @@ def standby_of(primary: Cluster) -> Iterator[Cluster]:
         yield standby
 
 
+@pytest.mark.chaos
+@limit(SECONDS)
 def test_the_connections_of_pgbouncer_are_killed(
-    database: str, start_supervisor: Start, tmp_path: Path, say: Say
+    database: str, start_supervisor: Start, tmp_path: Path, say: Say, count: Count
 ) -> None:
     rng = random.Random(SEED)
-    with pgbouncer(database, tmp_path) as url, open_books(database, rng) as books:
+    with pgbouncer(database, tmp_path) as url, open_books(database, random.Random(SEED)) as books:
 
         def kill() -> None:
             """Some of those to the server, in which nobody knows whose statements are under way."""
@@ -156,6 +198,6 @@ def test_the_connections_of_pgbouncer_are_killed(
                     [rng.choice([0.3, 1.0])],
                 )
 
-        with serving(start_supervisor, url):
-            disturb(books, "pgbouncer", say, kill)
-        books.audit()
+        with serving(start_supervisor, url, count):
+            count(pgbouncer_cuts=disturb(books, say, kill, pauses_between(rng, 0.1, 1.5)))
+        books.audit(count)

@@ -1,7 +1,6 @@
 """Writes of steps through `cx.tx` take effect exactly once per step, whoever is killed and whatever is cut off."""
 
 import contextlib
-import os
 import random
 import signal
 import time
@@ -12,26 +11,29 @@ import psutil
 import psycopg
 import pytest
 from books import open_books
+from chaos_report import Count
 from harness import Supervisor
+from lengths import SEED, stretched
 
-SEED = int(os.environ.get("CHAOS_SEED", "1848"))
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "90"))
+SECONDS = stretched(40)
 
 Connection = psycopg.Connection[Any]
 Start = Callable[..., Supervisor]
 
 
-def test_money_moves_once(database: str, connection: Connection, start_supervisor: Start) -> None:
-    disturb(database, connection, start_supervisor, runs=60, seconds=2.0)
+def test_money_moves_once(database: str, connection: Connection, start_supervisor: Start, count: Count) -> None:
+    disturb(database, connection, start_supervisor, count, runs=60, seconds=2.0)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(SECONDS + 300)
-def test_money_moves_once_for_long(database: str, connection: Connection, start_supervisor: Start) -> None:
-    disturb(database, connection, start_supervisor, runs=int(SECONDS * 20), seconds=SECONDS)
+def test_money_moves_once_for_long(
+    database: str, connection: Connection, start_supervisor: Start, count: Count
+) -> None:
+    disturb(database, connection, start_supervisor, count, runs=int(SECONDS * 20), seconds=SECONDS)
 
 
-def disturb(database: str, connection: Connection, start: Start, *, runs: int, seconds: float) -> None:
+def disturb(database: str, connection: Connection, start: Start, count: Count, *, runs: int, seconds: float) -> None:
     rng = random.Random(SEED)
     with open_books(database, rng) as books:
         books.enqueue(runs)
@@ -43,6 +45,7 @@ def disturb(database: str, connection: Connection, start: Start, *, runs: int, s
             time.sleep(rng.uniform(0.05, 0.25))
             (deed,) = rng.choices([kill_a_worker, cut_a_step, cut_a_supervisor, kill_a_supervisor], [8, 8, 3, 1])
             deed(rng, connection, serving, start)
+            count(**{deed.__name__: 1}, peak_mib=max(supervisor.peak_mib for supervisor in serving))
         for supervisor in serving:
             supervisor.send(signal.SIGTERM)
         for supervisor in serving:
@@ -50,7 +53,7 @@ def disturb(database: str, connection: Connection, start: Start, *, runs: int, s
         # until idle is not until none is delayed
         while connection.execute("select from underway.run limit 1").fetchall():
             assert start("ledger", "--until-idle").wait(120) == 0
-        books.audit()
+        books.audit(count)
 
 
 def kill_a_worker(rng: random.Random, _connection: Connection, serving: list[Supervisor], _start: Start) -> None:

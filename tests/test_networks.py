@@ -3,7 +3,6 @@
 CHAOS_SEED decides which and for how long, CHAOS_SECONDS how often.
 """
 
-import os
 import random
 import signal
 import time
@@ -18,8 +17,10 @@ import pytest
 from apps import transactions
 from apps.transactions import Order
 from books import RUNS_PER_TRANSFER, open_books
+from chaos_report import Count, Say
 from db import value
 from harness import Supervisor, eventually, outcomes
+from lengths import SEED, stretched
 from netns import Host, Network, network
 
 from underway.client import Run
@@ -27,8 +28,7 @@ from underway.postgres.embedded import Cluster
 from underway.supervisor.shutdown import ExitCode
 from underway.testing.servers import SETTINGS, cluster_folder
 
-SEED = int(os.environ.get("CHAOS_SEED", "1848"))
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "90"))
+SECONDS = stretched(45)
 SETTLE_SECONDS = 180.0
 RUNS = 5000
 TRANSFERS = 400  # of which each is five runs; the others are parcels
@@ -40,7 +40,6 @@ TCP_SECONDS = 10.0
 SLOW_SECONDS = 5.0  # what a loaded machine may add to anything
 
 Start = Callable[..., Supervisor]
-Say = Callable[[str], None]
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(SECONDS + SETTLE_SECONDS + 120)]
 
@@ -104,7 +103,7 @@ def ended(run: Run[Any]) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("seconds", [3.0, TCP_SECONDS + 5], ids=["a few leases", "longer than TCP waits"])
 def test_a_step_is_killed_by_the_supervisors_own_clock_and_another_takes_over(
-    hosts: Hosts, stage: Path, say: Say, seconds: float
+    hosts: Hosts, stage: Path, say: Say, count: Count, seconds: float
 ) -> None:
     cut_off = hosts.serve(hosts.first)
     run = transactions.leased.enqueue(Order("wait_in_python", folder=str(stage)))
@@ -119,7 +118,8 @@ def test_a_step_is_killed_by_the_supervisors_own_clock_and_another_takes_over(
     assert [lost.outcome, survived.outcome] == ["lost", "succeeded"]
     assert survived.started_at is not None
     taken_over_after = (survived.started_at - began_here).total_seconds()
-    say(f"\nunplugged: killed after {killed_after:.2f} s, begun elsewhere after {taken_over_after:.2f} s")
+    say(f"unplugged: killed after {killed_after:.2f} s, begun elsewhere after {taken_over_after:.2f} s")
+    count(cuts=1, runs=1, leases_lapsed=1, peak_ms_until_it_was_killed=round(killed_after * 1000))
     assert killed_after < LEASE_SECONDS + 0.5 < taken_over_after + 0.5, "its lease was over before another began"
     assert killed_after < taken_over_after
     assert "killed: its lease could not be renewed in time" in cut_off.log
@@ -140,7 +140,9 @@ def test_a_step_is_killed_by_the_supervisors_own_clock_and_another_takes_over(
     assert cut_off.wait() == ExitCode.CLEAN
 
 
-def test_a_result_that_waits_out_a_cut_shorter_than_its_lease_is_committed(hosts: Hosts, stage: Path) -> None:
+def test_a_result_that_waits_out_a_cut_shorter_than_its_lease_is_committed(
+    hosts: Hosts, stage: Path, count: Count
+) -> None:
     supervisor = hosts.serve(hosts.first)
     run = transactions.patient.enqueue(Order("meet_only", folder=str(stage)))
     running_step(stage)
@@ -150,11 +152,14 @@ def test_a_result_that_waits_out_a_cut_shorter_than_its_lease_is_committed(hosts
     time.sleep(2 * LEASE_SECONDS)  # this step's own is longer
     assert run.attempts() == []
     hosts.lan.plug(hosts.first)
+    count(cuts=1, runs=1)
     assert run.result(TCP_SECONDS * 2) == 0, supervisor.log
     assert ended(run) == [(1, "succeeded")]
 
 
-def test_a_hand_over_cut_off_before_its_commit_does_not_keep_the_run_from_others(hosts: Hosts, say: Say) -> None:
+def test_a_hand_over_cut_off_before_its_commit_does_not_keep_the_run_from_others(
+    hosts: Hosts, say: Say, count: Count
+) -> None:
     """The step's transaction has locked the run, whose COMMIT never comes; and nobody who could see it ends it."""
     hosts.connection.execute(
         "create function dawdle() returns trigger language plpgsql as"
@@ -172,12 +177,13 @@ def test_a_hand_over_cut_off_before_its_commit_does_not_keep_the_run_from_others
     hosts.connection.execute("insert into slow values (1)")  # the next one does not dawdle
     hosts.serve(hosts.second)
     assert run.result(2 + LEASE_SECONDS + 2 * TCP_SECONDS + SLOW_SECONDS) == "survived"
-    say(f"\ncut off in its hand-over: done elsewhere after {time.monotonic() - began:.1f} s")
+    count(cuts=1, runs=1, leases_lapsed=1)
+    say(f"cut off in its hand-over: done elsewhere after {time.monotonic() - began:.1f} s")
     assert ended(run) == [(1, "lost"), (2, "succeeded")]
     assert hosts.effects() == [(run.id, "do_in_the_end", 2)]
 
 
-def test_three_hosts_are_cut_off_and_healed_in_turn(start_supervisor: Start, say: Say) -> None:
+def test_three_hosts_are_cut_off_and_healed_in_turn(start_supervisor: Start, say: Say, count: Count) -> None:
     rng = random.Random(SEED)
     with ExitStack() as stack:
         lan = stack.enter_context(network(3))
@@ -186,7 +192,6 @@ def test_three_hosts_are_cut_off_and_healed_in_turn(start_supervisor: Start, say
         supervisors = [host.inside(lambda: start_supervisor("ledger", "--database", url)) for host in lan.hosts]
         for supervisor in supervisors:
             supervisor.until("serving")
-        say(f"\nthree hosts: CHAOS_SEED={SEED}, {SECONDS:.0f} s")
         began = said = time.monotonic()
         cuts = 0
         while time.monotonic() < began + SECONDS:
@@ -206,10 +211,11 @@ def test_three_hosts_are_cut_off_and_healed_in_turn(start_supervisor: Start, say
         assert books.runs == RUNS
         books.settle(SETTLE_SECONDS, say)
         say(f"three hosts: {cuts} cuts, settled after {time.monotonic() - began:.0f} s; {books.progress()}")
+        count(cuts=cuts, peak_mib=max(supervisor.peak_mib for supervisor in supervisors))
         for supervisor in supervisors:
             assert supervisor.process.poll() is None, supervisor.log[-3000:]
             supervisor.send(signal.SIGTERM)
         assert [supervisor.wait() for supervisor in supervisors] == [ExitCode.CLEAN] * 3
-        books.audit()
+        books.audit(count)
         with books.connect() as connection:
             assert outcomes(connection)["lost"] > 0, "none was cut off for long enough"

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from apps import poison
 from cgroups import inside, memory_cgroup
+from chaos_report import Count
 from harness import Supervisor, eventually, states
 from underway_command import document, output, refusal, widest
 
@@ -126,7 +127,7 @@ def test_a_kill_by_the_kernel_for_memory_is_told_from_others(
     "most", [1, pytest.param(2, marks=pytest.mark.chaos), pytest.param(4, marks=pytest.mark.chaos)]
 )
 def test_whoever_kills_all_around_it_is_found_and_no_innocent_put_aside(
-    bind: Bind, connection: psycopg.Connection[Any], start_supervisor: Start, tmp_path: Path, most: int
+    bind: Bind, connection: psycopg.Connection[Any], start_supervisor: Start, tmp_path: Path, count: Count, most: int
 ) -> None:
     bind(poison.app)
     deaths = tmp_path / "deaths"
@@ -148,7 +149,10 @@ def test_whoever_kills_all_around_it_is_found_and_no_innocent_put_aside(
         innocents += poison.innocents.enqueue_many(range(50))
         supervisor = start()
     assert culprit.wait(20) is Status.FAILED
-    eventually(lambda: states(connection) == {"succeeded": len(innocents), "failed": 1})
+    eventually(lambda: states(connection).keys() <= {"succeeded", "failed"})
+    wrongly = states(connection)["failed"] - 1
+    count(supervisors_killed=all_deaths, innocents=len(innocents), innocents_quarantined=wrongly)
+    assert states(connection) == {"succeeded": len(innocents), "failed": 1}
     assert len(os.listdir(deaths)) == all_deaths
     told = [(letter.run, letter.crashes, letter.outcome) for letter in poison.app.quarantined()]
     assert told == [(culprit, all_deaths, "lost")]

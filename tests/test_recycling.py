@@ -11,6 +11,7 @@ import psutil
 import psycopg
 import pytest
 from apps import doomed, leaking
+from chaos_report import Count
 from harness import APPS, Supervisor, eventually, outcomes, states
 from underway_command import document, output
 
@@ -166,6 +167,7 @@ def test_a_fresh_worker_for_each_task(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
+    count: Count,
 ) -> None:
     bind(leaking.app)
     leaking.counts.enqueue_many(range(300))
@@ -173,6 +175,7 @@ def test_a_fresh_worker_for_each_task(
     eventually(lambda: states(connection).get("succeeded", 0) >= 20, within=60)
     open_files = psutil.Process(supervisor.pid).num_fds()
     eventually(lambda: states(connection) == {"succeeded": 300}, within=300)
+    count(workers_recycled=300, runs=300, lost=300 - states(connection)["succeeded"])
     _assert_all_ran_once(connection, 300)
     # No more was claimed than could soon be begun: what waits too long goes back.
     (releases,) = connection.execute("select sum(releases)::int from underway.runs").fetchone() or (0,)

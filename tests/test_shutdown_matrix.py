@@ -15,6 +15,8 @@ import psutil
 import psycopg
 import pytest
 from apps import doomed
+from chaos_report import Count
+from db import value
 from harness import APPS, Supervisor, eventually, outcomes, states
 from proxy import Proxy
 
@@ -72,6 +74,7 @@ def test_stop(
     start_supervisor: Callable[..., Supervisor],
     proxy: Proxy,
     stage: Path,
+    count: Count,
 ) -> None:
     bind(doomed.app)
     supervisor = start_supervisor(
@@ -91,6 +94,7 @@ def test_stop(
         time.sleep(0.05)
     code = supervisor.wait(30)
     took = time.monotonic() - began
+    count(**{f"by {way}": 1}, peak_seconds=round(took))
 
     eventually(lambda: not [process for process in below if _lives(process)], within=2, what="nothing is left")
     if signal.SIGKILL in told.signals:
@@ -109,8 +113,9 @@ def test_stop(
         assert sum(ended.values()) == enqueued
         assert connection.execute("select count(*) from underway.supervisor").fetchone() == (0,)
     assert outcomes(connection).keys() <= {"succeeded", "released"}
-    charged = "select coalesce(sum(attempts + crashes)::int, 0) from underway.runs"
-    assert connection.execute(charged).fetchone() == (0,)
+    charged = value(connection, "select coalesce(sum(attempts + crashes)::int, 0) from underway.runs")
+    count(runs=enqueued, charged=charged)
+    assert charged == 0
 
 
 def _bring_about(state: str, connection: psycopg.Connection[Any], supervisor: Supervisor, proxy: Proxy) -> int:

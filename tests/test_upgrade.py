@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from chaos_report import Count
 from db import AGES_AGO, IN_AN_HOUR, Connection, insert, insert_held, row_of, value, with_store
 from harness import APPS, Supervisor, eventually, states
 from old_package import COMMIT, OldPackage, extract
@@ -168,7 +169,7 @@ def new_command(fleet: Fleet, *arguments: str) -> str:
 
 @pytest.mark.chaos
 def test_old_and_new_share_the_work_from_before_the_migration_to_the_last_old_one(
-    fleet: Fleet, old: OldPackage
+    fleet: Fleet, old: OldPackage, count: Count
 ) -> None:
     olds = [fleet.start_old("--procs", "1"), fleet.start_old("--procs", "1")]
     for supervisor in olds:
@@ -213,15 +214,17 @@ def test_old_and_new_share_the_work_from_before_the_migration_to_the_last_old_on
 
     assert (looking.errors, calling.errors) == ([], [])
     assert looking.count > 10
-    count = client.enqueued + calling.count
+    enqueued = client.enqueued + calling.count
     with psycopg.connect(fleet.database) as connection:
-        assert states(connection) == {"succeeded": count + 30, "cancelled": 1}
+        found = states(connection)
+        count(runs=enqueued + 31, lost=enqueued + 31 - sum(found.values()))
+        assert found == {"succeeded": enqueued + 30, "cancelled": 1}
         ended = connection.execute("select run_id, step, outcome from underway.attempt").fetchall()
         kinds = Counter(outcome for _, _, outcome in ended)
-        assert (kinds["succeeded"], kinds["cancelled"] <= 1) == (count * 2 + 30, True)
+        assert (kinds["succeeded"], kinds["cancelled"] <= 1) == (enqueued * 2 + 30, True)
         assert set(kinds) <= {"succeeded", "failed", "released", "cancelled"}
     journal = Counter((step, what) for _, step, _, what in fleet.journal())
-    expected = {("second", "done"): count, ("alone", "done"): 20, ("only_new", "done"): 10, ("endless", "began"): 1}
+    expected = {("second", "done"): enqueued, ("alone", "done"): 20, ("only_new", "done"): 10, ("endless", "began"): 1}
     assert journal == expected
     both = Counter((step, code) for _, step, code, _ in fleet.journal())
     assert all(both["second", code] for code in ("old", "new"))
