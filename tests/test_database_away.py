@@ -36,10 +36,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(SECONDS + SETTLE_SECONDS + 
 def serving(start: Start, url: str) -> Iterator[list[Supervisor]]:
     """Two supervisors, who must outlive whatever happens and end with nothing left to kill."""
     supervisors = [start("ledger", "--database", url) for _ in range(2)]
-    with psycopg.connect(url) as connection:
-        # Before it has said who it is, a supervisor may still give up.
-        known = "select from underway.supervisor offset 1"
-        eventually(lambda: connection.execute(known).fetchall(), what="two supervisors")
+    for supervisor in supervisors:
+        supervisor.until("serving")  # before, it may still give up
     yield supervisors
     for supervisor in supervisors:
         assert supervisor.process.poll() is None, supervisor.log[-3000:]
