@@ -33,8 +33,10 @@ class Ended(NamedTuple):
 
 def first_task(run: UUID, token: int, lane: Lane, step: Step, given: bytes) -> Task:
     """A run at this step for the first time, as a worker without a supervisor gets it: under no lease."""
-    counters = {"number": 0, "attempts": 0, "crashes": 0, "releases": 0}
-    return Task(str(run), token, lane, step, input=given, claimed_at=0, lease_deadline=0, **counters)
+    return Task(
+        str(run), token, lane, step, number=0, attempts=0, crashes=0, releases=0, input=given, claimed_at=0,
+        lease_deadline=0,
+    )  # fmt: skip
 
 
 class LocalWorker:
