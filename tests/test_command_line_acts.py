@@ -95,16 +95,28 @@ def test_a_paused_queue_begins_nothing_until_it_is_resumed(
     bind: Bind, start_supervisor: Start, database: str, connection: Connection
 ) -> None:
     bind(states.app)
-    assert output("pause", "pdf", database=database) == "pdf is paused\n"
-    assert output("pause", "pdf", database=database) == "pdf was paused already\n"
+    note = "note: no job, run or supervisor has a queue 'pdf' yet; "
+    for text in ("is paused", "was paused already"):
+        done = underway("pause", "pdf", database=database)
+        assert (done.returncode, done.stdout) == (0, f"pdf {text}\n")
+        assert done.stderr == f"{note}undo it by: underway resume pdf\n"
     assert "pdf    paused" in output("queues", database=database)
     paused, free = states.refusing.enqueue(Order(1)), states.orders.enqueue(Order(1))
     start_supervisor("states")
     assert free.wait(20) == Status.SUCCEEDED
     assert paused.status() == Status.PENDING
-    assert document("resume", "pdf", database=database) == {"queue": "pdf", "paused": False, "changed": True}
+    assert document("resume", "pdf", database=database) == {
+        "queue": "pdf",
+        "paused": False,
+        "changed": True,
+        "known": True,
+    }
     assert paused.wait(20) == Status.SUCCEEDED
     assert output("resume", "pdf", database=database) == "pdf was not paused\n"
+    assert output("pause", "pdf", database=database) == "pdf is paused\n", "its supervisor has it"
+    done = underway("resume", "pfd", database=database)
+    assert (done.returncode, done.stdout) == (0, "pfd was not paused\n")
+    assert done.stderr == note.replace("pdf", "pfd") + "those there are: underway queues\n"
 
 
 def test_shut_down_one_supervisor_then_all(start_supervisor: Start, database: str, tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def test_the_commands_run(database: str) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "UNDERWAY_DATABASE_URL": database, "PATH": path}
     done = subprocess.run(["sh", "-e"], input=script, env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
+    # The database is empty, and the page pauses a queue that nobody knows there.
+    assert (done.returncode, [line for line in done.stderr.splitlines() if not line.startswith("note: ")]) == (0, [])
     assert "pdf is paused\npdf goes on\n" in done.stdout
     assert done.stdout.endswith("\n0 failed\n")
 

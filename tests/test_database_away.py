@@ -39,10 +39,8 @@ def limit(seconds: float) -> pytest.MarkDecorator:
 def serving(start: Start, url: str, count: Count, procs: int = 2) -> Iterator[list[Supervisor]]:
     """Two supervisors, who must outlive whatever happens and end with nothing left to kill."""
     supervisors = [start("ledger", "--database", url, "--procs", f"{procs}") for _ in range(2)]
-    with psycopg.connect(url) as connection:
-        # Before it has said who it is, a supervisor may still give up.
-        known = "select from underway.supervisor offset 1"
-        eventually(lambda: connection.execute(known).fetchall(), what="two supervisors")
+    for supervisor in supervisors:
+        supervisor.until("serving")  # before, it may still give up
     yield supervisors
     count(peak_mib=max(supervisor.peak_mib for supervisor in supervisors))
     below = [process for supervisor in supervisors for process in supervisor.workers()]

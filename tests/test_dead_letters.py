@@ -146,8 +146,11 @@ def test_a_cancelled_run_is_never_redriven(any_database: str) -> None:
         with pytest.raises(psycopg.DatabaseError, match="enqueue its input again") as refused:
             connection.execute("select underway.redrive(%s)", [run])
         assert refused.value.sqlstate == "UW004"
-        assert runs.status(connection, UUID(run)) == "cancelled"
         assert control.redrive_label(connection, "dead") == 0
+        other = failed(connection)
+        assert value(connection, "select underway.redrive_runs(%s::uuid[])", [[run, other, str(new_id())]]) == 1
+        assert runs.status(connection, UUID(other)) == "pending"
+        assert runs.status(connection, UUID(run)) == "cancelled"
 
 
 def test_of_runs_with_one_unique_key_only_one_is_live(any_database: str) -> None:

@@ -341,8 +341,24 @@ def test_nothing_is_certain_while_the_worker_does_not_read() -> None:
     line.pump()
     worker.start()
     worker.reads = False
-    assert line.take_back(worker) == []  # type: ignore[arg-type]
+    worker.sent.clear()
+    for _ in range(3):
+        assert line.take_back(worker) == []  # type: ignore[arg-type]
     assert worker.tokens == [1, 2, 3]
+    # Each try was buffered: the supervisor grew for as long as such a worker sat there.
+    assert worker.sent == [wire.Revoke(2), wire.Revoke(3)]
+    worker.reads = True
+    assert [back.token for back in line.take_back(worker)] == [2, 3]  # type: ignore[arg-type]
+    # Handed out again, they are revoked again.
+    for token in (2, 3):
+        line.skipped(worker, token)  # type: ignore[arg-type]
+    line.add([task(2), task(3)])
+    worker.tasks[1].started_at = None
+    line.pump()
+    worker.start()
+    worker.sent.clear()
+    assert [back.token for back in line.take_back(worker)] == [2, 3]  # type: ignore[arg-type]
+    assert worker.sent == [wire.Revoke(2), wire.Revoke(3)]
 
 
 def test_what_waits_behind_a_long_task_goes_elsewhere_in_its_old_order() -> None:

@@ -59,7 +59,9 @@ def test_the_evidence_is_kept_shown_and_the_runs_released(
     assert "quarantined   yes; it goes on by: underway quarantine --release RUN" in shown
     for text in ("signal SIGSEGV", poison.LAST_LINE, "Fatal Python error: Segmentation fault", " MiB"):
         assert text in shown
-    assert "crashed" in output("attempts", segfault, database=database)
+    attempts = output("attempts", segfault, database=database, columns=100)
+    assert "  signal SIGSEGV" in attempts, "not what all that are quarantined begin with"
+    assert "crashed" in attempts
 
     assert "is not quarantined: it is failed" in refusal("quarantine", "--release", str(failed.id), database=database)
     cured.touch()

@@ -77,6 +77,8 @@ class Case(NamedTuple):
 
 
 CASES = [
+    Case("register_supervisor"),
+    Case("register_job"),
     Case("claim_tasks"),
     Case("release_unknown", (("claim_tasks", "after"),)),
     Case("set_idle"),

@@ -1,6 +1,5 @@
 """underway quarantine: runs that were put aside because they kill their process."""
 
-import re
 from datetime import datetime
 
 import click
@@ -9,8 +8,8 @@ from underway.cli.database import Connection, connect, database_option
 from underway.cli.ending import redrive_one
 from underway.cli.find import find_run
 from underway.cli.output import json_option, print_done, print_rows
-from underway.cli.table import Column, Row
-from underway.cli.words import age, count, headline, size
+from underway.cli.table import Column
+from underway.cli.words import age, count, last_death, size
 from underway.postgres import control, people, runs
 
 
@@ -69,12 +68,7 @@ def _columns(now: datetime) -> list[Column]:
         Column("AGE", lambda run: age(run["finished_at"], now), right=True),
         Column("JOB", lambda run: run["job"], shrinks_to=8),
         Column("STEP", lambda run: run["step"], shrinks_to=6),
-        Column("WHY", _why, shrinks_to=20, extra=True),
+        Column("WHY", lambda run: last_death(run["error"]), shrinks_to=20, extra=True),
         Column("CRASHES", lambda run: run["crashes"], right=True, extra=True),
         Column("MEMORY", lambda run: size(run["peak_rss"]), right=True, extra=True),
     ]
-
-
-def _why(run: Row) -> str:
-    """The last death in a few words."""
-    return re.sub(r"^quarantined after \d+ crash(es)?: (the worker (died: |was )?)?", "", headline(run["error"]))

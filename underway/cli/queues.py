@@ -1,5 +1,6 @@
 """underway queues, pause, resume."""
 
+import shlex
 from datetime import datetime
 
 import click
@@ -7,7 +8,7 @@ import click
 from underway.cli.database import connect, database_option
 from underway.cli.output import json_option, print_done, print_rows
 from underway.cli.table import Column
-from underway.cli.words import age
+from underway.cli.words import age, printable
 from underway.postgres import control, people, runs
 
 
@@ -44,12 +45,16 @@ def _columns(now: datetime) -> list[Column]:
 def pause(queue: str, database: str | None, as_json: bool) -> None:
     """Let no run of a queue begin, until it is resumed.
 
-    Steps in progress go on to their end.
+    Steps in progress go on to their end. A queue may be paused before anything
+    uses it; a note says so of one that nobody knows yet.
     """
     with connect(database) as connection:
+        known = people.knows_queue(connection, queue)
         changed = control.pause(connection, queue)
     text = f"{queue} is paused" if changed else f"{queue} was paused already"
-    print_done({"queue": queue, "paused": True, "changed": changed}, text, as_json)
+    print_done({"queue": queue, "paused": True, "changed": changed, "known": known}, text, as_json)
+    if not known:
+        _note_unknown(queue, f"undo it by: underway resume {shlex.quote(queue)}")
 
 
 @click.command("resume", short_help="Undo pause.")
@@ -60,5 +65,12 @@ def resume(queue: str, database: str | None, as_json: bool) -> None:
     """Let the runs of a paused queue begin again."""
     with connect(database) as connection:
         changed = control.resume(connection, queue)
+        known = changed or people.knows_queue(connection, queue)
     text = f"{queue} goes on" if changed else f"{queue} was not paused"
-    print_done({"queue": queue, "paused": False, "changed": changed}, text, as_json)
+    print_done({"queue": queue, "paused": False, "changed": changed, "known": known}, text, as_json)
+    if not known:
+        _note_unknown(queue, "those there are: underway queues")
+
+
+def _note_unknown(queue: str, hint: str) -> None:
+    click.echo(printable(f"note: no job, run or supervisor has a queue {queue!r} yet; {hint}"), err=True)

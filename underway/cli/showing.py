@@ -16,7 +16,7 @@ from underway.cli.words import (
     age,
     charges,
     fitting,
-    headline,
+    last_death,
     moment,
     printable,
     progress,
@@ -87,7 +87,7 @@ _ATTEMPT_COLUMNS = [
     Column("TOOK", _took, right=True),
     Column("CPU", lambda attempt: seconds(attempt["cpu_seconds"]), right=True),
     Column("MEMORY", lambda attempt: size(attempt["peak_rss"]), right=True),
-    Column("ERROR", lambda attempt: headline(attempt["error"]), shrinks_to=12, extra=True),
+    Column("ERROR", lambda attempt: last_death(attempt["error"]), shrinks_to=12, extra=True),
     Column("WORKER", lambda attempt: f"{attempt['host'] or ''}:{attempt['pid'] or ''}".strip(":"), extra=True),
 ]
 

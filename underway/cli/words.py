@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 _MODULE = re.compile(r"^(\w+\.)+(?=\w+(:|$))")
+_BEFORE_THE_DEATH = re.compile(r"^quarantined after \d+ crash(es)?: (the worker (died: |was )?)?")
 _STEPS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
@@ -56,6 +57,11 @@ def headline(error: str | None) -> str:
     """
     lines = (error or "").strip().splitlines() or [""]
     return _MODULE.sub("", lines[-1]) if lines[0].startswith("Traceback") else lines[0]
+
+
+def last_death(error: str | None) -> str:
+    """The headline, and of the error of a quarantined run no more than how its process died the last time."""
+    return _BEFORE_THE_DEATH.sub("", headline(error))
 
 
 def progress(reported: dict[str, Any] | None) -> str:

@@ -93,6 +93,11 @@ def list_queues(connection: psycopg.Connection[Any]) -> list[Row]:
     return _objects(connection, "list_queues")
 
 
+def knows_queue(connection: psycopg.Connection[Any], queue: str) -> bool:
+    """Whether a job, a run, a supervisor or an app's declaration names it."""
+    return bool(fetch(connection, "knows_queue", {"queue": queue})[0][0])
+
+
 def list_supervisors(connection: psycopg.Connection[Any]) -> list[Row]:
     return _objects(connection, "list_supervisors")
 

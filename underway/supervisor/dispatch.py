@@ -135,6 +135,7 @@ class Dispatch:
     def _hand(self, worker: WorkerProcess, tasks: list[Task]) -> None:
         for task in tasks:
             task.worker = worker
+            task.revoking = False
             task.step = worker.lanes[task.lane]  # as its own code has it, beside another generation of the app
             worker.tasks[task.token] = task
         worker.send(*map(message, tasks))
@@ -149,7 +150,11 @@ class Dispatch:
         that is found started is sorted out by the Skipped or the Result that follows.
         """
         behind = [task for task in worker.tasks.values() if task.started_at is None]
-        if not behind or not worker.send(*(wire.Revoke(task.token) for task in behind)):
+        # Once: what is sent to a worker that does not read waits here, and would be more with every try.
+        news = [task for task in behind if not task.revoking]
+        for task in news:
+            task.revoking = True
+        if not behind or not worker.send(*(wire.Revoke(task.token) for task in news)):
             return []  # it does not read: the revocation is on its way, but nothing is certain yet
         worker.drain()
         taken = [task for task in behind if task.started_at is None and task.token in worker.tasks]

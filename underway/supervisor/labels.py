@@ -33,6 +33,7 @@ class Labels:
         self._on_label = on_label
         self._stranded: set[Lane] = set()
         self._written: object = None
+        self.known = asyncio.Event()  # what Postgres has to know of the app, before anything of it runs
 
     async def write(self) -> None:
         manifest, lanes, trouble = written = self._what_is()
@@ -45,6 +46,7 @@ class Labels:
         for queue in manifest.queues:
             await self._store.register_queue(queue.name, queue.dead_letter)
         self._written = written
+        self.known.set()
         self._on_label()
 
     def _what_is(self) -> tuple[Manifest | None, dict[Lane, Step], str]:
@@ -53,13 +55,12 @@ class Labels:
     async def run(self) -> None:
         while True:
             with contextlib.suppress(DatabaseAway):
+                await self.write()
+                await self._store.forget_supervisors()
                 await self._warn_of_stranded()
             opened, again_at = self._work.opened, time.monotonic() + _LABEL_SECONDS
             while self._work.opened == opened and self._written == self._what_is() and time.monotonic() < again_at:
                 await asyncio.sleep(1)
-            with contextlib.suppress(DatabaseAway):
-                await self.write()
-                await self._store.forget_supervisors()
 
     async def _warn_of_stranded(self) -> None:
         stranded = set(await self._store.stranded_lanes())

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from underway.supervisor.log_writer import LogWriter
+
 if TYPE_CHECKING:
     from underway.supervisor.worker_process import WorkerProcess
 
@@ -53,11 +55,17 @@ class JSONFormatter(logging.Formatter):
 
 
 def configure(*, json: bool, level: int) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    """Log to stderr, also what this process dies of: a traceback written past the log might wait for a reader."""
+    # Started without a stderr: else the first socket that we open would get its number, and our log.
+    descriptor = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else sys.stderr.fileno()
+    handler = LogWriter(descriptor)
     handler.setFormatter(JSONFormatter() if json else HumanFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    sys.excepthook = lambda *error: logging.getLogger("underway.supervisor").critical(
+        "the supervisor ends, by a fault of its own", exc_info=error
+    )
 
 
 def about(worker: "WorkerProcess") -> dict[str, Any]:

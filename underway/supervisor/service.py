@@ -104,11 +104,11 @@ class Service:
 
     async def serve(self, *, grace: float, until_idle: bool) -> bool:
         """Serve until told to stop; whether the stop was clean."""
-        await self._labels.write()
-        claiming = _start(self._claims.run())
+        claiming = _start(self._claim())
         loops = [
             _start(loop)
             for loop in (
+                self._labels.run(),
                 self._leases.run(),
                 self._commits.run(),
                 self._backends.run(),
@@ -117,7 +117,6 @@ class Service:
                 self._schedules.run(),
                 self._requests.run(),
                 self._retention.run(),
-                self._labels.run(),
                 self._watch(),
                 summarise(self._commits.outcomes, self._endings.ends, self._commits.seconds, self._running),
             )
@@ -146,6 +145,11 @@ class Service:
             return await drain.run(grace)
         finally:
             await _end([told, claiming, *loops])
+
+    async def _claim(self) -> None:
+        """Not before Postgres knows the app: the end of a run looks up the label for dead letters of its queue."""
+        await self._labels.known.wait()
+        await self._claims.run()
 
     def _hand_out(self) -> None:
         """After a batch of messages: give free workers what there is, and ask for more."""

@@ -38,6 +38,7 @@ class Task:
     progress: bytes | None = None
     transaction: bool = False  # the step has opened its own, which may have handed over already
     cancelled: bool = False  # somebody has cancelled the run: whatever the attempt's end, it is the run's
+    revoking: bool = False  # its worker has been sent a Revoke for it
     ended: bool = False  # on its way to Postgres: from here on the commit judges whether the run is still ours
 
     @property

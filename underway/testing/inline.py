@@ -18,7 +18,7 @@ from underway.manifest import Lane
 from underway.postgres.endings import Continue, Finish
 from underway.supervisor.task import Task, from_hand_over
 from underway.testing.database import refuse_event_loop
-from underway.testing.process import LocalWorker
+from underway.testing.process import LocalWorker, first_task
 from underway.testing.transaction import GivenTransaction
 
 if TYPE_CHECKING:
@@ -115,19 +115,7 @@ def _enqueued(job: Job[Any, Any, Any, Any], value: Any) -> Task:
     payload = codec.encode(value, first.input_type)
     placed = first.spec.placement
     keys.fill_both(placed.unique_key, placed.concurrency_key, payload)
-    return Task(
-        run=str(new_id()),
-        token=next(_tokens),
-        lane=Lane(placed.queue, job.name, first.spec.name),
-        step=first.spec,
-        number=0,
-        attempts=0,
-        crashes=0,
-        releases=0,
-        input=payload,
-        claimed_at=0,
-        lease_deadline=0,
-    )
+    return first_task(new_id(), next(_tokens), Lane(placed.queue, job.name, first.spec.name), first.spec, payload)
 
 
 def _following(job: Job[Any, Any, Any, Any], last: Task, row: Continue) -> Task:

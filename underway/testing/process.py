@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import orjson
 
 from underway import wire
 from underway.app import Underway
 from underway.errors import Interrupt
+from underway.manifest import Lane, Step
 from underway.postgres.endings import Attempt, Continue, Finish, succeed
 from underway.supervisor.task import Task, message
 from underway.supervisor.verdict import VERDICTS, Seen, settle
@@ -27,6 +29,14 @@ class Ended(NamedTuple):
 
     row: Finish | Continue | None
     spawned: list[dict[str, Any]]
+
+
+def first_task(run: UUID, token: int, lane: Lane, step: Step, given: bytes) -> Task:
+    """A run at this step for the first time, as a worker without a supervisor gets it: under no lease."""
+    return Task(
+        str(run), token, lane, step, number=0, attempts=0, crashes=0, releases=0, input=given, claimed_at=0,
+        lease_deadline=0,
+    )  # fmt: skip
 
 
 class LocalWorker:

@@ -11,8 +11,7 @@ from underway.errors import UnderwayError
 from underway.manifest import Lane
 from underway.postgres.endings import Continue, Finish
 from underway.postgres.people import StoredAttempt
-from underway.supervisor.task import Task
-from underway.testing.process import LocalWorker
+from underway.testing.process import LocalWorker, first_task
 from underway.worker.execute import Outcome
 from underway.worker.transaction import Transactions
 
@@ -51,20 +50,9 @@ def replay(app: Underway, run_id: UUID, stored: StoredAttempt) -> Replayed:
     specs = [] if job is None else [step.spec for step in job.compiled if stored.step in step.spec.names]
     if not specs:
         raise UnderwayError(f"this app has no step {stored.step!r} of a job {stored.job!r}, at which the run stands")
-    task = Task(
-        run=str(run_id),
-        token=_NO_TOKEN,
-        lane=Lane(stored.queue, stored.job, stored.step),
-        step=specs[0],
-        number=stored.number,
-        attempts=0,
-        crashes=0,
-        releases=0,
-        input=stored.input.encode(),
-        claimed_at=0,
-        lease_deadline=0,
-        scheduled_for=stored.scheduled_for,
-    )
+    lane = Lane(stored.queue, stored.job, stored.step)
+    task = first_task(run_id, _NO_TOKEN, lane, specs[0], stored.input.encode())
+    task.number, task.scheduled_for = stored.number, stored.scheduled_for
     with closing(LocalWorker(app)) as worker:
         transactions = worker.executor.transactions = UndoneTransactions(worker.outbox)
         transactions.welcome = wire.Welcome(str(uuid4()), socket.gethostname(), app._checked_url())

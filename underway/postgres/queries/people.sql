@@ -105,6 +105,15 @@ from (
     order by name
 ) line;
 
+-- knows_queue: does anything use this queue; that somebody has paused it is not enough
+select exists (select from underway.job where queue = %(queue)s)
+    or exists (select from underway.queue where name = %(queue)s and (not paused or dead_letter is not null))
+    or exists (
+        select from underway.supervisor
+        where lanes @> jsonb_build_array(jsonb_build_object('queue', %(queue)s::text))
+    )
+    or exists (select from underway.run where queue = %(queue)s) as known;
+
 -- list_supervisors: who serves this database, and how many runs each holds
 --
 -- A label is written anew every minute. Silent: killed, or cut off from the database. Unhealthy: its workers do not boot.
