@@ -39,14 +39,14 @@ class World:
         self.runs: dict[str, list[str]] = {}
         self._fill()
         for table in TABLES:
-            connection.execute(f"create table world_{table} as table underway.{table}")  # type: ignore[arg-type]
+            connection.execute(f"create table world_{table} as table underway.{table}")
         self._reset = ";".join(
             f"delete from underway.{table}; insert into underway.{table} select * from world_{table}"
             for table in TABLES
         )
 
     def reset(self) -> None:
-        self._connection.execute(self._reset)  # type: ignore[arg-type]
+        self._connection.execute(self._reset)
 
     def _fill(self) -> None:
         connection = self._connection
@@ -82,7 +82,7 @@ class World:
         self._finish()
 
     def _put(self, kind: str, run: str, n: int, columns: dict[str, Any]) -> None:
-        then = psycopg.sql.SQL(AGO.format(IN_TIME[n]))  # type: ignore[arg-type]
+        then = psycopg.sql.SQL(AGO.format(IN_TIME[n]))
         lapsed = columns.pop("lapsed", False)
         columns |= {"id": run, "unique_key": f"{kind} {BY_KEY[n]}", "due": then, "rank": then}
         if columns["state"] == "in_progress":
@@ -125,7 +125,7 @@ class World:
                         [run],
                     )
         for table, key in (("queue", "name"), ("job", "name"), ("schedule", "name"), ("supervisor", "id")):
-            rows = self._connection.execute(f"select {key} from underway.{table} order by 1").fetchall()  # type: ignore[arg-type]
+            rows = self._connection.execute(f"select {key} from underway.{table} order by 1").fetchall()
             for n, (row,) in enumerate(rows):
                 found[f"{table} {n}"] = (f"select from underway.{table} where {key} = %s for update", [row])
         new_run = (
@@ -237,7 +237,7 @@ class Interleaving(AbstractContextManager["Interleaving"]):
 
     def _meet(self, first: Statement, second: Statement | None, point: str | None) -> tuple[list[BaseException], bool]:
         if point is not None:
-            self._stranger.execute(*self.points[point])  # type: ignore[arg-type]
+            self._stranger.execute(*self.points[point])
         self.first.begin(first.act)
         waits = self._waits(self.first)
         sides = [self.first]
