@@ -114,6 +114,7 @@ def test_an_asynchronous_standby_that_was_behind_is_promoted(start_supervisor: S
             primary.stop("immediate")
             promote(standby)
             books.settle(SETTLE_SECONDS, say)
+            ledger.app.close()  # its connections are those to the old primary
             with pytest.raises(RunNotFound):
                 ledger.app.get_run(forgotten.id)
         books.audit()
