@@ -151,7 +151,7 @@ DEMANDED: dict[str, Line] = {
     "24": held(
         "a step's writes that Postgres refuses",
         "test_transactions::test_writes_take_effect_with_the_hand_over_and_failures_leave_nothing",
-        why="a serialization failure or deadlock is a failed attempt (promise 4): what the step has read is no longer so",
+        why="a serialization failure or a deadlock is a failed attempt: what the step has read is no longer so",
     ),
     "25": held(
         "cron lines against a scan of every minute; one run for each slot",
