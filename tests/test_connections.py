@@ -86,7 +86,8 @@ def test_a_connection_that_is_half_open_is_given_up_and_the_work_found(
     bind: Bind, connection: Connection, database: str, start_supervisor: Start
 ) -> None:
     bind(basic.app)
-    with HalfOpen(database) as proxy:
+    proxy = HalfOpen(database)
+    with proxy:
         supervisor = start_supervisor("basic", "--database", proxy.url)
         idle = "select count(*) from underway.supervisor where idle"
         eventually(lambda: value(connection, idle) == 1, what="it waits for a notification")
