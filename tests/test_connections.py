@@ -1,5 +1,6 @@
 """How many connections supervisors take, and what becomes of one that has silently died."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -62,6 +63,9 @@ def test_20_supervisors_start_together_at_a_server_for_100_connections(start_sup
             eventually(lambda: value(connection, OURS) == 40)
             assert most <= 40
             assert not any("too many clients" in supervisor.log for supervisor in crowd)
+            for supervisor in crowd:
+                supervisor.send(signal.SIGTERM)
+            assert {supervisor.wait() for supervisor in crowd} == {0}
 
 
 class HalfOpen(Proxy):
