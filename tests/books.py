@@ -1,6 +1,7 @@
 """The books of tests/apps/ledger.py: money that was told to move, and whether it has moved exactly once."""
 
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,8 +11,10 @@ from typing import Any
 import psycopg
 from apps import ledger
 from chaos_report import Count
-from harness import outcomes, states
+from harness import Supervisor, outcomes, states
 from psycopg import sql
+
+from underway.supervisor.shutdown import ExitCode
 
 # With each transfer run two receipts of each of its two steps.
 RUNS_PER_TRANSFER = 1 + 2 * 2
@@ -131,3 +134,21 @@ def open_books(url: str, rng: random.Random, *, migrate: bool = False) -> Iterat
     finally:
         ledger.app.close()
         ledger.app._database = None
+
+
+@contextmanager
+def serving(start: Callable[..., Supervisor], url: str, count: Count, procs: int = 2) -> Iterator[list[Supervisor]]:
+    """Two supervisors, who must outlive whatever happens and end with nothing left to kill."""
+    supervisors = [start("ledger", "--database", url, "--procs", f"{procs}") for _ in range(2)]
+    for supervisor in supervisors:
+        supervisor.until("serving")  # before, it may still give up
+    yield supervisors
+    count(peak_mib=max(supervisor.peak_mib for supervisor in supervisors))
+    below = [process for supervisor in supervisors for process in supervisor.workers()]
+    for supervisor in supervisors:
+        assert supervisor.process.poll() is None, supervisor.log[-3000:]
+        supervisor.send(signal.SIGTERM)
+    assert [supervisor.wait() for supervisor in supervisors] == [ExitCode.CLEAN] * 2
+    left = [process.pid for process in below if process.is_running()]
+    count(left_behind=len(left))
+    assert left == []

@@ -239,6 +239,35 @@ def test_tokens_grow_and_never_come_back(database: str, connection: Connection, 
     assert claim(database)[0].token > seen[-1]
 
 
+@pytest.mark.parametrize("by", ["claim", "hand-over"])
+def test_a_server_that_has_forgotten_the_last_tokens_does_not_give_them_out_again(
+    database: str, connection: Connection, by: str
+) -> None:
+    """A standby that was behind when it was promoted. What still runs here runs under these tokens."""
+    insert(connection)
+
+    async def fail_over() -> None:
+        work, leases = Session(database), Session(database)
+        store = Store(work, leases, uuid4(), "testhost")
+        connection.execute("select setval('underway.token', 100)")
+        (claimed,) = await store.claim(LANES, 1, candidates=1, suspects=1)
+        last = claimed.token
+        if by == "hand-over":
+            last = (await store.continue_([go_on(claimed.run, claimed.token)], [], [POLICY]))[claimed.token] or 0
+            assert last > claimed.token
+        await work.close()
+        await leases.close()
+        connection.execute("select setval('underway.token', 5)")
+        connection.execute("delete from underway.run")
+        insert(connection)
+        (claimed,) = await store.claim(LANES, 1, candidates=1, suspects=1)
+        assert claimed.token == last + 1
+        await work.close()
+        await leases.close()
+
+    asyncio.run(fail_over())
+
+
 def test_a_rolled_back_claim_uses_its_tokens_up(database: str, connection: Connection) -> None:
     """Nobody can say whether its answer arrived, so the tokens must not come back."""
     insert(connection)

@@ -2,11 +2,12 @@
 
 import pytest
 from conformance.checklist import CHECKLIST, GAPS, SIZES
+from conformance.demanded import DEMANDED, UNSHOWN
 from conformance.faults import MENDED, WEAK_POINTS
 from conformance.requirements import MISSING, REQUIREMENTS
 from conformance.table import Line, names_in, vanished
 
-TABLES = {"checklist": CHECKLIST, "gaps": GAPS, "weak points": WEAK_POINTS, "mended": MENDED}
+TABLES = {"checklist": CHECKLIST, "gaps": GAPS, "weak points": WEAK_POINTS, "mended": MENDED, "demanded": DEMANDED}
 
 
 def test_the_checklist_has_every_test_of_the_original() -> None:
@@ -20,6 +21,7 @@ def test_the_other_lists_are_complete() -> None:
     assert list(WEAK_POINTS) == [f"{letter}{n}" for letter, count in letters.items() for n in range(1, count + 1)]
     assert list(MENDED) == [str(number) for number in range(1, 38)]
     assert len(GAPS) == 22
+    assert list(DEMANDED) == [str(number) for number in range(1, 31)]
     assert list(REQUIREMENTS) == [f"R{number}" for number in range(1, 29)]
 
 
@@ -35,6 +37,7 @@ def test_every_line_has_tests_or_a_reason(table: str) -> None:
 
 def test_every_requirement_has_tests_or_is_missing() -> None:
     assert MISSING.keys() <= REQUIREMENTS.keys()
+    assert UNSHOWN.keys() <= DEMANDED.keys()
     assert {number for number, line in REQUIREMENTS.items() if not line.tests} <= MISSING.keys()
 
 

@@ -4,24 +4,18 @@ CHAOS_SEED decides what happens, CHAOS_SECONDS for how long.
 """
 
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import psycopg
 import pytest
-from books import Books, open_books
+from books import Books, open_books, serving
 from chaos_report import Count, Say
-from harness import Supervisor, eventually, outcomes
+from harness import Supervisor, outcomes
 from lengths import MINUTE, SEED, stretched
 from pgbouncer import pgbouncer
-from psycopg.conninfo import make_conninfo
 
-from underway.postgres.embedded import Cluster
-from underway.supervisor.shutdown import ExitCode
-from underway.testing.servers import SETTINGS, cluster_folder, temporary_cluster
+from underway.testing.servers import temporary_cluster
 
 SECONDS = stretched(20)
 LONG_SECONDS = stretched(10 * MINUTE)
@@ -33,24 +27,6 @@ Start = Callable[..., Supervisor]
 
 def limit(seconds: float) -> pytest.MarkDecorator:
     return pytest.mark.timeout(seconds + SETTLE_SECONDS + 120)
-
-
-@contextmanager
-def serving(start: Start, url: str, count: Count, procs: int = 2) -> Iterator[list[Supervisor]]:
-    """Two supervisors, who must outlive whatever happens and end with nothing left to kill."""
-    supervisors = [start("ledger", "--database", url, "--procs", f"{procs}") for _ in range(2)]
-    for supervisor in supervisors:
-        supervisor.until("serving")  # before, it may still give up
-    yield supervisors
-    count(peak_mib=max(supervisor.peak_mib for supervisor in supervisors))
-    below = [process for supervisor in supervisors for process in supervisor.workers()]
-    for supervisor in supervisors:
-        assert supervisor.process.poll() is None, supervisor.log[-3000:]
-        supervisor.send(signal.SIGTERM)
-    assert [supervisor.wait() for supervisor in supervisors] == [ExitCode.CLEAN] * 2
-    left = [process.pid for process in below if process.is_running()]
-    count(left_behind=len(left))
-    assert left == []
 
 
 def disturb(
@@ -133,50 +109,6 @@ def test_nothing_is_killed_after_an_outage_longer_than_a_lease(start_supervisor:
                 assert "killed" not in supervisor.log
             with books.connect() as connection:
                 assert set(outcomes(connection)) == {"succeeded"}
-
-
-@pytest.mark.chaos
-@limit(0)
-def test_a_synchronous_standby_is_promoted(start_supervisor: Start, say: Say, count: Count) -> None:
-    rng = random.Random(SEED)
-    with temporary_cluster() as primary, standby_of(primary) as standby:
-        hosts = {"host": f"{primary.folder},{standby.folder}", "port": "5432,5432"}
-        url = make_conninfo(dbname="ledger", user="postgres", target_session_attrs="read-write", **hosts)
-        primary.create_database("ledger")
-        with open_books(url, rng, migrate=True) as books, serving(start_supervisor, url, count):
-            books.enqueue(100)
-            eventually(lambda: "succeeded" in books.progress())
-            books.enqueue(100)  # acknowledged by both, or the audit will miss them
-            primary.stop("immediate")
-            count(failovers=1)
-            say("failover: the primary is gone")
-            time.sleep(rng.uniform(0, 3))
-            with psycopg.connect(standby.url("postgres"), autocommit=True) as connection:
-                assert connection.execute("select pg_promote()").fetchone() == (True,)
-            began = time.monotonic()
-            say(f"failover: promoted; {books.progress()}")
-            books.enqueue(100)
-            books.settle(SETTLE_SECONDS, say)
-            say(f"failover: settled after {time.monotonic() - began:.1f} s; {books.progress()}")
-        books.audit(count)
-
-
-@contextmanager
-def standby_of(primary: Cluster) -> Iterator[Cluster]:
-    """One that has everything that the primary has acknowledged from now on."""
-    with cluster_folder(primary.bin_dir) as folder:
-        standby = Cluster(folder, bin_dir=primary.bin_dir, settings=SETTINGS)
-        source = f"host={primary.folder} port=5432 user=postgres"
-        with standby._locked():
-            standby._run("pg_basebackup", "-D", standby.data, "-d", source, "-R", "-c", "fast", "--no-sync")
-        standby.start()
-        with psycopg.connect(primary.url("postgres"), autocommit=True) as connection:
-            # Only now, or the backup would have it too, and the standby once promoted would wait for one of its own.
-            connection.execute("alter system set synchronous_standby_names = '*'")
-            connection.execute("select pg_reload_conf()")
-            synchronous = "select from pg_stat_replication where sync_state = 'sync'"
-            eventually(lambda: connection.execute(synchronous).fetchall(), what="a synchronous standby")
-        yield standby
 
 
 @pytest.mark.chaos

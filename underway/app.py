@@ -182,9 +182,10 @@ class Underway:
         refuse_while_loading("sync")
         with self.connection() as connection:
             manifest = self.manifest()
-            for job in manifest.jobs:
+            # By name: deployments of code that names them in another order would each wait for the other.
+            for job in sorted(manifest.jobs, key=lambda job: job.name):
                 runs.register_job(connection, job.name, job.steps[0].name, job.steps[0].placement)
-            for queue in manifest.queues:
+            for queue in sorted(manifest.queues, key=lambda queue: queue.name):
                 control.register_queue(connection, queue.name, queue.dead_letter)
         return list(self._jobs)
 

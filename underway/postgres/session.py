@@ -6,7 +6,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from logging import getLogger
 from typing import Any, LiteralString
 
@@ -69,12 +69,14 @@ class Session:
     Statements are prepared at their first use. Behind a pooler that is not possible, and they are planned each time.
 
     `on_notify` is given the payload of each notification, whether it comes between statements or with one; `on_broken`
-    is called when the connection breaks while nobody uses it.
+    is called when the connection breaks while nobody uses it; `on_open` may say something on each new connection before
+    anybody else does.
     """
 
     def __init__(self, conninfo: str) -> None:
         self.on_notify: Callable[[str], None] | None = None
         self.on_broken: Callable[[], None] | None = None
+        self.on_open: Callable[[psycopg.AsyncConnection[TupleRow]], Awaitable[None]] | None = None
         self._conninfo = conninfo
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self._lock = asyncio.Lock()
@@ -96,6 +98,8 @@ class Session:
             raise DatabaseAway(str(error).strip()) from error
         try:
             migrate.check(await _applied_migrations(connection))
+            if self.on_open is not None:
+                await self.on_open(connection)
         except psycopg.Error as error:
             await connection.close()
             raise DatabaseAway(str(error).strip()) from error

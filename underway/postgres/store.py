@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
+import psycopg
 from psycopg.rows import TupleRow
 
 from underway.manifest import Lane, Placement, Policy
 from underway.postgres.columns import Column, Float8s, Int4s, Int8s, Texts, UUIDs
 from underway.postgres.endings import Continue, Finish, continue_parameters, finish_parameters
+from underway.postgres.queries import statements
 from underway.postgres.session import Session
 from underway.postgres.transaction import transaction_name
 
@@ -78,8 +80,15 @@ class Store:
         self._leases = leases
         self._owner = owner
         self._host = host
+        self._last_token = 0
+        work.on_open = leases.on_open = self._pass_tokens
         self.locked_keys: set[tuple[str, str]] = set()
         self.on_locked_keys: Callable[[], None] = lambda: None
+
+    async def _pass_tokens(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+        """Let no token come twice to us: this may be another server, which has not heard of the last ones."""
+        if self._last_token:
+            await connection.execute(statements()["pass_tokens"], {"last": self._last_token})
 
     async def claim(
         self, lanes: Lanes, tasks: int, *, candidates: int, suspects: int, from_head: bool = True
@@ -93,6 +102,7 @@ class Store:
         claimed = []
         for run, token, n, number, attempts, crashes, releases, key, rank, slot, payload in rows:
             lane, data = lanes.lanes[n - 1], payload.encode()
+            self._last_token = max(self._last_token, token)
             claimed.append(Claimed(run, token, lane, number, attempts, crashes, releases, slot, data, key))
             if not crashes:
                 lanes.mark(n - 1, rank, run)
@@ -126,6 +136,7 @@ class Store:
         parameters = continue_parameters(rows, spawned, self._owner, self._host, keep)
         done = await self._work.fetch("continue_runs", parameters)
         self._note_locked_keys(done)
+        self._last_token = max(self._last_token, *(kept or 0 for _, kept, *_ in done), 0)
         return {token: kept for token, kept, *_ in done}
 
     async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> dict[tuple[str, int], bool]:

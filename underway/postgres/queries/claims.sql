@@ -62,6 +62,14 @@ select id::text, token, n, number, attempts, crashes, releases, holds_key, date_
 from claimed
 order by rank, claimed.id;
 
+-- pass_tokens: go on behind the last token that this supervisor has seen
+--
+-- An asynchronous standby that was promoted may never have heard of it, and would hand it out again: what ends under the
+-- old one, in a worker that has not heard of the failover, would be taken for the end of another run. Only ever forwards:
+-- others draw tokens meanwhile.
+select count(nextval('underway.token'))
+from generate_series(1, %(last)s - coalesce(pg_sequence_last_value('underway.token'), 0));
+
 -- promote_runs: make waiting runs pending whose time has come, but for those that have yet to get a key
 --
 -- Not all of them are for the supervisor that does this: those that serve their queues are told.

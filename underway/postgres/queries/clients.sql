@@ -5,7 +5,8 @@ select underway.insert_run(
 
 -- enqueue_keyed_runs: new runs with keys; beside them, those that were live already under a unique key of these
 --
--- In the order of the unique keys, or two of these deadlock. A run that was inserted by somebody else after this began
+-- In the order of the unique keys, or two of these deadlock; of their bytes, as the client has cut many into several of
+-- these, whatever order the database's language has. A run that was inserted by somebody else after this began
 -- is in neither part of the answer: ask again. Of runs in line for the same key, one is enough for a promoter to look
 -- at; but it must not be one that is not inserted after all.
 with placed as materialized (
@@ -27,7 +28,7 @@ created as (
         case when g.concurrency_key is not null or %(delay)s > 0 then 'waiting' else 'pending' end,
         g.unique_key, g.concurrency_key, %(key_limit)s, g.input::jsonb
     from given g cross join placed
-    order by g.unique_key, g.n
+    order by g.unique_key collate "C", g.n
     on conflict (job, unique_key) where unique_key is not null do nothing
     returning id, queue, unique_key
 ),

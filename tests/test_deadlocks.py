@@ -1,0 +1,249 @@
+"""No two statements of ours ever wait for each other, and no supervisor's for anybody (promise 14)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from db import LANE, LANES, POLICY, Connection, ago, finish, go_on, value
+from harness import eventually
+from interleaving import US, Interleaving, Side, Statement
+
+from underway import Context, Done, To, Underway
+from underway.ids import new_id
+from underway.manifest import Placement
+from underway.postgres import control, runs, schedules
+from underway.postgres.endings import Attempt, continue_parameters, finish_parameters
+from underway.postgres.store import Renewal
+
+KEYS = [f"{kind} {n}" for n in (1, 0, 2) for kind in ("new", "failed", "running", "quarantined")]
+KEYED = Placement(unique_key="{}", concurrency_key="{}")
+
+
+def by_supervisor(act: Callable[[Side], Any]) -> Callable[[Side], Any]:
+    return lambda side: side.await_(act(side))
+
+
+def in_step(statement: str, parameters: Callable[[Side], dict[str, Any]]) -> Callable[[Side], Any]:
+    """What StepTransactions.commit does before its COMMIT."""
+    return lambda side: side.own._fetch(statement, parameters(side))
+
+
+def the_last_three(side: Side) -> list[tuple[str, int]]:
+    return side.world.held[::-1]
+
+
+def retried(side: Side) -> list[Any]:
+    attempt = Attempt("failed", "oh", started=ago(1.0))
+    held = the_last_three(side)
+    return [go_on(run, token, step=LANE.step, payload=None, delay=9.0, attempt=attempt) for run, token in held]
+
+
+def released(side: Side) -> list[Any]:
+    held = the_last_three(side)
+    return [go_on(*key, step=LANE.step, payload=None, attempt=Attempt("released")) for key in held]
+
+
+def keyed(keys: list[str]) -> list[runs.KeyedRun]:
+    return [runs.KeyedRun(new_id(), b"null", key, "key") for key in keys]
+
+
+def the(side: Side, kind: str, n: int = 1) -> UUID:
+    return UUID(side.world.runs[kind][n])
+
+
+async def fire(side: Side) -> None:
+    for due in await schedules.upcoming(side.work, [LANE.job], 1.0):
+        slots = [(new_id(), due.next_at)]
+        following = datetime(2100, 1, 1, tzinfo=UTC)
+        placement = Placement(unique_key="new 1", concurrency_key="key")
+        await schedules.fire(side.work, due, slots, following, LANE.step, placement)
+
+
+async def register(side: Side) -> None:
+    await side.store.register(pid=1, app="", manifest_hash="", lanes=[LANE])
+    await side.store.register_queue(LANE.queue, "dead")
+
+
+SUPERVISORS = [
+    Statement("claim", by_supervisor(lambda side: side.store.claim(LANES, 100, candidates=100, suspects=2))),
+    Statement("renew", by_supervisor(lambda s: s.store.renew([Renewal(*key, 60.0, "{}") for key in s.world.held]))),
+    Statement("commit", by_supervisor(lambda s: s.store.finish([finish(*key) for key in s.world.held], []))),
+    Statement("next step", by_supervisor(lambda s: s.store.continue_([go_on(*key) for key in s.world.held], []))),
+    Statement(
+        "next step here",
+        by_supervisor(lambda s: s.store.continue_([go_on(*key) for key in s.world.held], [], [POLICY] * 3)),
+    ),
+    Statement("retry a step", by_supervisor(lambda side: side.store.continue_(retried(side), []))),
+    Statement("release", by_supervisor(lambda side: side.store.continue_(released(side), []))),
+    Statement("release what is unknown", by_supervisor(lambda side: side.store.release_unknown([]))),
+    Statement("reap", by_supervisor(lambda side: side.store.reap(100))),
+    Statement("promote", by_supervisor(lambda side: side.store.promote(100))),
+    Statement("line up", by_supervisor(lambda side: side.store.line_up(100))),
+    Statement("sweep keys", by_supervisor(lambda side: side.store.sweep_keys(("", ""), 100))),
+    Statement("retention", by_supervisor(lambda side: side.store.expire(100))),
+    Statement("fire schedules", by_supervisor(fire)),
+    Statement("register", by_supervisor(register)),
+    Statement("go idle", by_supervisor(lambda side: side.store.set_idle(True, ["default"]))),
+    Statement("forget supervisors", by_supervisor(lambda side: side.store.forget_supervisors())),
+    Statement("leave", by_supervisor(lambda side: side.store.deregister())),
+]
+STEPS = [
+    Statement(
+        "commit of a step's own",
+        in_step("finish_runs", lambda s: finish_parameters([finish(*s.world.held[1])], [], US, "testhost")),
+        held=True,
+    ),
+    Statement(
+        "next step of a step's own",
+        in_step("continue_runs", lambda s: continue_parameters([go_on(*s.world.held[1])], [], US, "testhost")),
+        held=True,
+    ),
+]
+CLIENTS = [
+    Statement("enqueue", lambda s: runs.insert_run(s.client, new_id(), "job", "step", Placement(), b"null"), held=True),
+    Statement(
+        "enqueue many",
+        lambda s: runs.copy_runs(s.client, [(new_id(), b"null")], "job", "step", Placement()),
+        held=True,
+    ),
+    Statement(
+        "enqueue with unique keys",
+        lambda s: runs.insert_keyed_runs(s.client, keyed(KEYS), "job", "step", KEYED),
+        held=True,
+    ),
+    Statement(
+        "enqueue with unique keys, the other way round",
+        lambda s: runs.insert_keyed_runs(s.client, keyed(KEYS[::-1]), "job", "step", KEYED),
+        held=True,
+    ),
+    Statement("cancel", lambda s: runs.cancel(s.client, the(s, "running")), held=True),
+    Statement("cancel a job", lambda s: runs.cancel_job(s.client, "job"), held=True),
+    Statement("cancel by unique key", lambda s: runs.cancel_key(s.client, "job", unique_key="running 1"), held=True),
+    Statement(
+        "cancel by concurrency key", lambda s: runs.cancel_key(s.client, "job", concurrency_key="key"), held=True
+    ),
+    Statement("pause", lambda s: control.pause(s.client, "default"), held=True),
+    Statement("resume", lambda s: control.resume(s.client, "default"), held=True),
+    Statement("retry", lambda s: control.redrive(s.client, the(s, "failed")), held=True),
+    Statement("redrive a label", lambda s: control.redrive_label(s.client, "dead"), held=True),
+    Statement("discard", lambda s: control.discard(s.client, the(s, "failed")), held=True),
+    Statement("discard a label", lambda s: control.discard_label(s.client, "dead"), held=True),
+    Statement("release from quarantine", lambda s: control.release_quarantined(s.client, "job"), held=True),
+    Statement("schedule", lambda s: put_schedule(s.client), held=True),
+    Statement("unschedule", lambda s: schedules.drop(s.client, "job", "schedule 1"), held=True),
+    Statement("shut down", lambda s: control.shut_down(s.client), held=True),
+]
+EVERYTHING = [*SUPERVISORS, *STEPS, *CLIENTS]
+# The statements of supervisors that wait for a stranger all the same, and where: at their own labels, which nobody else
+# locks; at the attempts of runs whose keep has passed; and for ten milliseconds at a key of which nobody knows yet.
+WAITS = {
+    "register": {"supervisor"},
+    "go idle": {"supervisor"},
+    "leave": {"supervisor"},
+    "retention": {"attempt of failed", "attempt of quarantined", "attempt of succeeded"},
+    "fire schedules": {"key new"},
+}
+
+
+def put_schedule(connection: Connection) -> None:
+    schedules.put(
+        connection,
+        lambda now: schedules.Row(
+            "job", "schedule 1", "@hourly", "UTC", "last", True, "null", now + timedelta(hours=1)
+        ),
+    )
+
+
+def named(*names: str) -> list[Statement]:
+    return [statement for statement in EVERYTHING if statement.name in names]
+
+
+@pytest.fixture
+def interleaving(database: str, connection: Connection) -> Iterator[Interleaving]:
+    with Interleaving(database, connection) as meeting:
+        yield meeting
+
+
+def hunt(meeting: Interleaving, firsts: list[Statement], seconds: list[Statement], points: Iterable[str]) -> list[str]:
+    """Every first of these, stopped wherever it can be or held open at its end, and every second: what went wrong."""
+    wrong = []
+    for first in firsts:
+        stops: list[str | None] = [point for point in points if meeting.stops(first, point)]
+        for point in [*stops, None] if first.held else stops:
+            for second in seconds:
+                errors, waited = meeting.meet(first, second, point)
+                where = f"{first.name} at {point or 'its end'}, {second.name}"
+                wrong += [f"{where}: {error!r}" for error in errors]
+                if waited and second in SUPERVISORS and second.name not in WAITS:
+                    wrong.append(f"{where}: waited")
+    return wrong
+
+
+def test_the_hunt_finds_a_deadlock(interleaving: Interleaving) -> None:
+    def lock(side: Side, order: int) -> None:
+        for run in side.world.runs["pending"][::order]:
+            side.client.execute("select from underway.run where id = %s for update", [run])
+
+    up = Statement("up", lambda side: lock(side, 1), held=True)
+    down = Statement("down", lambda side: lock(side, -1), held=True)
+    errors, _ = interleaving.meet(up, down, "pending 1")
+    assert [type(error) for error in errors] == [psycopg.errors.DeadlockDetected]
+    assert interleaving.meet(up, up, "pending 1") == ([], True)
+    assert interleaving.meet(up, named("cancel a job")[0]) == ([], True)
+    assert interleaving.meet(up, named("claim")[0]) == ([], False)
+
+
+def test_the_statements_that_matter_most_never_wait_for_each_other(interleaving: Interleaving) -> None:
+    locking = named("cancel a job", "redrive a label", "pause", "enqueue with unique keys")
+    others = named("claim", "renew", "commit", "next step", "reap", "retention")
+    points = ["running 1", "failed 1", "key failed 1", "queue 0"]
+    assert hunt(interleaving, locking, [*locking, *others], points) == []
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_no_two_statements_ever_wait_for_each_other(interleaving: Interleaving, say: Callable[[str], None]) -> None:
+    wrong: list[str] = []
+    for first in [*CLIENTS, *STEPS, *named(*WAITS)]:
+        wrong += hunt(interleaving, [first], EVERYTHING, interleaving.points)
+        say(f"deadlocks: {interleaving.met:,} interleavings, at last of: {first.name}")
+    assert wrong == []
+
+
+@pytest.mark.chaos
+def test_no_statement_of_a_supervisor_waits_for_a_strangers_lock(interleaving: Interleaving) -> None:
+    waits: dict[str, set[str]] = {}
+    for statement in SUPERVISORS:
+        for point in interleaving.points:
+            if interleaving.stops(statement, point):
+                waits.setdefault(statement.name, set()).add(point.rstrip("012 "))
+    assert waits == WAITS
+
+
+def test_code_that_names_jobs_in_another_order_is_synced_at_the_same_time(database: str) -> None:
+    names = ["a", "b", "c"]
+    apps = [Underway(database), Underway(database)]
+    for app, order in zip(apps, (1, -1), strict=True):
+        for name in names[::order]:
+            app.job(name).step(nothing)
+    with ExitStack() as stack, psycopg.connect(database) as stranger, ThreadPoolExecutor(2) as threads:
+        for app in apps:
+            stack.callback(app.close)
+        apps[0].sync()
+        stranger.execute("select from underway.job where name = 'b' for update")
+        waiting = "select count(*) from pg_locks where not granted"
+        syncing = []
+        for number, app in enumerate(apps, 1):
+            syncing.append(threads.submit(app.sync))
+            eventually(lambda: value(stranger, waiting) >= number)  # noqa: B023
+        stranger.rollback()
+        assert [sorted(synced.result(20)) for synced in syncing] == [names, names]
+
+
+def nothing(cx: Context) -> Done:
+    return To.done()

@@ -1,0 +1,80 @@
+"""A supervisor on a host whose clock is an hour wrong, or is set while it works: nothing depends on it (promise 8)."""
+
+import ast
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from apps import skewed
+from db import value
+from firing import Connection
+from harness import Supervisor, eventually, outcomes
+from wrong_clock import WrongClock
+
+import underway
+from underway import Status, Underway
+
+HOUR = 3600
+CLOCKS = {
+    *(f"time.{name}" for name in ("time", "time_ns", "localtime", "gmtime", "ctime")),
+    *(
+        f"{module}{name}"
+        for module in ("datetime.", "datetime.datetime.", "date.")
+        for name in ("now", "utcnow", "today")
+    ),
+}
+# Who asks it, and what for: the leading bits of an id, which order nothing; what a step is told of its deadline; the
+# time of a line in the log.
+ASKS = {"ids.py", "worker/execute.py", "supervisor/logs.py"}
+
+
+def test_nobody_decides_by_the_clock_of_the_host() -> None:
+    package = Path(underway.__file__).parent
+    asks = set()
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in CLOCKS:
+                asks.add(str(file.relative_to(package)))
+    assert asks == ASKS
+
+
+@pytest.mark.chaos
+def test_leases_delays_and_schedules_go_by_the_databases_clock(
+    bind: Callable[[Underway], Underway],
+    connection: Connection,
+    start_supervisor: Callable[..., Supervisor],
+    tmp_path: Path,
+) -> None:
+    bind(skewed.app)
+    clock = WrongClock(tmp_path)
+    supervisors = []
+    for ahead in (HOUR, -HOUR):
+        clock.be_ahead(ahead)
+        supervisors.append(start_supervisor("skewed", "--procs", "4", env=clock.environment))
+        supervisors[-1].until("serving")
+        told = skewed.clocks.enqueue().result(20) - time.time()
+        assert abs(told - ahead) < 30, "or this test shows nothing"
+        long = skewed.long.enqueue()
+        later = skewed.clocks.enqueue(delay=timedelta(seconds=2))
+        again = skewed.again.enqueue()
+        skewed.hourly.schedule("0 * * * *")
+        connection.execute("update underway.schedule set next_at = now() + interval '1 s'")
+        eventually(lambda: long.status() is Status.IN_PROGRESS)  # noqa: B023
+        clock.be_ahead(-ahead)  # while all of that is under way
+        assert long.result(20) == 1, "its lease was renewed"
+        assert later.wait(20) is Status.SUCCEEDED
+        late = "select extract(epoch from min(a.started_at) - r.created_at)::float8 - %s from underway.attempt a"
+        late += " join underway.finished_run r on r.id = a.run_id where r.id = %s group by r.created_at"
+        assert 0 <= value(connection, late, [2, later.id]) < 10
+        assert again.wait(20) is Status.SUCCEEDED
+        first, second = again.attempts()
+        assert second.started_at is not None
+        assert 1 <= (second.started_at - first.finished_at).total_seconds() < 10
+        slots = "select count(*) from underway.finished_run where job = 'hourly'"
+        eventually(lambda: value(connection, slots) == len(supervisors))  # noqa: B023
+    assert outcomes(connection) == {"succeeded": 10, "failed": 2}
+    for supervisor in supervisors:
+        supervisor.process.terminate()
+        assert supervisor.wait() == 0
