@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import os
+import select
+import stat
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("underway.worker")
 
+# So long the log may keep a supervisor waiting, once.
+_PATIENCE_MILLISECONDS = 50
 _CHUNK = 64 * 1024
 _TAIL = 8 * 1024
 _LONGEST_LINE = 16 * 1024
@@ -52,8 +56,45 @@ class JSONFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode(errors="replace")
 
 
+class ImpatientHandler(logging.Handler):
+    """Drops lines that nobody takes, and says how many when somebody does again.
+
+    (A pipe whose reader was stopped held its supervisor at the first line too many: no lease was renewed any more, and
+    no signal ended it.)
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        # What can be written at all takes so much at once without waiting; a file takes anything.
+        self._at_once = sys.maxsize if stat.S_ISREG(os.fstat(descriptor).st_mode) else select.PIPE_BUF
+        self._dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if self._dropped and self._write(f"\n{self._dropped:,} lines of this log were dropped: nobody read it\n"):
+                self._dropped = 0
+            self._dropped += bool(self._dropped) or not self._write(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+    def _write(self, text: str) -> bool:
+        data = text.encode(errors="replace")
+        while data:
+            if not self._poll.poll(0 if self._dropped else _PATIENCE_MILLISECONDS):
+                return False
+            data = data[os.write(self._descriptor, data[: self._at_once]) :]
+        return True
+
+
 def configure(*, json: bool, level: int) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler: logging.Handler
+    try:
+        handler = ImpatientHandler(sys.stderr.fileno())
+    except (OSError, ValueError):
+        handler = logging.StreamHandler(sys.stderr)  # no file of the system's
     handler.setFormatter(JSONFormatter() if json else HumanFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
