@@ -74,7 +74,7 @@ class Limits:
         if now - self._looked_at > BEGIN_SECONDS / 2:
             self._unbegun.clear()  # it was us who were stopped
         self._looked_at = now
-        silent = {next(iter(worker.tasks)): worker for worker in workers if worker.current is None}
+        silent = {next(iter(worker.tasks)): worker for worker in workers if worker.tasks and not worker.current}
         self._unbegun = {token: self._unbegun.get(token, now) for token in silent}
         for token, worker in silent.items():
             if now - self._unbegun[token] < BEGIN_SECONDS:
