@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "retry": {"errors"},
     "codec": {"errors"},
     "keys": {"errors"},
-    "handover": {"errors"},
+    "handover": {"errors", "retry"},
     "schedule": {"errors"},
     "manifest": {"retry"},
     "loading": {"errors"},

@@ -18,7 +18,22 @@ tokens = st.integers(0, 2**63 - 1)
 seconds = st.floats(0, 1e9)
 counts = st.integers(0, 2**31)
 json_values: st.SearchStrategy[Any] = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | texts
-placements = st.none() | st.lists(json_values, max_size=5)
+placements = st.none() | st.tuples(
+    texts, texts, st.integers(-(2**15), 2**15 - 1), seconds, seconds, st.none() | texts, st.none() | counts
+)
+spawns = st.builds(
+    wire.Spawn,
+    id=texts,
+    job=texts,
+    step=texts,
+    queue=texts,
+    priority=counts,
+    delay=seconds,
+    keep=seconds,
+    concurrency_key=st.none() | texts,
+    key_limit=st.none() | counts,
+    input=texts,
+)
 
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(wire.Hello, st.integers(1, 2**22), payloads),
@@ -48,7 +63,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         st.sampled_from(wire.ENDINGS),
         placements,
         st.none() | seconds,
-        st.lists(st.dictionaries(texts, json_values, max_size=3), max_size=3),
+        st.lists(spawns, max_size=3),
         seconds,
         seconds,
         st.integers(0, 2**50),

@@ -6,6 +6,7 @@ from typing import Any, Generic, Never, TypeAlias, overload
 from typing_extensions import TypeVar
 
 from underway.errors import InvalidOption
+from underway.retry import LONGEST
 
 Next = TypeVar("Next", covariant=True)
 Result = TypeVar("Result", covariant=True, default=None)
@@ -30,8 +31,8 @@ class To(Generic[Next, Result]):
     @staticmethod
     def next(value: _Value, *, delay: timedelta | None = None) -> "To[_Value, Never]":
         """Go on to the next step with this value, not before `delay` (in place of the step's own) has passed."""
-        if delay is not None and (not isinstance(delay, timedelta) or delay < timedelta(0)):
-            raise InvalidOption(f"delay must be a timedelta that is not negative, not {delay!r}")
+        if delay is not None and (not isinstance(delay, timedelta) or not timedelta(0) <= delay <= LONGEST):
+            raise InvalidOption(f"delay must be a timedelta that is not negative, at most 1000 years, not {delay!r}")
         return To(value, ends=False, delay=delay)
 
     @overload

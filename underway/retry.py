@@ -7,7 +7,7 @@ from datetime import timedelta
 from underway.errors import InvalidOption
 
 # As for any other duration: what Postgres can still add to its clock.
-_LONGEST = timedelta(days=365_000)
+LONGEST = timedelta(days=365_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class RetryPolicy:
         if type(self.max_attempts) is not int or self.max_attempts < 1:
             raise InvalidOption(f"max_attempts must be at least 1 (the first try counts), not {self.max_attempts!r}")
         for interval in (self.initial_interval, self.max_interval):
-            if not isinstance(interval, timedelta) or interval > _LONGEST:
+            if not isinstance(interval, timedelta) or interval > LONGEST:
                 raise InvalidOption(
                     f"initial_interval and max_interval must be timedeltas of at most 1000 years, not {interval!r}"
                 )

@@ -2,14 +2,18 @@
 
 A frame is `length:u32 kind:u8 header_length:u32 header payload`, big-endian, the length counting what follows it.
 The header is a JSON array of the message's fields; the payload is the user's JSON, which the supervisor never
-parses. Both ends read with a FrameReader, which takes bytes in whatever pieces they come.
+parses. Both ends read with a FrameReader, which takes bytes in whatever pieces they come, and whose messages hold what
+their annotations say: user code can write into a worker's socket, and a number where a text should be has ended a
+supervisor.
 """
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 
+import msgspec
 import orjson
+from typing_extensions import TypedDict
 
 # A payload is at most 8 MiB; the rest is room for the header of a step that enqueues many runs (their inputs travel
 # there). Anything longer is not ours: a stray write into our socket, so the peer is treated as broken.
@@ -85,21 +89,41 @@ class Transaction(NamedTuple):
     token: int
 
 
+Ending: TypeAlias = Literal["next", "done", "committed", "retry", "fail", "interrupted"]
+ENDINGS: tuple[Ending, ...] = get_args(Ending)
+# Step, queue, priority, delay, keep, concurrency_key, key_limit of the next step.
+Placement: TypeAlias = tuple[str, str, int, float, float, str | None, int | None]
+
+
+class Spawn(TypedDict):
+    """A run to enqueue with the hand-over, as the statement takes it."""
+
+    id: str
+    job: str
+    step: str
+    queue: str
+    priority: int
+    delay: float
+    keep: float
+    concurrency_key: str | None
+    key_limit: int | None
+    input: str
+
+
 class Result(NamedTuple):
     """Worker: how the step ended. `payload` is the next step's input, the run's result, or the error's text.
 
-    `ending` is one of the ENDINGS; after "committed" nothing is left to write, the step's own transaction has done it.
-    `placement` is (step, queue, priority, delay, keep, concurrency_key, key_limit) of the next step; `retry_after` is
-    what the step asked for; `spawned` are the runs to enqueue with the hand-over; times and sizes are in seconds and
-    bytes. `then` is the task that starts now: a Started of its own would double the frames of short tasks.
+    After "committed" nothing is left to write, the step's own transaction has done it. `retry_after` is what the step
+    asked for; `spawned` are the runs to enqueue with the hand-over; times and sizes are in seconds and bytes. `then` is
+    the task that starts now: a Started of its own would double the frames of short tasks.
     """
 
     token: int
     then: int | None
-    ending: str
-    placement: list[object] | None
+    ending: Ending
+    placement: Placement | None
     retry_after: float | None
-    spawned: list[dict[str, object]]
+    spawned: list[Spawn]
     seconds: float
     cpu_seconds: float
     peak_rss: int
@@ -125,7 +149,6 @@ class Skipped(NamedTuple):
     token: int
 
 
-ENDINGS = ("next", "done", "committed", "retry", "fail", "interrupted")
 Message: TypeAlias = (
     Hello | BootFailed | Welcome | Task | Started | Progress | Log | Transaction | Result | Stop | Revoke | Skipped
 )
@@ -147,6 +170,14 @@ _KINDS: tuple[type[Message], ...] = (
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 _HAS_PAYLOAD = tuple("payload" in kind._fields for kind in _KINDS)
 _HEAD = struct.Struct("!IBI")
+
+
+def _header_of(kind: type[Message]) -> "msgspec.json.Decoder[tuple[Any, ...]]":
+    types = [hint for name, hint in get_type_hints(kind).items() if name != "payload"]
+    return msgspec.json.Decoder(tuple[tuple(types)])  # type: ignore[misc]  # known at run time only
+
+
+_HEADERS = tuple(map(_header_of, _KINDS))
 
 
 class BrokenFrame(Exception):
@@ -203,12 +234,8 @@ def _head(data: bytes | bytearray, start: int) -> tuple[int, int, int] | None:
 
 def _decode(number: int, header: bytes, payload: bytes) -> Message:
     try:
-        fields = orjson.loads(header)
-        if type(fields) is not list:
-            raise ValueError("a header that is no array")
-        if _HAS_PAYLOAD[number]:
-            fields.append(payload)
-        message: Message = _KINDS[number]._make(fields)
-        return message
-    except (TypeError, ValueError) as error:
-        raise BrokenFrame(f"frame of kind {number}: {error}") from error
+        fields = _HEADERS[number].decode(header)
+    except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
+        raise BrokenFrame(f"{_KINDS[number].__name__}: {error}") from error
+    message: Message = _KINDS[number]._make((*fields, payload) if _HAS_PAYLOAD[number] else fields)
+    return message

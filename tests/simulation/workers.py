@@ -4,7 +4,7 @@ import random
 import signal
 from collections import deque
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from simulation.database import UNSTORABLE, Broken, Database
 from underway import wire
@@ -356,13 +356,24 @@ class FakeWorker(WorkerProcess):
         if ending == "next" and following is None:
             ending = "done"
         placement = (
-            [following, "default", 0, 0.0, 60.0, None, None] if following and ending in ("next", "committed") else None
+            (following, "default", 0, 0.0, 60.0, None, None) if following and ending in ("next", "committed") else None
         )
         self.database.produced[task.token] = ending
         self._look()
         self._announced = self._queue[0].token if self._queue else None
         self._unwritten.append(
-            wire.Result(task.token, self._announced, ending, placement, None, [], seconds, seconds, 1, payload)
+            wire.Result(
+                task.token,
+                self._announced,
+                cast(wire.Ending, ending),
+                placement,
+                None,
+                [],
+                seconds,
+                seconds,
+                1,
+                payload,
+            )
         )
         if not self.where.calm and self.rng.random() < 0.002:
             self._die(-signal.SIGKILL, 0.001)  # in the middle of writing this

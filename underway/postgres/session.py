@@ -27,6 +27,8 @@ STATEMENT_DEADLINE = "10s"
 _ANSWER_SECONDS = 12.0
 _SETTINGS = {
     "statement_timeout": STATEMENT_DEADLINE,
+    # A role may have one; ours rest between two looks.
+    "idle_session_timeout": "0",
     "default_transaction_isolation": "read\\ committed",
     # Whatever else a role's own path holds, and anybody may have put there: our statements name what is ours.
     "search_path": "pg_catalog,pg_temp",

@@ -115,10 +115,13 @@ class Crew:
     # What worker processes report
 
     def received(self, worker: WorkerProcess, message: wire.Message) -> None:
-        if isinstance(message, wire.Hello):
-            self._booted(worker, message)
-        elif isinstance(message, wire.BootFailed):
-            self._boots.say_why(worker, message)
+        if isinstance(message, wire.Hello | wire.BootFailed):
+            if worker not in self._boots:  # its user's code speaks for it: it would be counted in two places
+                raise wire.BrokenFrame(f"{type(message).__name__} of a worker that has booted")
+            if isinstance(message, wire.Hello):
+                self._booted(worker, message)
+            else:
+                self._boots.say_why(worker, message)
         elif self.listener is not None:
             if isinstance(message, wire.Result):
                 worker.wear.tasks += 1
@@ -177,7 +180,10 @@ class Crew:
     def _booted(self, worker: WorkerProcess, hello: wire.Hello) -> None:
         if self._is_old(worker):
             return  # it was killed before it could say so
-        worker.manifest = self.manifest = Manifest.from_json(hello.payload)
+        try:
+            worker.manifest = self.manifest = Manifest.from_json(hello.payload)
+        except ValueError as error:
+            raise wire.BrokenFrame(f"a Hello without manifest: {error}") from error
         worker.lanes = dict(worker.manifest.lanes())
         if self._welcome is not None:
             worker.send(self._welcome)

@@ -18,6 +18,8 @@ CLEANUP_SECONDS = 5.0
 _KILLED = {"timeout": Seen.KILLED_TIMEOUT, "cancel": Seen.KILLED_CANCEL, "shutdown": Seen.KILLED_SHUTDOWN}
 # A worker is killed before its lease lapses, so that the kill is over when somebody else may begin.
 LEASE_MARGIN = 0.05
+# A worker that has nothing before a task says at once that it has begun.
+BEGIN_SECONDS = 10.0
 
 
 class Limits:
@@ -26,6 +28,8 @@ class Limits:
     def __init__(self) -> None:
         self._memory = Memory()
         self._sample_at = 0.0
+        self._unbegun: dict[int, float] = {}  # tokens of tasks that are next at their workers, since when
+        self._looked_at = 0.0
 
     def enforce(self, workers: Iterable[WorkerProcess], now: float) -> None:
         running = [worker for worker in workers if worker.tasks]
@@ -33,6 +37,7 @@ class Limits:
             task = worker.current
             if task is not None and not self._kill_before_lapse(worker, task, now):
                 self._enforce_stop(worker, task, now)
+        self._enforce_begin(running, now)
         if now >= self._sample_at:
             self._sample_at = now + SAMPLE_SECONDS
             self._enforce_memory([worker for worker in running if _runs_longer_than_a_sample(worker, now)])
@@ -61,6 +66,24 @@ class Limits:
         elif worker.kill_task(task, _KILLED[task.stop_reason]):
             log.error("killed: it did not end within %.1f s of its interrupt (%s)", CLEANUP_SECONDS, task.stop_reason,
                       extra={"about": about_task(worker, task)})  # fmt: skip
+
+    def _enforce_begin(self, workers: list[WorkerProcess], now: float) -> None:
+        """Kill a worker that does not take up its next task: it was stopped while it was idle, or something that a step
+        has left behind holds the interpreter. No limit counts for a task that has not begun, and none was ever reached.
+        """
+        if now - self._looked_at > BEGIN_SECONDS / 2:
+            self._unbegun.clear()  # it was us who were stopped
+        self._looked_at = now
+        silent = {next(iter(worker.tasks)): worker for worker in workers if worker.tasks and not worker.current}
+        self._unbegun = {token: self._unbegun.get(token, now) for token in silent}
+        for token, worker in silent.items():
+            if now - self._unbegun[token] < BEGIN_SECONDS:
+                continue
+            worker.drain()
+            if worker.current is None and token in worker.tasks:
+                log.error("killed: it has not begun its next task within %.0f s; that goes to another", BEGIN_SECONDS,
+                          extra={"about": {"worker": worker.slot, "pid": worker.pid}})  # fmt: skip
+                worker.kill()
 
     def _enforce_memory(self, workers: list[WorkerProcess]) -> None:
         sizes = self._memory.sample(worker.pid for worker in workers)

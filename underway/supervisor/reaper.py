@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from logging import getLogger
 
+import psycopg
+
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
 from underway.supervisor.backends import Backends
@@ -50,6 +52,10 @@ class Reaper:
                 took = await self._reap()
             except DatabaseAway as error:
                 log.warning("reaping interrupted: %s", error)
+                # Perhaps by a lock on the table, which keeps the connections and lets no lease be renewed.
+                self._not_before = time.monotonic() + self._shortest_lease()
+            except psycopg.Error as error:  # one row, written by hand, must not end every supervisor there is
+                log.error("no run can be taken back, one that should be holds what cannot be: %s", error)
             await asyncio.sleep(max(min(self._shortest_lease() / 4, _LONGEST_PERIOD), took / _SHARE))
 
     async def _reap(self) -> float:

@@ -49,6 +49,9 @@ class StopRequest:
             loop.add_signal_handler(number, self._drain_then_now, number)
         loop.add_signal_handler(signal.SIGQUIT, self._at_once)
         loop.add_signal_handler(signal.SIGHUP, self._reload, on_reload, _has_terminal())
+        # They would end us on the spot, whoever sends them: a step to its parent, or hands used to another server.
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF):
+            loop.add_signal_handler(number, self._unknown, number)
 
     def drain(self) -> None:
         self.draining.set()
@@ -70,6 +73,9 @@ class StopRequest:
         else:
             log.info("SIGHUP: reloading, one worker after the other")
             on_reload()
+
+    def _unknown(self, number: signal.Signals) -> None:
+        log.warning("%s means nothing here: HUP reloads, TERM and INT stop", number.name)
 
     def _at_once(self) -> None:
         log.warning("stopping now")

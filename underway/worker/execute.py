@@ -4,6 +4,7 @@ import functools
 import time
 import traceback
 from collections.abc import Awaitable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
@@ -17,6 +18,7 @@ from underway.handover import To
 from underway.ids import new_id
 from underway.job import Job
 from underway.manifest import Placement
+from underway.retry import LONGEST
 from underway.worker.conversation import Outbox
 from underway.worker.guard import Interrupts
 from underway.worker.measure import Meter
@@ -37,7 +39,7 @@ _MOST_SPAWNED = 20_000
 _MOST_SPAWNED_BYTES = 32 * 1024 * 1024
 
 # The fields of a wire.Result from `ending` on.
-Outcome: TypeAlias = tuple[str, list[object] | None, float | None, list[dict[str, object]], float, float, int, bytes]
+Outcome: TypeAlias = tuple[wire.Ending, wire.Placement | None, float | None, list[wire.Spawn], float, float, int, bytes]
 
 
 class Executor:
@@ -63,18 +65,19 @@ class Executor:
         """How the step ended, whatever it does short of ending the process."""
         self._meter.start()
         attempt = _Attempt(self._app, self._outbox, self._guard, self.transactions, task.token, self._progress_seconds)
-        placement: list[object] | None = None
+        ending: wire.Ending
+        placement: wire.Placement | None = None
         retry_after: float | None = None
         try:
             job, index = self._steps[task.job, task.step]
             ending, payload, placement = self._handed_over(job, index, self._call(job, index, task, attempt))
         except Interrupt as error:
-            ending, payload = "interrupted", _error_text(error, str(error))
+            ending, payload = "interrupted", _error_text(error, _text(error))
         except Fail as error:
             ending, payload = "fail", _error_text(error)
         except Retry as error:
             ending, payload = "retry", _error_text(error)
-            retry_after = None if error.after is None else max(0.0, error.after.total_seconds())
+            retry_after = _seconds(error.after)
         except (SystemExit, KeyboardInterrupt) as error:
             fix = "a step ends by returning To.next(...) or To.done(...), or by raising Fail or Retry"
             ending, payload = "retry", _error_text(error, f"the step raised {type(error).__name__}: {fix}")
@@ -132,7 +135,7 @@ class Executor:
 
     def _handed_over(
         self, job: Job[Any, Any, Any], index: int, returned: Any
-    ) -> tuple[str, bytes, list[object] | None]:
+    ) -> tuple[wire.Ending, bytes, wire.Placement | None]:
         step = job.compiled[index]
         if not isinstance(returned, To):
             raise JobDefinitionError(
@@ -146,7 +149,7 @@ class Executor:
         placed = following.spec.placement
         delay = placed.delay if returned.delay is None else returned.delay
         payload = codec.encode(returned.value, following.input_type)
-        placement: list[object] = [
+        placement = (
             following.spec.name,
             placed.queue,
             placed.priority,
@@ -154,7 +157,7 @@ class Executor:
             placed.keep.total_seconds(),
             placed.concurrency_key and keys.fill(placed.concurrency_key, payload),
             placed.concurrency_limit,
-        ]
+        )
         return "next", payload, placement
 
 
@@ -184,7 +187,7 @@ class _Attempt:
         self._progress_seconds = progress_seconds
         self._reported_at = 0.0
         self._spawned_bytes = 0
-        self.spawned: list[dict[str, Any]] = []
+        self.spawned: list[wire.Spawn] = []
         self.state: Any = None
 
     def report(self, progress: dict[str, Any]) -> None:
@@ -192,7 +195,8 @@ class _Attempt:
         if now - self._reported_at >= self._progress_seconds:
             self._reported_at = now
             # What cannot be stored would cost others theirs, what is long the renewals that it travels with.
-            progress["note"] = _storable(shorten(progress["note"], _LONGEST_NOTE))
+            note = _storable(shorten(progress["note"], _LONGEST_NOTE))
+            progress["note"] = note.encode(errors="replace").decode()  # a name of a file may hold half a pair
             self._outbox.send(wire.Progress(self._token, orjson.dumps(progress)))
             self._guard.raise_postponed()
 
@@ -241,11 +245,25 @@ def _error_text(error: BaseException, headline: str = "") -> bytes:
     """The traceback as UTF-8 that Postgres can store, of bounded length; the message is its last line."""
     try:
         text = "".join(traceback.format_exception(error))
-    except Exception:
+    except BaseException:  # the user's code says what its text is, and may even exit
         text = f"{type(error).__name__} (it cannot be printed)"
     if headline:
         text = f"{headline}\n\n{text}"
     return _storable(shorten(text, _LONGEST_ERROR)).encode(errors="replace")
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        return ""
+
+
+def _seconds(after: object) -> float | None:
+    """What a Retry asks for, as far as it is an answer: the policy decides where it is none."""
+    if not isinstance(after, timedelta):
+        return None
+    return min(max(after, timedelta(0)), LONGEST).total_seconds()
 
 
 def _storable(text: str) -> str:

@@ -42,7 +42,7 @@ def main() -> None:
     except BaseException:
         text = shorten(traceback.format_exc(), _LONGEST_TRACEBACK)
         conversation.send(wire.BootFailed(text.encode(errors="replace")))
-        sys.exit(_DID_NOT_BOOT)
+        os._exit(_DID_NOT_BOOT)  # sys.exit would wait for the threads that the app has started, a minute at most
     conversation.send(wire.Hello(os.getpid(), manifest))
     try:
         Inbox(conversation, guard, executor, forwarder, Title(int(slot))).work()

@@ -32,8 +32,8 @@ back as (
     set state = 'waiting',
         crashes = l.crashes,
         number = r.number + 1,
-        due = now() + make_interval(secs => least(60, 2 ^ (l.crashes - 1))),
-        rank = now() + make_interval(secs => least(60, 2 ^ (l.crashes - 1))) - r.priority * interval '1 minute',
+        due = now() + make_interval(secs => least(60, 2 ^ least(l.crashes - 1, 6))),
+        rank = now() + make_interval(secs => least(60, 2 ^ least(l.crashes - 1, 6))) - r.priority * interval '1 minute',
         owner = null,
         lease_until = null,
         progress = null
