@@ -440,6 +440,21 @@ def test_overdue_tasks_are_given_back() -> None:
     assert line.overdue(time.monotonic()) == []
 
 
+def test_less_is_claimed_ahead_after_something_went_back_unused() -> None:
+    busy = StubWorker()
+    line = on(busy)
+    learn(line, 0.01)
+    line.add(tasks(2))
+    line.pump()
+    usual = line.places()
+    line.add([task(3, age=2 * STALE_SECONDS)])
+    assert line.overdue(time.monotonic())
+    assert 0.4 * usual < line.places() < 0.6 * usual
+    for _ in range(20):
+        assert not line.overdue(time.monotonic())
+    assert line.places() == usual
+
+
 def test_dropping_and_taking_all() -> None:
     line = on(StubWorker())
     known = [task(1), task(2), task(3, crashes=1)]
