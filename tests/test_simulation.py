@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from simulation.world import simulate
+from simulation.simulate import simulate
 
 from underway import wire
 from underway.manifest import Lane
