@@ -75,9 +75,7 @@ class Schedules:
             return 0
         for slot in slots:
             self._database.loop.note("fires", one.name, slot)
-            self._database.insert(
-                self._database.new_name(), one.job, first_step(one.job), one.input, schedule=one.name
-            )
+            self._database.insert(self._database.new_name(), one.job, first_step(one.job), one.input, schedule=one.name)
         one.fired += slots
         if slots:
             self._database.notify("default")

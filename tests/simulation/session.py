@@ -1,4 +1,4 @@
-"""A connection that comes and goes, as the real one does it: statements are lost, answers are lost, both may be late."""
+"""A connection that comes and goes as the real one does: statements and answers are lost, or late."""
 
 import asyncio
 import contextlib

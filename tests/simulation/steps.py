@@ -1,4 +1,4 @@
-"""What users' code does: it ends one way or another, crashes, hangs, reports, enqueues, commits a transaction of its own."""
+"""What users' code does: it ends in one way or another, crashes, hangs, enqueues, commits its own transaction."""
 
 import signal
 from typing import TYPE_CHECKING, Any

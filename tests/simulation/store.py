@@ -46,9 +46,7 @@ class FakeStore:
 
     async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[int]:
         self._check_held(row for row in rows if row.state != "cancelled")  # nobody holds an orphan that is closed
-        done, locked = await self._work.do(
-            "finish", lambda: commits.finish(self._database, self._owner, rows, spawned)
-        )
+        done, locked = await self._work.do("finish", lambda: commits.finish(self._database, self._owner, rows, spawned))
         self._note_locked_keys(locked)
         return done
 
