@@ -23,7 +23,7 @@ def finish(database: Database, owner: UUID, rows: Sequence[Finish], spawned: Spa
     runs = {row.run for row, _ in ours}
     _refuse(database, runs, rows, spawned)
     for row, end in ours:
-        database.ledger.ended(row.run, row.lane.step, end.token, end.attempt)
+        _end(database, row, end)
         database.close(row, end.state)
     if _enqueue(database, runs, spawned):
         database.notify("default")
@@ -41,7 +41,7 @@ def continue_(
     done: dict[int, int | None] = {}
     keys: set[str] = set()
     for row, on in ours:
-        database.ledger.ended(row.run, row.lane.step, on.token, on.attempt)
+        _end(database, row, on)
         keys |= _hand_over(database, row, on)
         policy = policies[on.token]
         done[on.token] = None if policy is None else _stay(database, row, owner, policy)
@@ -83,6 +83,12 @@ def _hand_over(database: Database, row: Row, on: Continue) -> set[str]:
 
 def _through_the_fence(database: Database, owner: UUID, ends: Sequence[End]) -> list[tuple[Row, End]]:
     return [(row, end) for end in ends if (row := database.held(end.run, end.token, owner)) is not None]
+
+
+def _end(database: Database, row: Row, end: Finish | Continue) -> None:
+    if end.token not in database.ledger.announced and (end.attempts > row.attempts or end.crashes > row.crashes):
+        raise Broken(f"{row.run} {end.token}: charged with {end.attempt.outcome}, but no worker has begun it")
+    database.ledger.ended(row.run, row.lane.step, end.token, end.attempt)
 
 
 def _refuse(database: Database, ours: set[str], ends: Sequence[Finish] | Sequence[Continue], spawned: Spawned) -> None:

@@ -19,6 +19,7 @@ class Ledger:
         self.succeeded: dict[str, list[str]] = {}  # the steps of each run
         self.left: dict[int, str] = {}  # how each token ceased to be its run's
         self.cancels: set[str] = set()  # runs that were cancelled while they were in progress
+        self.announced: set[int] = set()  # tokens of which a worker has said that it begins
         self.executed: set[int] = set()  # tokens of which a worker has begun the user's code
         self.produced: dict[int, str] = {}  # and how that ended
         self.children: dict[int, list[str]] = {}  # the runs that it has asked for with cx.enqueue

@@ -105,7 +105,7 @@ class Supervisor:
         places = [task.token for task in line.ready]
         places += [task.token for task in line.suspects]
         waiting = len(places)
-        for worker in self.crew.workers:
+        for worker in self.crew.active:  # no others have any
             places += worker.tasks
         here = set(places)
         if len(places) != len(here):
