@@ -1,5 +1,6 @@
 """Which worker gets which task: pure logic over workers that are no processes."""
 
+import random
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from underway.supervisor.dispatch import (
     STALE_SECONDS,
     Dispatch,
 )
+from underway.supervisor.endings import Endings
 from underway.supervisor.limits import LEASE_MARGIN, Limits
 from underway.supervisor.task import Task
 from underway.supervisor.worker_process import WorkerProcess
@@ -306,6 +308,28 @@ def test_what_was_taken_back_returns_to_the_same_worker_only_when_that_has_skipp
     line._crew.active.append(other)  # type: ignore[arg-type]
     line.pump()
     assert (worker.tokens, other.tokens) == ([], [2]), "another has no reason to wait"
+
+
+def test_what_is_skipped_after_it_was_lost_does_not_come_back() -> None:
+    # Found by the simulation (seed 18): its worker did not read, so that it could not be taken back when it was lost;
+    # skipped later, it stood in line again, beside its new owner.
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add(tasks(2))
+    line.pump()
+    line.pump()
+    worker.start()
+    held = dict(worker.tasks)
+    commits: Any = None
+    backends: Any = None
+    kernel_kills: Any = None
+    endings = Endings(line, commits, backends, held, kernel_kills, rng=random.Random(1), on_settled=lambda: None)
+    worker.reads = False
+    endings.lost(worker.tasks[2])
+    assert worker.tokens == [1, 2]
+    endings.received(worker, wire.Skipped(2))  # type: ignore[arg-type]
+    assert (worker.tokens, list(line.ready)) == ([1], [])
 
 
 def test_no_more_is_handed_ahead_than_a_socket_holds() -> None:
