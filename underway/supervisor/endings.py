@@ -117,8 +117,7 @@ class Endings:
         attempt = Attempt("succeeded", None, now - result.seconds, now, worker.pid, result.cpu_seconds, peak_rss)
         if result.ending in ("next", "done", "committed"):
             row = succeed(task, attempt, result.placement, result.payload)
-            spawned = [{**spawn, "parent": task.run} for spawn in result.spawned]
-            ended = Ended(task, row, spawned)
+            ended = Ended(task, row, result.spawned)
             if result.ending == "committed":
                 self._commits.durable(ended)
             else:
