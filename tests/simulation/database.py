@@ -484,10 +484,10 @@ class FakeStore:
     async def reap(self, limit: int) -> list[tuple[str, int, str | None]]:
         return await self._work.do("reap", self._database.reap)
 
-    async def promote(self, limit: int) -> int:
+    async def promote(self, limit: int, *, from_head: bool = True) -> int:
         return await self._work.do("promote", self._database.promote)
 
-    async def seconds_until_due(self) -> float | None:
+    async def seconds_until_due(self, *, from_head: bool = True) -> float | None:
         due: float | None = await self._work.do("due", self._database.seconds_until_due)
         return None if due is None else due - self._database.loop.time()
 
@@ -500,13 +500,13 @@ class FakeStore:
 
     # Of no account here
 
-    async def line_up(self, limit: int) -> int:
+    async def line_up(self, limit: int, *, from_head: bool = True) -> int:
         return 0
 
     async def sweep_keys(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
         return "", ""
 
-    async def expire(self, limit: int) -> int:
+    async def expire(self, limit: int, *, from_head: bool = True) -> int:
         return 0
 
     async def stranded_lanes(self) -> list[Lane]:
