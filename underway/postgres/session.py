@@ -25,6 +25,8 @@ STATEMENT_DEADLINE = "10s"
 # other side is gone goes on acknowledging, so that TCP notices nothing. (A claim waited for ever, and with it the
 # renewals.)
 _ANSWER_SECONDS = 12.0
+# Between two tries to open a connection.
+LONGEST_PAUSE = 5.0
 # After a statement that the server has refused, as long as it does.
 _LEAST_PAUSE = 0.2
 _MOST_PAUSE = 2.0
@@ -186,7 +188,7 @@ class Session:
                 log.warning("the database is away, trying again in %.1f s: %s", pause, error)
                 # Jitter: a fleet that lost its database together must not come back in step.
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
-                pause = min(pause * 2, 5.0)
+                pause = min(pause * 2, LONGEST_PAUSE)
 
     async def close(self) -> None:
         self._unwatch()
