@@ -23,6 +23,7 @@ from underway.postgres.endings import Attempt, succeed
 from underway.postgres.session import DatabaseAway
 from underway.postgres.transaction import StepConnection, StepTransactions
 from underway.retry import RetryPolicy
+from underway.supervisor import reaper
 from underway.supervisor.commits import Ended
 
 MOMENTS = ["before", "after"]
@@ -195,9 +196,12 @@ def test_a_lease_counts_from_when_its_claim_could_be_sent(database: str, connect
     assert serve(database, script)
 
 
-def test_after_an_outage_others_have_a_lease_to_come_back_before_they_are_reaped(
-    database: str, connection: Connection
+def test_after_an_outage_others_have_time_to_come_back_before_they_are_reaped(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A lease, and what they may wait between two tries."""
+    monkeypatch.setattr(reaper, "LONGEST_PAUSE", 1.5)
+
     async def script(serving: Serving) -> None:
         serve_under(Policy(lease=timedelta(seconds=1)), serving)
         while not value(connection, "select count(*) from underway.supervisor where idle"):
@@ -210,7 +214,7 @@ def test_after_an_outage_others_have_a_lease_to_come_back_before_they_are_reaped
         back = time.monotonic()
         while now(connection, run)["crashes"] == 0:
             await asyncio.sleep(0.005)
-        assert 0.9 < time.monotonic() - back < 5
+        assert 1.4 < time.monotonic() - back < 5.5
 
     assert serve(database, script)
 

@@ -7,9 +7,10 @@ from logging import getLogger
 
 import psycopg
 
-from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.session import LONGEST_PAUSE, DatabaseAway, Session
 from underway.postgres.store import Store
 from underway.supervisor.backends import Backends
+from underway.supervisor.database_clock import DatabaseClock
 
 log = getLogger("underway.supervisor")
 
@@ -42,6 +43,7 @@ class Reaper:
         self._backends = backends
         self._shortest_lease = shortest_lease
         self._on_reaped = on_reaped
+        self._clock = DatabaseClock(store)
         self._opened = work.opened
         self._not_before = 0.0
 
@@ -61,10 +63,15 @@ class Reaper:
     async def _reap(self) -> float:
         """How long the look took: without the wait for a database that is away, or the next would come hours later."""
         await self._work.ready()  # or the look would be sent the moment it is back
+        lease = self._shortest_lease()
+        if await self._clock.was_set(lease / 4):
+            # All leases have lapsed at once, and all are about to be renewed by the new time.
+            self._not_before = time.monotonic() + lease
         if self._work.opened != self._opened:
-            # The database was away: others could not renew either. Leave them one lease to come back.
+            # The database was away: others could not renew either. Leave them one lease to come back, and the time
+            # between two tries. (Those who came a second late to leases of one lost all that they had to commit.)
             self._opened = self._work.opened
-            self._not_before = time.monotonic() + self._shortest_lease()
+            self._not_before = time.monotonic() + max(lease, LONGEST_PAUSE)
         began = time.monotonic()
         if began < self._not_before:
             return 0.0
