@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import psutil
 from apps import staying_busy
 from harness import APPS, Supervisor, eventually
 
-from underway import Underway
+from underway import Underway, wire
 
 
 def test_a_worker_has_nothing_open_but_what_it_was_given(bind: Callable[[Underway], Underway], database: str) -> None:
@@ -51,3 +52,56 @@ def test_a_death_is_seen_at_once(start_supervisor: Callable[..., Supervisor]) ->
         took.append(time.monotonic() - begun)
     assert len(took) >= 5
     assert statistics.median(took) < 0.05
+
+
+def test_a_task_that_was_skipped_and_comes_again_is_announced_again() -> None:
+    """Its Started did not go out (found by the simulation): no limit held for it, and no crash was charged."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(10)
+    worker = subprocess.Popen(
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "underway.worker",
+            f"{APPS / 'floods.py'}:app",
+            str(theirs.fileno()),
+            str(os.getpid()),
+            "1",
+        ],
+        pass_fds=[theirs.fileno()],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    theirs.close()
+    said: list[wire.Message] = []
+    reader = wire.FrameReader()
+
+    def read_until(kind: type[wire.Message]) -> None:
+        while not any(isinstance(message, kind) for message in said):
+            said.extend(reader.feed(ours.recv(1 << 16)))
+
+    def say(*messages: wire.Message) -> None:
+        ours.sendall(b"".join(map(wire.encode, messages)))
+
+    long, short = (_task(1, "returning", "returns", b"0"), _task(2, "shorts", "short", b'""'))
+    try:
+        read_until(wire.Hello)
+        say(long, short)
+        read_until(wire.Started)
+        eventually(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_SLEEPING)
+        say(wire.Revoke(2))  # while the first result, with word of the second task, is longer than the socket holds
+        read_until(wire.Skipped)
+        (result,) = (message for message in said if isinstance(message, wire.Result))
+        assert (result.token, result.then) == (1, 2)
+        said.clear()
+        say(short)
+        read_until(wire.Result)
+        assert said[0] == wire.Started(2)
+    finally:
+        worker.kill()
+        worker.wait()
+        ours.close()
+
+
+def _task(token: int, job: str, step: str, payload: bytes) -> wire.Task:
+    return wire.Task(f"run {token}", token, job, step, 1, 0, 0, 60.0, None, payload)

@@ -60,6 +60,7 @@ class WorkerLoop:
         task = self._queue.popleft()
         self._ledger.announced.add(task.token)
         self.write(*([] if task.token == self._announced else [wire.Started(task.token)]))
+        self._announced = None  # once: it may be skipped, and come again
         # Between this and the look into the inbox a Revoke may come.
         self.clock.happen(self.rng.expovariate(20_000), lambda: self._begin(task))
 

@@ -77,6 +77,7 @@ class Inbox:
             # The result before and the start of this leave in one write. Then the inbox is read: whoever wrote a
             # Revoke before seeing our Started can rely on its being found here.
             self._conversation.send(None if task.token == announced else wire.Started(task.token))
+            announced = None  # once: it may be skipped, and come again
             self._take(self._conversation.poll())
             if task.token in self._revoked:
                 self._revoked.discard(task.token)
