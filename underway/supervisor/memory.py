@@ -14,7 +14,6 @@ SAMPLE_SECONDS = 0.25
 # often than known processes are measured, and never for more than this share of a core.
 _LOOK_SECONDS = 1.0
 _LOOK_SHARE = 0.005
-_CHILDREN = "/proc/{pid}/task/{thread}/children"
 
 
 class Memory:
@@ -38,7 +37,8 @@ class Memory:
 
 
 def _look_below(pids: list[int]) -> dict[int, list[psutil.Process]]:
-    children_of = _children_listed if os.path.exists(_CHILDREN.format(pid=os.getpid(), thread=os.getpid())) else _scan()
+    listed = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+    children_of = keeper.children_listed if listed else _scan()
     below = {}
     for pid in pids:
         found = [pid]
@@ -46,16 +46,6 @@ def _look_below(pids: list[int]) -> dict[int, list[psutil.Process]]:
             found += children_of(ancestor)
         below[pid] = [process for each in found if (process := _process(each)) is not None]
     return below
-
-
-def _children_listed(pid: int) -> list[int]:
-    """From the kernel's own lists, one for each thread: a hundred times cheaper than a pass over all processes."""
-    children: list[int] = []
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(_CHILDREN.format(pid=pid, thread=thread), "rb") as file:
-                children += map(int, file.read().split())
-    return children
 
 
 def _scan() -> Callable[[int], Iterable[int]]:

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from logging import getLogger
 from typing import Protocol
 
 from underway import wire
@@ -16,6 +18,8 @@ from underway.supervisor.keeper import MARK, kill_below
 from underway.supervisor.logs import WorkerOutput
 from underway.supervisor.recycling import Wear
 from underway.supervisor.task import Task
+
+log = getLogger("underway.supervisor")
 
 # Read into, again and again: a buffer of its own for each read would be mapped and unmapped each time.
 _inbox = memoryview(bytearray(64 * 1024))
@@ -103,6 +107,7 @@ class WorkerProcess:
                 cwd=folder,
                 env={**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1"},
             )
+            self._pidfd = _watchable(self._process)
         except OSError:
             self._socket.close()
             os.close(self._pipe)
@@ -111,7 +116,6 @@ class WorkerProcess:
             theirs.close()
             os.close(their_output)
         self.output = WorkerOutput(self._pipe, self)
-        self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._on_death)
         self._loop.add_reader(self._socket, self._on_readable)
         self._loop.add_reader(self._pipe, self._on_output)
@@ -274,7 +278,13 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """SIGKILL the worker and everything below it; its death is reported later, like any other."""
-        kill_below(self.mark, [self.pid])
+        self._kill_below([self.pid])
+
+    def _kill_below(self, roots: Iterable[int] = ()) -> None:
+        try:
+            kill_below(self.mark, roots)
+        except OSError as error:  # with every descriptor in use, only what we know by its number is killed
+            log.error("what a worker has started may survive it: %s", error, extra={"about": {"worker": self.slot}})
 
     def _on_death(self) -> None:
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
@@ -291,6 +301,16 @@ class WorkerProcess:
         self._loop.remove_writer(self._socket)
         self._socket.close()
         os.close(self._pidfd)
-        kill_below(self.mark)
+        self._kill_below()
         self._overseer.died(self)
         self._overseer.settled()
+
+
+def _watchable(process: "subprocess.Popen[bytes]") -> int:
+    """A descriptor that tells of its death. Without one it does not stay: nobody would ever hear of its end."""
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise
