@@ -39,8 +39,8 @@ class Limits:
                 self._enforce_stop(worker, task, now)
         self._enforce_begin(running, now)
         if now >= self._sample_at:
-            self._sample_at = now + SAMPLE_SECONDS
             self._enforce_memory([worker for worker in running if _runs_longer_than_a_sample(worker, now)])
+            self._sample_at = now + self._memory.pause
 
     def due_at(self, workers: Iterable[WorkerProcess]) -> float:
         """When the first time limit of a running task is reached, its lease's included, on the monotonic clock."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from underway.supervisor.memory import SAMPLE_SECONDS, Memory
+from underway.supervisor.memory import Memory
 
 if TYPE_CHECKING:
     from underway.supervisor.worker_process import WorkerProcess
@@ -78,7 +78,7 @@ class Scales:
 
     def weigh(self, workers: Iterable["WorkerProcess"], now: float) -> None:
         if self._needed and now >= self._weigh_at:
-            self._weigh_at = now + SAMPLE_SECONDS
             by_pid = {worker.pid: worker for worker in workers}
             for pid, rss in self._memory.sample(by_pid).items():
                 by_pid[pid].wear.rss = rss
+            self._weigh_at = now + self._memory.pause
