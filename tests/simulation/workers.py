@@ -107,6 +107,7 @@ class FakeWorker(WorkerProcess):
         self.tasks = {}
         self.revoked = set()
         self.kill_reason = None
+        self.kill_words = ""
         self.died_writing = False
         self.peak_rss = 0
         self.output: Any = NoOutput()
@@ -189,7 +190,7 @@ class FakeWorker(WorkerProcess):
         assert number == signal.SIGUSR1
         self.clock.happen(self.rng.expovariate(1000), self._interrupt)
 
-    def kill(self) -> None:
+    def kill(self, words: str = "") -> None:
         if not self._dead:
             self._die(-signal.SIGKILL, self.rng.uniform(0, 0.01 if self.rng.random() < 0.95 else SLOWEST_DEATH))
 
