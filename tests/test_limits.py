@@ -44,6 +44,22 @@ def test_a_timeout_interrupts_the_step_which_may_clean_up(
     assert catching.result() == "partial result"
 
 
+def test_what_an_interrupted_step_has_started_does_not_outlive_it(
+    bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    """It had ended as it was asked to, and three hundred processes of its own spun on in its worker."""
+    bind(limits.app)
+    run = limits.leaving.enqueue(str(tmp_path))
+    supervisor = start_supervisor("limits", "--procs", "1")
+    assert run.wait(20) is Status.FAILED
+    assert "Interrupt" in (run.attempts()[0].error or "")
+    started = [int(file.name) for file in tmp_path.iterdir() if file.name.isdigit()]
+    assert len(started) == 2
+    eventually(lambda: not any(map(psutil.pid_exists, started)), within=5)
+    assert "worker replaced: a step that was interrupted has left processes" in supervisor.log
+    assert limits.calms.enqueue(1).wait(10) is Status.SUCCEEDED
+
+
 def test_a_step_that_takes_the_signal_away_does_not_take_it_from_others(
     bind: Callable[[Underway], Underway],
     start_supervisor: Callable[..., Supervisor],

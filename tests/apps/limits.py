@@ -73,6 +73,19 @@ def beside_a_thread(cx: Context) -> Done:
     return To.done()
 
 
+def leaves_children(cx: Context, folder: str) -> Done:
+    """One in a session of its own, and one that is nobody's child."""
+    spin = "import os, sys; open(sys.argv[1] + f'/{os.getpid()}', 'w').close()\nwhile True: pass"
+    command = [sys.executable, "-S", "-c", spin, folder]
+    subprocess.Popen(command, start_new_session=True, env={})
+    if os.fork() == 0:
+        subprocess.Popen(command, start_new_session=True)
+        os._exit(0)
+    os.wait()
+    time.sleep(60)
+    return To.done()
+
+
 def takes_the_signal(cx: Context) -> Done:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -99,6 +112,7 @@ late = app.job("late").step(begins_late, timeout=second / 2, retry=once)
 tidying = app.job("tidying").step(tidy, timeout=second / 2, retry=once)
 catching = app.job("catching").step(catches_it, timeout=second / 2, retry=once)
 chattering = app.job("chattering").step(beside_a_thread, timeout=second / 2, retry=once)
+leaving = app.job("leaving").step(leaves_children, timeout=second / 2, retry=once)
 taking = app.job("taking").step(takes_the_signal)
 
 

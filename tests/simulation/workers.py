@@ -134,6 +134,9 @@ class FakeWorker(WorkerProcess):
     def pid(self) -> int:
         return 10_000 + id(self) % 1000
 
+    def has_children(self) -> bool:
+        return self.rng.random() < 0.5
+
     @property
     def alive(self) -> bool:
         return self._exit is None

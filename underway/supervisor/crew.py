@@ -125,7 +125,10 @@ class Crew:
         elif self.listener is not None:
             if isinstance(message, wire.Result):
                 worker.wear.tasks += 1
-                if worker.wear.tasks >= worker.wear.tasks_due:
+                task = worker.tasks.get(message.token)
+                if task is not None and task.stop_reason is not None:
+                    worker.wear.left = worker.has_children()
+                if worker.wear.left or worker.wear.tasks >= worker.wear.tasks_due:
                     self._look_at(worker, time.monotonic())
             self.listener.received(worker, message)
 

@@ -38,6 +38,7 @@ class Wear:
         self._at_work_since = time.monotonic()
         self.tasks = 0  # that have ended
         self.rss = 0  # when last weighed, with all below the worker
+        self.left = False  # a step that was interrupted has left processes below it
 
     def begin(self) -> None:
         """It takes its place now; until then it was the spare, and did not age."""
@@ -50,6 +51,8 @@ class Wear:
 
     def reached(self, now: float) -> str:
         """The mark at which it is due to be replaced, in words; "" if it is at none."""
+        if self.left:
+            return "a step that was interrupted has left processes"
         if self.tasks >= self.tasks_due:
             return f"{self.tasks:,} tasks"
         age = now - self._at_work_since
@@ -65,7 +68,7 @@ class Wear:
         """It is at the full mark, and should not begin another task even if nobody can take its place yet."""
         too_many = self._marks.tasks is not None and self.tasks >= self._marks.tasks
         too_large = self._marks.memory is not None and self.rss >= self._marks.memory and self.tasks > 0
-        return too_many or too_large
+        return too_many or too_large or self.left
 
 
 class Scales:

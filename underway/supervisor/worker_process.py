@@ -14,7 +14,7 @@ from typing import Protocol
 
 from underway import wire
 from underway.manifest import Lane, Manifest, Step
-from underway.supervisor.keeper import MARK, kill_below
+from underway.supervisor.keeper import MARK, children_listed, kill_below
 from underway.supervisor.logs import WorkerOutput
 from underway.supervisor.recycling import Wear
 from underway.supervisor.task import Task
@@ -169,6 +169,10 @@ class WorkerProcess:
         with contextlib.suppress(ValueError):
             return f"signal {signal.Signals(-code).name}"
         return f"signal {-code}"
+
+    def has_children(self) -> bool:
+        """Orphans of its children are its children, too."""
+        return bool(children_listed(self.pid))
 
     # Talking
 
