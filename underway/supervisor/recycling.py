@@ -42,7 +42,8 @@ class Wear:
 
     def begin(self) -> None:
         """It takes its place now; until then it was the spare, and did not age."""
-        self._at_work_since = time.monotonic()
+        if not self.tasks:
+            self._at_work_since = time.monotonic()
 
     @property
     def tasks_left(self) -> int:
