@@ -7,7 +7,9 @@ from typing import Any
 
 import psutil
 import psycopg
+import pytest
 from apps import limits
+from chaos_report import Count
 from harness import Supervisor, eventually, outcomes, states
 
 from underway import Status, Underway
@@ -107,6 +109,29 @@ def test_what_does_not_heed_the_interrupt_is_killed(
     assert supervisor.process.poll() is None
 
 
+@pytest.mark.chaos
+def test_a_crowd_that_takes_the_cpu_is_ended_in_time(
+    bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor], count: Count
+) -> None:
+    bind(limits.app)
+    supervisor = start_supervisor("limits", "--procs", "2")
+    supervisor.until("serving")
+    run = limits.crowding.enqueue(3000)
+    eventually(lambda: run.status() is Status.IN_PROGRESS)
+    innocents = limits.calms.enqueue_many(range(100))
+    assert run.wait(60) is Status.FAILED
+    (attempt,) = run.attempts()
+    assert attempt.outcome == "timed_out"
+    assert attempt.started_at is not None
+    took = (attempt.finished_at - attempt.started_at).total_seconds()
+    count(spinning=3000, ms_over_its_time=round((took - 15) * 1000))
+    # Ten seconds to its timeout, five to clean up.
+    assert 15 < took < 20
+    for innocent in innocents:
+        assert innocent.wait(10) is Status.SUCCEEDED
+    eventually(lambda: not _spinning(), within=5)
+
+
 def test_what_exceeds_its_memory_limit_is_killed_with_all_below_it(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
@@ -194,6 +219,12 @@ def test_a_step_that_holds_the_gil_for_three_leases_runs_once(
     assert outcomes(connection) == {"succeeded": 2}
     for supervisor in supervisors:
         assert "lease" not in supervisor.log
+
+
+def _spinning() -> list[int]:
+    return [
+        each.pid for each in psutil.process_iter(["cmdline"]) if "while :; do :; done" in (each.info["cmdline"] or [])
+    ]
 
 
 def _one_daemon_is_gone(folder: Path) -> None:

@@ -152,6 +152,18 @@ def stubborn(cx: Context, how: str) -> Done:
     return To.done()
 
 
+def crowd(cx: Context, count: int) -> Done:
+    """So many that spin at once, and the step itself does not heed its interrupt."""
+    waiting, start = os.pipe()
+    spin = ["/bin/sh", "-c", "read line; while :; do :; done"]
+    crowd = [subprocess.Popen(spin, stdin=waiting) for _ in range(count)]
+    os.close(start)
+    while crowd:
+        with contextlib.suppress(BaseException):
+            time.sleep(60)
+    return To.done()
+
+
 def matches_for_ever(cx: Context) -> Done:
     # C code that looks for signals now and then; most of it does not.
     re.match("(a+)+$", "a" * 60 + "b")
@@ -170,6 +182,7 @@ def start_daemon(command: list[str]) -> None:
 
 
 backtracking = app.job("backtracking").step(matches_for_ever, timeout=second / 2, retry=once)
+crowding = app.job("crowding").step(crowd, timeout=10 * second, retry=once)
 stubbornness = app.job("stubbornness").step(stubborn, timeout=second / 2, retry=once)
 
 
