@@ -1,5 +1,6 @@
 """Which worker gets which task: pure logic over workers that are no processes."""
 
+import random
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from underway.supervisor.dispatch import (
     STALE_SECONDS,
     Dispatch,
 )
+from underway.supervisor.endings import Endings
 from underway.supervisor.limits import LEASE_MARGIN, Limits
 from underway.supervisor.task import Task
 from underway.supervisor.worker_process import WorkerProcess
@@ -308,6 +310,28 @@ def test_what_was_taken_back_returns_to_the_same_worker_only_when_that_has_skipp
     assert (worker.tokens, other.tokens) == ([], [2]), "another has no reason to wait"
 
 
+def test_what_is_skipped_after_it_was_lost_does_not_come_back() -> None:
+    # Found by the simulation (seed 18): its worker did not read, so that it could not be taken back when it was lost;
+    # skipped later, it stood in line again, beside its new owner.
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add(tasks(2))
+    line.pump()
+    line.pump()
+    worker.start()
+    held = dict(worker.tasks)
+    commits: Any = None
+    backends: Any = None
+    kernel_kills: Any = None
+    endings = Endings(line, commits, backends, held, kernel_kills, rng=random.Random(1), on_settled=lambda: None)
+    worker.reads = False
+    endings.lost(worker.tasks[2])
+    assert worker.tokens == [1, 2]
+    endings.received(worker, wire.Skipped(2))  # type: ignore[arg-type]
+    assert (worker.tokens, list(line.ready)) == ([1], [])
+
+
 def test_no_more_is_handed_ahead_than_a_socket_holds() -> None:
     worker = StubWorker()
     line = on(worker)
@@ -438,6 +462,21 @@ def test_overdue_tasks_are_given_back() -> None:
     assert [waiting.token for waiting in line.ready] == [3]
     assert not line.suspects
     assert line.overdue(time.monotonic()) == []
+
+
+def test_less_is_claimed_ahead_after_something_went_back_unused() -> None:
+    busy = StubWorker()
+    line = on(busy)
+    learn(line, 0.01)
+    line.add(tasks(2))
+    line.pump()
+    usual = line.places()
+    line.add([task(3, age=2 * STALE_SECONDS)])
+    assert line.overdue(time.monotonic())
+    assert 0.4 * usual < line.places() < 0.6 * usual
+    for _ in range(20):
+        assert not line.overdue(time.monotonic())
+    assert line.places() == usual
 
 
 def test_dropping_and_taking_all() -> None:

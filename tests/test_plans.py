@@ -68,7 +68,7 @@ async def _claim(store: Store, batch: list[tuple[str, int]]) -> object:
 
 
 async def _finish(store: Store, batch: list[tuple[str, int]]) -> object:
-    return await store.finish([finish(*key) for key in batch], [spawn(run) for run, _ in batch])
+    return await store.finish([finish(*key) for key in batch], [spawn(parent=token) for _, token in batch])
 
 
 async def _continue(store: Store, batch: list[tuple[str, int]]) -> object:

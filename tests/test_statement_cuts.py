@@ -150,7 +150,7 @@ async def work(serving: Serving, connection: Connection, runs: int, hold: Callab
                 for task in list(worker.tasks.values()):
                     task.started_at = task.started_at or time.monotonic()
                     if not hold():
-                        child = spawn(task.run, f'"{task.run}"')
+                        child = spawn(f'"{task.run}"')
                         serving.succeed(task, goes_on=task.lane == LANE, spawned=[child])
             serving.service._hand_out()
             await asyncio.sleep(0.005)
@@ -293,7 +293,7 @@ class CutTrip:
 async def run_step(committing: Committing, database: str, run: str, ending: str) -> None:
     """As a worker runs it and its supervisor hears of it."""
     task = committing.task(run)
-    child = spawn(run, f'"{run}"')
+    child = spawn(f'"{run}"', parent=task.token)
 
     def step() -> None:
         own = StepTransactions(database, committing.owner, "testhost")

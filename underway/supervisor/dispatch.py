@@ -31,6 +31,9 @@ MOST_CLAIMED = 1000
 AHEAD_BYTES = 4 * 1024 * 1024
 # A task that has waited so long in this supervisor goes back to Postgres, where others find it.
 STALE_SECONDS = 2.0
+# After that so much less is claimed ahead, and slowly more again. (Beside busy neighbours, and dead rows kept by some
+# snapshot, half of what was claimed went back unused, and each of it left two more dead rows.)
+_FEWER, _MORE, _FEWEST = 0.5, 1.05, 0.01
 
 
 class Dispatch:
@@ -44,6 +47,7 @@ class Dispatch:
         self._overall: float | None = None
         self._size = 0.0
         self._expected = 0
+        self._boldness = 1.0  # the share of what could be claimed ahead
         self.closed = False  # nothing new is taken in: the supervisor stops
         self.held_back = False  # nothing is handed out: the results that wait for Postgres are as large as they may get
 
@@ -194,6 +198,7 @@ class Dispatch:
         """Tasks to give back: waiting too long while all workers are busy, or under a lease that may have lapsed."""
         waiting = [*self.ready, *self.suspects]
         overdue = [task for task in waiting if now - task.claimed_at > STALE_SECONDS or now >= task.lease_deadline]
+        self._boldness = max(self._boldness * _FEWER, _FEWEST) if overdue else min(self._boldness * _MORE, 1.0)
         for task in overdue:
             self.drop(task)
         return overdue
@@ -260,7 +265,7 @@ class Dispatch:
         if self._overall is None:
             return 0
         by_time, by_size = AHEAD_SECONDS / max(self._overall, 1e-6), AHEAD_BYTES / max(self._size, 1)
-        return int(min(by_time, by_size, MOST_AHEAD))
+        return int(min(by_time, by_size, MOST_AHEAD) * self._boldness)
 
     def _is_soon_free(self, worker: WorkerProcess, now: float) -> bool:
         """Idle, or busy with something that will soon be over, as far as one can tell."""

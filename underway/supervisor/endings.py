@@ -54,7 +54,7 @@ class Endings:
             case wire.Started(token):
                 self._started(worker, token)
             case wire.Skipped(token):
-                self._dispatch.skipped(worker, token)
+                self._skipped(worker, token)
             case wire.Progress(token, payload):
                 if task := worker.tasks.get(token):
                     task.progress = payload
@@ -94,6 +94,13 @@ class Endings:
             task.started_at = time.monotonic()
             worker.output.forget()
 
+    def _skipped(self, worker: WorkerProcess, token: int) -> None:
+        task = worker.tasks.get(token)
+        self._dispatch.skipped(worker, token)
+        if task is not None and token not in self._held:
+            # Lost while its worker did not read what revoked it. Back in line it would have run beside its new owner.
+            self._dispatch.drop(task)
+
     def _ended(self, worker: WorkerProcess, result: wire.Result) -> None:
         worker.output.read_to_end_of_task()
         task = worker.tasks.pop(result.token, None)
@@ -109,8 +116,7 @@ class Endings:
         attempt = Attempt("succeeded", None, now - result.seconds, now, worker.pid, result.cpu_seconds, peak_rss)
         if result.ending in ("next", "done", "committed"):
             row = succeed(task, attempt, result.placement, result.payload)
-            spawned = [{**spawn, "parent": task.run} for spawn in result.spawned]
-            ended = Ended(task, row, spawned)
+            ended = Ended(task, row, result.spawned)
             if result.ending == "committed":
                 self._commits.durable(ended)
             else:

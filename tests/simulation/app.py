@@ -1,0 +1,72 @@
+"""The app that the simulated workers have imported: its jobs, and where their runs are placed."""
+
+from datetime import timedelta
+from typing import NamedTuple
+
+from underway import wire
+from underway.manifest import Job, Manifest, Placement, Policy, Step
+from underway.retry import RetryPolicy
+
+LEASE = 2.0
+POLICY = Policy(
+    retry=RetryPolicy(3, timedelta(seconds=0.1), timedelta(seconds=1)),
+    timeout=timedelta(seconds=3),
+    memory_limit=1000,
+    lease=timedelta(seconds=LEASE),
+)
+UNSTORABLE = b'"cannot be stored"'
+# Inputs, and how many runs a key that is made of one lets run at a time.
+LIMITS = {b'"red"': 1, b'"green"': 2}
+# The steps of each job, with the concurrency keys of their runs: kept, given up for another, wanted anew, given up.
+JOBS: dict[str, dict[str, str | None]] = {
+    "short": {"a": None},
+    "long": {"a": None},
+    "even": {"a": None},
+    "odd": {"a": None},
+    "parent": {"a": None},
+    "chain": {"a": None, "b": None, "c": None},
+    "keyed": {"a": "{color}", "b": "{color}", "c": "other {color}"},
+    "swap": {"a": None, "b": "{color}", "c": None},
+}
+COMMON = tuple(job for job in JOBS if job not in ("even", "odd"))
+
+
+class Key(NamedTuple):
+    text: str
+    limit: int
+
+
+def key_of(job: str, step: str, given: bytes) -> Key | None:
+    """The concurrency key of a run of this job with such an input, while it stands at this step."""
+    template = JOBS[job][step]
+    return None if template is None else Key(template.replace("{color}", given.decode()), LIMITS[given])
+
+
+def first_step(job: str) -> str:
+    return next(iter(JOBS[job]))
+
+
+def following_step(job: str, step: str) -> str | None:
+    steps = list(JOBS[job])
+    return None if step == steps[-1] else steps[steps.index(step) + 1]
+
+
+def placement_of(job: str, step: str, given: bytes, delay: float = 0.0) -> wire.Placement:
+    """The fields of a Next, as a worker fills them in."""
+    key = key_of(job, step, given)
+    return step, "default", 0, delay, 60.0, key and key.text, key and key.limit
+
+
+def _job(name: str) -> Job:
+    return Job(
+        name,
+        tuple(Step(step, placement=Placement(concurrency_key=key), policy=POLICY) for step, key in JOBS[name].items()),
+    )
+
+
+# Before and after a reload the app knows different jobs; in the end all of them.
+CODE = {
+    "even": Manifest(tuple(map(_job, (*COMMON, "even")))),
+    "odd": Manifest(tuple(map(_job, (*COMMON, "odd")))),
+    "all": Manifest(tuple(map(_job, JOBS))),
+}

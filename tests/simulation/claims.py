@@ -1,0 +1,57 @@
+"""queries/claims.sql: what makes runs pending, and takes them."""
+
+from typing import Any
+from uuid import UUID
+
+from simulation.database import NEVER, Database
+from underway.postgres.store import Claimed, Lanes
+
+
+def claim(
+    database: Database, owner: UUID, lanes: Lanes, tasks: int, candidates: int, suspects: int, head: bool
+) -> list[tuple[Claimed, int, float]]:
+    """Each with the number of its lane, and its rank."""
+    columns: Any = lanes.columns(from_head=head)
+    number = {lane: n for n, lane in enumerate(lanes.lanes)}
+    clean: list[list[tuple[float, str]]] = [[] for _ in number]
+    suspected: list[list[tuple[float, str]]] = [[] for _ in number]
+    for row in database.live.values():
+        if row.state == "pending" and (n := number.get(row.lane)) is not None:
+            if row.crashes:
+                suspected[n].append((row.rank, row.run))
+            elif (row.rank, row.run) > (columns["marks"][n], columns["mark_ids"][n]):
+                clean[n].append((row.rank, row.run))
+    chosen = [*_first(clean, candidates), *_first(suspected, suspects)]
+    claimed: list[tuple[Claimed, int, float]] = []
+    for rank, run in sorted(chosen):
+        row = database.live[run]
+        if len(claimed) == tasks or database.is_locked(row):
+            continue
+        n = number[row.lane]
+        row.state, row.owner, row.token = "in_progress", owner, database.new_token()
+        row.lease_until = database.loop.time() + columns["leases"][n]
+        row.max_crashes = columns["max_crashes"][n]
+        counters = row.number, row.attempts, row.crashes, row.releases
+        claimed.append((Claimed(run, row.token, row.lane, *counters, None, row.input, row.holds_key), n, rank))
+    return claimed
+
+
+def _first(lanes: list[list[tuple[float, str]]], most: int) -> list[tuple[float, str]]:
+    """The first of each lane, and of those the first."""
+    return sorted(row for lane in lanes for row in sorted(lane)[:most])[:most]
+
+
+def promote(database: Database) -> int:
+    now = database.loop.time()
+    due = [row for row in database.live.values() if row.state == "waiting" and row.due <= now]
+    free = [row for row in due if (row.key is None or row.holds_key) and not database.is_locked(row)]
+    for row in free:
+        row.state = "pending"
+    if free:
+        database.notify("default")
+    return len(free)
+
+
+def due_at(database: Database) -> float | None:
+    first = min((row.due for row in database.live.values() if row.state == "waiting"), default=NEVER)
+    return None if first == NEVER else first

@@ -1,0 +1,157 @@
+"""A connection that comes and goes as the real one does: statements and answers are lost, or late."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psycopg
+
+from simulation.database import Database
+from simulation.schedules import Schedules
+from underway.postgres.session import DatabaseAway
+
+T = TypeVar("T")
+
+# How often a statement does not come to its end as one hopes.
+LOST_BEFORE = LOST_AFTER = 0.004
+LOST_AND_LATE = 0.002
+LATEST = 8.0
+
+
+class Session:
+    def __init__(self, database: Database, schedules: Schedules) -> None:
+        self.on_notify: Callable[[str], None] | None = None
+        self.on_broken: Callable[[], None] | None = None
+        self.opened = 0
+        self.away_until = 0.0
+        self.sent_at = 0.0
+        self._database = database
+        self._schedules = schedules
+        self._loop = database.loop
+        self._lock = asyncio.Lock()
+        self._open = False
+        self._listening = False
+
+    def cut(self, seconds: float) -> None:
+        """The way to the database is closed for so long."""
+        self.away_until = self._loop.time() + seconds
+        self._break()
+        if self.on_broken is not None and self._loop.rng.random() < 0.5:
+            self.on_broken()
+
+    # What supervisors ask of it
+
+    async def open(self) -> None:
+        async with self._lock:
+            if not self._open and self._is_away():
+                raise DatabaseAway("away")
+            self._opened()
+
+    async def ready(self) -> None:
+        async with self._lock:
+            await self._open_patiently()
+
+    async def fetch(self, statement: str, parameters: Any = None) -> list[Any]:
+        """The few that do not go through the store."""
+        return await self.do(statement, lambda: self._answer(statement, parameters))
+
+    async def do(self, name: str, effect: Callable[[], T]) -> T:
+        rng = self._loop.rng
+        async with self._lock:
+            await self._open_patiently()
+            self.sent_at = self._loop.time()
+            answer: asyncio.Future[T] = self._loop.create_future()
+            there, back = self._database.lateness(), self._database.lateness()
+            fate = rng.random() if self._database.lossy else 1.0
+            # A backend that has not noticed that we are gone may still do what it was told, a while later.
+            late = rng.uniform(0, LATEST) if fate < LOST_AND_LATE else 0.0
+            fate -= LOST_AND_LATE
+            if late:
+                self._loop.happen(there, lambda: self._lose(answer, name))
+                self._loop.happen(there + late, lambda: self._unheard(effect))
+            elif fate < LOST_BEFORE:
+                self._loop.happen(there, lambda: self._lose(answer, name))
+            else:
+                lost = fate < LOST_BEFORE + LOST_AFTER
+                self._loop.happen(there, lambda: self._arrive(answer, name, effect, back, lost=lost))
+            try:
+                return await answer
+            except DatabaseAway:
+                await asyncio.sleep(rng.uniform(0.05, 0.2))
+                raise
+
+    def heard(self, payload: str) -> None:
+        if self._open and self._listening and self.on_notify is not None:
+            self.on_notify(payload)
+
+    # What becomes of a statement
+
+    def _arrive(self, answer: "asyncio.Future[Any]", name: str, effect: Any, back: float, *, lost: bool) -> None:
+        if self._is_away():
+            self._lose(answer, name)
+            return
+        try:
+            result = effect()
+        except psycopg.Error as error:
+            refused = error
+            self._loop.happen(back, lambda: self._refuse(answer, refused))
+            return
+        if lost:
+            self._loop.happen(back, lambda: self._lose(answer, name))
+        else:
+            self._loop.happen(back, lambda: self._return(answer, name, result))
+
+    def _refuse(self, answer: "asyncio.Future[Any]", error: Exception) -> None:
+        if not answer.done():
+            answer.set_exception(error)
+
+    def _return(self, answer: "asyncio.Future[Any]", name: str, result: Any) -> None:
+        if self._is_away():
+            self._lose(answer, name)
+        elif not answer.done():
+            answer.set_result(result)
+
+    def _lose(self, answer: "asyncio.Future[Any]", name: str) -> None:
+        self._loop.note("connection lost at", name)
+        self._break()
+        if not answer.done():
+            answer.set_exception(DatabaseAway("connection lost"))
+
+    def _unheard(self, effect: Callable[[], Any]) -> None:
+        with contextlib.suppress(psycopg.Error):
+            effect()
+
+    def _answer(self, statement: str, parameters: Any) -> list[Any]:
+        match statement:
+            case "upcoming_schedules":
+                return self._schedules.upcoming(parameters)
+            case "fire_schedule":
+                return self._schedules.fire(parameters)
+            case "listen":
+                self._listening = True
+                if self.heard not in self._database.listeners:
+                    self._database.listeners.append(self.heard)
+            case "notify_self":
+                self._loop.happen(self._database.lateness(), lambda: self.heard(parameters["nonce"]))
+        return []
+
+    # The connection
+
+    async def _open_patiently(self) -> None:
+        while not self._open:
+            if not self._is_away():
+                self._opened()
+            else:
+                await asyncio.sleep(self._loop.rng.uniform(0.05, 1))
+
+    def _opened(self) -> None:
+        if not self._open:
+            self._open = True
+            self.opened += 1
+
+    def _break(self) -> None:
+        self._open = self._listening = False
+
+    def _is_away(self) -> bool:
+        return self._loop.time() < max(self.away_until, self._database.away_until)

@@ -1,0 +1,94 @@
+"""One seed, one history: the world on a made-up clock, with nothing of a system below it."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from simulation.clockwork import made_up_time
+from simulation.supervisor import MOST_AHEAD, MOST_CLAIMED, MOST_UNCOMMITTED
+from simulation.world import World
+from underway.supervisor import commits, crew, dispatch, limits, service
+
+
+def simulate(seed: int, turns: int) -> World:
+    """Play so many turns of the loop, and then until everything has come to its end. Raises what went wrong."""
+    with made_up_time(seed) as loop, _without_a_system():
+        asyncio.set_event_loop(loop)
+        world = World(loop, turns)
+        try:
+            loop.run_until_complete(loop.create_task(world.play()))
+        except Exception as fault:
+            raise AssertionError(
+                f"{loop.story()}\n{type(fault).__name__}: {fault}\nin turn {loop.turns}; once more, and only this: "
+                f"PYTHONPATH=tests python -m simulation {seed} {turns}"
+            ) from fault
+        else:
+            return world
+        finally:
+            _abandon(world)
+            asyncio.set_event_loop(None)
+
+
+@contextmanager
+def _without_a_system() -> Iterator[None]:
+    logger = logging.getLogger("underway")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    with (
+        patch.object(crew, "WorkerProcess", _fake_worker),
+        patch.object(crew, "Descendants", NoDescendants),
+        patch.object(limits, "Memory", Weights),
+        patch.object(service, "KernelKills", NoKernelKills),
+        patch.object(commits, "MOST_UNCOMMITTED", MOST_UNCOMMITTED),
+        patch.object(dispatch, "MOST_CLAIMED", MOST_CLAIMED),
+        patch.object(dispatch, "MOST_AHEAD", MOST_AHEAD),
+    ):
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _fake_worker(_app: str, slot: int, _mark: str, overseer: Any, *, generation: int, wear: Any, **_: Any) -> Any:
+    return overseer.simulated.start_worker(slot, overseer, generation, wear)
+
+
+class NoDescendants:
+    def __init__(self, *_: Any) -> None: ...
+    def keep_keeper(self) -> None: ...
+    def dismiss_keeper(self) -> None: ...
+    def bury_adopted(self) -> None: ...
+    def collect_adopted(self) -> None: ...
+
+
+class NoKernelKills:
+    def look(self, now: float) -> None: ...
+    def explains_one(self) -> bool:
+        return False
+
+
+class Weights:
+    """Now and then a worker is too large."""
+
+    pause = 0.25
+
+    def sample(self, pids: Any) -> dict[int, int]:
+        loop: Any = asyncio.get_running_loop()
+        return {pid: 2000 if loop.rng.random() < 0.02 else 1 for pid in pids}
+
+
+def _abandon(world: World) -> None:
+    """End whatever is in the middle of something when it is all over."""
+    loop = world.loop
+    loop.after_turn = lambda: None
+    loop.set_exception_handler(lambda _loop, _context: None)
+    loop.fault = None
+    for supervisor in world.started:
+        supervisor.kill()
+    while left := asyncio.all_tasks(loop):
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(left, timeout=1))

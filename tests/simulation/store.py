@@ -1,0 +1,144 @@
+"""The store of one supervisor, whose statements are those of the modules beside this one."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from simulation import claims, commits, leases
+from simulation.database import Database
+from simulation.ledger import Broken
+from simulation.session import Session
+from underway.manifest import Lane, Placement, Policy
+from underway.postgres.endings import Continue, Finish
+from underway.postgres.store import Claimed, Lanes, Renewal
+
+
+class FakeStore:
+    """`holds` tells which tokens its supervisor has now."""
+
+    def __init__(self, database: Database, work: Session, leases: Session, owner: UUID) -> None:
+        self.holds: Callable[[], Collection[int]] = tuple
+        self.locked_keys: set[str] = set()
+        self.on_locked_keys: Callable[[], None] = lambda: None
+        self._database = database
+        self._work = work
+        self._leases = leases
+        self._owner = owner
+
+    async def claim(
+        self, lanes: Lanes, tasks: int, *, candidates: int, suspects: int, from_head: bool = True
+    ) -> list[Claimed]:
+        claimed = await self._leases.do(
+            "claim", lambda: claims.claim(self._database, self._owner, lanes, tasks, candidates, suspects, from_head)
+        )
+        for run, lane, rank in claimed:
+            if not run.crashes:
+                lanes.mark(lane, rank, run.run)
+        return [run for run, _, _ in claimed]
+
+    @property
+    def claim_sent_at(self) -> float:
+        return self._leases.sent_at
+
+    @property
+    def commit_sent_at(self) -> float:
+        return self._work.sent_at
+
+    async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[int]:
+        self._check_held(row for row in rows if row.state != "cancelled")  # nobody holds an orphan that is closed
+        done, locked = await self._work.do("finish", lambda: commits.finish(self._database, self._owner, rows, spawned))
+        self._note_locked_keys(locked)
+        return done
+
+    async def continue_(
+        self, rows: Sequence[Continue], spawned: list[dict[str, Any]], keep: Sequence[Policy | None] | None = None
+    ) -> dict[int, int | None]:
+        self._check_held(rows)
+        done, locked = await self._work.do(
+            "continue", lambda: commits.continue_(self._database, self._owner, rows, spawned, keep)
+        )
+        self._note_locked_keys(locked)
+        return done
+
+    def _check_held(self, rows: Iterable[Finish | Continue]) -> None:
+        if lost := [row.token for row in rows if row.token not in self.holds()]:
+            raise Broken(f"something is to be written for {lost}, which are not held any more")
+
+    async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> dict[tuple[str, int], bool]:
+        return await self._session(on_leases).do("owned", lambda: commits.owned(self._database, self._owner, runs))
+
+    async def recorded(
+        self, attempts: Sequence[tuple[str, int]], *, on_leases: bool = False
+    ) -> dict[tuple[str, int], str]:
+        return await self._session(on_leases).do("recorded", lambda: commits.recorded(self._database, attempts))
+
+    async def renew(self, renewals: Sequence[Renewal]) -> set[str]:
+        return await self._leases.do("renew", lambda: leases.renew(self._database, self._owner, renewals))
+
+    async def release_unknown(self, known: Collection[str]) -> None:
+        claimed = await self._leases.do("claimed", lambda: leases.claimed(self._database, self._owner))
+        unknown = [(run, token) for run, token in claimed if run not in known]
+        if unknown:
+            await self._leases.do(
+                "release unknown", lambda: leases.release_unknown(self._database, self._owner, unknown)
+            )
+
+    async def cancel_requests(self) -> list[tuple[str, int, int, int]]:
+        return await self._leases.do("cancel requests", lambda: leases.cancel_requests(self._database, self._owner))
+
+    async def reap(self, limit: int) -> list[tuple[str, int, str | None]]:
+        reaped, locked = await self._work.do("reap", lambda: leases.reap(self._database))
+        self._note_locked_keys(locked)
+        return reaped
+
+    async def promote(self, limit: int) -> int:
+        return await self._work.do("promote", lambda: claims.promote(self._database))
+
+    async def line_up(self, limit: int) -> int:
+        before, self.locked_keys = self.locked_keys, set()
+        looked_at, locked = await self._work.do("line up", lambda: self._database.keys.line_up(before))
+        self._note_locked_keys(locked)
+        return looked_at
+
+    async def sweep_keys(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
+        self._note_locked_keys(await self._work.do("sweep", self._database.keys.sweep))
+        return "", ""
+
+    def _note_locked_keys(self, locked: Collection[str]) -> None:
+        if locked:
+            self.locked_keys.update(locked)
+            self.on_locked_keys()
+
+    async def seconds_until_due(self) -> float | None:
+        due = await self._work.do("due", lambda: claims.due_at(self._database))
+        return None if due is None else due - self._database.loop.time()
+
+    async def terminate(self, tokens: Iterable[int]) -> None:
+        named = set(tokens)
+        await self._leases.do("terminate", lambda: self._database.terminated.update(named))
+
+    def _session(self, on_leases: bool) -> Session:
+        return self._leases if on_leases else self._work
+
+    # Of no account here
+
+    async def stop_requested(self) -> bool:
+        return False
+
+    async def has_work(self, jobs: Iterable[str]) -> bool:
+        return bool(self._database.live)
+
+    async def expire(self, limit: int) -> int:
+        return 0
+
+    async def stranded_lanes(self) -> list[Lane]:
+        return []
+
+    async def register(
+        self, *, pid: int, app: str, manifest_hash: str, lanes: Iterable[Lane] = (), trouble: str = ""
+    ) -> None: ...
+    async def register_job(self, name: str, step: str, placement: Placement) -> None: ...
+    async def register_queue(self, name: str, dead_letter: str | None) -> None: ...
+    async def forget_supervisors(self) -> None: ...
+    async def set_idle(self, idle: bool, queues: Iterable[str] | None = None) -> None: ...
+    async def deregister(self) -> None: ...

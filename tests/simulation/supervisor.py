@@ -1,0 +1,134 @@
+"""One start of a supervisor, made of the real parts; and what holds between any two turns of the loop."""
+
+import contextlib
+import itertools
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from simulation.app import CODE
+from simulation.ledger import Broken
+from simulation.session import Session
+from simulation.store import FakeStore
+from simulation.worker import FakeWorker
+from underway import wire
+from underway.supervisor.booting import BootError
+from underway.supervisor.crew import Crew
+from underway.supervisor.recycling import Marks
+from underway.supervisor.service import Service
+from underway.supervisor.shutdown import StopRequest
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+GRACE = 3.0
+# Drain's own bounds: to clean up, to die, to write. Claims.stop may wait for a claim for two seconds before the drain
+# begins; and what comes with a lost statement.
+DRAIN_SECONDS = GRACE + 5 + 5 + 12 + 2 + 1
+# Small, so that they are reached.
+MOST_UNCOMMITTED = 12
+MOST_CLAIMED = 20
+MOST_AHEAD = 6
+MOST_WORKERS = 3
+_pids = itertools.count(10_000)
+
+
+class Supervisor:
+    def __init__(self, world: "World", number: int) -> None:
+        self.world = world
+        self.number = number
+        self.owner = UUID(int=number)
+        self.loop = world.loop
+        self.work = Session(world.database, world.schedules)
+        self.leases = Session(world.database, world.schedules)
+        self.store = FakeStore(world.database, self.work, self.leases, self.owner)
+        self.stop = StopRequest()
+        self.code = world.loop.rng.choice(["even", "odd"])
+        marks = Marks(tasks=world.loop.rng.choice([None, 5, 60]))
+        self.crew = Crew("simulated", world.loop.rng.randint(1, MOST_WORKERS), f"supervisor{number}", marks)
+        self.crew.__dict__["simulated"] = self
+        self.service: Service | None = None
+        self.life = world.loop.create_task(self._live())
+        self._stopping_since: float | None = None
+        self._killed = False
+
+    async def _live(self) -> None:
+        try:
+            self.crew.start()
+            with contextlib.suppress(BootError):
+                await self.crew.first_manifest
+                self.crew.welcome(wire.Welcome("owner", "host", "database"))
+                store: Any = self.store
+                work: Any = self.work
+                leases: Any = self.leases
+                self.service = service = Service("simulated", self.crew, store, work, leases, self.stop)
+                self.store.holds = lambda: service._held
+                self._check_end(clean=await service.serve(grace=GRACE, until_idle=False))
+        finally:
+            if not self._killed:
+                await self.crew.kill_all()
+
+    def start_worker(self, slot: int, overseer: Any, generation: int, wear: Any) -> FakeWorker:
+        code = CODE[self.code]
+        return FakeWorker(self.world.where, self.owner, code, next(_pids), slot, overseer, generation, wear)
+
+    # What is done to it
+
+    def reload(self, code: str) -> None:
+        self.code = code
+        self.crew.reload()
+
+    def ask_to_stop(self) -> None:
+        self.loop.note("stop of supervisor", self.number)
+        self.stop.drain()
+
+    def kill(self) -> None:
+        """SIGKILL, and its keeper kills the workers."""
+        self.loop.note("kill of supervisor", self.number)
+        self._killed = True
+        self.crew.stop_booting()
+        self.life.cancel()
+        for worker in self.crew.workers:
+            assert isinstance(worker, FakeWorker)
+            worker.vanish()
+        self.service = None
+
+    # What must hold
+
+    def check(self) -> None:
+        """Every task that is held waits in one place, is in one worker, or has ended and is on its way to Postgres.
+
+        In every turn, so it is written to be quick.
+        """
+        if self.service is None or self.life.done():
+            return
+        held, line = self.service._held, self.service._dispatch
+        places = [task.token for task in line.ready]
+        places += [task.token for task in line.suspects]
+        waiting = len(places)
+        for worker in self.crew.active:  # no others have any
+            places += worker.tasks
+        here = set(places)
+        if len(places) != len(here):
+            raise Broken(f"in two places: {sorted(token for token in here if places.count(token) > 1)}")
+        if lost := [token for token in places[:waiting] if token not in held]:
+            raise Broken(f"{lost} wait here, but are not held")
+        if wrong := [token for token, task in held.items() if task.ended is (token in here)]:
+            raise Broken(f"{wrong} have ended and are still handed out, or are nowhere")
+        if sum([task.crashes > 0 for task in held.values()]) > 1:
+            raise Broken("several suspects are held at once")
+        uncommitted = self.service._commits.uncommitted()
+        if uncommitted > MOST_UNCOMMITTED + MOST_CLAIMED + MOST_WORKERS * (MOST_AHEAD + 1):
+            raise Broken(f"{uncommitted} have ended and are not committed")
+        if self.stop.draining.is_set():
+            self._check_drain()
+
+    def _check_drain(self) -> None:
+        if self._stopping_since is None:
+            self._stopping_since = self.loop.time()
+        if self.loop.time() - self._stopping_since > DRAIN_SECONDS + self.world.stalled:
+            raise Broken(f"supervisor {self.number} has not stopped after {DRAIN_SECONDS} s")
+
+    def _check_end(self, *, clean: bool) -> None:
+        assert self.service is not None
+        if clean and (left := list(self.service._held)):
+            raise Broken(f"a clean stop, but {left} are neither committed nor released")

@@ -1,0 +1,65 @@
+"""Which tasks are being executed right now, by whom; and the promises that beginning one can break."""
+
+from typing import TYPE_CHECKING
+
+from simulation.app import LEASE, Key, key_of
+from simulation.database import Database
+from simulation.ledger import Broken
+from underway import wire
+
+if TYPE_CHECKING:
+    from simulation.worker_loop import WorkerLoop
+
+
+class Whereabouts:
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.calm = False  # from now on nothing goes wrong
+        self._loop = database.loop
+        self._running: dict[str, list[WorkerLoop]] = {}
+        self._with_key: dict[str, int] = {}
+        self._last_stall = 0.0
+        database.on_reaped = self._reaped
+
+    def stalled(self, seconds: float) -> None:
+        self._last_stall = self._loop.time() + seconds
+
+    def begin(self, worker: "WorkerLoop", task: wire.Task) -> None:
+        ledger, token = self.database.ledger, task.token
+        if token in ledger.executed:
+            raise Broken(f"{task.run} {token}: executed twice")
+        if ledger.left.get(token) == "given back":
+            raise Broken(f"{task.run} {token}: executed after it was given back")
+        self._check_alone(task)
+        ledger.executed.add(token)
+        self._running.setdefault(task.run, []).append(worker)
+        if key := _key_of(task):
+            with_key = self._with_key[key.text] = self._with_key.get(key.text, 0) + 1
+            if with_key > key.limit and not self._stalled_lately():
+                raise Broken(f"{task.run} {token}: {with_key} are executed at a time under the key {key.text}")
+
+    def end(self, worker: "WorkerLoop", task: wire.Task) -> None:
+        self._running[task.run].remove(worker)
+        if key := _key_of(task):
+            self._with_key[key.text] -= 1
+
+    def _check_alone(self, task: wire.Task) -> None:
+        for other in self._running.get(task.run, []):
+            how = self.database.ledger.left.get(other.runs.token) if other.runs is not None else None
+            # Its own transaction has committed; or it should have been killed before its lease lapsed, and who does
+            # that has not run for a while.
+            if how != "succeeded" and not (how in ("lost", "cancelled") and self._stalled_lately()):
+                raise Broken(f"{task.run}: executed as {task.token} beside {other.runs}, which was {how}")
+
+    def _reaped(self, run: str, token: int) -> None:
+        """Whoever executes it should have been killed before, by its own supervisor."""
+        running = [worker.runs.token for worker in self._running.get(run, []) if worker.runs is not None]
+        if token in running and not self._stalled_lately():
+            raise Broken(f"{run} {token}: executed after its lease has lapsed")
+
+    def _stalled_lately(self) -> bool:
+        return self._loop.time() < self._last_stall + 2 * LEASE
+
+
+def _key_of(task: wire.Task) -> Key | None:
+    return key_of(task.job, task.step, task.payload)

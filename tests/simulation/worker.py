@@ -1,0 +1,164 @@
+"""A worker that is no process. The supervisor's side of it is the real one, down to what it does with the system."""
+
+import signal
+from collections import deque
+from typing import Any
+from uuid import UUID
+
+from simulation.ledger import Broken
+from simulation.whereabouts import Whereabouts
+from simulation.worker_loop import WorkerLoop
+from underway import wire
+from underway.manifest import Manifest
+from underway.supervisor.worker_process import WorkerProcess
+
+# Three quarters of what is between the kill of a worker and its lapse, by the lease.
+SLOWEST_DEATH = 0.05 * 0.75
+
+
+class NoOutput:
+    behind = False
+
+    def forget(self) -> None: ...
+    def read_to_end_of_task(self) -> None: ...
+    def evidence(self) -> str:
+        return ""
+
+
+class FakeWorker(WorkerProcess):
+    def __init__(
+        self,
+        where: Whereabouts,
+        owner: UUID,
+        code: Manifest,
+        pid: int,
+        slot: int,
+        overseer: Any,
+        generation: int,
+        wear: Any,
+    ) -> None:
+        self.slot = slot
+        self.generation = generation
+        self.wear = wear
+        self.due = ""
+        self.resting = False
+        self.manifest = None
+        self.lanes = {}
+        self.tasks = {}
+        self.revoked = set()
+        self.kill_reason = None
+        self.kill_words = ""
+        self.died_writing = False
+        self.peak_rss = 0
+        self.output: Any = NoOutput()
+        self._overseer = overseer
+        self._pid = pid
+        self._clock = where.database.loop
+        self._rng = self._clock.rng
+        self.started_at = self._clock.time()
+        self._known = {(lane.job, lane.step) for lane, _ in code.lanes()}
+        self._exit: int | None = None
+        self.inbox: deque[wire.Message] = deque()  # what the socket holds, on the way to the worker
+        self._held_up: deque[wire.Message] = deque()  # and what it had no room for
+        self._outbox: deque[wire.Message] = deque()
+        self._ringing = False
+        self._capacity = self._rng.choice([3, 8, 10_000])
+        self._mind = WorkerLoop(self, where, owner, code)
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def alive(self) -> bool:
+        return self._exit is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._exit
+
+    # To the worker
+
+    def send(self, *messages: wire.Message) -> bool:
+        for message in messages:
+            if isinstance(message, wire.Task):
+                self._check_hand_over(message)
+            (self._held_up if self._is_full() else self.inbox).append(message)
+        if self.inbox:
+            self._mind.poke()
+        return not self._held_up
+
+    def _is_full(self) -> bool:
+        return bool(self._held_up) or (self._mind.runs is not None and len(self.inbox) >= self._capacity)
+
+    def take(self) -> wire.Message | None:
+        """What the worker reads next."""
+        if not self.inbox:
+            self.inbox, self._held_up = self._held_up, deque()
+        return self.inbox.popleft() if self.inbox else None
+
+    def _check_hand_over(self, message: wire.Task) -> None:
+        task = self.tasks[message.token]
+        if (message.job, message.step) not in self._known:
+            raise Broken(f"{message.run}: {message.job}.{message.step} was handed to a worker that does not know it")
+        others = [other for other in self.tasks.values() if other is not task]
+        if (task.suspect and others) or any(other.suspect for other in others):
+            raise Broken(f"{message.run}: a suspect is not alone in its worker")
+
+    # From the worker
+
+    def wrote(self, messages: list[wire.Message]) -> None:
+        self._outbox += messages
+        self._ring()
+
+    def _ring(self) -> None:
+        if self._outbox and not self._ringing:
+            self._ringing = True
+            late = self._rng.uniform(0, 0.05) if self._rng.random() < 0.1 else 0.0
+            self._clock.happen(late + self._rng.expovariate(3000), self._on_readable)
+
+    def _on_readable(self) -> None:
+        self._ringing = False
+        if self._exit is None and self._outbox:
+            self._receive()
+            self._overseer.settled()
+            self._ring()
+
+    def _receive(self) -> int:
+        """One read of the socket; the end of it may be in the next one."""
+        if not self._outbox:
+            return 0
+        for _ in range(min(len(self._outbox), self._rng.choice([1, 5, 1000]))):
+            self._overseer.received(self, self._outbox.popleft())
+        return 1
+
+    # Signals and death
+
+    def signal(self, number: int) -> None:
+        assert number == signal.SIGUSR1
+        self._clock.happen(self._rng.expovariate(1000), self._mind.interrupted)
+
+    def has_children(self) -> bool:
+        return bool(self._rng.random() < 0.5)
+
+    def kill(self, words: str = "") -> None:
+        lease = min((task.step.policy.lease.total_seconds() for task in self.tasks.values()), default=0.0)
+        slowest = max(0.01, lease * SLOWEST_DEATH)
+        self.die(-signal.SIGKILL, self._rng.uniform(0, 0.01 if self._rng.random() < 0.95 else slowest))
+
+    def die(self, code: int, seen_after: float) -> None:
+        if not self._mind.dead:
+            self._mind.die()
+            self._clock.happen(seen_after, lambda: self._see_death(code))
+
+    def vanish(self) -> None:
+        """Together with its supervisor; nobody sees it."""
+        self._mind.die()
+        self._exit = -signal.SIGKILL
+
+    def _see_death(self, code: int) -> None:
+        self._exit = code
+        self.died_writing = self._mind.cut_off
+        self.drain()
+        self._overseer.died(self)
+        self._overseer.settled()
