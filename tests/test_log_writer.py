@@ -1,6 +1,7 @@
 """A supervisor whose log nobody reads, or nobody can write, works on; and what is missing of it is said."""
 
 import fcntl
+import json
 import logging
 import os
 import re
@@ -85,6 +86,21 @@ raise ValueError("of ours")
     assert done.returncode == 1
     assert re.match(r"\S+ CRITICA the supervisor ends, by a fault of its own\nTraceback", done.stderr)
     assert done.stderr.endswith("ValueError: of ours\n")
+
+
+def test_an_error_that_nobody_can_be_told_of_goes_through_the_log() -> None:
+    program = """
+from underway.supervisor import logs
+logs.configure(json=True, level=20)
+class Leaving:
+    def __del__(self): raise ValueError("of ours")
+Leaving()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=10, check=False)
+    assert done.returncode == 0
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert "Leaving.__del__" in line["message"]
+    assert line["exception"].endswith("ValueError: of ours")
 
 
 def test_a_disk_that_was_full_is_told_of(pipe: tuple[int, int]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from apps import poison
 from cgroups import inside, memory_cgroup
 from chaos_report import Count
-from harness import Supervisor, eventually, states
+from harness import Supervisor, eventually, outcomes, states
 from underway_command import document, output, refusal, widest
 
 from underway import Quarantined, Status, Underway
@@ -165,6 +165,21 @@ def test_whoever_kills_all_around_it_is_found_and_no_innocent_put_aside(
     ).fetchall()
     assert [times for times, _ in lost] == [1], "an innocent was lost more than once, or none at all"
     assert sum(_crashes(run, connection) for run in innocents) == lost[0][1]
+
+
+@pytest.mark.chaos
+def test_nobody_is_put_aside_for_what_another_has_left_in_its_worker(
+    bind: Bind, connection: psycopg.Connection[Any], start_supervisor: Start, count: Count
+) -> None:
+    bind(poison.app)
+    for number in range(8):
+        poison.leaving.enqueue_many(range(5))
+        poison.patient.enqueue(number)
+    assert start_supervisor("poison", "--procs", "1", "--until-idle").wait(200) == 0
+    crashed = outcomes(connection).pop("crashed")
+    count(runs=48, crashes=crashed, innocents_quarantined=states(connection).get("failed", 0))
+    assert crashed > 8
+    assert states(connection) == {"succeeded": 48}
 
 
 def _crashes(run: Run[Any], connection: psycopg.Connection[Any]) -> int:

@@ -62,6 +62,7 @@ def test_the_table_cell_by_cell() -> None:
         Seen.KILLED_TIMEOUT: ("timed_out", Charge.ATTEMPT),
         Seen.KILLED_MEMORY: ("out_of_memory", Charge.CRASH),
         Seen.KILLED_SHUTDOWN: ("released", Charge.RELEASE),
+        Seen.KILLED_FOR_ANOTHER: ("released", Charge.RELEASE),
         Seen.KILLED_LEASE: ("released", Charge.RELEASE),
         Seen.DIED: ("crashed", Charge.CRASH),
         Seen.OUT_OF_MEMORY: ("out_of_memory", Charge.CRASH),

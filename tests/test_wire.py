@@ -151,6 +151,17 @@ BROKEN = {
     "null for a header before a payload": frame(4, b"null", b"x"),
     "too few fields": frame(3, b"[]"),
     "too many fields": frame(3, b"[1, 2]"),
+    **{
+        f"{field} that cannot be stored: {value}": frame(8, b"[1, null, %s]" % figures.encode(), b"x")
+        for field, value, figures in [
+            ("a memory", 2**63, f'"done", null, null, [], 1.0, 1.0, {2**63}'),
+            ("a memory", -1, '"done", null, null, [], 1.0, 1.0, -1'),
+            ("a time", 1e300, '"done", null, null, [], 1e300, 1.0, 1'),
+            ("a CPU time", 1e300, '"done", null, null, [], 1.0, 1e300, 1'),
+            ("a pause", 1e300, '"retry", null, 1e300, [], 1.0, 1.0, 1'),
+            ("a pause", -1, '"retry", null, -1, [], 1.0, 1.0, 1'),
+        ]
+    },
     "too few fields before a payload": frame(2, b'["run", 1]', b"x"),
 }
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 from apps import staying_busy
@@ -37,6 +38,18 @@ def test_a_worker_has_nothing_open_but_what_it_was_given(bind: Callable[[Underwa
     kinds = Counter(re.sub(r":\[\d+\]", "", name) for name in found.values())
     assert kinds == {"/dev/null": 1, "pipe": 3, "socket": 1}
     assert len({name for name in found.values() if name.startswith("pipe")}) == 1
+
+
+def test_the_kernel_takes_workers_before_their_supervisor(start_supervisor: Callable[..., Supervisor]) -> None:
+    supervisor = start_supervisor("basic", "--procs", "1")
+    supervisor.until("serving")
+    ours, *others = (
+        int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+        for pid in [supervisor.pid, *(child.pid for child in psutil.Process(supervisor.pid).children())]
+    )
+    # The keeper, and the worker that has booted; the spare may not have come so far.
+    assert ours in others
+    assert min(ours + 500, 1000) in others
 
 
 def test_a_death_is_seen_at_once(start_supervisor: Callable[..., Supervisor]) -> None:

@@ -9,7 +9,7 @@ supervisor.
 
 import struct
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 
 import msgspec
 import orjson
@@ -110,6 +110,12 @@ class Spawn(TypedDict):
     input: str
 
 
+# Figures that can be stored: an ending that holds another can not be written, not even as a failure.
+Pause: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=365_000 * 86_400)]  # retry.LONGEST
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
 class Result(NamedTuple):
     """Worker: how the step ended. `payload` is the next step's input, the run's result, or the error's text.
 
@@ -122,11 +128,11 @@ class Result(NamedTuple):
     then: int | None
     ending: Ending
     placement: Placement | None
-    retry_after: float | None
+    retry_after: Pause | None
     spawned: list[Spawn]
-    seconds: float
-    cpu_seconds: float
-    peak_rss: int
+    seconds: Seconds
+    cpu_seconds: Seconds
+    peak_rss: Bytes
     payload: bytes
 
 
@@ -173,7 +179,7 @@ _HEAD = struct.Struct("!IBI")
 
 
 def _header_of(kind: type[Message]) -> "msgspec.json.Decoder[tuple[Any, ...]]":
-    types = [hint for name, hint in get_type_hints(kind).items() if name != "payload"]
+    types = [hint for name, hint in get_type_hints(kind, include_extras=True).items() if name != "payload"]
     return msgspec.json.Decoder(tuple[tuple(types)])  # type: ignore[misc]  # known at run time only
 
 

@@ -73,6 +73,19 @@ def beside_a_thread(cx: Context) -> Done:
     return To.done()
 
 
+def leaves_children(cx: Context, folder: str) -> Done:
+    """One in a session of its own, and one that is nobody's child."""
+    spin = "import os, sys; open(sys.argv[1] + f'/{os.getpid()}', 'w').close()\nwhile True: pass"
+    command = [sys.executable, "-S", "-c", spin, folder]
+    subprocess.Popen(command, start_new_session=True, env={})
+    if os.fork() == 0:
+        subprocess.Popen(command, start_new_session=True)
+        os._exit(0)
+    os.wait()
+    time.sleep(60)
+    return To.done()
+
+
 def takes_the_signal(cx: Context) -> Done:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -99,6 +112,7 @@ late = app.job("late").step(begins_late, timeout=second / 2, retry=once)
 tidying = app.job("tidying").step(tidy, timeout=second / 2, retry=once)
 catching = app.job("catching").step(catches_it, timeout=second / 2, retry=once)
 chattering = app.job("chattering").step(beside_a_thread, timeout=second / 2, retry=once)
+leaving = app.job("leaving").step(leaves_children, timeout=second / 2, retry=once)
 taking = app.job("taking").step(takes_the_signal)
 
 
@@ -138,6 +152,18 @@ def stubborn(cx: Context, how: str) -> Done:
     return To.done()
 
 
+def crowd(cx: Context, count: int) -> Done:
+    """So many that spin at once, and the step itself does not heed its interrupt."""
+    waiting, start = os.pipe()
+    spin = ["/bin/sh", "-c", "read line; while :; do :; done"]
+    crowd = [subprocess.Popen(spin, stdin=waiting) for _ in range(count)]
+    os.close(start)
+    while crowd:
+        with contextlib.suppress(BaseException):
+            time.sleep(60)
+    return To.done()
+
+
 def matches_for_ever(cx: Context) -> Done:
     # C code that looks for signals now and then; most of it does not.
     re.match("(a+)+$", "a" * 60 + "b")
@@ -156,6 +182,7 @@ def start_daemon(command: list[str]) -> None:
 
 
 backtracking = app.job("backtracking").step(matches_for_ever, timeout=second / 2, retry=once)
+crowding = app.job("crowding").step(crowd, timeout=10 * second, retry=once)
 stubbornness = app.job("stubbornness").step(stubborn, timeout=second / 2, retry=once)
 
 

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -54,6 +55,24 @@ def wait_for_a_kill(cx: Context, folder: str) -> Done:
 
 devouring = app.job("devouring").step(devour, max_crashes=1)
 waiting = app.job("waiting").step(wait_for_a_kill, max_crashes=1)
+
+
+# Steps that kill whoever comes after them
+
+
+def leave_a_timer(cx: Context, number: int) -> Done:
+    threading.Timer(0.5, os._exit, [1]).start()
+    time.sleep(0.2)
+    return To.done()
+
+
+def take_a_second(cx: Context, number: int) -> Done:
+    time.sleep(1)
+    return To.done()
+
+
+leaving = app.job("leaving").step(leave_a_timer)
+patient = app.job("patient").step(take_a_second)
 
 
 # A container that runs out of memory as a whole

@@ -73,6 +73,8 @@ class NoKernelKills:
 class Weights:
     """Now and then a worker is too large."""
 
+    pause = 0.25
+
     def sample(self, pids: Any) -> dict[int, int]:
         loop: Any = asyncio.get_running_loop()
         return {pid: 2000 if loop.rng.random() < 0.02 else 1 for pid in pids}

@@ -47,6 +47,7 @@ class FakeWorker(WorkerProcess):
         self.tasks = {}
         self.revoked = set()
         self.kill_reason = None
+        self.kill_words = ""
         self.died_writing = False
         self.peak_rss = 0
         self.output: Any = NoOutput()
@@ -137,7 +138,10 @@ class FakeWorker(WorkerProcess):
         assert number == signal.SIGUSR1
         self._clock.happen(self._rng.expovariate(1000), self._mind.interrupted)
 
-    def kill(self) -> None:
+    def has_children(self) -> bool:
+        return bool(self._rng.random() < 0.5)
+
+    def kill(self, words: str = "") -> None:
         lease = min((task.step.policy.lease.total_seconds() for task in self.tasks.values()), default=0.0)
         slowest = max(0.01, lease * SLOWEST_DEATH)
         self.die(-signal.SIGKILL, self._rng.uniform(0, 0.01 if self._rng.random() < 0.95 else slowest))

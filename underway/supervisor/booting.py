@@ -52,7 +52,7 @@ class Boots:
         """A boot may take its time, but not for ever."""
         if worker in self._booting:
             log.error("worker did not boot within %.0f s", BOOT_SECONDS, extra={"about": {"worker": worker.slot}})
-            worker.kill()
+            worker.kill(f"killed: it did not boot within {BOOT_SECONDS:.0f} s")
 
     def say_why(self, worker: "WorkerProcess", failure: wire.BootFailed) -> None:
         self._booting[worker] = failure.payload.decode(errors="replace")
@@ -66,7 +66,8 @@ class Boots:
 
     def died(self, worker: "WorkerProcess") -> str:
         """What is known of why."""
-        return f"{worker.exit_text}\n{self._booting.pop(worker) or worker.output.evidence() or 'no output'}"
+        said = self._booting.pop(worker) or worker.output.evidence() or "no output"
+        return f"{worker.kill_words or worker.exit_text}\n{said}"
 
     def failed(self, slot: int, why: str) -> None:
         """Try again in 0.1, 0.2, 0.4, ... 30 s: for each slot by itself, so that one does not slow down the others,

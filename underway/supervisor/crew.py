@@ -104,6 +104,25 @@ class Crew:
             self._look_at(worker, now)
         self._relieve()
 
+    def unused(self, idle: WorkerProcess, lane: Lane) -> WorkerProcess | None:
+        """This worker, or if it has run anything the spare in its place; None while there is no such spare.
+
+        What a step has left in its worker, a timer or a broken heap, may end it under another. (Three such deaths, and
+        a run was quarantined that had done nothing.)
+        """
+        spare = self._fresh_spare()
+        if spare is None:
+            return idle if not idle.wear.tasks or self.trouble else None
+        if not idle.wear.tasks or lane not in spare.lanes:
+            return idle
+        # In its place, since whoever asks is on its way through the list. The other is there if this one dies.
+        self.active[self.active.index(idle)] = spare
+        self.spare = idle
+        spare.wear.begin()
+        self.lanes = _union(self.active)
+        self._fill()
+        return spare
+
     def keep_house(self) -> None:
         self._descendants.keep_keeper()
         self._descendants.collect_adopted()
@@ -125,7 +144,10 @@ class Crew:
         elif self.listener is not None:
             if isinstance(message, wire.Result):
                 worker.wear.tasks += 1
-                if worker.wear.tasks >= worker.wear.tasks_due:
+                task = worker.tasks.get(message.token)
+                if task is not None and task.stop_reason is not None:
+                    worker.wear.left = worker.has_children()
+                if worker.wear.left or worker.wear.tasks >= worker.wear.tasks_due:
                     self._look_at(worker, time.monotonic())
             self.listener.received(worker, message)
 
@@ -273,7 +295,8 @@ class Crew:
         worker.kill()
 
     def _fresh_spare(self) -> WorkerProcess | None:
-        return None if self.spare is None or self._is_old(self.spare) else self.spare
+        """The spare, if it is as good as new."""
+        return None if self.spare is None or self._is_old(self.spare) or self.spare.wear.tasks else self.spare
 
     def _is_old(self, worker: WorkerProcess) -> bool:
         return worker.generation < self._generation

@@ -32,12 +32,19 @@ class Descendants:
     def keep_keeper(self) -> None:
         if self._keeper.poll() is not None:
             log.error("the keeper is gone, starting another")
-            self._start_keeper()
+            self._let_go()
+            try:
+                self._start_keeper()
+            except OSError as error:  # a step may have used up what processes we may have; the next tick tries again
+                log.error("no keeper can be started: %s", error)
 
     def dismiss_keeper(self) -> None:
+        self._let_go()
+        self._keeper.wait()
+
+    def _let_go(self) -> None:
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
-        self._keeper.wait()
 
     def disown_strangers(self) -> None:
         """Leave alone what is here by now: what a shell has left to us, as in `sidecar & exec underway-supervisor ...`,
@@ -50,8 +57,11 @@ class Descendants:
 
         Only a dead worker's orphans come to us, since living workers are subreapers themselves.
         """
-        if orphans := keeper.children_of(os.getpid()) - self._ours() - self._strangers:
-            keeper.kill_below(None, orphans)
+        try:
+            if orphans := keeper.children_of(os.getpid()) - self._ours() - self._strangers:
+                keeper.kill_below(None, orphans)
+        except OSError as error:  # no descriptor is left to look with; the next death looks again
+            log.error("orphans of dead workers may have been overlooked: %s", error)
         self.collect_adopted()
 
     def collect_adopted(self) -> None:

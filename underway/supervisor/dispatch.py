@@ -81,8 +81,8 @@ class Dispatch:
         workers = self._crew.active
         for worker in workers:
             if not worker.tasks and worker.ready:
-                if self.suspects and _may_have(worker, self.suspects[0]):
-                    self._hand(worker, [self.suspects.popleft()])
+                if self.suspects and (alone := self._place_for(self.suspects[0], worker)):
+                    self._hand(alone, [self.suspects.popleft()])
                 elif self.ready:
                     self._hand(worker, self._next_for(worker, 1))
         share = len(self.ready) // max(len(workers), 1) + 1
@@ -95,6 +95,12 @@ class Dispatch:
             room = self._room(worker)
             if room > 0:
                 self._hand(worker, self._next_for(worker, self._fitting(worker, min(room, share))))
+
+    def _place_for(self, suspect: Task, idle: WorkerProcess) -> WorkerProcess | None:
+        """A worker that nobody else has touched, if the next crash is to be the run's last."""
+        if not _may_have(idle, suspect):
+            return None
+        return self._crew.unused(idle, suspect.lane) if suspect.decisive else idle
 
     def _reserved_for_suspect(self, workers: list[WorkerProcess]) -> WorkerProcess | None:
         """A worker that gets nothing more until it is idle: under a stream of short tasks none ever would be."""

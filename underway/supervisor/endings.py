@@ -64,8 +64,7 @@ class Endings:
             case wire.Log(token, level, logger, payload):
                 self._forward(worker, worker.tasks.get(token), level, logger, payload)
             case _:
-                log.error("a worker sent %s", type(message).__name__, extra={"about": {"worker": worker.slot}})
-                worker.kill()
+                raise wire.BrokenFrame(f"{type(message).__name__} of a worker")
 
     def settled(self) -> None:
         self._on_settled()
@@ -88,7 +87,7 @@ class Endings:
             else:
                 self._dispatch.add([task])
         if not tasks and worker.kill_reason is None and worker.manifest is not None and not self._dispatch.closed:
-            log.warning("an idle worker died: %s", worker.exit_text, extra={"about": {"worker": worker.slot}})
+            log.warning("an idle worker %s", worker.death, extra={"about": {"worker": worker.slot}})
 
     def _started(self, worker: WorkerProcess, token: int) -> None:
         if task := worker.tasks.get(token):
@@ -168,8 +167,9 @@ class Endings:
             self._dispatch.add(other for other in self._dispatch.take_back(worker) if other is not task)
 
     def _seen_of_death(self, worker: WorkerProcess, task: Task) -> Seen:
-        if worker.kill_reason is not None and worker.kill_reason[0] == task.token:
-            return Seen(worker.kill_reason[1])
+        if worker.kill_reason is not None:
+            # It may have begun another in the moment between our last look and its death.
+            return Seen(worker.kill_reason[1]) if worker.kill_reason[0] == task.token else Seen.KILLED_FOR_ANOTHER
         if worker.exit_code == -signal.SIGKILL and self._kernel_kills.explains_one():
             return Seen.OUT_OF_MEMORY
         return Seen.DIED
@@ -188,10 +188,8 @@ def _seen_of_error(task: Task, ending: str) -> Seen:
 
 def _evidence(worker: WorkerProcess, seen: Seen) -> str:
     """What is known of a worker that died with a task."""
-    text = f"the worker died: {worker.exit_text}"
-    if worker.kill_reason is not None:
-        text = f"the worker was {worker.kill_reason[1]}"
-    elif seen is Seen.OUT_OF_MEMORY:
+    text = f"the worker {worker.death}"
+    if seen is Seen.OUT_OF_MEMORY:
         text += ", killed by the kernel for memory"
     if worker.died_writing:
         text += ", in the middle of writing"

@@ -39,8 +39,8 @@ class Limits:
                 self._enforce_stop(worker, task, now)
         self._enforce_begin(running, now)
         if now >= self._sample_at:
-            self._sample_at = now + SAMPLE_SECONDS
             self._enforce_memory([worker for worker in running if _runs_longer_than_a_sample(worker, now)])
+            self._sample_at = now + self._memory.pause
 
     def due_at(self, workers: Iterable[WorkerProcess]) -> float:
         """When the first time limit of a running task is reached, its lease's included, on the monotonic clock."""
@@ -51,8 +51,7 @@ class Limits:
         """Self-fencing: counted on our own clock from the sending of the last renewal that was accepted."""
         if now < _lapse_of(task):
             return False
-        if worker.kill_task(task, Seen.KILLED_LEASE):
-            log.error("killed: its lease could not be renewed in time", extra={"about": about_task(worker, task)})
+        _kill(worker, task, Seen.KILLED_LEASE, "it could not be renewed in time")
         return True
 
     def _enforce_stop(self, worker: WorkerProcess, task: Task, now: float) -> None:
@@ -63,9 +62,12 @@ class Limits:
             interrupt(worker, task, "timeout", now)
             log.warning("interrupted after its timeout of %.1f s", task.step.policy.timeout.total_seconds(),
                         extra={"about": about_task(worker, task)})  # fmt: skip
-        elif worker.kill_task(task, _KILLED[task.stop_reason]):
-            log.error("killed: it did not end within %.1f s of its interrupt (%s)", CLEANUP_SECONDS, task.stop_reason,
-                      extra={"about": about_task(worker, task)})  # fmt: skip
+        else:
+            assert task.stop_sent_at is not None
+            assert task.started_at is not None
+            ran = task.stop_sent_at - task.started_at
+            why = f"it did not end within {CLEANUP_SECONDS:.1f} s of its interrupt, which came after {ran:,.1f} s"
+            _kill(worker, task, _KILLED[task.stop_reason], why)
 
     def _enforce_begin(self, workers: list[WorkerProcess], now: float) -> None:
         """Kill a worker that does not take up its next task: it was stopped while it was idle, or something that a step
@@ -93,9 +95,15 @@ class Limits:
                 continue
             task.peak_rss = max(task.peak_rss, rss)
             limit = task.step.policy.memory_limit
-            if limit is not None and rss > limit and worker.kill_task(task, Seen.KILLED_MEMORY):
-                log.error("killed: %s resident, its memory limit is %s", mebibytes(rss), mebibytes(limit),
-                          extra={"about": about_task(worker, task)})  # fmt: skip
+            if limit is not None and rss > limit:
+                why = f"{mebibytes(rss)} resident, more than its limit of {mebibytes(limit)}"
+                _kill(worker, task, Seen.KILLED_MEMORY, why)
+
+
+def _kill(worker: WorkerProcess, task: Task, seen: Seen, why: str) -> None:
+    """What the log says is what the attempt's error will say."""
+    if worker.kill_task(task, seen, why):
+        log.error("%s", worker.kill_words, extra={"about": about_task(worker, task)})
 
 
 def _limit_of(task: Task) -> float:
@@ -128,4 +136,4 @@ def about_task(worker: WorkerProcess, task: Task) -> dict[str, object]:
 
 
 def mebibytes(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**20:,.0f} MiB"

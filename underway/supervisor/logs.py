@@ -55,7 +55,9 @@ class JSONFormatter(logging.Formatter):
 
 
 def configure(*, json: bool, level: int) -> None:
-    """Log to stderr, also what this process dies of: a traceback written past the log might wait for a reader."""
+    """Log to stderr, also what this process dies of, and what Python itself would write there: past the log it might
+    wait for a reader.
+    """
     # Started without a stderr: else the first socket that we open would get its number, and our log.
     descriptor = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else sys.stderr.fileno()
     handler = LogWriter(descriptor)
@@ -63,8 +65,13 @@ def configure(*, json: bool, level: int) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    sys.excepthook = lambda *error: logging.getLogger("underway.supervisor").critical(
-        "the supervisor ends, by a fault of its own", exc_info=error
+    own = logging.getLogger("underway.supervisor")
+    sys.excepthook = lambda *error: own.critical("the supervisor ends, by a fault of its own", exc_info=error)
+    sys.unraisablehook = lambda unraisable: own.error(
+        "%s: %r",
+        unraisable.err_msg or "an error that nobody could be told of, in",
+        unraisable.object,
+        exc_info=unraisable.exc_value,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from underway.supervisor.memory import SAMPLE_SECONDS, Memory
+from underway.supervisor.memory import Memory
 
 if TYPE_CHECKING:
     from underway.supervisor.worker_process import WorkerProcess
@@ -38,10 +38,12 @@ class Wear:
         self._at_work_since = time.monotonic()
         self.tasks = 0  # that have ended
         self.rss = 0  # when last weighed, with all below the worker
+        self.left = False  # a step that was interrupted has left processes below it
 
     def begin(self) -> None:
         """It takes its place now; until then it was the spare, and did not age."""
-        self._at_work_since = time.monotonic()
+        if not self.tasks:
+            self._at_work_since = time.monotonic()
 
     @property
     def tasks_left(self) -> int:
@@ -50,6 +52,8 @@ class Wear:
 
     def reached(self, now: float) -> str:
         """The mark at which it is due to be replaced, in words; "" if it is at none."""
+        if self.left:
+            return "a step that was interrupted has left processes"
         if self.tasks >= self.tasks_due:
             return f"{self.tasks:,} tasks"
         age = now - self._at_work_since
@@ -65,7 +69,7 @@ class Wear:
         """It is at the full mark, and should not begin another task even if nobody can take its place yet."""
         too_many = self._marks.tasks is not None and self.tasks >= self._marks.tasks
         too_large = self._marks.memory is not None and self.rss >= self._marks.memory and self.tasks > 0
-        return too_many or too_large
+        return too_many or too_large or self.left
 
 
 class Scales:
@@ -78,7 +82,7 @@ class Scales:
 
     def weigh(self, workers: Iterable["WorkerProcess"], now: float) -> None:
         if self._needed and now >= self._weigh_at:
-            self._weigh_at = now + SAMPLE_SECONDS
             by_pid = {worker.pid: worker for worker in workers}
             for pid, rss in self._memory.sample(by_pid).items():
                 by_pid[pid].wear.rss = rss
+            self._weigh_at = now + self._memory.pause

@@ -47,6 +47,11 @@ class Task:
         return self.crashes > 0
 
     @property
+    def decisive(self) -> bool:
+        """Another crash quarantines its run."""
+        return self.suspect and self.crashes + 1 >= self.step.policy.max_crashes
+
+    @property
     def about(self) -> dict[str, object]:
         """What a log line about it names."""
         return {"run": self.run, "job": self.lane.job, "step": self.lane.step, "attempt": self.attempt}

@@ -30,6 +30,7 @@ class Seen(StrEnum):
     KILLED_TIMEOUT = "killed: timeout"
     KILLED_MEMORY = "killed: memory"
     KILLED_SHUTDOWN = "killed: shutdown"
+    KILLED_FOR_ANOTHER = "killed: for the task before"
     KILLED_LEASE = "killed: lease about to lapse"
     DIED = "died"
     OUT_OF_MEMORY = "out of memory"
@@ -63,6 +64,7 @@ VERDICTS: dict[Seen, Verdict] = {
     Seen.KILLED_TIMEOUT: Verdict("timed_out", Charge.ATTEMPT),
     Seen.KILLED_MEMORY: Verdict("out_of_memory", Charge.CRASH),
     Seen.KILLED_SHUTDOWN: Verdict("released", Charge.RELEASE),
+    Seen.KILLED_FOR_ANOTHER: Verdict("released", Charge.RELEASE),
     Seen.KILLED_LEASE: Verdict("released", Charge.RELEASE),
     Seen.DIED: Verdict("crashed", Charge.CRASH),
     Seen.OUT_OF_MEMORY: Verdict("out_of_memory", Charge.CRASH),

@@ -8,14 +8,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from logging import getLogger
 from typing import Protocol
 
 from underway import wire
 from underway.manifest import Lane, Manifest, Step
-from underway.supervisor.keeper import MARK, kill_below
+from underway.supervisor.keeper import MARK, children_listed, kill_below
 from underway.supervisor.logs import WorkerOutput
 from underway.supervisor.recycling import Wear
 from underway.supervisor.task import Task
+
+log = getLogger("underway.supervisor")
 
 # Read into, again and again: a buffer of its own for each read would be mapped and unmapped each time.
 _inbox = memoryview(bytearray(64 * 1024))
@@ -31,6 +35,8 @@ _PAUSE_SECONDS = 0.001
 _WORDS = frozenset((wire.Log, wire.Progress))
 _ROUND_SECONDS = 0.25
 _MOST_SILENCE_SECONDS = 2.0
+# Between the end of what it says and its own, if it ends by itself.
+_ENDING_SECONDS = 0.05
 # Blanks in a worker's command line, which it overwrites with what it does: `ps` shows that (worker/title.py).
 _ROOM_FOR_TITLE = 160
 
@@ -72,7 +78,8 @@ class WorkerProcess:
         self.lanes: dict[Lane, Step] = {}
         self.tasks: dict[int, Task] = {}  # in the order handed out; the first is the one that runs
         self.revoked: set[int] = set()
-        self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and why
+        self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and what was seen of it
+        self.kill_words = ""  # what people are told of why we killed it
         self.died_writing = False
         self.peak_rss = 0  # known at its death
         self._overseer = overseer
@@ -84,6 +91,7 @@ class WorkerProcess:
         self._hung_up = False  # it has closed its end, or what it sent is no message
         self._clogged = False  # the worker has not taken all we have sent
         self._socket, theirs = socket.socketpair()
+        self._their_number = theirs.fileno()  # in the worker too
         self._socket.setblocking(False)
         self._pipe, their_output = os.pipe()
         os.set_blocking(self._pipe, False)
@@ -103,6 +111,7 @@ class WorkerProcess:
                 cwd=folder,
                 env={**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1"},
             )
+            self._pidfd = _watchable(self._process)
         except OSError:
             self._socket.close()
             os.close(self._pipe)
@@ -111,7 +120,6 @@ class WorkerProcess:
             theirs.close()
             os.close(their_output)
         self.output = WorkerOutput(self._pipe, self)
-        self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._on_death)
         self._loop.add_reader(self._socket, self._on_readable)
         self._loop.add_reader(self._pipe, self._on_output)
@@ -147,6 +155,11 @@ class WorkerProcess:
         return 1 if self.due else self.wear.tasks_left
 
     @property
+    def death(self) -> str:
+        """In words, behind "the worker": why we killed it, or how it ended by itself."""
+        return f"was {self.kill_words}" if self.kill_words else f"died: {self.exit_text}"
+
+    @property
     def exit_text(self) -> str:
         code = self.exit_code
         if code is None:
@@ -156,6 +169,10 @@ class WorkerProcess:
         with contextlib.suppress(ValueError):
             return f"signal {signal.Signals(-code).name}"
         return f"signal {-code}"
+
+    def has_children(self) -> bool:
+        """Orphans of its children are its children, too."""
+        return bool(children_listed(self.pid))
 
     # Talking
 
@@ -226,18 +243,20 @@ class WorkerProcess:
         if not size:
             self._hang_up()
             self.died_writing = self._reader.incomplete
-            # Alive with its end closed: the user's code has closed our socket. It can tell us nothing any more.
-            if self.alive and not self._exited_soon():
-                self.kill()
+            if self.alive:  # as it is still when it has just ended
+                self._loop.call_later(_ENDING_SECONDS, self._end_mute)
             return 0
         self.output.behind = True
         try:
             for message in self._reader.feed(_inbox[:size]):
                 self._said_words |= type(message) in _WORDS
                 self._overseer.received(self, message)
-        except wire.BrokenFrame:
+        except wire.BrokenFrame as error:
             self._hang_up()
-            self.kill()
+            self.kill(
+                f"killed: what came from it is no message ({error}); "
+                f"code in a step must not write to descriptor {self._their_number}"
+            )
             return 0
         return size
 
@@ -251,11 +270,10 @@ class WorkerProcess:
         while left > 0 and (read := self._receive()):
             left -= read
 
-    def _exited_soon(self) -> bool:
-        try:
-            return os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except OSError:
-            return True
+    def _end_mute(self) -> None:
+        """Still alive with its end closed: the user's code has closed our socket. It can tell us nothing any more."""
+        if self.alive:
+            self.kill(f"killed: it had closed its socket to the supervisor, descriptor {self._their_number}")
 
     # Dying
 
@@ -263,18 +281,25 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
 
-    def kill_task(self, task: Task, reason: str) -> bool:
+    def kill_task(self, task: Task, seen: str, why: str = "") -> bool:
         """Kill the worker because of this task, unless its result has come in the meantime."""
         self.drain()
         if task.token not in self.tasks:
             return False
-        self.kill_reason = (task.token, reason)
-        self.kill()
+        self.kill_reason = (task.token, seen)
+        self.kill(f"{seen}: {why}" if why else seen)
         return True
 
-    def kill(self) -> None:
+    def kill(self, words: str = "") -> None:
         """SIGKILL the worker and everything below it; its death is reported later, like any other."""
-        kill_below(self.mark, [self.pid])
+        self.kill_words = self.kill_words or words
+        self._kill_below([self.pid])
+
+    def _kill_below(self, roots: Iterable[int] = ()) -> None:
+        try:
+            kill_below(self.mark, roots)
+        except OSError as error:  # with every descriptor in use, only what we know by its number is killed
+            log.error("what a worker has started may survive it: %s", error, extra={"about": {"worker": self.slot}})
 
     def _on_death(self) -> None:
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
@@ -291,6 +316,16 @@ class WorkerProcess:
         self._loop.remove_writer(self._socket)
         self._socket.close()
         os.close(self._pidfd)
-        kill_below(self.mark)
+        self._kill_below()
         self._overseer.died(self)
         self._overseer.settled()
+
+
+def _watchable(process: "subprocess.Popen[bytes]") -> int:
+    """A descriptor that tells of its death. Without one it does not stay: nobody would ever hear of its end."""
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise

@@ -17,6 +17,7 @@ from underway.worker.execute import Executor
 from underway.worker.guard import Guard, end_everything
 from underway.worker.shorten import shorten
 from underway.worker.title import Title
+from underway.worker.victim import stand_in_front
 
 _DID_NOT_BOOT = 3
 _LONGEST_TRACEBACK = 32 * 1024
@@ -26,6 +27,7 @@ _LONGEST_NAME = 200
 
 def main() -> None:
     app_name, descriptor, supervisor, slot = sys.argv[1:]
+    stand_in_front()
     wire_end = socket.socket(fileno=int(descriptor))
     wire_end.set_inheritable(False)  # passed to us by exec; what the user's code starts must not have it
     conversation = Conversation(wire_end)
