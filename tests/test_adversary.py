@@ -1,18 +1,13 @@
 """Steps that are out to do harm: none does it to anybody but its own run, and the supervisor goes on."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 from apps import adversary
-from harness import APPS, Supervisor, eventually, outcomes, states
+from harness import Supervisor, eventually, outcomes, states
 
 from underway import Underway
 
@@ -73,32 +68,6 @@ def test_a_worker_that_was_stopped_while_idle_keeps_no_task(
     eventually(lambda: states(connection) == {"succeeded": 10}, within=45)
     assert outcomes(connection) == {"succeeded": 10}
     assert "it has not begun its next task within 10 s" in supervisor.log
-
-
-def test_a_log_that_nobody_reads_holds_nobody_up(
-    bind: Callable[[Underway], Underway], connection: Connection, database: str
-) -> None:
-    bind(adversary.app)
-    reader, writer = os.pipe()
-    loud = adversary.louds.enqueue(2_000)
-    supervisor = subprocess.Popen(
-        [sys.executable, "-m", "underway.cli.supervisor", f"{APPS / 'adversary'}.py:app"],
-        stderr=writer,
-        start_new_session=True,
-        env={**os.environ, "UNDERWAY_DATABASE_URL": database},
-    )
-    os.close(writer)
-    try:
-        eventually(lambda: loud.status() == "succeeded")
-        supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(10) == 0
-    finally:
-        os.close(reader)
-        if supervisor.poll() is None:
-            below = psutil.Process(supervisor.pid).children(recursive=True)
-            for process in [psutil.Process(supervisor.pid), *below]:
-                process.kill()
-            supervisor.wait()
 
 
 def test_an_app_that_does_not_import_is_not_waited_for_by_its_threads(

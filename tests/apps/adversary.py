@@ -45,16 +45,9 @@ def innocent(cx: Context, number: int) -> Done[int]:
     return To.done(number)
 
 
-def loud(cx: Context, lines: int) -> Done[int]:
-    for _ in range(lines):
-        print("x" * 200)
-    return To.done(lines)
-
-
 quick = RetryPolicy(max_attempts=3, initial_interval=timedelta(milliseconds=20))
 adversary = app.job("adversary").step(misbehave, retry=quick, timeout=timedelta(seconds=20)).step(follow)
 innocents = app.job("innocents").step(innocent, timeout=timedelta(seconds=20))
-louds = app.job("louds").step(loud)
 
 
 # Frames that look like ours

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from underway import wire
 from underway.manifest import Lane, Manifest, Step
+from underway.supervisor.attention import Attention
 from underway.supervisor.keeper import MARK, children_listed, kill_below
 from underway.supervisor.logs import WorkerOutput
 from underway.supervisor.recycling import Wear
@@ -25,16 +26,6 @@ log = getLogger("underway.supervisor")
 _inbox = memoryview(bytearray(64 * 1024))
 # More than a socket holds: what was written before a drain began is found within so many bytes.
 _MOST_BUFFERED = 512 * 1024
-# A worker that has been handed so much is not read again for so long. Woken at each result of a no-op, the supervisor
-# took the CPU from the very worker that it listened to.
-_PLENTY = 8
-_PAUSE_SECONDS = 0.001
-# Words are work for whoever reads them: 64 workers that flooded at once kept the supervisor's loop in one round for
-# seconds, and leases lapsed. If all talked as much as this worker did just now, a round may take so long; after more it
-# is not read for twice the time that such a round would take, which leaves the supervisor half of its own.
-_WORDS = frozenset((wire.Log, wire.Progress))
-_ROUND_SECONDS = 0.25
-_MOST_SILENCE_SECONDS = 2.0
 # Between the end of what it says and its own, if it ends by itself.
 _ENDING_SECONDS = 0.05
 # Blanks in a worker's command line, which it overwrites with what it does: `ps` shows that (worker/title.py).
@@ -86,8 +77,7 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
         self._unsent = bytearray()
-        self._crew_size = crew_size
-        self._said_words = False  # in what was read just now
+        self._attention = Attention(crew_size)
         self._hung_up = False  # it has closed its end, or what it sent is no message
         self._clogged = False  # the worker has not taken all we have sent
         self._socket, theirs = socket.socketpair()
@@ -197,31 +187,24 @@ class WorkerProcess:
         return not self._unsent
 
     def _on_readable(self) -> None:
-        began = time.monotonic()
+        self._attention.begin()
         self._receive()
-        self._overseer.settled()
-        self._pause(began)
+        self._listened()
 
     def _on_output(self) -> None:
         """First hear of which task it is, if that is news."""
-        began = time.monotonic()
+        self._attention.begin()
         self._receive()
-        self._said_words |= self.output.read()
-        self._overseer.settled()
-        self._pause(began)
+        if self.output.read():
+            self._attention.saw_output()
+        self._listened()
 
-    def _pause(self, began: float) -> None:
-        """Do not read it for a while, if it says more than its share or has plenty to do."""
-        seconds = _PAUSE_SECONDS if len(self.tasks) >= _PLENTY else 0.0
-        if self._said_words:
-            self._said_words = False
-            round_ = (time.monotonic() - began) * self._crew_size
-            if round_ > _ROUND_SECONDS:
-                seconds = min(2 * round_, _MOST_SILENCE_SECONDS)
-        if seconds:
+    def _listened(self) -> None:
+        self._overseer.settled()
+        if pause := self._attention.pause(len(self.tasks)):
             self._loop.remove_reader(self._socket)
             self._loop.remove_reader(self._pipe)
-            self._loop.call_later(seconds, self._hear_again)
+            self._loop.call_later(pause, self._hear_again)
 
     def _hear_again(self) -> None:
         if self._socket.fileno() >= 0:
@@ -249,7 +232,7 @@ class WorkerProcess:
         self.output.behind = True
         try:
             for message in self._reader.feed(_inbox[:size]):
-                self._said_words |= type(message) in _WORDS
+                self._attention.heard(message)
                 self._overseer.received(self, message)
         except wire.BrokenFrame as error:
             self._hang_up()
