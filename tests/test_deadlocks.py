@@ -81,6 +81,7 @@ SUPERVISORS = [
     Statement("retry a step", by_supervisor(lambda side: side.store.continue_(retried(side), []))),
     Statement("release", by_supervisor(lambda side: side.store.continue_(released(side), []))),
     Statement("release what is unknown", by_supervisor(lambda side: side.store.release_unknown([]))),
+    Statement("rehearse a renewal", by_supervisor(lambda side: side.store.rehearse_renewal())),
     Statement("reap", by_supervisor(lambda side: side.store.reap(100))),
     Statement("promote", by_supervisor(lambda side: side.store.promote(100))),
     Statement("line up", by_supervisor(lambda side: side.store.line_up(100))),

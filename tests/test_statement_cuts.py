@@ -14,7 +14,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 from committing import NEXT, Committing, Interrupted, attempts_of, play
-from db import AGES_AGO, LANE, Connection, insert, insert_held, row_of, spawn, value
+from db import AGES_AGO, LANE, Connection, ago, go_on, insert, insert_held, open_store, row_of, spawn, value
+from psycopg import sql
 from psycopg.abc import PQGen
 from test_service import LANES, Serving, is_free, now, serve
 
@@ -90,6 +91,7 @@ CASES = [
     Case("release_unknown", (("continue_runs", "after"),)),
     Case("owned_runs", (("finish_runs", "after"),)),
     Case("recorded_attempts", (("finish_runs", "after"),)),
+    Case("rehearse_renewal"),
     Case("reap_runs"),
     Case("terminate_transactions"),
     Case("seconds_until_due"),
@@ -213,6 +215,52 @@ def test_after_an_outage_others_have_a_lease_to_come_back_before_they_are_reaped
         assert 0.9 < time.monotonic() - back < 5
 
     assert serve(database, script)
+
+
+def test_after_a_lock_on_the_table_others_have_a_lease_to_release_what_they_could_not_renew(
+    database: str, connection: Connection
+) -> None:
+    """The connections stay, and the reaper stands in the queue before those who have something to write."""
+    lease, other = 0.3, uuid4()
+
+    async def script(serving: Serving) -> None:
+        serve_under(Policy(lease=timedelta(seconds=lease)), serving)
+        until = sql.SQL(f"clock_timestamp() + interval '{lease} s'")
+        with psycopg.connect(database) as stranger:
+            run, token = insert_held(connection, by=other, lease_until=until)
+            stranger.execute("lock table underway.run in access exclusive mode")
+            await asyncio.sleep(2.5 * lease)
+            stranger.rollback()
+        await asyncio.sleep(lease / 3)
+        async with open_store(database, other) as store:
+            release = go_on(run, token, step=LANE.step, payload=None, attempt=Attempt("released", started=ago(1.0)))
+            assert await store.continue_([release], [])
+        (task,) = await serving.all_running(1)
+        serving.succeed(task, goes_on=False)
+
+    assert serve(database, script)
+    assert [outcome for (outcome,) in connection.execute("select outcome from underway.attempt order by token")] == [
+        "released",
+        "succeeded",
+    ]
+
+
+def test_no_statement_waits_longer_than_a_second_for_a_lock_on_a_table(database: str) -> None:
+    """The others on its connection have their turn, and whoever waited knows that nobody could do anything."""
+
+    async def ask() -> None:
+        async with open_store(database) as store:
+            await store.reap(1)
+            with psycopg.connect(database) as stranger:
+                stranger.execute("lock table underway.run in share mode")
+                began = time.monotonic()
+                with pytest.raises(DatabaseAway, match="lock timeout"):
+                    await store.rehearse_renewal()
+                assert time.monotonic() - began < 5
+            assert store._work.opened == 1
+            await store.rehearse_renewal()
+
+    asyncio.run(ask())
 
 
 @asynccontextmanager

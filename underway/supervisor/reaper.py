@@ -1,11 +1,10 @@
 """Takes back runs whose lease has expired: their supervisor is gone, cut off, or stopped."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from logging import getLogger
-
-import psycopg
 
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
@@ -20,6 +19,8 @@ _WHY = {
     "cancelled": "cancelled: its lease expired, its supervisor is gone",
 }
 _LONGEST_PERIOD = 5.0
+# Renewed four times in its life, a lease has so much left when an outage begins: a shorter one harms nobody.
+_LEFT_OF_LEASE = 3 / 4
 # A look passes over all that were in progress since the last vacuum, a million beside an old snapshot, and commits
 # wait for it: it may take this share of the time.
 _SHARE = 0.05
@@ -43,36 +44,49 @@ class Reaper:
         self._shortest_lease = shortest_lease
         self._on_reaped = on_reaped
         self._opened = work.opened
+        self._well_at = 0.0
         self._not_before = 0.0
 
     async def run(self) -> None:
+        self._well_at = time.monotonic()
         while True:
-            took = 0.0
             try:
-                took = await self._reap()
+                could_renew_at = await self._rehearse()
+                if time.monotonic() >= self._not_before:
+                    await self._reap(could_renew_at)
             except DatabaseAway as error:
                 log.warning("reaping interrupted: %s", error)
-                # Perhaps by a lock on the table, which keeps the connections and lets no lease be renewed.
-                self._not_before = time.monotonic() + self._shortest_lease()
-            except psycopg.Error as error:  # one row, written by hand, must not end every supervisor there is
-                log.error("no run can be taken back, one that should be holds what cannot be: %s", error)
-            await asyncio.sleep(max(min(self._shortest_lease() / 4, _LONGEST_PERIOD), took / _SHARE))
+                self._well_at = -math.inf
+            await asyncio.sleep(min(self._shortest_lease() / 4, _LONGEST_PERIOD))
 
-    async def _reap(self) -> float:
-        """How long the look took: without the wait for a database that is away, or the next would come hours later."""
-        await self._work.ready()  # or the look would be sent the moment it is back
-        if self._work.opened != self._opened:
-            # The database was away: others could not renew either. Leave them one lease to come back.
-            self._opened = self._work.opened
-            self._not_before = time.monotonic() + self._shortest_lease()
-        began = time.monotonic()
-        if began < self._not_before:
-            return 0.0
-        while reaped := await self._store.reap(_LIMIT):
+    async def _rehearse(self) -> float:
+        """Do what others have to do for their leases. After a time without it leave them one lease to come back.
+
+        At each turn, or an outage that begins and ends between two looks would not be noticed. By a statement of its
+        own: a lock on the table (an ALTER TABLE, a VACUUM FULL) keeps the connections, and in the end lets the reaper
+        in before those who could not renew. (Four runs that were about to be released were charged with a crash.)
+        """
+        could_renew_at = await self._store.rehearse_renewal()
+        now, lease = time.monotonic(), self._shortest_lease()
+        if self._work.opened != self._opened or now - self._well_at > _LEFT_OF_LEASE * lease:
+            self._not_before = max(self._not_before, now + lease)
+        self._opened, self._well_at = self._work.opened, now
+        return could_renew_at
+
+    async def _reap(self, expired_by: float) -> None:
+        """No more than what had expired while all was well: another outage may come before this is let in."""
+        took = 0.0
+        while True:
+            reaped = await self._store.reap(_LIMIT, expired_by)
+            took += time.monotonic() - self._work.sent_at  # not the wait for a connection, or for commits on it
+            self._taken_back(reaped)
+            if len(reaped) < _LIMIT:
+                break
+        self._not_before = time.monotonic() + took / _SHARE
+
+    def _taken_back(self, reaped: list[tuple[str, int, str | None]]) -> None:
+        if reaped:
             for run, _token, final in reaped:
                 log.warning("run taken back, %s", _WHY[final], extra={"about": {"run": run}})
             self._backends.terminate(token for _run, token, _final in reaped)
             self._on_reaped()
-            if len(reaped) < _LIMIT:
-                break
-        return time.monotonic() - began

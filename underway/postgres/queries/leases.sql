@@ -12,17 +12,29 @@ where r.id = any(array(
     and r.state = 'in_progress' and not r.cancel_requested
 returning r.id::text;
 
+-- rehearse_renewal: write as a renewal does, but to no run, and say when: it fails when nobody can renew
+with renewed as (
+    update underway.run set lease_until = lease_until where false
+),
+seen as (
+    update underway.supervisor
+    set seen_at = clock_timestamp()
+    where id = any(array(select id from underway.supervisor where id = %(owner)s for no key update skip locked))
+)
+select date_part('epoch', statement_timestamp());
+
 -- reap_runs: take back runs whose lease has expired; the crash that comes with it may be their last
 --
 -- But never the first: a supervisor that is killed loses hundreds of runs at once, most of which it had not begun. That
 -- makes them suspects, who are held one at a time, so that only the culprit is lost again.
 -- One that somebody has cancelled is closed: whoever had to stop it is gone.
+-- What has expired since an instant that is given is left for the next look.
 with lapsed as materialized (
     select id, token, owner, crashes + 1 as crashes,
         case when cancel_requested then 'cancelled' when crashes > 0 and crashes + 1 >= max_crashes then 'failed'
             end as final
     from underway.run
-    where state = 'in_progress' and lease_until < now()
+    where state = 'in_progress' and lease_until < coalesce(to_timestamp(%(expired_by)s::float8), now())
     order by id
     limit %(limit)s
     for update skip locked
