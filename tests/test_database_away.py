@@ -121,16 +121,16 @@ def test_nobody_is_charged_for_a_lock_on_the_table_longer_than_a_lease(
 ) -> None:
     """An ALTER TABLE, a VACUUM FULL: the connections stay, and no lease can be renewed."""
     bind(conforming.app)
-    runs = [conforming.lasting.enqueue(name) for name in ("a", "b", "c", "d")]
+    runs = [conforming.patient.enqueue(name) for name in ("a", "b", "c", "d")]
     supervisors = [start_supervisor("conforming", "--procs", "2", env={"FOLDER": str(stage)}) for _ in range(2)]
     eventually(lambda: len(list(stage.iterdir())) == len(runs))
     with psycopg.connect(database) as stranger:
         stranger.execute("lock table underway.run in access exclusive mode")
-        time.sleep(5)  # leases long
+        time.sleep(34)  # almost three leases: reapers and commits stand in line in turn
     for name in ("a", "b", "c", "d"):
         (stage / name).touch()
     for run in runs:
-        eventually(lambda run=run: run.status() is Status.WAITING, what=f"{run.attempts()}")  # type: ignore[misc]
+        eventually(lambda run=run: run.status() is Status.WAITING, within=60, what=f"{run.attempts()}")  # type: ignore[misc]
     with psycopg.connect(database) as connection:
         ended = outcomes(connection)
         assert ended == {"released": ended["released"], "succeeded": len(runs)}

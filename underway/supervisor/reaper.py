@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from logging import getLogger
 
+import psycopg
+
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
 from underway.supervisor.backends import Backends
@@ -46,6 +48,7 @@ class Reaper:
         self._opened = work.opened
         self._well_at = 0.0
         self._not_before = 0.0
+        self._said = ""
 
     async def run(self) -> None:
         self._well_at = time.monotonic()
@@ -53,7 +56,7 @@ class Reaper:
             try:
                 could_renew_at = await self._rehearse()
                 if time.monotonic() >= self._not_before:
-                    await self._reap(could_renew_at)
+                    await self._look(could_renew_at)
             except DatabaseAway as error:
                 log.warning("reaping interrupted: %s", error)
                 self._well_at = -math.inf
@@ -73,8 +76,14 @@ class Reaper:
         self._opened, self._well_at = self._work.opened, now
         return could_renew_at
 
+    async def _look(self, expired_by: float) -> None:
+        """Take back no more than what had expired while all was well: an outage may come before this is let in."""
+        try:
+            await self._reap(expired_by)
+        except psycopg.Error as error:
+            await self._one_by_one(expired_by, error)
+
     async def _reap(self, expired_by: float) -> None:
-        """No more than what had expired while all was well: another outage may come before this is let in."""
         took = 0.0
         while True:
             reaped = await self._store.reap(_LIMIT, expired_by)
@@ -83,6 +92,21 @@ class Reaper:
             if len(reaped) < _LIMIT:
                 break
         self._not_before = time.monotonic() + took / _SHARE
+
+    async def _one_by_one(self, expired_by: float, error: psycopg.Error) -> None:
+        """Somebody's hand has written what cannot be filed. Whatever that is, it keeps no other run waiting."""
+        if str(error) != self._said:  # and not at each turn
+            self._said = str(error)
+            log.error("a run whose lease has expired can be neither taken back nor closed: %s", error)
+        passed_over, reaped = 0, True
+        while reaped and passed_over < _LIMIT:
+            try:
+                taken_back = await self._store.reap(1, expired_by, passing_over=passed_over)
+            except psycopg.Error:
+                passed_over += 1
+            else:
+                self._taken_back(taken_back)
+                reaped = bool(taken_back)
 
     def _taken_back(self, reaped: list[tuple[str, int, str | None]]) -> None:
         if reaped:
