@@ -290,6 +290,46 @@ def test_no_statement_waits_longer_than_a_second_for_a_lock_on_a_table(database:
     asyncio.run(ask())
 
 
+def test_what_a_standby_that_was_behind_has_in_our_name_is_given_back(database: str, connection: Connection) -> None:
+    """Free of charge, but not before the worker is dead that has it under a token of which the standby knows nothing."""
+    run = insert(connection)
+
+    async def script(serving: Serving) -> None:
+        serve_under(Policy(lease=timedelta(seconds=0.1)), serving)
+        (task,) = await serving.all_running(1)
+        connection.execute("update underway.run set token = token - 1, lease_until = now() + interval '1 hour'")
+        while task.token in serving.service._held:
+            await asyncio.sleep(0.005)
+        await serving.service._claims._release_unknown()
+        assert now(connection, run)["state"] == "in_progress"
+        (worker,) = serving.silent.active
+        serving.service._endings.died(worker)  # type: ignore[arg-type]
+        (again,) = await serving.all_running(1)
+        row = now(connection, run)
+        assert (row["crashes"], row["attempts"], row["releases"]) == (0, 0, 1)
+        serving.succeed(again, goes_on=False)
+
+    assert serve(database, script)
+    assert attempts_of(connection, run) == [("succeeded", 1)]
+
+
+def test_what_is_ours_without_our_knowing_is_looked_for_on_each_new_connection(
+    database: str, connection: Connection
+) -> None:
+    """A standby that was behind knows of runs that we have ended since."""
+
+    async def script(serving: Serving) -> None:
+        while not value(connection, "select count(*) from underway.supervisor where idle"):
+            await asyncio.sleep(0.005)
+        run, _ = insert_held(connection, by=serving.owner)
+        kill(connection, (await serving.leases.open()).info.backend_pid)
+        (task,) = await serving.all_running(1)
+        assert (task.run, task.crashes, now(connection, run)["releases"]) == (run, 0, 1)
+        serving.succeed(task, goes_on=False)
+
+    assert serve(database, script)
+
+
 @asynccontextmanager
 async def away(session: Interrupted) -> AsyncIterator[None]:
     """Its server is gone, for this session alone."""
