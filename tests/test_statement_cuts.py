@@ -291,7 +291,7 @@ def test_no_statement_waits_longer_than_a_second_for_a_lock_on_a_table(database:
 
 
 def test_what_a_standby_that_was_behind_has_in_our_name_is_given_back(database: str, connection: Connection) -> None:
-    """Free of charge, but not before the worker is dead that has it under a token of which the standby knows nothing."""
+    """Free of charge, but not before the worker is dead that has it under a token which the standby never saw."""
     run = insert(connection)
 
     async def script(serving: Serving) -> None:
