@@ -9,6 +9,7 @@ from uuid import uuid4
 from db import LANE, LANES, STEP, Connection, ago, held_task
 from psycopg.rows import TupleRow
 
+from underway import wire
 from underway.manifest import Lane, Step
 from underway.postgres.endings import Attempt, Next, succeed
 from underway.postgres.session import Session
@@ -112,7 +113,7 @@ class Committing:
         payload: bytes = b'"good"',
         *,
         ending: str = "done",
-        spawned: list[dict[str, Any]] | None = None,
+        spawned: list[wire.Spawn] | None = None,
         following: Next = NEXT,
     ) -> Task:
         """The end of a successful attempt, as the supervisor passes it on."""

@@ -134,9 +134,9 @@ def held_task(claimed: Claimed) -> Task:
     return from_claim(claimed, STEP, 0.0)
 
 
-def spawn(parent: str, payload: str = "null", **more: Any) -> dict[str, Any]:
-    """A child as a worker's result names it."""
-    child: dict[str, Any] = {"parent": parent, "id": str(new_id()), "job": "child", "step": "first"}
+def spawn(payload: str = "null", **more: Any) -> Any:
+    """A child as a worker names it; with `parent`, the token of its attempt, as a commit does."""
+    child: dict[str, Any] = {"id": str(new_id()), "job": "child", "step": "first"}
     return {**child, "queue": "default", "priority": 0, "keep": 60.0, "delay": 0.0, "input": payload, **more}
 
 

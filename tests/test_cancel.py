@@ -194,7 +194,7 @@ def test_who_cancels_many_in_any_order_does_not_deadlock(any_database: str) -> N
 def _late(ending: str) -> Callable[[Committing, str], Task]:
     def submit(committing: Committing, run: str) -> Task:
         if ending in ("done", "next"):
-            return committing.submit(run, ending=ending, spawned=[spawn(run)])
+            return committing.submit(run, ending=ending, spawned=[spawn()])
         return committing.fail(run, Seen(ending))
 
     return submit

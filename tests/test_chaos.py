@@ -33,6 +33,7 @@ from underway.supervisor.shutdown import ExitCode
 
 SOAK_SECONDS = 40.0
 WARM_UP_SECONDS = 20.0
+_TOGETHER = 20  # samples
 
 SUPERVISORS = 2
 ENQUEUERS = 2
@@ -127,8 +128,8 @@ def test_soak(tmp_path: Path, say: Say, count: Count) -> None:
             finished = connection.execute("select count(*) from underway.finished_run").fetchone()
         fleet.stop()
         assert finished is not None
-    before = [sample for sample in samples if WARM_UP_SECONDS * 0.75 < sample[0] < WARM_UP_SECONDS]
-    after = [sample for sample in samples if sample[0] > SOAK_SECONDS - 5]
+    before = [sample for sample in samples if sample[0] < WARM_UP_SECONDS][-_TOGETHER:]
+    after = samples[-_TOGETHER:]
     growth, crew_growth = (
         (max(sample[which] for sample in after) - max(sample[which] for sample in before)) / 2**20 for which in (1, 4)
     )

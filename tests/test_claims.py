@@ -213,6 +213,26 @@ def test_the_promoter_knows_how_long_to_sleep(database: str, connection: Connect
     assert 3000 < seconds <= 3600
 
 
+def test_a_look_that_does_not_begin_at_the_head_finds_what_comes_due_from_now_on(
+    any_database: str, any_connection: Connection
+) -> None:
+    async def looks(store: Store) -> None:
+        assert await store.seconds_until_due() is None
+        insert(any_connection, state="waiting", due=AGES_AGO)  # by somebody who committed late
+        insert(any_connection, state="waiting", due=ago(0))
+        assert await store.promote(10, from_head=False) == 1
+        assert await store.promote(10, from_head=False) == 0
+        insert(any_connection, state="waiting", due=IN_AN_HOUR)
+        seconds = await store.seconds_until_due(from_head=False)
+        assert seconds is not None
+        assert seconds > 3000
+        insert(any_connection, state="waiting", due=ago(0))  # sooner than all that was known of
+        assert await store.promote(10, from_head=False) == 1
+        assert await store.promote(10) == 1
+
+    with_store(any_database, looks)
+
+
 # Tokens, and many claimers
 
 

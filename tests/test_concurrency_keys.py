@@ -334,8 +334,8 @@ def test_a_transaction_that_sees_old_slots_gives_none_away(
 def test_children_with_a_key_stand_in_line_too(play: Play) -> None:
     async def scene(store: Store, connection: Connection) -> None:
         parent, token = insert_held(connection, US)
-        children = [spawn(parent, concurrency_key="key", key_limit=1, job="job", step="step") for _ in range(2)]
-        late = spawn(parent, concurrency_key="late", key_limit=1, delay=3600.0)
+        children = [spawn(parent=token, concurrency_key="key", key_limit=1, job="job", step="step") for _ in range(2)]
+        late = spawn(parent=token, concurrency_key="late", key_limit=1, delay=3600.0)
         await store.finish([finish(parent, token)], [*children, late])
         assert state(connection, children[0]["id"]) == "waiting"
         await store.line_up(100)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from apps import conforming
+from apps import basic, conforming
 from books import Books, open_books, serving
 from chaos_report import Count, Say
+from db import Connection
 from harness import Supervisor, eventually, outcomes
 from lengths import MINUTE, SEED, stretched
 from pgbouncer import pgbouncer
+from psycopg.conninfo import make_conninfo
 
 from underway import Status, Underway
 from underway.testing.servers import temporary_cluster
@@ -157,3 +159,31 @@ def test_the_connections_of_pgbouncer_are_killed(
         with serving(start_supervisor, url, count):
             count(pgbouncer_cuts=disturb(books, say, kill, pauses_between(rng, 0.1, 1.5)))
         books.audit(count)
+
+
+@pytest.mark.chaos
+def test_what_the_server_refuses_for_a_while_is_asked_for_ever_less_often_and_lost_to_nobody(
+    bind: Callable[[Underway], Underway], connection: Connection, database: str, start_supervisor: Start
+) -> None:
+    """For a grant that is gone, or a disk that is full: the connection is good, and other statements are executed."""
+    bind(basic.app)
+    role = "refused_for_a_while"
+    connection.execute(f"create role {role} login")
+    try:
+        connection.execute(f"grant all on schema underway to {role}")
+        connection.execute(f"grant all on all tables in schema underway to {role}")
+        connection.execute(f"grant all on all sequences in schema underway to {role}")
+        supervisor = start_supervisor("basic", "--database", make_conninfo(database, user=role))
+        supervisor.until("serving")
+        connection.execute(f"revoke insert on underway.attempt from {role}")
+        runs = basic.numbers.enqueue_many(range(200))
+        supervisor.until("permission denied for table attempt")
+        time.sleep(8)
+        assert supervisor.log.count("permission denied") < 20
+        connection.execute(f"grant insert on underway.attempt to {role}")
+        assert sum(run.result(20) for run in runs) == 19900
+        assert outcomes(connection) == {"succeeded": 200}
+        supervisor.end()
+    finally:
+        connection.execute(f"drop owned by {role}")
+        connection.execute(f"drop role {role}")

@@ -79,8 +79,8 @@ def test_a_child_that_cannot_be_stored_fails_its_parent_alone(
         good, bad = insert(connection), insert(connection)
 
         async def script(committing: Committing) -> None:
-            committing.submit(bad, ending=ending, spawned=[spawn(bad), spawn(bad, **flaw)])
-            committing.submit(good, ending=ending, spawned=[spawn(good)])
+            committing.submit(bad, ending=ending, spawned=[spawn(), spawn(**flaw)])
+            committing.submit(good, ending=ending, spawned=[spawn()])
 
         play(any_database, script)
         assert attempts_of(connection, good) == [("succeeded", 1)]
@@ -92,7 +92,7 @@ def test_a_child_with_an_id_that_exists_fails_its_parent_alone(database: str, co
     good, bad, other = insert(connection), insert(connection), insert(connection, state="waiting")
 
     async def script(committing: Committing) -> None:
-        committing.submit(bad, spawned=[spawn(bad, id=other)])
+        committing.submit(bad, spawned=[spawn(id=other)])
         committing.submit(good)
 
     play(database, script)
@@ -170,7 +170,7 @@ def test_a_commit_cut_off_by_a_lost_connection_counts_once(any_database: str, en
             committing_now.append(committing)
             committing.work.cut = kill
             for run in batch:
-                committing.submit(run, ending=ending, spawned=[spawn(run)])
+                committing.submit(run, ending=ending, spawned=[spawn()])
 
         committing = play(any_database, script)
         assert committing.held == {}
@@ -243,7 +243,7 @@ def test_a_lost_run_is_dropped_and_nothing_of_it_is_written(database: str, conne
 
     async def script(committing: Committing) -> None:
         connection.execute("update underway.run set token = %s where id = %s", [next_token(connection), lost])
-        committing.submit(lost, spawned=[spawn(lost)])
+        committing.submit(lost, spawned=[spawn()])
         committing.submit(kept)
 
     committing = play(database, script)
@@ -295,8 +295,8 @@ def test_what_is_no_longer_held_is_not_written(database: str, connection: Connec
 def test_children_appear_exactly_with_the_commit_of_their_parent(any_database: str, ending: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         stuck, free = insert(connection), insert(connection)
-        late = [spawn(stuck, '"now"', priority=3), spawn(stuck, '"later"', delay=60.0)]
-        early = spawn(free, '"other"')
+        late = [spawn('"now"', priority=3), spawn('"later"', delay=60.0)]
+        early = spawn('"other"')
         children = "select array_agg(input #>> '{}' order by input) from underway.run where job = 'child'"
 
         async def script(committing: Committing) -> None:

@@ -68,7 +68,7 @@ async def _claim(store: Store, batch: list[tuple[str, int]]) -> object:
 
 
 async def _finish(store: Store, batch: list[tuple[str, int]]) -> object:
-    return await store.finish([finish(*key) for key in batch], [spawn(run) for run, _ in batch])
+    return await store.finish([finish(*key) for key in batch], [spawn(parent=token) for _, token in batch])
 
 
 async def _continue(store: Store, batch: list[tuple[str, int]]) -> object:
@@ -316,6 +316,38 @@ def test_a_hundred_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_data
     for name, (few, many) in pages.items():
         assert many <= 1.5 * few + 30, (name, few, many)
         assert many <= MOST_PAGES, (name, few, many)
+
+
+def test_what_has_left_is_in_nobodys_way_while_a_snapshot_is_held(any_database: str) -> None:
+    """Neither in that of the promoter nor of retention: they can begin behind the dead entries of what was due."""
+    waiting = "insert into underway.run (id, job, step, queue, state, keep, due, rank, input) select gen_random_uuid(),"
+    waiting += " 'job', 'step', 'default', 'waiting', '1 day', now() - interval '1 minute', now(), '1'"
+    finished = (
+        "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, state,"
+    )
+    finished += (
+        " priority, queue, job, step) select gen_random_uuid(), now(), now() - interval '1 minute', '1 day', 0, 0, 0,"
+    )
+    finished += " 'failed', 0, 'default', 'job', 'step'"
+
+    async def touched(connection: Connection) -> dict[str, int]:
+        since = value(connection, "select extract(epoch from now())::float8")
+        session = Explaining(any_database, ", analyze, buffers")
+        try:
+            for name in ("seconds_until_due", "promote_runs", "line_up_runs", "expire_runs"):
+                await session.fetch(name, {"since": since, "limit": 500, "queues": [], "keys": []})
+        finally:
+            await session.close()
+        return {name: plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for name, plan in session.plans.items()}
+
+    with psycopg.connect(any_database, autocommit=True) as connection, psycopg.connect(any_database) as stranger:
+        stranger.execute("set transaction isolation level repeatable read")
+        stranger.execute("select from underway.run")
+        for table, insert in (("run", waiting), ("finished_run", finished)):
+            connection.execute(f"{insert} from generate_series(1, 20000)")
+            connection.execute(f"delete from underway.{table}")
+        pages = asyncio.run(touched(connection))
+    assert max(pages.values()) < 50, pages
 
 
 # For a claim of 50 it is 11 to 15 a run: to find it, for the new row version, and for that one's index entries.

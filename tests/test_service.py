@@ -119,7 +119,7 @@ class Serving:
             task.started_at = time.monotonic()
         return tasks
 
-    def succeed(self, task: Task, *, goes_on: bool = True, spawned: Sequence[dict[str, Any]] = ()) -> None:
+    def succeed(self, task: Task, *, goes_on: bool = True, spawned: Sequence[wire.Spawn] = ()) -> None:
         """As its worker's result is passed on."""
         for worker in self.silent.active:
             worker.tasks.pop(task.token, None)

@@ -27,7 +27,7 @@ from underway.supervisor.worker_process import WorkerProcess
 SEED = int(os.environ.get("CHAOS_SEED", "1848"))
 TURNS = 4_000
 MANY_TURNS = 20_000
-MANY_SEEDS = 100
+MANY_SEEDS = 60
 
 
 @pytest.mark.parametrize("seed", range(1, 13))

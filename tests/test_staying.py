@@ -88,7 +88,7 @@ def test_after_the_hand_over_only_the_new_token_writes(any_database: str) -> Non
                 assert new is not None
                 assert await store.owned([run]) == {(run, new): False}
                 before = dump(connection)
-                assert await store.finish([finish(run, old)], [spawn(run)]) == set()
+                assert await store.finish([finish(run, old)], [spawn(parent=old)]) == set()
                 assert await keep(store, run, old) == {}
                 assert await keep(store, run, old, policy=None) == {}
                 assert await store.renew([Renewal(run, old, 600.0, None)]) == set()
@@ -327,7 +327,7 @@ def test_when_the_answer_of_a_hand_over_is_lost_its_run_is_given_back_and_nobody
         async def script(committing: Committing) -> None:
             committing.work.cut = lose_answer
             for run in batch:
-                committing.submit(run, ending="next", spawned=[spawn(run)])
+                committing.submit(run, ending="next", spawned=[spawn()])
 
         async def give_back(committing: Committing) -> None:
             assert committing.unknown > 0

@@ -304,7 +304,7 @@ def test_only_the_right_token_of_our_own_running_attempt_hands_over(
             own.begin(number)
             refused = False
             try:
-                own.commit(kind(run, number), [spawn(run)])
+                own.commit(kind(run, number), [spawn(parent=number)])
             except UnderwayError:
                 refused = True
                 own.roll_back()

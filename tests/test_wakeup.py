@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -109,7 +110,7 @@ def test_nothing_is_missed_under_a_stream_of_statements(database: str, connectio
     async def play(listening: Listening) -> None:
         for _ in range(300):
             before = listening.heard
-            statement = asyncio.ensure_future(listening.session.fetch("seconds_until_due"))
+            statement = asyncio.ensure_future(listening.session.fetch("stop_requested", {"id": uuid4()}))
             await asyncio.to_thread(notify, connection)
             await statement
             assert listening.heard > before or await listening.hears()
@@ -213,7 +214,7 @@ def test_a_statement_that_fails_leaves_the_session_with_its_ears(
         pid = await listening.pid()
         if how == "refused for its data":
             with pytest.raises(psycopg.DataError):
-                await listening.session.fetch("promote_runs", {"limit": "no number"})
+                await listening.session.fetch("promote_runs", {"limit": "no number", "since": 0})
         else:
             with psycopg.connect(database) as stranger:
                 stranger.execute("lock table underway.supervisor")
@@ -263,7 +264,8 @@ def test_two_who_need_a_connection_at_once_share_one(database: str, connection: 
         listening = Listening(psycopg.conninfo.make_conninfo(database, application_name="two at once"))
         try:
             await asyncio.gather(
-                listening.wakeup.subscribe(), *(listening.session.fetch("seconds_until_due") for _ in range(3))
+                listening.wakeup.subscribe(),
+                *(listening.session.fetch("stop_requested", {"id": uuid4()}) for _ in range(3)),
             )
             assert listening.session.opened == 1
             assert value(connection, backends) == 1

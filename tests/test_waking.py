@@ -83,7 +83,7 @@ def _step_enqueues(database: str, connection: Connection) -> None:
     run, token = insert_held(connection, OURS)
 
     async def end(store: Store) -> None:
-        assert await store.finish([finish(run, token)], [spawn(run, queue="ours")])
+        assert await store.finish([finish(run, token)], [spawn(parent=token, queue="ours")])
 
     with_store(database, end, OURS)
 

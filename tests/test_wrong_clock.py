@@ -1,20 +1,25 @@
 """A supervisor on a host whose clock is an hour wrong, or is set while it works: nothing depends on it (promise 8)."""
 
 import ast
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 from apps import skewed
 from db import value
 from firing import Connection
-from harness import Supervisor, eventually, outcomes
+from harness import Supervisor, eventually, outcomes, states
 from wrong_clock import WrongClock
 
 import underway
 from underway import Status, Underway
+from underway.postgres import embedded
+from underway.testing.database import using_database
+from underway.testing.servers import temporary_cluster
 
 HOUR = 3600
 CLOCKS = {
@@ -78,3 +83,32 @@ def test_leases_delays_and_schedules_go_by_the_databases_clock(
     for supervisor in supervisors:
         supervisor.process.terminate()
         assert supervisor.wait() == 0
+
+
+@pytest.mark.chaos
+def test_a_step_of_the_databases_own_clock_is_charged_to_nobody(
+    monkeypatch: pytest.MonkeyPatch, start_supervisor: Callable[..., Supervisor]
+) -> None:
+    """Forward, it lapses all leases at once."""
+    with tempfile.TemporaryDirectory() as folder:  # not pytest's, where the user who runs the server may read nothing
+        clock = WrongClock(Path(folder))
+        for file in (Path(folder), *Path(folder).iterdir()):
+            file.chmod(0o755)
+        for name, setting in clock.environment.items():
+            monkeypatch.setitem(embedded.ENVIRONMENT, name, setting)
+        with temporary_cluster() as cluster:
+            cluster.create_database("skewed")
+            url = cluster.url("skewed")
+            with using_database(skewed.app, url), psycopg.connect(url, autocommit=True) as connection:
+                skewed.app.migrate()
+                crew = [start_supervisor("skewed", "--procs", "4", "--database", url) for _ in range(2)]
+                for supervisor in crew:
+                    supervisor.until("serving")
+                for ahead in (HOUR, 3 * HOUR):
+                    runs = [skewed.long.enqueue() for _ in range(8)]
+                    eventually(lambda: states(connection).get("in_progress") == 8)
+                    clock.be_ahead(ahead)
+                    assert [run.result(20) for run in runs] == [1] * 8
+                assert value(connection, "select extract(epoch from now())::float8") - time.time() > HOUR
+                assert set(outcomes(connection)) == {"succeeded"}
+                assert all("clock was set forward" in supervisor.log for supervisor in crew)

@@ -20,14 +20,14 @@ def finish(database: Database, owner: UUID, rows: Sequence[Finish], spawned: Spa
     """The tokens for which the fence held, and keys that were locked."""
     fenced = _through_the_fence(database, owner, rows)
     ours = [(row, end) for row, end in fenced if row.cancel_requested == (end.state == "cancelled")]
-    runs = {row.run for row, _ in ours}
-    _refuse(database, runs, rows, spawned)
+    tokens = {end.token for _, end in ours}
+    _refuse(database, tokens, rows, spawned)
     for row, end in ours:
         _end(database, row, end)
         database.close(row, end.state)
-    if _enqueue(database, runs, spawned):
+    if _enqueue(database, tokens, spawned):
         database.notify("default")
-    return {end.token for _, end in ours}, database.keys.given_up_by(row for row, _ in ours)
+    return tokens, database.keys.given_up_by(row for row, _ in ours)
 
 
 def continue_(
@@ -36,8 +36,8 @@ def continue_(
     """The tokens for which the fence held, each with that of a run that stays; and keys that were locked."""
     policies = {row.token: policy for row, policy in zip(rows, keep or [None] * len(rows), strict=True)}
     ours = [(row, on) for row, on in _through_the_fence(database, owner, rows) if not row.cancel_requested]
-    runs = {row.run for row, _ in ours}
-    _refuse(database, runs, rows, spawned)
+    tokens = {on.token for _, on in ours}
+    _refuse(database, tokens, rows, spawned)
     done: dict[int, int | None] = {}
     keys: set[str] = set()
     for row, on in ours:
@@ -45,7 +45,7 @@ def continue_(
         keys |= _hand_over(database, row, on)
         policy = policies[on.token]
         done[on.token] = None if policy is None else _stay(database, row, owner, policy)
-    spawned_some = _enqueue(database, runs, spawned)
+    spawned_some = _enqueue(database, tokens, spawned)
     if spawned_some or any(row.state == "pending" for row, _ in ours):
         database.notify("default")
     return done, database.keys.pass_on(keys)
@@ -91,7 +91,7 @@ def _end(database: Database, row: Row, end: Finish | Continue) -> None:
     database.ledger.ended(row.run, row.lane.step, end.token, end.attempt)
 
 
-def _refuse(database: Database, ours: set[str], ends: Sequence[Finish] | Sequence[Continue], spawned: Spawned) -> None:
+def _refuse(database: Database, ours: set[int], ends: Sequence[Finish] | Sequence[Continue], spawned: Spawned) -> None:
     """Before anything is written: a statement that fails has done nothing."""
     if any(end.payload == UNSTORABLE for end in ends):
         raise psycopg.DataError("this payload cannot be stored")
@@ -102,7 +102,7 @@ def _refuse(database: Database, ours: set[str], ends: Sequence[Finish] | Sequenc
             raise psycopg.errors.UniqueViolation("there is such a run")
 
 
-def _enqueue(database: Database, ours: set[str], spawned: Spawned) -> bool:
+def _enqueue(database: Database, ours: set[int], spawned: Spawned) -> bool:
     """Whether there were any."""
     children = [child for child in spawned if child["parent"] in ours]
     for child in children:

@@ -82,7 +82,7 @@ class Steps:
             self._end(task, "retry", seconds)
             return
         placement, spawned = self._placement(task), self._spawn(task, storable=True)
-        children = [{**child, "parent": task.run} for child in spawned]
+        children = [{**child, "parent": task.token} for child in spawned]
         attempt = Attempt("succeeded", None, self._clock.time() - seconds)
         self._ledger.produced[task.token] = "committed"
         end = succeed(task, attempt, placement, task.payload)

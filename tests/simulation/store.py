@@ -96,10 +96,10 @@ class FakeStore:
         self._note_locked_keys(locked)
         return reaped
 
-    async def promote(self, limit: int) -> int:
+    async def promote(self, limit: int, *, from_head: bool = True) -> int:
         return await self._work.do("promote", lambda: claims.promote(self._database))
 
-    async def line_up(self, limit: int) -> int:
+    async def line_up(self, limit: int, *, from_head: bool = True) -> int:
         before, self.locked_keys = self.locked_keys, set()
         looked_at, locked = await self._work.do("line up", lambda: self._database.keys.line_up(before))
         self._note_locked_keys(locked)
@@ -114,7 +114,7 @@ class FakeStore:
             self.locked_keys.update(locked)
             self.on_locked_keys()
 
-    async def seconds_until_due(self) -> float | None:
+    async def seconds_until_due(self, *, from_head: bool = True) -> float | None:
         due = await self._work.do("due", lambda: claims.due_at(self._database))
         return None if due is None else due - self._database.loop.time()
 
@@ -133,7 +133,10 @@ class FakeStore:
     async def has_work(self, jobs: Iterable[str]) -> bool:
         return bool(self._database.live)
 
-    async def expire(self, limit: int) -> int:
+    async def clock(self) -> float:
+        return float(await self._work.do("clock", self._database.loop.time))
+
+    async def expire(self, limit: int, *, from_head: bool = True) -> int:
         return 0
 
     async def stranded_lanes(self) -> list[Lane]:

@@ -22,6 +22,8 @@ def statements() -> dict[str, LiteralString]:
             if name in found:
                 raise ValueError(f"two statements are named {name!r}")
             found[name] = _without_comments(text)
+            if not found[name]:  # a line of a comment that happens to look like a heading
+                raise ValueError(f"{name!r} is not followed by a statement")
     return found
 
 

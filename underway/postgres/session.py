@@ -25,6 +25,11 @@ STATEMENT_DEADLINE = "10s"
 # other side is gone goes on acknowledging, so that TCP notices nothing. (A claim waited for ever, and with it the
 # renewals.)
 _ANSWER_SECONDS = 12.0
+# Between two tries to open a connection.
+LONGEST_PAUSE = 5.0
+# After a statement that the server has refused, as long as it does.
+_LEAST_PAUSE = 0.2
+_MOST_PAUSE = 2.0
 _SETTINGS = {
     "statement_timeout": STATEMENT_DEADLINE,
     # No statement of ours waits for a row; whatever else it waits for is a lock on a table, which may last for an hour.
@@ -87,6 +92,7 @@ class Session:
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self._lock = asyncio.Lock()
         self._watched: int | None = None
+        self._pauses: dict[str, float] = {}  # how long to wait when this statement fails once more
         self.opened = 0  # how often: whoever keeps state in the session compares this
         self.sent_at = 0.0  # when the latest statement left, monotonic: it may have waited for a connection
 
@@ -135,7 +141,17 @@ class Session:
         Raises DatabaseAway if the connection breaks or the server refuses, and psycopg.Error if the parameters cannot
         be stored.
         """
-        sql: LiteralString = statements()[statement]
+        try:
+            rows = await self._execute(statements()[statement], parameters)
+        except _ABOUT_THE_DATA:
+            raise
+        except psycopg.Error as error:
+            await self._pause_after(statement)
+            raise DatabaseAway(str(error).strip()) from error
+        self._pauses.pop(statement, None)
+        return rows
+
+    async def _execute(self, sql: LiteralString, parameters: Mapping[str, Any] | None) -> list[TupleRow]:
         async with self._lock:
             connection = await self._open_patiently()
             self._unwatch()
@@ -144,17 +160,23 @@ class Session:
             try:
                 cursor = await connection.execute(sql, parameters)
                 return await cursor.fetchall() if cursor.description else []
-            except _ABOUT_THE_DATA:
-                raise
             except psycopg.Error as error:
-                if not isinstance(error, _PASSING):
+                if not isinstance(error, (*_ABOUT_THE_DATA, *_PASSING)):
                     await self.close()
-                # Whatever the caller does next, a statement that fails at once must not spin.
-                await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311
-                raise DatabaseAway(str(error).strip()) from error
+                raise
             finally:
                 patience.cancel()
                 self._watch()
+
+    async def _pause_after(self, statement: str) -> None:
+        """Whatever the caller does next, a statement that fails at once must not spin.
+
+        Ever longer while it fails and others may not: a disk is full, a grant is gone. (A commit that could not be
+        written was sent, and said to have been interrupted, seven times a second.)
+        """
+        pause = self._pauses.get(statement, _LEAST_PAUSE)
+        self._pauses[statement] = min(2 * pause, _MOST_PAUSE)
+        await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
 
     async def _open_patiently(self) -> psycopg.AsyncConnection[TupleRow]:
         pause = 0.05
@@ -165,7 +187,7 @@ class Session:
                 log.warning("the database is away, trying again in %.1f s: %s", pause, error)
                 # Jitter: a fleet that lost its database together must not come back in step.
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
-                pause = min(pause * 2, 5.0)
+                pause = min(pause * 2, LONGEST_PAUSE)
 
     async def close(self) -> None:
         self._unwatch()

@@ -17,6 +17,8 @@ from underway.postgres.session import Session
 from underway.postgres.transaction import transaction_name
 
 _FIRST = UUID(int=0)
+# A due time is taken when the run is written, and may be over when that is committed: hardly ever by more than this.
+_LATE_SECONDS = 1.0
 
 
 class Claimed(NamedTuple):
@@ -81,6 +83,7 @@ class Store:
         self._owner = owner
         self._host = host
         self._last_token = 0
+        self._due_since = self._expired_since = -math.inf
         work.on_open = leases.on_open = self._pass_tokens
         self.locked_keys: set[tuple[str, str]] = set()
         self.on_locked_keys: Callable[[], None] = lambda: None
@@ -115,7 +118,7 @@ class Store:
 
     @property
     def commit_sent_at(self) -> float:
-        """The same of a hand-over, for the runs that stayed."""
+        """The same of a hand-over, for the runs that stayed; or of whatever else commits were waiting for."""
         return self._work.sent_at
 
     async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[int]:
@@ -203,21 +206,31 @@ class Store:
         self._note_locked_keys(rows)
         return [(run, token, final) for run, token, final, _ in rows]
 
-    async def expire(self, limit: int) -> int:
-        """Remove so many finished runs whose keep has passed."""
-        return len(await self._work.fetch("expire_runs", {"limit": limit}))
+    async def clock(self) -> float:
+        """The database's time, in seconds since 1970."""
+        rows = await self._work.fetch("clock")
+        return float(rows[0][0]) / 1e6
 
-    async def promote(self, limit: int) -> int:
-        return len(await self._work.fetch("promote_runs", {"limit": limit}))
+    async def expire(self, limit: int, *, from_head: bool = True) -> int:
+        """Remove so many finished runs whose keep has passed; unless `from_head`, only those behind the last ones."""
+        since = -math.inf if from_head else self._expired_since
+        rows = await self._work.fetch("expire_runs", {"limit": limit, "since": since})
+        self._expired_since = max((expires_at for (expires_at,) in rows), default=since)
+        return len(rows)
 
-    async def line_up(self, limit: int) -> int:
+    async def promote(self, limit: int, *, from_head: bool = True) -> int:
+        since = -math.inf if from_head else self._due_since
+        return len(await self._work.fetch("promote_runs", {"limit": limit, "since": since}))
+
+    async def line_up(self, limit: int, *, from_head: bool = True) -> int:
         """Let due runs get in line for their keys; pass on these keys and those that were locked.
 
         How many it looked at: if none, nothing has become pending.
         """
+        since = -math.inf if from_head else self._due_since
         locked, self.locked_keys = self.locked_keys, set()
         parameters = {"queues": Texts(queue for queue, _ in locked), "keys": Texts(key for _, key in locked)}
-        rows = await self._work.fetch("line_up_runs", {**parameters, "limit": limit})
+        rows = await self._work.fetch("line_up_runs", {**parameters, "limit": limit, "since": since})
         self._note_locked_keys(rows)
         return int(rows[0][0]) if rows else 0
 
@@ -236,9 +249,15 @@ class Store:
                 self.on_locked_keys()
                 return
 
-    async def seconds_until_due(self) -> float | None:
-        rows = await self._work.fetch("seconds_until_due")
-        seconds: float | None = rows[0][0]
+    async def seconds_until_due(self, *, from_head: bool = True) -> float | None:
+        """Unless `from_head` only of runs that were not yet due at the last look, or hardly.
+
+        Of those before it there are only dead entries: all that have waited since the last vacuum. See Lanes.
+        """
+        since = -math.inf if from_head else self._due_since
+        seconds: float | None
+        ((seconds, since),) = await self._work.fetch("seconds_until_due", {"since": since})
+        self._due_since = since - _LATE_SECONDS
         return seconds
 
     async def has_work(self, jobs: Iterable[str]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from underway import wire
 from underway.manifest import Lane, Step
 from underway.postgres.endings import Continue, Finish
 from underway.postgres.session import DatabaseAway
@@ -36,7 +37,7 @@ class Ended(NamedTuple):
 
     task: Task
     row: Finish | Continue
-    spawned: list[dict[str, Any]]
+    spawned: list[wire.Spawn]
 
 
 class Commits:
@@ -180,7 +181,7 @@ class Commits:
 
     async def _write(self, group: list[Ended]) -> Collection[int]:
         """The tokens for which the fence held."""
-        spawned = [spawn for ended in group for spawn in ended.spawned]
+        spawned = [{**spawn, "parent": ended.task.token} for ended in group for spawn in ended.spawned]
         if isinstance(group[0].row, Finish):
             return await self._store.finish([ended.row for ended in group if isinstance(ended.row, Finish)], spawned)
         return await self._hand_over([(e.task, e.row) for e in group if isinstance(e.row, Continue)], spawned)

@@ -117,8 +117,7 @@ class Endings:
         attempt = Attempt("succeeded", None, now - result.seconds, now, worker.pid, result.cpu_seconds, peak_rss)
         if result.ending in ("next", "done", "committed"):
             row = succeed(task, attempt, result.placement, result.payload)
-            spawned = [{**spawn, "parent": task.run} for spawn in result.spawned]
-            ended = Ended(task, row, spawned)
+            ended = Ended(task, row, result.spawned)
             if result.ending == "committed":
                 self._commits.durable(ended)
             else:
@@ -202,6 +201,12 @@ def _evidence(worker: WorkerProcess, seen: Seen) -> str:
 
 
 def _headline(error: str) -> str:
-    """The one line of an error that says most: a traceback's last, anything else's first."""
+    """The one line of an error that says most: the first, or what a traceback ends with.
+
+    Not simply its last line: Postgres adds hints and contexts, and a full disk was logged as "Check free disk space".
+    """
     lines = error.strip().splitlines() or ["no message"]
-    return (lines[-1] if lines[0].startswith("Traceback") else lines[0])[:200]
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    if frames and lines[0].startswith("Traceback"):
+        lines = [line for line in lines[frames[-1] :] if not line.startswith(" ")] or lines[-1:]
+    return lines[0][:200]

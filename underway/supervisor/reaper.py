@@ -8,9 +8,10 @@ from logging import getLogger
 
 import psycopg
 
-from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.session import LONGEST_PAUSE, DatabaseAway, Session
 from underway.postgres.store import Store
 from underway.supervisor.backends import Backends
+from underway.supervisor.database_clock import DatabaseClock
 
 log = getLogger("underway.supervisor")
 
@@ -45,6 +46,7 @@ class Reaper:
         self._backends = backends
         self._shortest_lease = shortest_lease
         self._on_reaped = on_reaped
+        self._clock = DatabaseClock(store)
         self._opened = work.opened
         self._well_at = 0.0
         self._not_before = 0.0
@@ -70,8 +72,16 @@ class Reaper:
         in before those who could not renew. (Four runs that were about to be released were charged with a crash.)
         """
         could_renew_at = await self._store.rehearse_renewal()
-        now, lease = time.monotonic(), self._shortest_lease()
-        if self._work.opened != self._opened or now - self._well_at > _LEFT_OF_LEASE * lease:
+        lease = self._shortest_lease()
+        if await self._clock.was_set(lease / 4):
+            # All leases have lapsed at once, and all are about to be renewed by the new time.
+            self._not_before = max(self._not_before, time.monotonic() + lease)
+        now = time.monotonic()
+        if self._work.opened != self._opened or self._well_at == -math.inf:
+            # And the time between two tries. (Those who came a second late to leases of one lost all that they had to
+            # commit.)
+            self._not_before = max(self._not_before, now + max(lease, LONGEST_PAUSE))
+        elif now - self._well_at > _LEFT_OF_LEASE * lease:
             self._not_before = max(self._not_before, now + lease)
         self._opened, self._well_at = self._work.opened, now
         return could_renew_at

@@ -22,10 +22,12 @@ class Retention:
         self._store = store
 
     async def run(self) -> None:
+        from_head = True
         while True:
             pause = _PERIOD * random.uniform(0.8, 1.2)  # noqa: S311 - a fleet need not look in step
             try:
-                if await self._store.expire(_LIMIT) == _LIMIT:
+                from_head = await self._store.expire(_LIMIT, from_head=from_head) < _LIMIT
+                if not from_head:
                     pause = _PAUSE
             except DatabaseAway as error:
                 log.warning("retention interrupted: %s", error)

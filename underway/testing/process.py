@@ -70,7 +70,7 @@ class LocalWorker:
             return Ended(None, [])
         if ending in ("next", "done"):
             row = succeed(task, attempt, placement, payload)
-            return Ended(row, [{**spawn, "parent": task.run} for spawn in spawned])
+            return Ended(row, [{**spawn, "parent": task.token} for spawn in spawned])
         seen = Seen.FAIL if ending == "fail" else Seen.RETRY
         attempt = attempt._replace(outcome=VERDICTS[seen].outcome, error=payload.decode())
         return Ended(settle(task, seen, attempt, self.rng, retry_after), [])

@@ -55,7 +55,7 @@ class Transactions:
         attempt = Attempt("succeeded", None, now - seconds, now, self._pid, cpu_seconds, peak_rss)
         row = succeed(task, attempt, placement, payload)
         try:
-            self._own.commit(row, [{**spawn, "parent": task.run} for spawn in spawned])
+            self._own.commit(row, [{**spawn, "parent": task.token} for spawn in spawned])
         except BaseException:
             self._own.roll_back()
             raise

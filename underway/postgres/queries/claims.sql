@@ -73,13 +73,15 @@ from generate_series(1, %(last)s - coalesce(pg_sequence_last_value('underway.tok
 -- promote_runs: make waiting runs pending whose time has come, but for those that have yet to get a key
 --
 -- Not all of them are for the supervisor that does this: those that serve their queues are told.
+-- `since`, here and in the next two: a look may begin there, as a claim at the mark of its lane.
 with promoted as (
     update underway.run r
     set state = 'pending'
     where r.ctid = any(array(
         select w.ctid
         from underway.run w
-        where w.state = 'waiting' and w.due <= now() and (w.concurrency_key is null or w.holds_key)
+        where w.state = 'waiting' and w.due <= now() and w.due >= to_timestamp(%(since)s)
+            and (w.concurrency_key is null or w.holds_key)
         order by w.due, w.id
         limit %(limit)s
         for no key update skip locked
@@ -100,7 +102,8 @@ with lined_up as (
     where r.ctid = any(array(
         select w.ctid
         from underway.run w
-        where w.state = 'waiting' and w.concurrency_key is not null and not w.holds_key and w.due <= now()
+        where w.state = 'waiting' and w.concurrency_key is not null and not w.holds_key
+            and w.due <= now() and w.due >= to_timestamp(%(since)s)
             and pg_try_advisory_xact_lock(hashtextextended(w.queue || chr(31) || w.concurrency_key, 0))
         order by w.due, w.id
         limit %(limit)s
@@ -149,10 +152,11 @@ select (select queue from line where n = %(limit)s) as last_queue,
     (select key from line where n = %(limit)s) as last_key,
     (select underway.pass_keys(array_agg(queue), array_agg(key)) from free) as locked_keys;
 
--- seconds_until_due: how long until the next waiting run is due; null when none waits
-select extract(epoch from min(due) - clock_timestamp())::float8 as seconds
+-- seconds_until_due: how long until the next waiting run is due, null when none waits; and since when the next one may be
+select extract(epoch from min(due) - clock_timestamp())::float8 as seconds,
+    date_part('epoch', least(min(due), now())) as since
 from underway.run
-where state = 'waiting' and due < '9999-12-31 00:00+00';
+where state = 'waiting' and due >= to_timestamp(%(since)s) and due < '9999-12-31 00:00+00';
 
 -- has_work: is a run of these jobs pending, in progress, waiting for a retry, or in line for a key
 select exists (

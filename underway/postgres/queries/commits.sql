@@ -2,7 +2,8 @@
 --
 -- The fence is pairwise: (id, token) as given together, never two lists. With two lists, attempts whose tokens were
 -- swapped deleted each other's runs. A row that somebody else has locked is left for the next turn.
--- Of a run that somebody has cancelled no other end is written than that.
+-- Of a run that somebody has cancelled no other end is written than that. What an attempt has spawned names its token,
+-- so that of two attempts at one run only the one that holds it has children.
 --
 -- The time is the statement's, since in a step's own transaction now() is when that began.
 with gone as (
@@ -50,9 +51,9 @@ spawned as (
             else statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
         case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
         s.concurrency_key, s.key_limit, s.input::jsonb
-    from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent uuid, id uuid, job text, step text, queue text,
+    from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent bigint, id uuid, job text, step text, queue text,
         priority smallint, keep float8, delay float8, concurrency_key text, key_limit smallint, input text)
-    where s.parent in (select id from gone)
+    where s.parent in (select token from gone)
     returning queue
 )
 select token,
@@ -142,9 +143,9 @@ spawned as (
             else statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
         case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
         s.concurrency_key, s.key_limit, s.input::jsonb
-    from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent uuid, id uuid, job text, step text, queue text,
+    from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent bigint, id uuid, job text, step text, queue text,
         priority smallint, keep float8, delay float8, concurrency_key text, key_limit smallint, input text)
-    where s.parent in (select id from continued)
+    where s.parent in (select token from continued)
     returning queue
 )
 select token, kept_token,
