@@ -34,6 +34,7 @@ from underway.postgres import runs
 from underway.postgres.session import Session
 from underway.postgres.store import Claimed, Lanes, Renewal, Store
 from underway.postgres.wakeup import Wakeup
+from underway.retry import LONGEST
 from underway.supervisor.leases import Leases
 from underway.supervisor.task import Task
 from underway.supervisor.verdict import crash_delay
@@ -342,6 +343,19 @@ def test_many_claimers_share_all_runs_and_none_is_claimed_twice(any_database: st
     with psycopg.connect(any_database, autocommit=True) as connection:
         rows = connection.execute("select id::text, token from underway.run where state = 'in_progress'").fetchall()
         assert set(rows) == {(run.run, run.token) for run in taken}
+
+
+# Waiting
+
+
+def test_the_longest_delay_there_is_can_be_written(any_database: str) -> None:
+    """That of a Retry(after=timedelta.max)."""
+    owner = uuid4()
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        run, token = insert_held(connection, owner)
+        retry = go_on(run, token, step=LANE.step, payload=None, delay=LONGEST.total_seconds())
+        assert with_store(any_database, lambda store: store.continue_([retry], []), owner)
+        assert value(connection, "select extract(year from due)::int > 3000 from underway.run where state = 'waiting'")
 
 
 # Taking back

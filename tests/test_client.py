@@ -386,8 +386,13 @@ def test_what_becomes_of_runs(app: Underway, connection: Connection, database: s
 def test_the_databases_own_styles_do_not_matter(
     app: Underway, connection: Connection, database: str, start_supervisor: Start
 ) -> None:
-    # What an old application has made its database's default: psycopg reads neither style
-    for setting in ("datestyle = 'SQL, DMY'", "intervalstyle = 'iso_8601'", "timezone = 'Asia/Kathmandu'"):
+    # What an old application has made its database's default: psycopg reads neither style, and returns bytes for text
+    for setting in (
+        "datestyle = 'SQL, DMY'",
+        "intervalstyle = 'iso_8601'",
+        "timezone = 'Asia/Kathmandu'",
+        "client_encoding = 'SQL_ASCII'",
+    ):
         connection.execute(sql.SQL("alter database {} set " + setting).format(sql.Identifier(connection.info.dbname)))
     (many,) = clients.handing.enqueue_many([1])
     runs = [many, clients.handing.enqueue(1)]

@@ -8,17 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
-from apps import basic
+from apps import basic, conforming
 from books import Books, open_books, serving
 from chaos_report import Count, Say
 from db import Connection
-from harness import Supervisor, outcomes
+from harness import Supervisor, eventually, outcomes
 from lengths import MINUTE, SEED, stretched
 from pgbouncer import pgbouncer
 from psycopg.conninfo import make_conninfo
 
-from underway import Underway
+from underway import Status, Underway
 from underway.testing.servers import temporary_cluster
 
 SECONDS = stretched(20)
@@ -113,6 +114,29 @@ def test_nothing_is_killed_after_an_outage_longer_than_a_lease(start_supervisor:
                 assert "killed" not in supervisor.log
             with books.connect() as connection:
                 assert set(outcomes(connection)) == {"succeeded"}
+
+
+@pytest.mark.chaos
+@limit(0)
+def test_nobody_is_charged_for_a_lock_on_the_table_longer_than_a_lease(
+    database: str, bind: Callable[[Underway], Underway], start_supervisor: Start, stage: Path
+) -> None:
+    """An ALTER TABLE, a VACUUM FULL: the connections stay, and no lease can be renewed."""
+    bind(conforming.app)
+    runs = [conforming.patient.enqueue(name) for name in ("a", "b", "c", "d")]
+    supervisors = [start_supervisor("conforming", "--procs", "2", env={"FOLDER": str(stage)}) for _ in range(2)]
+    eventually(lambda: len(list(stage.iterdir())) == len(runs))
+    with psycopg.connect(database) as stranger:
+        stranger.execute("lock table underway.run in access exclusive mode")
+        time.sleep(34)  # almost three leases: reapers and commits stand in line in turn
+    for name in ("a", "b", "c", "d"):
+        (stage / name).touch()
+    for run in runs:
+        eventually(lambda run=run: run.status() is Status.WAITING, within=60, what=f"{run.attempts()}")  # type: ignore[misc]
+    with psycopg.connect(database) as connection:
+        ended = outcomes(connection)
+        assert ended == {"released": ended["released"], "succeeded": len(runs)}
+    assert any("killed" in supervisor.log for supervisor in supervisors)
 
 
 @pytest.mark.chaos

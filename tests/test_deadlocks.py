@@ -1,5 +1,7 @@
 """No two statements of ours ever wait for each other, and no supervisor's for anybody (promise 14)."""
 
+import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -9,7 +11,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from db import LANE, LANES, POLICY, Connection, ago, finish, go_on, value
+from db import LANE, LANES, POLICY, Connection, ago, finish, go_on, insert, open_store, value
 from harness import eventually
 from interleaving import US, Interleaving, Side, Statement
 
@@ -18,6 +20,7 @@ from underway.ids import new_id
 from underway.manifest import Placement
 from underway.postgres import control, runs, schedules
 from underway.postgres.endings import Attempt, continue_parameters, finish_parameters
+from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Renewal
 
 KEYS = [f"{kind} {n}" for n in (1, 0, 2) for kind in ("new", "failed", "running", "quarantined")]
@@ -81,6 +84,7 @@ SUPERVISORS = [
     Statement("retry a step", by_supervisor(lambda side: side.store.continue_(retried(side), []))),
     Statement("release", by_supervisor(lambda side: side.store.continue_(released(side), []))),
     Statement("release what is unknown", by_supervisor(lambda side: side.store.release_unknown([]))),
+    Statement("rehearse a renewal", by_supervisor(lambda side: side.store.rehearse_renewal())),
     Statement("reap", by_supervisor(lambda side: side.store.reap(100))),
     Statement("promote", by_supervisor(lambda side: side.store.promote(100))),
     Statement("line up", by_supervisor(lambda side: side.store.line_up(100))),
@@ -141,6 +145,7 @@ CLIENTS = [
 EVERYTHING = [*SUPERVISORS, *STEPS, *CLIENTS]
 # The statements of supervisors that wait for a stranger all the same, and where: at their own labels, which nobody else
 # locks; at the attempts of runs whose keep has passed; and for ten milliseconds at a key of which nobody knows yet.
+# None of them for longer than a second.
 WAITS = {
     "register": {"supervisor"},
     "go idle": {"supervisor"},
@@ -225,6 +230,37 @@ def test_no_statement_of_a_supervisor_waits_for_a_strangers_lock(interleaving: I
     assert waits == WAITS
 
 
+def test_what_waits_for_a_stranger_does_so_for_a_second(database: str, connection: Connection) -> None:
+    """Commits share the connection. And a job that is as it was waits for nobody."""
+    run = insert(connection)
+    connection.execute("select underway.cancel(%s)", [run])
+    connection.execute("update underway.finished_run set expires_at = now()")
+    connection.execute(
+        "insert into underway.attempt (run_id, token, number, finished_at, step, outcome)"
+        " values (%s, 1, 1, now(), 'step', 'failed')",
+        [run],
+    )
+
+    async def meet() -> None:
+        async with open_store(database) as store, open_store(database) as other:
+            await store.register_job("job", "step", Placement())
+            with psycopg.connect(database) as stranger:
+                stranger.execute("select from underway.job for update")
+                stranger.execute("select from underway.attempt for update")
+                began = time.monotonic()
+                await store.register_job("job", "step", Placement())
+                waits = (store.expire(100), other.register_job("job", "step", Placement(queue="other")))
+                for ended in await asyncio.gather(*waits, return_exceptions=True):
+                    assert isinstance(ended, DatabaseAway)
+                    assert "lock timeout" in str(ended)
+                assert time.monotonic() - began < 5
+            assert await store.expire(100) == 1
+            await other.register_job("job", "step", Placement(queue="other"))
+            assert value(connection, "select queue from underway.job") == "other"
+
+    asyncio.run(meet())
+
+
 def test_code_that_names_jobs_in_another_order_is_synced_at_the_same_time(database: str) -> None:
     names = ["a", "b", "c"]
     apps = [Underway(database), Underway(database)]
@@ -235,6 +271,8 @@ def test_code_that_names_jobs_in_another_order_is_synced_at_the_same_time(databa
         for app in apps:
             stack.callback(app.close)
         apps[0].sync()
+        stranger.execute("update underway.job set priority = 7")  # or neither would have anything to write
+        stranger.commit()
         stranger.execute("select from underway.job where name = 'b' for update")
         waiting = "select count(*) from pg_locks where not granted"
         syncing = []

@@ -117,6 +117,7 @@ BY_SITUATION: dict[str, set[str]] = {
     "release_quarantined": {"quarantined"},
     "expire_runs": {"expired"},
     "reap_runs": {"lapsed, ours", "lapsed, others'"},
+    "rehearse_renewal": set(),
     "release_unknown": {"in progress", "lapsed, ours"},
 }
 
@@ -278,6 +279,8 @@ async def _write_by_situation(name: str, store: Store, connection: Connection, r
         await store.release_unknown([])
     elif name == "expire_runs":
         await store.expire(100)
+    elif name == "rehearse_renewal":
+        await store.rehearse_renewal()
     elif name == "reap_runs":
         await store.reap(100)
     elif name == "promote_runs":

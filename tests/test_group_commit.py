@@ -132,6 +132,21 @@ def test_an_ending_that_cannot_be_written_at_all_is_let_go(database: str, connec
     assert attempts_of(connection, good) == [("failed", 1)]
 
 
+def test_an_ending_under_a_token_that_the_row_does_not_know_is_dropped_and_its_run_looked_for(
+    database: str, connection: Connection
+) -> None:
+    """On a standby that was behind and has been promoted."""
+    run = insert(connection)
+
+    async def script(committing: Committing) -> None:
+        connection.execute("update underway.run set token = token - 1")
+        committing.submit(run)
+
+    committing = play(database, script)
+    assert (committing.held, committing.unknown) == ({}, 1)
+    assert attempts_of(connection, run) == []
+
+
 # Commits whose answer is lost
 
 

@@ -97,6 +97,10 @@ async def _release_unknown(store: Store, batch: list[tuple[str, int]]) -> object
     return await store._leases.fetch("release_unknown", parameters)
 
 
+async def _rehearse(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store._work.fetch("rehearse_renewal", {"owner": US})
+
+
 async def _reap(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.reap(500)
 
@@ -138,6 +142,7 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "recorded_attempts": _recorded,
     "claimed_runs": _claimed,
     "release_unknown": _release_unknown,
+    "rehearse_renewal": _rehearse,
     "reap_runs": _reap,
     "promote_runs": _promote,
     "fire_schedule": _fire,

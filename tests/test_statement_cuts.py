@@ -14,7 +14,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 from committing import NEXT, Committing, Interrupted, attempts_of, play
-from db import AGES_AGO, LANE, Connection, insert, insert_held, row_of, spawn, value
+from db import AGES_AGO, LANE, Connection, ago, go_on, insert, insert_held, open_store, row_of, spawn, value
+from psycopg import sql
 from psycopg.abc import PQGen
 from test_service import LANES, Serving, is_free, now, serve
 
@@ -91,6 +92,7 @@ CASES = [
     Case("release_unknown", (("continue_runs", "after"),)),
     Case("owned_runs", (("finish_runs", "after"),)),
     Case("recorded_attempts", (("finish_runs", "after"),)),
+    Case("rehearse_renewal"),
     Case("reap_runs"),
     Case("terminate_transactions"),
     Case("seconds_until_due"),
@@ -215,6 +217,119 @@ def test_after_an_outage_others_have_time_to_come_back_before_they_are_reaped(
         while now(connection, run)["crashes"] == 0:
             await asyncio.sleep(0.005)
         assert 1.4 < time.monotonic() - back < 5.5
+
+    assert serve(database, script)
+
+
+def test_after_a_lock_on_the_table_others_have_a_lease_to_release_what_they_could_not_renew(
+    database: str, connection: Connection
+) -> None:
+    """The connections stay, and the reaper stands in the queue before those who have something to write."""
+    lease, other = 0.3, uuid4()
+
+    async def script(serving: Serving) -> None:
+        serve_under(Policy(lease=timedelta(seconds=lease)), serving)
+        until = sql.SQL(f"clock_timestamp() + interval '{lease} s'")
+        with psycopg.connect(database) as stranger:
+            run, token = insert_held(connection, by=other, lease_until=until)
+            stranger.execute("lock table underway.run in access exclusive mode")
+            await asyncio.sleep(2.5 * lease)
+            stranger.rollback()
+        await asyncio.sleep(lease / 3)
+        async with open_store(database, other) as store:
+            release = go_on(run, token, step=LANE.step, payload=None, attempt=Attempt("released", started=ago(1.0)))
+            assert await store.continue_([release], [])
+        (task,) = await serving.all_running(1)
+        serving.succeed(task, goes_on=False)
+
+    assert serve(database, script)
+    assert [outcome for (outcome,) in connection.execute("select outcome from underway.attempt order by token")] == [
+        "released",
+        "succeeded",
+    ]
+
+
+def test_a_run_that_cannot_be_filed_keeps_no_other_from_being_taken_back(database: str, connection: Connection) -> None:
+    """Written by hand: counters at their end, and a run that is finished already, which no statement can mend."""
+    serving_none = {"queue": "none", "lease_until": AGES_AGO}
+    most = 2**31 - 1
+    filed, _ = insert_held(connection, uuid4(), **serving_none, crashes=9, max_crashes=1)
+    connection.execute(
+        "insert into underway.finished_run select (jsonb_populate_record(null::underway.finished_run, to_jsonb(r) ||"
+        ' \'{"state": "failed", "finished_at": "now", "expires_at": "infinity", "quarantined": false}\')).*'
+        " from underway.run r"
+    )
+    others = [
+        insert_held(connection, uuid4(), **serving_none, number=most)[0],
+        insert_held(connection, uuid4(), **serving_none, crashes=most, max_crashes=most)[0],
+        insert_held(connection, uuid4(), **serving_none)[0],
+    ]
+
+    async def script(serving: Serving) -> None:
+        async with asyncio.timeout(10):
+            while value(connection, "select count(*) from underway.attempt where outcome = 'lost'") < len(others):
+                await asyncio.sleep(0.005)
+
+    assert serve(database, script)
+    taken_back = {run for (run,) in connection.execute("select run_id::text from underway.attempt")}
+    assert taken_back == set(others)
+    assert now(connection, filed)["state"] == "in_progress"
+
+
+def test_no_statement_waits_longer_than_a_second_for_a_lock_on_a_table(database: str) -> None:
+    """The others on its connection have their turn, and whoever waited knows that nobody could do anything."""
+
+    async def ask() -> None:
+        async with open_store(database) as store:
+            await store.reap(1)
+            with psycopg.connect(database) as stranger:
+                stranger.execute("lock table underway.run in share mode")
+                began = time.monotonic()
+                with pytest.raises(DatabaseAway, match="lock timeout"):
+                    await store.rehearse_renewal()
+                assert time.monotonic() - began < 5
+            assert store._work.opened == 1
+            await store.rehearse_renewal()
+
+    asyncio.run(ask())
+
+
+def test_what_a_standby_that_was_behind_has_in_our_name_is_given_back(database: str, connection: Connection) -> None:
+    """Free of charge, but not before the worker is dead that has it under a token which the standby never saw."""
+    run = insert(connection)
+
+    async def script(serving: Serving) -> None:
+        serve_under(Policy(lease=timedelta(seconds=0.1)), serving)
+        (task,) = await serving.all_running(1)
+        connection.execute("update underway.run set token = token - 1, lease_until = now() + interval '1 hour'")
+        while task.token in serving.service._held:
+            await asyncio.sleep(0.005)
+        await serving.service._claims._release_unknown()
+        assert now(connection, run)["state"] == "in_progress"
+        (worker,) = serving.silent.active
+        serving.service._endings.died(worker)  # type: ignore[arg-type]
+        (again,) = await serving.all_running(1)
+        row = now(connection, run)
+        assert (row["crashes"], row["attempts"], row["releases"]) == (0, 0, 1)
+        serving.succeed(again, goes_on=False)
+
+    assert serve(database, script)
+    assert attempts_of(connection, run) == [("succeeded", 1)]
+
+
+def test_what_is_ours_without_our_knowing_is_looked_for_on_each_new_connection(
+    database: str, connection: Connection
+) -> None:
+    """A standby that was behind knows of runs that we have ended since."""
+
+    async def script(serving: Serving) -> None:
+        while not value(connection, "select count(*) from underway.supervisor where idle"):
+            await asyncio.sleep(0.005)
+        run, _ = insert_held(connection, by=serving.owner)
+        kill(connection, (await serving.leases.open()).info.backend_pid)
+        (task,) = await serving.all_running(1)
+        assert (task.run, task.crashes, now(connection, run)["releases"]) == (run, 0, 1)
+        serving.succeed(task, goes_on=False)
 
     assert serve(database, script)
 

@@ -78,6 +78,8 @@ def fail_twice(cx: Context, how: str) -> Done[int]:
     if cx.attempt <= 2:
         if how == "after":
             raise Retry("not yet", after=timedelta(minutes=7))
+        if how == "for ever":
+            raise Retry(after=timedelta.max)
         if how == "fail":
             raise Fail("never")
         if how == "exit":
@@ -219,6 +221,8 @@ def test_a_value_that_could_not_be_enqueued_is_refused() -> None:
         ("raise", ["failed", "failed", "succeeded"], [10, 20, 0]),
         ("exit", ["failed", "failed", "succeeded"], [10, 20, 0]),
         ("after", ["failed", "failed", "succeeded"], [420, 420, 0]),
+        # As far as Postgres can count.
+        ("for ever", ["failed", "failed", "succeeded"], [365_000 * 86_400, 365_000 * 86_400, 0]),
         ("fail", ["failed"], [0]),
     ],
 )

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from db import Connection, value
 from proxy import Proxy
+from psycopg import sql
 
 from underway.postgres import session
 from underway.postgres.session import DatabaseAway, Session
@@ -231,6 +232,28 @@ def test_a_statement_that_fails_leaves_the_session_with_its_ears(
         assert await coming
 
     listen(database, play)
+
+
+def test_a_session_that_rests_is_not_ended_by_what_a_role_says_of_idle_ones(
+    database: str, connection: Connection
+) -> None:
+    name = sql.Identifier(connection.info.dbname)
+    connection.execute(sql.SQL("alter database {} set idle_session_timeout = '50ms'").format(name))
+    with_one = "select count(*) from pg_stat_activity where pid = %s"
+
+    async def rest() -> None:
+        resting = Session(database)
+        await resting.open()
+        try:
+            with psycopg.connect(database) as other:
+                while value(connection, with_one, [other.info.backend_pid]):
+                    await asyncio.sleep(0.01)
+            await resting.fetch("clock")
+            assert resting.opened == 1
+        finally:
+            await resting.close()
+
+    asyncio.run(asyncio.wait_for(rest(), 20))
 
 
 def test_two_who_need_a_connection_at_once_share_one(database: str, connection: Connection) -> None:

@@ -53,5 +53,6 @@ two = (
     .step(last, queue="two", priority=9, keep=timedelta(days=1), lease=second)
 )
 lasting = app.job("lasting").step(work, lease=second).step(later, delay=timedelta(hours=1))
+patient = app.job("patient").step(work, lease=12 * second).step(later, delay=timedelta(hours=1))
 retrying = app.job("retrying").step(once_more)
 numbers = app.job("numbers").step(number, retry=RetryPolicy(max_attempts=2, initial_interval=timedelta(0)))

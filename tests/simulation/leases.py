@@ -17,9 +17,10 @@ def renew(database: Database, owner: UUID, renewals: Iterable[Renewal]) -> set[s
     return renewed
 
 
-def reap(database: Database) -> tuple[list[tuple[str, int, str | None]], list[str]]:
+def reap(database: Database, expired_by: float | None) -> tuple[list[tuple[str, int, str | None]], list[str]]:
     now = database.loop.time()
-    lapsed = [row for row in database.live.values() if row.state == "in_progress" and row.lease_until < now]
+    by = now if expired_by is None else expired_by
+    lapsed = [row for row in database.live.values() if row.state == "in_progress" and row.lease_until < by]
     reaped, gone = [], []
     for row in lapsed:
         if database.is_locked(row):

@@ -48,10 +48,6 @@ class Session:
                 raise DatabaseAway("away")
             self._opened()
 
-    async def ready(self) -> None:
-        async with self._lock:
-            await self._open_patiently()
-
     async def fetch(self, statement: str, parameters: Any = None) -> list[Any]:
         """The few that do not go through the store."""
         return await self.do(statement, lambda: self._answer(statement, parameters))

@@ -86,8 +86,13 @@ class FakeStore:
     async def cancel_requests(self) -> list[tuple[str, int, int, int]]:
         return await self._leases.do("cancel requests", lambda: leases.cancel_requests(self._database, self._owner))
 
-    async def reap(self, limit: int) -> list[tuple[str, int, str | None]]:
-        reaped, locked = await self._work.do("reap", lambda: leases.reap(self._database))
+    async def rehearse_renewal(self) -> float:
+        return await self._work.do("rehearse renewal", self._database.loop.time)
+
+    async def reap(
+        self, limit: int, expired_by: float | None = None, *, passing_over: int = 0
+    ) -> list[tuple[str, int, str | None]]:
+        reaped, locked = await self._work.do("reap", lambda: leases.reap(self._database, expired_by))
         self._note_locked_keys(locked)
         return reaped
 

@@ -21,8 +21,8 @@ _PARAMETERS: dict[str, str | int] = {
 def conninfo(database: str) -> str:
     """What to connect with. Starts the embedded Postgres if that is what `database` names.
 
-    Settings that the caller gave win over ours. Raises InvalidOption for a text that is no connection string; the
-    message does not repeat it, since it may hold a password.
+    Settings that the caller gave win over ours, but for the encoding. Raises InvalidOption for a text that is no
+    connection string; the message does not repeat it, since it may hold a password.
     """
     if database == "embedded:":
         from underway.postgres import embedded  # psycopg users without the wheel never come here
@@ -34,7 +34,9 @@ def conninfo(database: str) -> str:
         raise InvalidOption(
             "the database is no connection string: expected postgresql://user@host/name, key=value, or embedded:"
         ) from None
-    return make_conninfo("", **{**_PARAMETERS, **given})
+    # A role, a database or PGCLIENTENCODING may have any. Under SQL_ASCII psycopg returns bytes for text: the first
+    # claim ended the supervisor.
+    return make_conninfo("", **{**_PARAMETERS, **given, "client_encoding": "utf8"})
 
 
 def label(database: str) -> str:

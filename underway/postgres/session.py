@@ -32,6 +32,10 @@ _LEAST_PAUSE = 0.2
 _MOST_PAUSE = 2.0
 _SETTINGS = {
     "statement_timeout": STATEMENT_DEADLINE,
+    # No statement of ours waits for a row; whatever else it waits for is a lock on a table, which may last for an hour.
+    # It had better ask again, and let others on its connection do so too, than stand in line: a reaper that did was let
+    # in before those who were to release what they could not renew, and charged them with crashes.
+    "lock_timeout": "1s",
     # A role may have one; ours rest between two looks.
     "idle_session_timeout": "0",
     "default_transaction_isolation": "read\\ committed",
@@ -173,11 +177,6 @@ class Session:
         pause = self._pauses.get(statement, _LEAST_PAUSE)
         self._pauses[statement] = min(2 * pause, _MOST_PAUSE)
         await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
-
-    async def ready(self) -> None:
-        """Wait for a connection, as long as it takes."""
-        async with self._lock:
-            await self._open_patiently()
 
     async def _open_patiently(self) -> psycopg.AsyncConnection[TupleRow]:
         pause = 0.05

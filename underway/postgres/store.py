@@ -189,9 +189,20 @@ class Store:
         rows = await self._leases.fetch("cancel_requests", {"owner": self._owner})
         return [(run, token, attempts, crashes) for run, token, attempts, crashes in rows]
 
-    async def reap(self, limit: int) -> list[tuple[str, int, str | None]]:
-        """Take back expired runs: (run, token, final state if that was its end) of each."""
-        rows = await self._work.fetch("reap_runs", {"limit": limit})
+    async def rehearse_renewal(self) -> float:
+        """Raises DatabaseAway when nobody can renew a lease, even if there is none to renew; else the time it was."""
+        rows = await self._work.fetch("rehearse_renewal", {"owner": self._owner})
+        return float(rows[0][0])
+
+    async def reap(
+        self, limit: int, expired_by: float | None = None, *, passing_over: int = 0
+    ) -> list[tuple[str, int, str | None]]:
+        """Take back what has expired, by now or that time: (run, token, final state if that was its end) of each.
+
+        Raises psycopg.Error if one of them holds what cannot be written; the first so many are passed over.
+        """
+        parameters = {"limit": limit, "expired_by": expired_by, "passing_over": passing_over}
+        rows = await self._work.fetch("reap_runs", parameters)
         self._note_locked_keys(rows)
         return [(run, token, final) for run, token, final, _ in rows]
 

@@ -152,7 +152,8 @@ class Claims:
         self.wake()
 
     async def _release_unknown(self) -> None:
-        """A claim or hand-over whose answer was lost may have taken runs that we do not know of; nobody is to blame.
+        """A claim or hand-over whose answer was lost may have taken runs that we do not know of, and a standby that was
+        promoted may know older claims of ours than we do; nobody is to blame.
 
         It may even do so later, in a backend that has not noticed yet that we are gone: so before each claim for a
         while, and never beside one.
@@ -160,9 +161,14 @@ class Claims:
         if not self._unknown_until:
             return
         with contextlib.suppress(DatabaseAway):
-            await self._store.release_unknown({task.run for task in self._held.values()})
+            await self._store.release_unknown(self._known())
             if time.monotonic() > self._unknown_until:
                 self._unknown_until = 0.0
+
+    def _known(self) -> set[str]:
+        """What is held, and what was lost as long as its worker lives: nobody else may begin it before."""
+        tasks = [*self._held.values(), *(task for worker in self._crew.active for task in worker.tasks.values())]
+        return {task.run for task in tasks}
 
     async def _declare_idle(self, tasks: int) -> bool:
         """Ask to be notified, then claim once more: whoever enqueued before it did not know. True if that found any.

@@ -44,8 +44,8 @@ class Commits:
     """Takes endings from the supervisor and makes them durable; a task stays held, and renewed, until then.
 
     A run that goes on to its next step stays here if there will be a worker for it: `on_stay` is given the new task.
-    `on_unknown` is called when one may have stayed whose token nobody has heard, `on_room` after each commit that
-    leaves room for more.
+    `on_unknown` is called when a run may be ours under a token that nobody has heard of, `on_room` after each commit
+    that leaves room for more.
     """
 
     def __init__(
@@ -248,6 +248,7 @@ class Commits:
             else:
                 self._held.pop(ended.task.token, None)
                 log.warning("its run was taken from us, its ending is dropped", extra={"about": {"run": key[0]}})
+                self._on_unknown()
         if locked:
             self._locked += len(locked)
             asyncio.get_running_loop().call_later(_LOCKED_PAUSE, self._unlock, locked)

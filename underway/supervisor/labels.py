@@ -1,7 +1,6 @@
 """What people see of a supervisor in Postgres: its row."""
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import time
@@ -54,10 +53,14 @@ class Labels:
 
     async def run(self) -> None:
         while True:
-            with contextlib.suppress(DatabaseAway):
+            try:
                 await self.write()
                 await self._store.forget_supervisors()
                 await self._warn_of_stranded()
+            except DatabaseAway as error:
+                log.warning("what Postgres has to know of the app could not be written: %s", error)
+                # Perhaps a row that has changed is locked, for a second each time: commits need the connection too.
+                await asyncio.sleep(1)
             opened, again_at = self._work.opened, time.monotonic() + _LABEL_SECONDS
             while self._work.opened == opened and self._written == self._what_is() and time.monotonic() < again_at:
                 await asyncio.sleep(1)

@@ -56,6 +56,7 @@ class Leases:
                 await self._wakeup.rest(min(max(due, 0.01), PROGRESS_SECONDS))
             except DatabaseAway as error:
                 log.warning("leases could not be renewed: %s", error)
+                renewed_at = 0.0
                 # No busy loop while the database is away, and a fleet must not come back in step.
                 await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311
 

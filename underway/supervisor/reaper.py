@@ -1,6 +1,7 @@
 """Takes back runs whose lease has expired: their supervisor is gone, cut off, or stopped."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from logging import getLogger
@@ -21,6 +22,8 @@ _WHY = {
     "cancelled": "cancelled: its lease expired, its supervisor is gone",
 }
 _LONGEST_PERIOD = 5.0
+# Renewed four times in its life, a lease has so much left when an outage begins: a shorter one harms nobody.
+_LEFT_OF_LEASE = 3 / 4
 # A look passes over all that were in progress since the last vacuum, a million beside an old snapshot, and commits
 # wait for it: it may take this share of the time.
 _SHARE = 0.05
@@ -45,41 +48,79 @@ class Reaper:
         self._on_reaped = on_reaped
         self._clock = DatabaseClock(store)
         self._opened = work.opened
+        self._well_at = 0.0
         self._not_before = 0.0
+        self._said = ""
 
     async def run(self) -> None:
+        self._well_at = time.monotonic()
         while True:
-            took = 0.0
             try:
-                took = await self._reap()
+                could_renew_at = await self._rehearse()
+                if time.monotonic() >= self._not_before:
+                    await self._look(could_renew_at)
             except DatabaseAway as error:
                 log.warning("reaping interrupted: %s", error)
-                # Perhaps by a lock on the table, which keeps the connections and lets no lease be renewed.
-                self._not_before = time.monotonic() + self._shortest_lease()
-            except psycopg.Error as error:  # one row, written by hand, must not end every supervisor there is
-                log.error("no run can be taken back, one that should be holds what cannot be: %s", error)
-            await asyncio.sleep(max(min(self._shortest_lease() / 4, _LONGEST_PERIOD), took / _SHARE))
+                self._well_at = -math.inf
+            await asyncio.sleep(min(self._shortest_lease() / 4, _LONGEST_PERIOD))
 
-    async def _reap(self) -> float:
-        """How long the look took: without the wait for a database that is away, or the next would come hours later."""
-        await self._work.ready()  # or the look would be sent the moment it is back
+    async def _rehearse(self) -> float:
+        """Do what others have to do for their leases. After a time without it leave them one lease to come back.
+
+        At each turn, or an outage that begins and ends between two looks would not be noticed. By a statement of its
+        own: a lock on the table (an ALTER TABLE, a VACUUM FULL) keeps the connections, and in the end lets the reaper
+        in before those who could not renew. (Four runs that were about to be released were charged with a crash.)
+        """
+        could_renew_at = await self._store.rehearse_renewal()
         lease = self._shortest_lease()
         if await self._clock.was_set(lease / 4):
             # All leases have lapsed at once, and all are about to be renewed by the new time.
-            self._not_before = time.monotonic() + lease
-        if self._work.opened != self._opened:
-            # The database was away: others could not renew either. Leave them one lease to come back, and the time
-            # between two tries. (Those who came a second late to leases of one lost all that they had to commit.)
-            self._opened = self._work.opened
-            self._not_before = time.monotonic() + max(lease, LONGEST_PAUSE)
-        began = time.monotonic()
-        if began < self._not_before:
-            return 0.0
-        while reaped := await self._store.reap(_LIMIT):
+            self._not_before = max(self._not_before, time.monotonic() + lease)
+        now = time.monotonic()
+        if self._work.opened != self._opened or self._well_at == -math.inf:
+            # And the time between two tries. (Those who came a second late to leases of one lost all that they had to
+            # commit.)
+            self._not_before = max(self._not_before, now + max(lease, LONGEST_PAUSE))
+        elif now - self._well_at > _LEFT_OF_LEASE * lease:
+            self._not_before = max(self._not_before, now + lease)
+        self._opened, self._well_at = self._work.opened, now
+        return could_renew_at
+
+    async def _look(self, expired_by: float) -> None:
+        """Take back no more than what had expired while all was well: an outage may come before this is let in."""
+        try:
+            await self._reap(expired_by)
+        except psycopg.Error as error:
+            await self._one_by_one(expired_by, error)
+
+    async def _reap(self, expired_by: float) -> None:
+        took = 0.0
+        while True:
+            reaped = await self._store.reap(_LIMIT, expired_by)
+            took += time.monotonic() - self._work.sent_at  # not the wait for a connection, or for commits on it
+            self._taken_back(reaped)
+            if len(reaped) < _LIMIT:
+                break
+        self._not_before = time.monotonic() + took / _SHARE
+
+    async def _one_by_one(self, expired_by: float, error: psycopg.Error) -> None:
+        """Somebody's hand has written what cannot be filed. Whatever that is, it keeps no other run waiting."""
+        if str(error) != self._said:  # and not at each turn
+            self._said = str(error)
+            log.error("a run whose lease has expired can be neither taken back nor closed: %s", error)
+        passed_over, reaped = 0, True
+        while reaped and passed_over < _LIMIT:
+            try:
+                taken_back = await self._store.reap(1, expired_by, passing_over=passed_over)
+            except psycopg.Error:
+                passed_over += 1
+            else:
+                self._taken_back(taken_back)
+                reaped = bool(taken_back)
+
+    def _taken_back(self, reaped: list[tuple[str, int, str | None]]) -> None:
+        if reaped:
             for run, _token, final in reaped:
                 log.warning("run taken back, %s", _WHY[final], extra={"about": {"run": run}})
             self._backends.terminate(token for _run, token, _final in reaped)
             self._on_reaped()
-            if len(reaped) < _LIMIT:
-                break
-        return time.monotonic() - began

@@ -47,6 +47,7 @@ class Service:
     def __init__(self, app: str, crew: Crew, store: Store, work: Session, leases: Session, stop: StopRequest) -> None:
         self._crew = crew
         self._store = store
+        self._leases_session = leases
         self._stop = stop
         self._held: dict[int, Task] = {}
         self._looked_in_vain = asyncio.Event()
@@ -90,7 +91,7 @@ class Service:
             wakeup,
             self._held,
             shortest_lease=self._shortest_lease,
-            on_lost=self._endings.lost,
+            on_lost=self._on_lost,
         )
         self._reaper = Reaper(
             store, work, self._backends, shortest_lease=self._shortest_lease, on_reaped=lambda: self._promoter.hint(0)
@@ -160,7 +161,13 @@ class Service:
         if self._dispatch.idle():
             self._commits.hurry()
 
+    def _on_lost(self, task: Task) -> None:
+        self._endings.lost(task)
+        self._claims.expect_unknown()  # a standby that was behind may have it in our name all the same
+
     def _on_notify(self, payload: str) -> None:
+        if not payload and self._leases_session.opened > 1:  # perhaps of such a standby
+            self._claims.expect_unknown()
         self._claims.wake()
         self._promoter.hint(0)
         self._requests.hear(payload)

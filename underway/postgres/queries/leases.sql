@@ -12,18 +12,31 @@ where r.id = any(array(
     and r.state = 'in_progress' and not r.cancel_requested
 returning r.id::text;
 
+-- rehearse_renewal: write as a renewal does, but to no run, and say when: it fails when nobody can renew
+with renewed as (
+    update underway.run set lease_until = lease_until where false
+),
+seen as (
+    update underway.supervisor
+    set seen_at = clock_timestamp()
+    where id = any(array(select id from underway.supervisor where id = %(owner)s for no key update skip locked))
+)
+select date_part('epoch', statement_timestamp());
+
 -- reap_runs: take back runs whose lease has expired; the crash that comes with it may be their last
 --
 -- But never the first: a supervisor that is killed loses hundreds of runs at once, most of which it had not begun. That
 -- makes them suspects, who are held one at a time, so that only the culprit is lost again.
 -- One that somebody has cancelled is closed: whoever had to stop it is gone.
+-- What has expired since an instant that is given is left for the next look.
 with lapsed as materialized (
-    select id, token, owner, crashes + 1 as crashes,
-        case when cancel_requested then 'cancelled' when crashes > 0 and crashes + 1 >= max_crashes then 'failed'
+    select id, token, owner, least(crashes, 2147483646) + 1 as crashes, least(number, 2147483646) + 1 as number,
+        case when cancel_requested then 'cancelled' when crashes > 0 and crashes >= max_crashes - 1 then 'failed'
             end as final
     from underway.run
-    where state = 'in_progress' and lease_until < now()
+    where state = 'in_progress' and lease_until < coalesce(to_timestamp(%(expired_by)s::float8), now())
     order by id
+    offset %(passing_over)s
     limit %(limit)s
     for update skip locked
 ),
@@ -31,7 +44,7 @@ back as (
     update underway.run r
     set state = 'waiting',
         crashes = l.crashes,
-        number = r.number + 1,
+        number = l.number,
         due = now() + make_interval(secs => least(60, 2 ^ least(l.crashes - 1, 6))),
         rank = now() + make_interval(secs => least(60, 2 ^ least(l.crashes - 1, 6))) - r.priority * interval '1 minute',
         owner = null,
@@ -46,7 +59,7 @@ gone as (
     using lapsed l
     where r.id = any(array(select id from lapsed)) and r.id = l.id and r.token = l.token and l.final is not null
     returning r.*, l.final, case l.final when 'failed' then l.crashes else r.crashes end as all_crashes,
-        l.owner as last_owner
+        l.owner as last_owner, l.number as last_number
 ),
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
@@ -67,7 +80,7 @@ noted as (
     from (
         select id, token, number, step, owner, 'lost' as outcome from back
         union all
-        select id, token, number + 1, step, last_owner, case final when 'cancelled' then final else 'lost' end from gone
+        select id, token, last_number, step, last_owner, case final when 'cancelled' then final else 'lost' end from gone
     ) t
     left join underway.supervisor s on s.id = t.owner
 )
@@ -87,7 +100,7 @@ where state = 'in_progress' and owner = %(owner)s and not cancel_requested;
 -- By their tokens: it may take effect late, in a backend that has not noticed yet that we are gone. When it named those
 -- that are known instead, it then gave back what had been claimed meanwhile, and steps ran twice at a time.
 update underway.run r
-set state = 'pending', owner = null, lease_until = null, releases = r.releases + 1
+set state = 'pending', owner = null, lease_until = null, releases = least(r.releases, 2147483646) + 1
 from unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token)
 where r.id = any(array(
         select l.id from underway.run l where l.id = any(%(ids)s::uuid[]) order by l.id for no key update skip locked
