@@ -133,9 +133,6 @@ class FakeStore:
     async def has_work(self, jobs: Iterable[str]) -> bool:
         return bool(self._database.live)
 
-    async def clock(self) -> float:
-        return float(await self._work.do("clock", self._database.loop.time))
-
     async def expire(self, limit: int, *, from_head: bool = True) -> int:
         return 0
 

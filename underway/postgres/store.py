@@ -206,11 +206,6 @@ class Store:
         self._note_locked_keys(rows)
         return [(run, token, final) for run, token, final, _ in rows]
 
-    async def clock(self) -> float:
-        """The database's time, in seconds since 1970."""
-        rows = await self._work.fetch("clock")
-        return float(rows[0][0]) / 1e6
-
     async def expire(self, limit: int, *, from_head: bool = True) -> int:
         """Remove so many finished runs whose keep has passed; unless `from_head`, only those behind the last ones."""
         since = -math.inf if from_head else self._expired_since

@@ -46,7 +46,7 @@ class Reaper:
         self._backends = backends
         self._shortest_lease = shortest_lease
         self._on_reaped = on_reaped
-        self._clock = DatabaseClock(store)
+        self._clock = DatabaseClock()
         self._opened = work.opened
         self._well_at = 0.0
         self._not_before = 0.0
@@ -73,7 +73,7 @@ class Reaper:
         """
         could_renew_at = await self._store.rehearse_renewal()
         lease = self._shortest_lease()
-        if await self._clock.was_set(lease / 4):
+        if self._clock.was_set(could_renew_at, self._store.commit_sent_at, lease / 4):
             # All leases have lapsed at once, and all are about to be renewed by the new time.
             self._not_before = max(self._not_before, time.monotonic() + lease)
         now = time.monotonic()
