@@ -14,7 +14,7 @@ class DatabaseClock:
         self._ahead = math.inf  # of ours, at most
 
     def was_set(self, now: float, asked_at: float, tolerance: float) -> bool:
-        """Whether it has gained more than so many seconds since the last look; it says `now`, sent for at `asked_at`."""
+        """Whether it has gained more than so many seconds since the last look; it said `now`, asked at `asked_at`."""
         # It was read somewhere between these two.
         least, most = now - time.monotonic(), now - asked_at
         gained, self._ahead = least - self._ahead, most
