@@ -73,7 +73,7 @@ def test_a_supervisor_that_was_stopped_for_too_long_changes_nothing(
     before = connection.execute("select * from underway.finished_run order by id").fetchall()
     stopped.send(signal.SIGCONT)
     # It kills what still runs on without a lease, and drops what has ended without one.
-    eventually(lambda: any(text in stopped.log for text in ("its lease could not be renewed", "lease lost")))
+    eventually(lambda: any(text in stopped.log for text in ("could not be renewed in time", "lease lost")))
     eventually(lambda: len(workers & {worker.pid for worker in stopped.workers()}) == 2, what="one of three is killed")
     # Both are well and go on to work.
     doomed.shorts.enqueue_many(range(500))

@@ -195,7 +195,9 @@ def test_the_reaper_lets_suspects_wait_as_long(connection: psycopg.Connection[An
             [uuid4(), crashes],
         )
     with connection.transaction():
-        reaped = connection.execute(statements()["reap_runs"], {"limit": 100}).fetchall()
+        reaped = connection.execute(
+            statements()["reap_runs"], {"limit": 100, "expired_by": None, "passing_over": 0}
+        ).fetchall()
         assert len(reaped) == 10
         found = connection.execute(
             "select crashes, extract(epoch from due - now())::float8, state, number from underway.run"

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from logging import getLogger
 from typing import Any
 
@@ -103,9 +103,9 @@ class Service:
         self._labels = Labels(store, work, app, crew, on_label=self._claims.forget_idle)
         crew.listener = self._endings
 
-    async def serve(self, *, grace: float, until_idle: bool) -> bool:
-        """Serve until told to stop; whether the stop was clean."""
-        claiming = _start(self._claim())
+    async def serve(self, *, grace: float, until_idle: bool, on_serving: Callable[[], None] = lambda: None) -> bool:
+        """Serve until told to stop; whether the stop was clean. `on_serving` is called when others can enqueue."""
+        claiming = _start(self._claim(on_serving))
         loops = [
             _start(loop)
             for loop in (
@@ -147,9 +147,10 @@ class Service:
         finally:
             await _end([told, claiming, *loops])
 
-    async def _claim(self) -> None:
+    async def _claim(self, on_serving: Callable[[], None]) -> None:
         """Not before Postgres knows the app: the end of a run looks up the label for dead letters of its queue."""
         await self._labels.known.wait()
+        on_serving()
         await self._claims.run()
 
     def _hand_out(self) -> None:

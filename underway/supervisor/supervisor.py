@@ -76,9 +76,12 @@ async def _live(settings: Settings) -> int:
         gc.freeze()
         gc.set_threshold(20_000)
         service = Service(settings.app, crew, store, work, leases, stop)
-        log.info("serving %s from %s with %d workers", settings.app, label(database), settings.procs,
-                 extra={"about": {"supervisor": str(identity)[:8], "pid": os.getpid()}})  # fmt: skip
-        clean = await service.serve(grace=settings.grace, until_idle=settings.until_idle)
+
+        def say_so() -> None:
+            log.info("serving %s from %s with %d workers", settings.app, label(database), settings.procs,
+                     extra={"about": {"supervisor": str(identity)[:8], "pid": os.getpid()}})  # fmt: skip
+
+        clean = await service.serve(grace=settings.grace, until_idle=settings.until_idle, on_serving=say_so)
         return ExitCode.CLEAN if clean else ExitCode.KILLED_WORK
     except BootError as error:
         log.error("%s does not boot: %s", settings.app, error)

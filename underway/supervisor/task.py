@@ -48,8 +48,8 @@ class Task:
 
     @property
     def decisive(self) -> bool:
-        """Another crash quarantines its run."""
-        return self.suspect and self.crashes + 1 >= self.step.policy.max_crashes
+        """Another crash quarantines its run, and not every crash would have."""
+        return self.suspect and 1 < self.step.policy.max_crashes <= self.crashes + 1
 
     @property
     def about(self) -> dict[str, object]:
