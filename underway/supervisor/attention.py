@@ -11,7 +11,7 @@ _PAUSE_SECONDS = 0.001
 # Words are work for whoever reads them: 64 workers that flooded at once kept the supervisor's loop in one round for
 # seconds, and leases lapsed. If all talked as much as this worker did just now, a round may take so long; after more it
 # is not read for twice the time that such a round would take, which leaves the supervisor half of its own.
-_WORDS = frozenset((wire.Log, wire.Progress))
+WORDS = frozenset((wire.Log, wire.Progress))
 _ROUND_SECONDS = 0.25
 _MOST_SILENCE_SECONDS = 2.0
 
@@ -22,21 +22,15 @@ class Attention:
     def __init__(self, crew_size: int) -> None:
         self._crew_size = crew_size
         self._began = 0.0
-        self._words = False
+        self.words = False  # whether there were any since it began
 
     def begin(self) -> None:
         self._began = time.monotonic()
-        self._words = False
-
-    def heard(self, message: wire.Message) -> None:
-        self._words |= type(message) in _WORDS
-
-    def saw_output(self) -> None:
-        self._words = True
+        self.words = False
 
     def pause(self, tasks: int) -> float:
         """How long not to read it now, with so many tasks in its hands."""
-        if self._words:
+        if self.words:
             round_ = (time.monotonic() - self._began) * self._crew_size
             if round_ > _ROUND_SECONDS:
                 return min(2 * round_, _MOST_SILENCE_SECONDS)

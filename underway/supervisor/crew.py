@@ -23,6 +23,7 @@ log = getLogger("underway.supervisor")
 
 # A worker that has died idle, before its first task and sooner than this, has hardly booted.
 _PROVEN_SECONDS = 30.0
+_OF_BOOTS = frozenset((wire.Hello, wire.BootFailed))
 
 
 class Crew:
@@ -134,13 +135,8 @@ class Crew:
     # What worker processes report
 
     def received(self, worker: WorkerProcess, message: wire.Message) -> None:
-        if isinstance(message, wire.Hello | wire.BootFailed):
-            if worker not in self._boots:  # its user's code speaks for it: it would be counted in two places
-                raise wire.BrokenFrame(f"{type(message).__name__} of a worker that has booted")
-            if isinstance(message, wire.Hello):
-                self._booted(worker, message)
-            else:
-                self._boots.say_why(worker, message)
+        if type(message) in _OF_BOOTS:
+            self._hear_of_boot(worker, message)
         elif self.listener is not None:
             if isinstance(message, wire.Result):
                 worker.wear.tasks += 1
@@ -150,6 +146,14 @@ class Crew:
                 if worker.wear.left or worker.wear.tasks >= worker.wear.tasks_due:
                     self._look_at(worker, time.monotonic())
             self.listener.received(worker, message)
+
+    def _hear_of_boot(self, worker: WorkerProcess, message: wire.Message) -> None:
+        if worker not in self._boots:  # its user's code speaks for it: it would be counted in two places
+            raise wire.BrokenFrame(f"{type(message).__name__} of a worker that has booted")
+        if isinstance(message, wire.Hello):
+            self._booted(worker, message)
+        elif isinstance(message, wire.BootFailed):
+            self._boots.say_why(worker, message)
 
     def settled(self) -> None:
         self._relieve()

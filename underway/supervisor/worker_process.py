@@ -14,7 +14,7 @@ from typing import Protocol
 
 from underway import wire
 from underway.manifest import Lane, Manifest, Step
-from underway.supervisor.attention import Attention
+from underway.supervisor.attention import WORDS, Attention
 from underway.supervisor.keeper import MARK, children_listed, kill_below
 from underway.supervisor.logs import WorkerOutput
 from underway.supervisor.recycling import Wear
@@ -196,7 +196,7 @@ class WorkerProcess:
         self._attention.begin()
         self._receive()
         if self.output.read():
-            self._attention.saw_output()
+            self._attention.words = True
         self._listened()
 
     def _listened(self) -> None:
@@ -232,7 +232,8 @@ class WorkerProcess:
         self.output.behind = True
         try:
             for message in self._reader.feed(_inbox[:size]):
-                self._attention.heard(message)
+                if type(message) in WORDS:
+                    self._attention.words = True
                 self._overseer.received(self, message)
         except wire.BrokenFrame as error:
             self._hang_up()
