@@ -74,14 +74,15 @@ class HalfOpen(Proxy):
     def __init__(self, database: str) -> None:
         super().__init__(database, "be late")
         self.done = True  # it lets all commits pass
-        self._deaf: set[int] = set()
-        self._threads: set[int] = set()
+        # Not their numbers: a new thread may get that of one that has ended, and was deaf.
+        self._deaf: set[threading.Thread] = set()
+        self._threads: set[threading.Thread] = set()
 
     def go_deaf(self) -> None:
         self._deaf = set(self._threads)
 
     def _lets_pass(self, data: bytes, *, from_server: bool) -> bool:
-        thread = threading.get_ident()  # of the one connection
+        thread = threading.current_thread()  # that of the one connection
         self._threads.add(thread)
         return thread not in self._deaf
 
