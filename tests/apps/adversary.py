@@ -30,6 +30,8 @@ def deed(function: Deed) -> Deed:
 
 
 def misbehave(cx: Context, how: str) -> To[str, Any]:
+    # So long that nothing is handed ahead behind it: what it forges in the name of that would be believed.
+    time.sleep(0.06)
     if cx.attempt > 1:
         return To.done("survived")
     returned: To[str, Any] = deeds[how](cx)
