@@ -29,9 +29,12 @@ def deed(function: Deed) -> Deed:
     return function
 
 
+# So long that nothing is handed ahead behind another step: what that forges in its worker's name would be believed.
+LONG = 0.06
+
+
 def misbehave(cx: Context, how: str) -> To[str, Any]:
-    # So long that nothing is handed ahead behind it: what it forges in the name of that would be believed.
-    time.sleep(0.06)
+    time.sleep(LONG)
     if cx.attempt > 1:
         return To.done("survived")
     returned: To[str, Any] = deeds[how](cx)
@@ -39,11 +42,12 @@ def misbehave(cx: Context, how: str) -> To[str, Any]:
 
 
 def follow(cx: Context, how: str) -> Done[str]:
+    time.sleep(LONG)
     return To.done(how)
 
 
 def innocent(cx: Context, number: int) -> Done[int]:
-    time.sleep(0.002)
+    time.sleep(LONG)
     return To.done(number)
 
 
