@@ -67,16 +67,15 @@ class Proxy:
                         client.close()
                         server.close()
                         return
-                    if not self._lets_pass(data, from_server=end is server):
-                        continue
+                    data = self._passed_on(data, from_server=end is server)
                     if end is client and _COMMIT in data and not self.done:
                         self.done = True
                         self._commit(data, client, server)
                     else:
                         other.sendall(data)
 
-    def _lets_pass(self, data: bytes, *, from_server: bool) -> bool:
-        return True
+    def _passed_on(self, data: bytes, *, from_server: bool) -> bytes:
+        return data
 
     def _commit(self, data: bytes, client: socket.socket, server: socket.socket) -> None:
         answer = b""

@@ -81,10 +81,10 @@ class HalfOpen(Proxy):
     def go_deaf(self) -> None:
         self._deaf = set(self._threads)
 
-    def _lets_pass(self, data: bytes, *, from_server: bool) -> bool:
+    def _passed_on(self, data: bytes, *, from_server: bool) -> bytes:
         thread = threading.current_thread()  # that of the one connection
         self._threads.add(thread)
-        return thread not in self._deaf
+        return b"" if thread in self._deaf else data
 
 
 def test_a_connection_that_is_half_open_is_given_up_and_the_work_found(

@@ -9,7 +9,7 @@ from proxy import Proxy
 
 from underway import Underway
 
-_NOTIFICATION = b"A"  # the type of the message, which comes alone while the connection is idle
+_NOTIFICATION = b"A"  # the type of the message; its length follows, without that byte
 
 
 class Forgetful(Proxy):
@@ -18,10 +18,12 @@ class Forgetful(Proxy):
     silent = False
     lost = 0
 
-    def _lets_pass(self, data: bytes, *, from_server: bool) -> bool:
-        loses = self.silent and from_server and data.startswith(_NOTIFICATION)
-        self.lost += loses
-        return not loses
+    def _passed_on(self, data: bytes, *, from_server: bool) -> bytes:
+        # On a busy machine the answer to a poll is read together with what came before it: it is not lost with that.
+        while self.silent and from_server and data.startswith(_NOTIFICATION):
+            self.lost += 1
+            data = data[1 + int.from_bytes(data[1:5]) :]
+        return data
 
 
 def test_work_whose_notification_is_lost_is_found_by_the_poll(

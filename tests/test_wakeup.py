@@ -180,8 +180,8 @@ class Swallowing(Proxy):
 
     swallows = False
 
-    def _lets_pass(self, data: bytes, *, from_server: bool) -> bool:
-        return not self.swallows
+    def _passed_on(self, data: bytes, *, from_server: bool) -> bytes:
+        return b"" if self.swallows else data
 
 
 def test_who_hears_nothing_for_longer_than_any_statement_takes_hangs_up(
