@@ -35,6 +35,7 @@ from underway.postgres.session import Session
 from underway.postgres.store import Claimed, Lanes, Renewal, Store
 from underway.postgres.wakeup import Wakeup
 from underway.retry import LONGEST
+from underway.supervisor import promoter
 from underway.supervisor.leases import Leases
 from underway.supervisor.task import Task
 from underway.supervisor.verdict import crash_delay
@@ -211,6 +212,38 @@ def test_the_promoter_knows_how_long_to_sleep(database: str, connection: Connect
     seconds = with_store(database, lambda store: store.seconds_until_due())
     assert seconds is not None
     assert 3000 < seconds <= 3600
+
+
+def test_a_hint_that_comes_during_a_look_is_not_lost(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run waited for the next poll."""
+    monkeypatch.setattr(promoter, "_POLL_SECONDS", 1000)
+
+    async def play(store: Store) -> None:
+        promoted, swept = asyncio.Event(), asyncio.Event()
+        sweep_keys = store.sweep_keys
+
+        async def swept_meanwhile(after: tuple[str, str], limit: int) -> tuple[str, str]:
+            found = await sweep_keys(after, limit)
+            if not swept.is_set():
+                swept.set()
+                insert(connection, state="waiting", due=ago(0))
+                promoting.hint(0)  # as its notification does
+            return found
+
+        monkeypatch.setattr(store, "sweep_keys", swept_meanwhile)
+        promoting = promoter.Promoter(store, on_promoted=promoted.set)
+        loop = asyncio.create_task(promoting.run())
+        try:
+            async with asyncio.timeout(20):
+                await promoted.wait()
+        finally:
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
+
+    with_store(database, play)
+    assert value(connection, "select state from underway.run") == "pending"
 
 
 def test_a_look_that_does_not_begin_at_the_head_finds_what_comes_due_from_now_on(

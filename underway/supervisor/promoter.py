@@ -6,6 +6,7 @@ passing it on, and sweeps over all keys now and then, for what was missed when a
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from logging import getLogger
@@ -49,13 +50,15 @@ class Promoter:
 
     async def run(self) -> None:
         while True:
+            self._next_look = math.inf  # a hint counts that comes during this look, which may not see what it is about
             pause = _POLL_SECONDS
             try:
                 pause = await self._look()
                 await self._sweep()
             except DatabaseAway as error:
                 log.warning("promotion interrupted: %s", error)
-            await self._sleep(pause)
+            self.hint(pause)
+            await self._sleep()
 
     async def _look(self) -> float:
         """Promote what is due; how long until there is more to do."""
@@ -77,8 +80,9 @@ class Promoter:
             self._swept_at = time.monotonic()
             self._swept_to = await self._store.sweep_keys(self._swept_to, _SWEPT_KEYS)
 
-    async def _sleep(self, seconds: float) -> None:
-        self._next_look = time.monotonic() + seconds
+    async def _sleep(self) -> None:
+        # Under a stream of hints there are commits between two looks, too.
+        self._next_look = max(self._next_look, time.monotonic() + _SHORTEST_PAUSE)
         while (left := self._next_look - time.monotonic()) > 0:
             self._hinted.clear()
             with contextlib.suppress(TimeoutError):
