@@ -1,6 +1,8 @@
 """What a worker is given at its birth, and how soon its death is seen."""
 
+import asyncio
 import os
+import random
 import re
 import socket
 import statistics
@@ -10,12 +12,18 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 from apps import staying_busy
+from db import LANE, STEP
 from harness import APPS, Supervisor, eventually
 
 from underway import Underway, wire
+from underway.supervisor.recycling import NO_MARKS, Wear
+from underway.supervisor.task import Task
+from underway.supervisor.verdict import Seen
+from underway.supervisor.worker_process import WorkerProcess
 
 
 def test_a_worker_has_nothing_open_but_what_it_was_given(bind: Callable[[Underway], Underway], database: str) -> None:
@@ -65,6 +73,35 @@ def test_a_death_is_seen_at_once(start_supervisor: Callable[..., Supervisor]) ->
         took.append(time.monotonic() - begun)
     assert len(took) >= 5
     assert statistics.median(took) < 0.05
+
+
+def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason() -> None:
+    """With 1.5 GiB to give back it was killed thirteen times, and each time the log said so."""
+
+    class Noted:
+        def __init__(self) -> None:
+            self.gone = asyncio.Event()
+
+        def received(self, worker: WorkerProcess, message: wire.Message) -> None: ...
+        def settled(self) -> None: ...
+        def died(self, worker: WorkerProcess) -> None:
+            self.gone.set()
+
+    async def main() -> None:
+        overseer = Noted()
+        wear = Wear(NO_MARKS, random.Random(1))
+        mark = f"{uuid4()};"
+        worker = WorkerProcess("no:app", 1, mark, overseer, crew_size=1, generation=0, wear=wear, folder=None)
+        task = Task("run", 1, LANE, STEP, 0, 0, 0, 0, b"", claimed_at=0.0, lease_deadline=0.0, started_at=0.0)
+        worker.tasks[1] = task
+        assert worker.kill_task(task, Seen.KILLED_MEMORY, "too much")
+        assert not worker.kill_task(task, Seen.KILLED_SHUTDOWN)  # which would charge nobody
+        assert worker.kill_reason == (1, Seen.KILLED_MEMORY)
+        async with asyncio.timeout(20):
+            await overseer.gone.wait()
+        assert worker.death == "was killed: memory: too much"
+
+    asyncio.run(main())
 
 
 def test_a_task_that_was_skipped_and_comes_again_is_announced_again() -> None:

@@ -266,9 +266,11 @@ class WorkerProcess:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def kill_task(self, task: Task, seen: str, why: str = "") -> bool:
-        """Kill the worker because of this task, unless its result has come in the meantime."""
+        """Kill the worker because of this task, unless its result has come in the meantime, or it is being killed
+        already: with much memory to give back it may take a while to die, and of the first reason.
+        """
         self.drain()
-        if task.token not in self.tasks:
+        if self.kill_words or task.token not in self.tasks:
             return False
         self.kill_reason = (task.token, seen)
         self.kill(f"{seen}: {why}" if why else seen)
