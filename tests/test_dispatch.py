@@ -432,11 +432,14 @@ def test_a_skipped_task_comes_back_in_front() -> None:
     line.add([task(1)])
     line.pump()
     begun = worker.start()
+    begun.stop_sent_at, begun.stop_reason = time.monotonic(), "timeout"  # the worker was stopped, and is not any more
     worker.revoked.add(1)
     line.add([task(2)])
     line.skipped(worker, 1)  # type: ignore[arg-type]
     assert [waiting.token for waiting in line.ready] == [1, 2]
     assert (begun.worker, begun.started_at) == (None, None)
+    # Else the next worker would be killed, without an interrupt, for what this one did.
+    assert [begun.stop_sent_at, begun.stop_reason] == [None, None]
     assert worker.revoked == set()
     line.skipped(worker, 77)  # type: ignore[arg-type]  # taken back already: only the mark is to be forgotten
     assert len(line.ready) == 2

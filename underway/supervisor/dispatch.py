@@ -192,6 +192,7 @@ class Dispatch:
         task = worker.tasks.pop(token, None)
         if task is not None:
             task.worker = task.started_at = None
+            task.stop_sent_at = task.stop_reason = None  # an interrupt that it got was for this start, not for the next
             (self.suspects if task.suspect else self.ready).appendleft(task)
 
     def overdue(self, now: float) -> list[Task]:
