@@ -120,6 +120,29 @@ def test_a_renamed_step_runs_on_old_workers_under_its_old_name(
     assert outcomes(connection) == {"succeeded": 4}
 
 
+def test_what_runs_on_an_old_worker_is_renewed_by_the_old_lease(
+    connection: psycopg.Connection[Any], start: Start, app: Path, stage: Path
+) -> None:
+    """Renewed by the new one, which was longer, it lapsed under a step that ran well."""
+    held = 'from datetime import timedelta\nheld = app.job("held").step(wait, lease=timedelta(seconds={}))'
+    rolling.write(app, "one", held.format(2))
+    supervisor = start("--procs", "2")
+    eventually(lambda: value(connection, "select count(*) from underway.job") == 3, what="it is registered")
+    _enqueue(connection, "held", '"curtain"')
+    eventually(lambda: states(connection) == {"in_progress": 1})
+    rolling.write(app, "two", held.format(60))
+    supervisor.send(signal.SIGHUP)
+    supervisor.until("worker replaced: its code is old")
+    lapses = value(connection, "select lease_until from underway.run")
+    later = "select lease_until > %s + interval '3 s' from underway.run"
+    eventually(lambda: value(connection, later, [lapses]), what="it is renewed again and again")
+    (stage / "curtain").touch()
+    supervisor.until(RELOADED)
+    eventually(lambda: states(connection) == {"succeeded": 1})
+    assert outcomes(connection) == {"succeeded": 1}
+    assert _results(connection) == ["one"]
+
+
 def test_code_that_does_not_boot_leaves_the_old_running_and_says_so(
     connection: psycopg.Connection[Any], database: str, start: Start, app: Path
 ) -> None:

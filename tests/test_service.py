@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from committing import NEXT, NEXT_LANE, Interrupted, attempts_of
 from db import LANE, Connection, ago, insert, row_of, value
 
@@ -15,6 +16,7 @@ from underway.manifest import Job, Lane, Manifest, Policy, Step
 from underway.postgres.endings import Attempt, succeed
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Claimed, Store
+from underway.supervisor import service
 from underway.supervisor.commits import Ended
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import StopRequest
@@ -53,13 +55,15 @@ class SilentWorker:
     def drain(self) -> None:
         pass
 
+    def signal(self, number: int) -> None:
+        pass
+
     def kill_task(self, task: Task, reason: str) -> bool:
         """It takes as long to die as a test likes."""
         return True
 
 
 class SilentCrew:
-    booting = False
     listener: Any = None
     lanes = claimable = LANES
     manifest = Manifest((Job(LANE.job, STEPS),))
@@ -86,11 +90,13 @@ class Serving:
         self.silent = SilentCrew(workers)
         self.stop = StopRequest()
         self.claimed: list[int] = []  # the tokens of all claims
+        self.looked_in_vain = False
         self._claim: Callable[..., Awaitable[list[Claimed]]] = self.store.claim
         self.store.claim = self._note_claim  # type: ignore[method-assign]
 
     async def _note_claim(self, *asked: Any, **options: Any) -> list[Claimed]:
         claimed = await self._claim(*asked, **options)
+        self.looked_in_vain = self.looked_in_vain or not claimed
         self.claimed += [run.token for run in claimed]
         return claimed
 
@@ -176,6 +182,31 @@ def now(connection: Connection, run: str) -> dict[str, Any]:
 def is_free(row: dict[str, Any]) -> bool:
     """Given back, with nobody charged."""
     return (row["state"], row["owner"], row["attempts"], row["crashes"]) == ("pending", None, 0, 0)
+
+
+def test_limits_count_from_the_first_moment_after_a_pause(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timeout of 0.2 s was up to a second late when nothing had been held before."""
+    monkeypatch.setattr(service, "_HOUSEKEEPING_SECONDS", 1000)
+
+    async def play(serving: Serving) -> None:
+        deadline = time.monotonic() + 20
+        while not serving.looked_in_vain:  # and the watch sleeps
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.002)
+        insert(connection)
+        serving.service._claims.wake()
+        task = await serving.running()
+        task.started_at = time.monotonic() - task.step.policy.timeout.total_seconds()
+        serving.service._endings.settled()
+        while task.stop_reason is None:
+            assert time.monotonic() < deadline, "nobody looks at it"
+            await asyncio.sleep(0.002)
+        assert task.stop_reason == "timeout"
+        serving.succeed(task, goes_on=False)
+
+    assert serve(database, play)
 
 
 def test_the_next_step_needs_no_claim(database: str, connection: Connection) -> None:

@@ -61,10 +61,6 @@ class Crew:
             yield self.spare
 
     @property
-    def booting(self) -> bool:
-        return any(self._boots)
-
-    @property
     def trouble(self) -> str:
         """Why workers do not boot, while they do not."""
         return self._boots.trouble

@@ -51,6 +51,7 @@ class Service:
         self._stop = stop
         self._held: dict[int, Task] = {}
         self._looked_in_vain = asyncio.Event()
+        self._begun = asyncio.Event()
         rng = random.Random()  # noqa: S311 - spreads retries
         wakeup = Wakeup(leases, self._on_notify)
         self._dispatch = Dispatch(crew)
@@ -155,6 +156,8 @@ class Service:
 
     def _hand_out(self) -> None:
         """After a batch of messages: give free workers what there is, and ask for more."""
+        if self._held:
+            self._begun.set()
         if not self._dispatch.closed:
             self._dispatch.pump()
             if self._dispatch.demand():
@@ -192,7 +195,9 @@ class Service:
             self._dispatch.pump()
 
     def _shortest_lease(self) -> float:
-        return min((step.policy.lease.total_seconds() for step in self._crew.lanes.values()), default=60.0)
+        """Of all workers: while the app is reloaded, an old one keeps to the leases of the old code."""
+        steps = (step for worker in self._crew.active for step in worker.lanes.values())
+        return min((step.policy.lease.total_seconds() for step in steps), default=60.0)
 
     def _running(self) -> int:
         return sum(worker.current is not None for worker in self._crew.active)
@@ -201,7 +206,7 @@ class Service:
         """Limits and patience, while something is held."""
         housekeeping_at = 0.0
         while True:
-            await asyncio.sleep(self._tick())
+            await self._until_next_look()
             now = time.monotonic()
             if now >= housekeeping_at:
                 housekeeping_at = now + _HOUSEKEEPING_SECONDS
@@ -216,12 +221,19 @@ class Service:
                     self._endings.release(task)
                 self._hand_out()
 
+    async def _until_next_look(self) -> None:
+        """While nothing is held, not before a worker has begun something: its limits count from then on."""
+        if not self._held:
+            self._begun.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HOUSEKEEPING_SECONDS):
+                    await self._begun.wait()
+        await asyncio.sleep(self._tick())
+
     def _tick(self) -> float:
         """Each costs a tenth of a millisecond: seldom enough that it does not show beside long steps."""
         if any(len(worker.tasks) > 1 for worker in self._crew.active):
             return _PATIENT_TICK_SECONDS
-        if not self._held and not self._crew.booting:
-            return _HOUSEKEEPING_SECONDS
         to_limit = self._limits.due_at(self._crew.active) - time.monotonic()
         return min(_TICK_SECONDS, max(to_limit, _SHORTEST_TICK_SECONDS))
 
