@@ -7,16 +7,20 @@ program claims it asserts, or says what it prints: `# prints ...`. A file of tes
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
+import click
 import psycopg
 import pytest
 from harness import Supervisor
 from psycopg.conninfo import conninfo_to_dict
+
+from underway.cli import admin, supervisor
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|sql|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -75,3 +79,31 @@ def test_every_page_that_is_linked_exists() -> None:
     for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
         for link in re.findall(r"\]\(([\w./-]+\.md)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+# As a line, behind a path or a word of Docker's, up to a remark or a pipe; and as the list that containers take.
+COMMAND = re.compile(r"(?:^|/|CMD )(underway(?:-supervisor)? .*?)(?:  | [#|]|$)", re.MULTILINE)
+COMMAND_AS_LIST = re.compile(r"\[(\"?underway(?:-supervisor)?\"?,.*?)\]")
+
+
+def test_the_commands_that_are_shown_exist() -> None:
+    shown = set()
+    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
+        for block in re.findall(r"^```(?!python|sql|text)\w*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+            shown |= {*COMMAND.findall(block), *(found.replace(",", " ") for found in COMMAND_AS_LIST.findall(block))}
+    assert {'"underway-supervisor"  "shop:app"  "--procs"  "4"', "underway health", "underway migrate"} <= shown
+    for line in shown:
+        name, *arguments = shlex.split(line)
+        command: click.Command = supervisor.main
+        if name == "underway":
+            assert arguments[0] in admin.main.commands, line
+            command = admin.main.commands[arguments.pop(0)]
+        command.make_context(name, arguments)  # raises UsageError
+
+
+def test_what_stops_a_supervisor_gives_it_time() -> None:
+    told = r"(?:TimeoutStopSec=|--stop-timeout |stop_grace_period: |terminationGracePeriodSeconds: )(\d+)"
+    times = re.findall(told, (DOCS / "deploying.md").read_text())
+    assert len(times) == 4
+    given = supervisor.main.make_context("underway-supervisor", ["shop:app"]).params
+    assert min(map(int, times)) >= given["grace"] + 25
