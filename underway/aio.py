@@ -21,6 +21,7 @@ from typing_extensions import TypeVar, Unpack
 
 from underway import client, scheduling
 from underway.client import Attempt, Handle, Patience, Status
+from underway.context import outliving
 from underway.errors import InvalidOption
 from underway.job import Job
 from underway.loading import refuse_while_loading
@@ -285,7 +286,11 @@ async def _open_pool(app: "Underway") -> "psycopg_pool.AsyncConnectionPool":
             # In a thread: it may start the embedded Postgres, and connects.
             url = await asyncio.to_thread(app._checked_url)
             pool = psycopg_pool.AsyncConnectionPool(url, min_size=0, max_size=4, open=False)
-            await pool.open()
+            before = outliving.set(True)  # or the pool's tasks would end with the step that opens it
+            try:
+                await pool.open()
+            finally:
+                outliving.reset(before)
             mine.pool = pool
         return mine.pool
 
