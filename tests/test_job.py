@@ -10,7 +10,7 @@ from typing import Any, Never, Optional, Union
 import msgspec
 import pytest
 
-from underway import Context, Done, InvalidOption, Job, JobDefinitionError, RetryPolicy, To, Underway
+from underway import Context, Done, InvalidOption, Job, JobDefinitionError, Retry, RetryPolicy, To, Underway
 from underway.job import NewJob
 from underway.manifest import Lane, Manifest, Placement, Policy, Step
 
@@ -452,11 +452,15 @@ def test_unions_and_wider_types_fit(app: Underway, before: Any, after: Any, fits
         assert "hands over" in refusal(app, before, after)
 
 
-def test_the_hand_over_checks_its_delay() -> None:
+def test_the_hand_over_and_a_retry_check_their_delay() -> None:
     delay: Any
     for delay in (5, timedelta(seconds=-1), "1 s"):
         with pytest.raises(InvalidOption, match="delay must be a timedelta that is not negative"):
             To.next(1, delay=delay)
+    after: Any
+    for after in (5, "1 s"):
+        with pytest.raises(InvalidOption, match="after must be a timedelta, not "):
+            Retry(after=after)
     assert repr(To.next(1)) == "To.next(1)"
     assert repr(To.done("x")) == "To.done('x')"
 
