@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 In = TypeVar("In")
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 
 
 class AsyncRun(Handle[R]):
@@ -313,4 +313,5 @@ async def _connection(
     elif isinstance(conn, psycopg.AsyncConnection):
         yield conn
     else:
-        raise InvalidOption(f"conn must be a psycopg.AsyncConnection, not {type(conn).__name__}")
+        hint = "; job.enqueue and its like take sync ones" if isinstance(conn, psycopg.Connection) else ""
+        raise InvalidOption(f"conn must be a psycopg.AsyncConnection, not {type(conn).__name__}{hint}")
