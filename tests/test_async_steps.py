@@ -93,6 +93,13 @@ def test_tasks_that_a_step_leaves_running_are_cancelled_and_logged(start: Start,
     supervisor.until("the step has ended, tasks that it left running are cancelled: straggler")
 
 
+def test_connections_of_the_async_client_outlive_the_step_that_opens_them(start: Start) -> None:
+    supervisor = start("--procs", "1")
+    for connections in (0, 2):  # the second time it needs more of them than there are
+        assert coroutines.looking.enqueue(connections).result(20) == Status.IN_PROGRESS
+    assert "tasks that it left running" not in supervisor.log
+
+
 def test_whatever_a_coroutine_raises_is_a_failed_attempt_and_the_loop_goes_on(start: Start) -> None:
     expected = {
         "SystemExit": "the step raised SystemExit: a step ends by returning",

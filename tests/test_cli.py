@@ -86,6 +86,14 @@ def test_sync(database: str) -> None:
         ]
 
 
+@pytest.mark.parametrize("command_line", [(ADMIN, "sync"), (SUPERVISOR, "--until-idle")])
+def test_an_app_without_jobs_says_so(command_line: tuple[str, str], database: str, tmp_path: Path) -> None:
+    (tmp_path / "core.py").write_text("from underway import Underway\n\napp = Underway()\n")
+    done = command(*command_line, "core:app", database=database, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "core:app declares no jobs: import the modules that declare them" in done.stdout + done.stderr
+
+
 BAD_APPS = {
     "nowhere:app": "there is no module 'nowhere'",
     "nowhere.py:app": "there is no file ",

@@ -373,7 +373,7 @@ def test_what_becomes_of_runs(app: Underway, connection: Connection, database: s
         "Run.wait",
         "app.run",
     ]
-    assert "use cx.enqueue(job, value)" in said[0]
+    assert "use cx.enqueue(job, value), or job.enqueue(…, conn=cx.tx) for its options" in said[0]
 
     # from anywhere: with the app's types, or as plain JSON for an app that does not know the job
     assert app.get_run(order.id).result() == Order(7, STRANGE)

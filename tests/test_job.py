@@ -5,12 +5,12 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Never, Optional, Union
+from typing import Annotated, Any, List, Never, Optional, Union  # noqa: UP035
 
 import msgspec
 import pytest
 
-from underway import Context, Done, InvalidOption, Job, JobDefinitionError, RetryPolicy, To, Underway
+from underway import Context, Done, InvalidOption, Job, JobDefinitionError, Retry, RetryPolicy, To, Underway
 from underway.job import NewJob
 from underway.manifest import Lane, Manifest, Placement, Policy, Step
 
@@ -157,6 +157,14 @@ def test_a_step_takes_a_context_and_at_most_one_input() -> None:
     def keyword(cx: Context, *, order: Order) -> Done:
         return To.done()
 
+    def no_context(order: Order) -> Done:
+        return To.done()
+
+    def context_last(order: Order, cx: Context) -> Done:
+        return To.done()
+
+    assert "a step takes (cx) or (cx, input), not (order: " in refusal(Underway(), no_context)
+    assert "a step takes (cx) or (cx, input), not (order: " in refusal(Underway(), context_last)
     assert "step 'keyword': a step takes (cx) or (cx, input), not (cx: " in refusal(Underway(), keyword)
     assert "step 'none': a step takes (cx) or (cx, input), not ()" in refusal(Underway(), none)
     assert "step 'two': a step takes (cx) or (cx, input), not (cx: " in refusal(Underway(), two)
@@ -224,6 +232,7 @@ def test_an_unknown_annotation_is_refused() -> None:
         return To.done()
 
     assert "step 'step': its annotations name something unknown: name 'Nowhere'" in refusal(Underway(), step)
+    assert "nor imported under TYPE_CHECKING alone" in refusal(Underway(), step)
 
 
 def test_a_step_is_callable(app: Underway) -> None:
@@ -334,6 +343,9 @@ def test_methods_callable_objects_and_partials_are_steps() -> None:
     def wrapped(*args: Any, **options: Any) -> Any:
         return with_default(*args, **options)
 
+    def default_input(cx: Context, receipt: Receipt = Receipt("")) -> Done[str]:  # noqa: B008
+        return To.done("")
+
     def leading(sender: str, cx: Context, receipt: Receipt) -> Done[str]:
         return To.done(sender)
 
@@ -344,6 +356,7 @@ def test_methods_callable_objects_and_partials_are_steps() -> None:
         "Mailer": Mailer(),
         "with_more": functools.partial(with_more, sender="me"),
         "with_default": wrapped,
+        "default_input": default_input,
         "leading": functools.partial(leading, "me"),
     }
     for name, function in steps.items():
@@ -429,6 +442,18 @@ def takes_bare_list(cx: Context, value: list) -> Done:  # type: ignore[type-arg]
     return To.done()
 
 
+def to_orders(cx: Context) -> To[List[Order]]:  # noqa: UP006
+    return To.next([])
+
+
+def takes_anythings(cx: Context, value: list[Any]) -> Done:
+    return To.done()
+
+
+def takes_positive(cx: Context, value: list[Annotated[int, msgspec.Meta(gt=0)]]) -> Done:
+    return To.done()
+
+
 @pytest.mark.parametrize(
     ("before", "after", "fits"),
     [
@@ -438,9 +463,15 @@ def takes_bare_list(cx: Context, value: list) -> Done:  # type: ignore[type-arg]
         (either, takes_either, True),
         (either, takes_optional, False),
         (either, send, False),
-        (price, takes_any, True),
-        (price, takes_object, True),
+        (to_list, takes_any, True),
+        (begin, takes_object, True),
+        (price, takes_any, False),  # it would be given a dict
+        (either, takes_object, False),
         (to_list, takes_bare_list, True),
+        (to_orders, takes_bare_list, False),
+        (to_orders, many, True),
+        (to_orders, takes_anythings, False),
+        (to_list, takes_positive, True),
         (to_list, many, False),
         (begin, takes_optional, True),
     ],
@@ -452,11 +483,15 @@ def test_unions_and_wider_types_fit(app: Underway, before: Any, after: Any, fits
         assert "hands over" in refusal(app, before, after)
 
 
-def test_the_hand_over_checks_its_delay() -> None:
+def test_the_hand_over_and_a_retry_check_their_delay() -> None:
     delay: Any
     for delay in (5, timedelta(seconds=-1), "1 s"):
         with pytest.raises(InvalidOption, match="delay must be a timedelta that is not negative"):
             To.next(1, delay=delay)
+    after: Any
+    for after in (5, "1 s"):
+        with pytest.raises(InvalidOption, match="after must be a timedelta, not "):
+            Retry(after=after)
     assert repr(To.next(1)) == "To.next(1)"
     assert repr(To.done("x")) == "To.done('x')"
 

@@ -117,7 +117,7 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Schedule.next_slots: "(self, count: int = 1) -> list[datetime.datetime]",
     Run.status: "(self) -> underway.client.Status",
     Run.wait: "(self, timeout: datetime.timedelta | float | None = None) -> underway.client.Status",
-    Run.result: "(self, timeout: datetime.timedelta | float | None = None) -> ~R",
+    Run.result: "(self, timeout: datetime.timedelta | float | None = None) -> +R",
     Run.attempts: "(self) -> list[underway.client.Attempt]",
     Run.cancel: "(self, *, conn: 'psycopg.Connection[Any] | None' = None) -> bool",
     Job.cancel: "(self, *, unique_key: str | None = None, concurrency_key: str | None = None, "

@@ -74,12 +74,21 @@ async def send(cx: Context, receipt: Receipt) -> Done[Receipt]:
 receipts = app.job("receipts").step(render).step(send, keep=HOUR)
 
 
+class Busy(Retry):
+    def __init__(self) -> None:  # says nothing to Retry's own
+        self.lines = 3
+
+
 def fail_twice(cx: Context, how: str) -> Done[int]:
     if cx.attempt <= 2:
         if how == "after":
             raise Retry("not yet", after=timedelta(minutes=7))
         if how == "for ever":
             raise Retry(after=timedelta.max)
+        if how == "seconds":
+            raise Retry(after=7)  # type: ignore[arg-type]
+        if how == "of the user's":
+            raise Busy
         if how == "fail":
             raise Fail("never")
         if how == "exit":
@@ -223,6 +232,8 @@ def test_a_value_that_could_not_be_enqueued_is_refused() -> None:
         ("after", ["failed", "failed", "succeeded"], [420, 420, 0]),
         # As far as Postgres can count.
         ("for ever", ["failed", "failed", "succeeded"], [365_000 * 86_400, 365_000 * 86_400, 0]),
+        ("seconds", ["failed", "failed", "succeeded"], [10, 20, 0]),
+        ("of the user's", ["failed", "failed", "succeeded"], [10, 20, 0]),
         ("fail", ["failed"], [0]),
     ],
 )

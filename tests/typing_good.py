@@ -245,6 +245,14 @@ def anything_to_enqueue(job: Job[Order, Never, str]) -> Run[str]:
 anything_to_enqueue(app.job("x", state=load_model).step(judge_or_stop).step(always_tell))
 
 
+def follow(run: Run[object]) -> Status:
+    return run.wait()
+
+
+# A run is only ever read, so one with a narrower result will do.
+follow(telling.enqueue(Order(1)))
+
+
 # The async client
 
 

@@ -21,6 +21,7 @@ from typing_extensions import TypeVar, Unpack
 
 from underway import client, scheduling
 from underway.client import Attempt, Handle, Patience, Status
+from underway.context import outliving
 from underway.errors import InvalidOption
 from underway.job import Job
 from underway.loading import refuse_while_loading
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 In = TypeVar("In")
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 
 
 class AsyncRun(Handle[R]):
@@ -285,7 +286,11 @@ async def _open_pool(app: "Underway") -> "psycopg_pool.AsyncConnectionPool":
             # In a thread: it may start the embedded Postgres, and connects.
             url = await asyncio.to_thread(app._checked_url)
             pool = psycopg_pool.AsyncConnectionPool(url, min_size=0, max_size=4, open=False)
-            await pool.open()
+            before = outliving.set(True)  # or the pool's tasks would end with the step that opens it
+            try:
+                await pool.open()
+            finally:
+                outliving.reset(before)
             mine.pool = pool
         return mine.pool
 
@@ -308,4 +313,5 @@ async def _connection(
     elif isinstance(conn, psycopg.AsyncConnection):
         yield conn
     else:
-        raise InvalidOption(f"conn must be a psycopg.AsyncConnection, not {type(conn).__name__}")
+        hint = "; job.enqueue and its like take sync ones" if isinstance(conn, psycopg.Connection) else ""
+        raise InvalidOption(f"conn must be a psycopg.AsyncConnection, not {type(conn).__name__}{hint}")

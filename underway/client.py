@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from underway.postgres.asking import Question
     from underway.postgres.runs import KeyedRun
 
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 
 _FIRST_LOOK = 0.02
 _LAST_LOOK = 1.0
@@ -209,7 +209,8 @@ def cancel_key(
 def refuse_enqueue(conn: object) -> None:
     refuse_while_loading("enqueue")
     if conn is None:
-        refuse_inside_step("enqueue without conn=", "use cx.enqueue(job, value), which commits with the step")
+        instead = "use cx.enqueue(job, value), or job.enqueue(…, conn=cx.tx) for its options: both commit with the step"
+        refuse_inside_step("enqueue without conn=", instead)
 
 
 def one_run(

@@ -92,7 +92,8 @@ class Codec:
                 raise PayloadError(f"{self.name} cannot travel as JSON: {path} {reason}")
             odd_keys = isinstance(node, shapes.DictType) and _kind(node.key_type) not in ("Str", "Any")
             hooks = hooks or odd_keys or isinstance(node, shapes.CustomType)
-        self._plain = not hooks and all(_kind(node) in _PLAIN for _, node in nodes)
+        # Whether all values are what orjson reads and writes
+        self.plain = not hooks and all(_kind(node) in _PLAIN for _, node in nodes)
         # Passing options costs as much as a small value itself: only for types that need them
         self._out: dict[str, Any] = {"str_keys": True, "enc_hook": _spell} if hooks else {}
         self._in: dict[str, Any] = {"str_keys": True, "dec_hook": _build} if hooks else {}
@@ -122,7 +123,7 @@ class Codec:
     def _dump(self, value: Any) -> bytes:
         try:
             # not orjson's own way with dataclasses: that writes whatever stands in __dict__
-            data = orjson.dumps([[[[value if self._plain else msgspec.to_builtins(value, **self._out)]]]])
+            data = orjson.dumps([[[[value if self.plain else msgspec.to_builtins(value, **self._out)]]]])
         except TypeError:  # perhaps only a subclass of float, or an enum as a key
             data = orjson.dumps([[[[msgspec.to_builtins(value, str_keys=True, enc_hook=_spell)]]]])
         if _EXPONENT.search(data):

@@ -1,6 +1,7 @@
 """What a step sees of its run."""
 
 import logging
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Never, Protocol
 from uuid import UUID
@@ -21,6 +22,9 @@ _In = TypeVar("_In")
 _R = TypeVar("_R")
 
 _current: "Context | None" = None
+
+# Whether tasks of asyncio that are begun here outlive the step: those of a state, of a pool, and all that they begin.
+outliving: ContextVar[bool] = ContextVar("outliving", default=False)
 
 
 class Worker(Protocol):

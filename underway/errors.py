@@ -113,6 +113,8 @@ class Retry(Exception):
     """
 
     def __init__(self, message: str = "", *, after: timedelta | None = None) -> None:
+        if not isinstance(after, timedelta | None):
+            raise InvalidOption(f"after must be a timedelta, not {after!r}")
         super().__init__(message)
         self.after = after
 

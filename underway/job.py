@@ -6,7 +6,19 @@ import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Generic, Never, TypeAlias, Union, get_args, get_origin, get_type_hints, overload
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Generic,
+    Never,
+    TypeAlias,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from typing_extensions import TypeVar, Unpack
 
@@ -263,18 +275,17 @@ def _compile(job: str, function: Callable[..., Any], spec: manifest.Step) -> Com
     try:
         hints = get_type_hints(plain, include_extras=True)
     except NameError as error:
-        raise JobDefinitionError(f"{where}: its annotations name something unknown: {error}") from error
+        raise JobDefinitionError(
+            f"{where}: its annotations name something unknown: {error}; it must be a global of "
+            f"the module when it runs, so neither local to a function nor imported under TYPE_CHECKING alone"
+        ) from error
     try:
         signature = inspect.signature(function)
     except ValueError as error:  # some built-in ones have none
         raise JobDefinitionError(f"{where}: a step takes (cx) or (cx, input), and {error}") from error
-    parameters = [
-        parameter
-        for parameter in signature.parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    if len(parameters) not in (1, 2) or parameters[-1].kind is inspect.Parameter.KEYWORD_ONLY:
+    # The second is the input even if it has a default: so it is to a type checker.
+    parameters, others = _parameters(signature)
+    if not parameters or others or _travels(hints.get(parameters[0].name, object)):
         raise JobDefinitionError(f"{where}: a step takes (cx) or (cx, input), not {signature}")
     input_type = None
     if len(parameters) == 2:
@@ -290,6 +301,16 @@ def _compile(job: str, function: Callable[..., Any], spec: manifest.Step) -> Com
         if kind is not Never:
             _check_travels(where, kind)
     return CompiledStep(function, spec, len(parameters) == 2, input_type, next_type, result_type)
+
+
+def _parameters(signature: inspect.Signature) -> tuple[list[inspect.Parameter], list[inspect.Parameter]]:
+    """The first two that are positional, and all others that must be given."""
+    parameters = list(signature.parameters.values())
+    ours = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)][:2]
+    given = [
+        one for one in parameters if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    return ours, [one for one in given if one not in ours]
 
 
 def _handed_over(where: str, annotation: Any) -> tuple[Any, Any]:
@@ -325,6 +346,15 @@ def _check_travels(where: str, kind: Any) -> None:
         raise JobDefinitionError(f"{where}: {error}") from error
 
 
+def _travels(kind: Any) -> bool:
+    """Whether it is an input's type, which a Context's is not."""
+    try:
+        codec.check_type(kind)
+    except PayloadError:
+        return False
+    return kind not in (Any, object)
+
+
 def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
     names = [name for step in steps for name in step.spec.names]
     for name in names:
@@ -343,9 +373,10 @@ def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
                 f"step {before.spec.name!r} always ends the run (it returns Done)"
             )
         if not _fits(before.next_type, after.input_type):
+            hint = ", which is plain JSON" if after.input_type in (Any, object) else ""
             raise JobDefinitionError(
                 f"job {job!r}: step {before.spec.name!r} hands over {codec.type_name(before.next_type)}, "
-                f"but step {after.spec.name!r} takes {codec.type_name(after.input_type)}"
+                f"but step {after.spec.name!r} takes {codec.type_name(after.input_type)}{hint}"
             )
     if steps[-1].next_type is not Never:
         raise JobDefinitionError(
@@ -356,10 +387,18 @@ def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
 
 def _fits(handed: Any, taken: Any) -> bool:
     """Whether every value of one type can be read as the other without losing anything."""
-    if handed == taken or taken in (Any, object) or (handed in (None, type(None)) and taken in (None, type(None))):
+    handed, taken = (get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in (handed, taken))
+    if handed == taken or (handed in (None, type(None)) and taken in (None, type(None))):
         return True
+    if taken in (Any, object):
+        return codec.codec_for(handed).plain
     taken_kinds = get_args(taken) if get_origin(taken) in (Union, UnionType) else (taken,)
     handed_kinds = get_args(handed) if get_origin(handed) in (Union, UnionType) else (handed,)
     if len(taken_kinds) > 1 or len(handed_kinds) > 1:
         return all(any(_fits(kind, other) for other in taken_kinds) for kind in handed_kinds)
-    return taken in (dict, list) and get_origin(handed) is taken
+    origin, inner, wanted = get_origin(handed), get_args(handed), get_args(taken)
+    if taken in (dict, list):
+        return origin is taken and codec.codec_for(handed).plain
+    # Part by part, as List[int] is not equal to list[int]
+    same = origin is not None and origin is get_origin(taken) and len(inner) == len(wanted)
+    return same and all(map(_fits, inner, wanted))

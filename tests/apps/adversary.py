@@ -218,7 +218,9 @@ def an_interrupt_of_its_own(cx: Context) -> None:
 
 @deed
 def again_after_words(cx: Context) -> None:
-    raise Retry("later", after="a while")  # type: ignore[arg-type]
+    again = Retry("later")
+    again.after = "a while"  # type: ignore[assignment]
+    raise again
 
 
 @deed

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Never
 
-from underway import Context, Done, InsideStep, Interrupt, RetryPolicy, To, Underway
+from underway import Context, Done, InsideStep, Interrupt, RetryPolicy, To, Underway, aio
 
 app = Underway()
 
@@ -248,7 +248,15 @@ async def refused(cx: Context) -> Done[list[str]]:
     return To.done(said)
 
 
+async def looks(cx: Context, connections: int) -> Done[str]:
+    async with contextlib.AsyncExitStack() as held:
+        for _ in range(connections):
+            await held.enter_async_context(aio.connection(app))
+        return To.done(await (await aio.get_run(app, cx.run_id)).status())
+
+
 leaving = app.job("leaving").step(leaves_tasks)
+looking = app.job("looking").step(looks)
 raising = app.job("raising").step(raises, retry=once)
 refusing = app.job("refusing").step(refused)
 
@@ -266,7 +274,7 @@ class Opened:
     async def tick(self) -> None:
         while True:
             self.ticks += 1
-            await asyncio.sleep(0.001)
+            await asyncio.create_task(asyncio.sleep(0.001))
 
 
 _tasks: set[asyncio.Task[Any]] = set()

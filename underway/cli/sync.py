@@ -7,8 +7,11 @@ from underway.cli.loaded import loaded
 
 def main() -> None:
     with loaded(sys.argv[1]) as app:
-        for name in app.sync():
+        names = app.sync()
+        for name in names:
             print(f"registered {name}")
+        if not names:
+            print(f"{sys.argv[1]} declares no jobs: import the modules that declare them where the app is")
 
 
 if __name__ == "__main__":

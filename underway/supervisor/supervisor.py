@@ -58,6 +58,8 @@ async def _live(settings: Settings) -> int:
         if not await _unless_stopped(stop, crew.first_manifest):
             return ExitCode.CLEAN
         manifest = crew.first_manifest.result()
+        if not manifest.jobs:
+            log.warning("%s declares no jobs: import the modules that declare them where the app is", settings.app)
         database = settings.database or manifest.database
         if database is None:
             raise NoDatabase

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import psycopg
 
 In = TypeVar("In")
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)

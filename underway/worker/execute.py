@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Awaitable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import orjson
 
@@ -77,7 +77,7 @@ class Executor:
             ending, payload = "fail", _error_text(error)
         except Retry as error:
             ending, payload = "retry", _error_text(error)
-            retry_after = _seconds(error.after)
+            retry_after = _seconds(error)
         except (SystemExit, KeyboardInterrupt) as error:
             fix = "a step ends by returning To.next(...) or To.done(...), or by raising Fail or Retry"
             ending, payload = "retry", _error_text(error, f"the step raised {type(error).__name__}: {fix}")
@@ -259,11 +259,12 @@ def _text(error: BaseException) -> str:
         return ""
 
 
-def _seconds(after: object) -> float | None:
+def _seconds(retry: Retry) -> float | None:
     """What a Retry asks for, as far as it is an answer: the policy decides where it is none."""
-    if not isinstance(after, timedelta):
+    try:
+        return min(max(cast(timedelta, retry.after), timedelta(0)), LONGEST).total_seconds()
+    except BaseException:  # it says nothing, or is of a class of the user's, which need not have called ours
         return None
-    return min(max(after, timedelta(0)), LONGEST).total_seconds()
 
 
 def _storable(text: str) -> str:

@@ -3,10 +3,12 @@
 import asyncio
 import inspect
 import types
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from logging import getLogger
 from typing import Any
 
+from underway.context import outliving
 from underway.errors import Interrupt
 from underway.worker.guard import Interrupts
 
@@ -26,15 +28,26 @@ class WorkerLoop:
     def __init__(self, guard: Interrupts) -> None:
         self._guard = guard
         self._loop = asyncio.new_event_loop()
+        self._loop.set_task_factory(self._begin)
+        self._lasting: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def run_step(self, step: Awaitable[Any]) -> Any:
         """What the step returns, when it and all tasks it has started have ended."""
-        lasting = asyncio.all_tasks(self._loop)
-        return self._run(_Run(self._loop, step, lambda task: task in lasting))
+        return self._run(_Run(self._loop, step, self._lasting))
 
     def run_factory(self, factory: Awaitable[Any]) -> Any:
-        """What the factory returns; tasks it has started go on."""
-        return self._run(_Run(self._loop, factory, lambda task: True))
+        """What the factory returns; tasks it has started go on, and so does what they start, whenever that is."""
+        before = outliving.set(True)
+        try:
+            return self._run(_Run(self._loop, factory, self._lasting))
+        finally:
+            outliving.reset(before)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        if outliving.get():
+            self._lasting.add(task)
+        return task
 
     def close(self) -> None:
         """End what states have left running. A worker never comes to it: it is killed."""
@@ -55,10 +68,10 @@ class _Run:
     """One awaitable on the loop, and the interrupt that may come for it at any moment."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, awaitable: Awaitable[Any], lasts: Callable[[asyncio.Task[Any]], bool]
+        self, loop: asyncio.AbstractEventLoop, awaitable: Awaitable[Any], lasting: "weakref.WeakSet[asyncio.Task[Any]]"
     ) -> None:
         self._loop = loop
-        self._lasts = lasts
+        self._lasting = lasting
         self._coroutine = self._whole(awaitable)
         self._task: asyncio.Task[None] | None = None
         self._reason: str | None = None
@@ -92,7 +105,7 @@ class _Run:
             await self._end_tasks()
 
     async def _end_tasks(self) -> None:
-        while left := [task for task in asyncio.all_tasks() if task is not self._task and not self._lasts(task)]:
+        while left := [task for task in asyncio.all_tasks() if task is not self._task and task not in self._lasting]:
             names = ", ".join(sorted(task.get_name() for task in left))
             log.warning("the step has ended, tasks that it left running are cancelled: %s", names)
             for task in left:
@@ -110,7 +123,7 @@ class _Run:
             return
         self._loop.call_soon_threadsafe(self._cancel_for_interrupt)  # wakes a loop that waits
         current = asyncio.current_task(self._loop)
-        if current not in (None, self._task) and not self._lasts(current):
+        if current not in (None, self._task) and current not in self._lasting:
             raise AsyncInterrupt(reason)  # a task of the step computes, and lets nothing else run
 
     def _cancel_for_interrupt(self) -> None:
