@@ -67,7 +67,12 @@ _ABOUT_THE_DATA = (
 )
 # The connection is good, this statement had bad luck. Anything else (a standby that was promoted elsewhere, a server
 # shutting down) wants a new connection.
-_PASSING = (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable, psycopg.errors.TransactionRollback)
+_PASSING = (
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.TransactionRollback,
+    psycopg.errors.OutOfMemory,  # above all of shared memory: all the server's sessions together have too many locks
+)
 
 
 class DatabaseAway(Exception):
