@@ -8,7 +8,20 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from apps import keyed
-from db import AGES_AGO, Connection, finish, go_on, insert, insert_held, row_of, spawn, value, with_store
+from db import (
+    AGES_AGO,
+    IN_AN_HOUR,
+    NOW,
+    Connection,
+    finish,
+    go_on,
+    insert,
+    insert_held,
+    row_of,
+    spawn,
+    value,
+    with_store,
+)
 from harness import Supervisor
 from psycopg import IsolationLevel, sql
 
@@ -21,6 +34,7 @@ from underway.postgres.store import Claimed, Lanes, Store
 T = TypeVar("T")
 
 US = uuid4()
+NEVER = "9999-12-31 00:00+00"
 LANES = Lanes((Lane("default", "job", step), Policy()) for step in ("step", "next"))
 
 
@@ -303,6 +317,36 @@ def test_a_sweep_finds_a_free_key_that_nobody_passed_on(play: Play) -> None:
         assert holders(connection) == {firsts[0], *seconds[1:4], firsts[4]}
         assert await store.sweep_keys(("default", "key3"), 2) == ("", "")
         assert holders(connection) == {firsts[0], *seconds[1:4], firsts[4]}
+
+    play(scene)
+
+
+def test_a_sweep_heeds_the_limit_of_the_line_and_not_that_of_a_run_that_backs_off(play: Play) -> None:
+    async def scene(store: Store, connection: Connection) -> None:
+        first = wait_for(connection, holds_key=True, due=IN_AN_HOUR, rank=AGES_AGO)
+        second = wait_for(connection, limit=2, due=NEVER, rank=NOW)
+        await store.sweep_keys(("", ""), 100)
+        assert holders(connection) == {first, second}
+
+    play(scene)
+
+
+def test_whoever_gives_up_many_keys_does_not_use_up_the_locks_of_all(play: Play, any_database: str) -> None:
+    """The table of locks is everybody's, and holds some ten thousand: a cancel of more failed."""
+
+    async def scene(store: Store, connection: Connection) -> None:
+        connection.execute(
+            "insert into underway.run (id, queue, job, step, keep, due, rank, input, state, holds_key, concurrency_key)"
+            " select gen_random_uuid(), 'default', 'many', 'step', '1 day', now(), now(), '1', 'pending', true,"
+            " 'key' || n from generate_series(1, 3000) n"
+        )
+        seconds = {wait_for(connection, f"key{n}", due=NEVER, rank=NOW) for n in range(1, 3001, 500)}
+        with psycopg.connect(any_database) as mine:
+            assert runs.cancel_job(mine, "many") == 3000
+            locks = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+            assert value(mine, locks) == 1000
+        await store.sweep_keys(("", ""), 100)
+        assert holders(connection) == seconds
 
     play(scene)
 

@@ -140,15 +140,18 @@ def test_an_upgrade_applies_only_what_is_missing(connection: Connection, monkeyp
     migrate.check(runs.applied_migrations(connection))
 
 
-@pytest.mark.parametrize("starters", [8])
-def test_of_many_that_start_at_once_one_applies_and_all_succeed(empty_database: str, starters: int) -> None:
+@pytest.mark.parametrize("level", [r"read\ committed", r"repeatable\ read", "serializable"])
+def test_of_many_that_start_at_once_one_applies_and_all_succeed(empty_database: str, level: str) -> None:
+    """Whatever level the database, the role or the connection string has for a default."""
+    starters = 8
+    url = make_conninfo(empty_database, options=f"-c default_transaction_isolation={level}")
     barrier = threading.Barrier(starters)
     applied: list[list[str]] = []
     failures: list[BaseException] = []
 
     def start() -> None:
         try:
-            with psycopg.connect(empty_database) as connection:
+            with psycopg.connect(url) as connection:
                 barrier.wait(30)
                 applied.append(migrate.migrate(connection))
         except BaseException as error:

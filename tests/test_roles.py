@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from underway_command import in_one_process
 
 from underway.postgres import migrate
-from underway.postgres.transaction import StepTransactions
+from underway.postgres.transaction import StepTransactions, transaction_name
 from underway.testing import using_database
 
 Denied = psycopg.errors.InsufficientPrivilege
@@ -250,12 +250,24 @@ owned = app.job("owned").step(work)
 
 
 def test_an_owner_may_end_the_backend_of_a_killed_step(roles: Roles) -> None:
+    """And is not kept from it by a stranger whose session bears the same name."""
     transaction = StepTransactions(roles.owner, uuid4(), "testhost")
-    connection = transaction.begin(4711)
-    with_store(roles.owner, lambda store: store.terminate([4711]))
-    with pytest.raises(psycopg.OperationalError):
-        connection.execute("select 1")
+    with psycopg.connect(roles.reader, application_name=transaction_name(4711)) as stranger:
+        connection = transaction.begin(4711)
+        with_store(roles.owner, lambda store: store.terminate([4711]))
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("select 1")
+        stranger.execute("select 1")
     transaction.close()
+
+
+def test_a_schema_that_was_made_for_its_owner_is_migrated_without_the_right_to_make_one(empty_database: str) -> None:
+    owner = f"underway_given_{uuid4().hex[:8]}"
+    with connect(empty_database) as superuser:
+        superuser.execute(f"create role {owner} login; create schema underway authorization {owner}")
+        with psycopg.connect(make_conninfo(empty_database, user=owner)) as connection:
+            assert len(migrate.migrate(connection)) == len(migrate.migrations())
+        superuser.execute(f"drop owned by {owner} cascade; drop role {owner}")
 
 
 # Functions that work with their owner's rights

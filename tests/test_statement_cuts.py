@@ -5,7 +5,7 @@ twice, and the work goes on by itself.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,12 +20,15 @@ from psycopg.abc import PQGen
 from test_service import LANES, Serving, is_free, now, serve
 
 from underway.manifest import Policy, Step
+from underway.postgres.embedded import Cluster
 from underway.postgres.endings import Attempt, succeed
+from underway.postgres.scratch import migrated_database
 from underway.postgres.session import DatabaseAway
 from underway.postgres.transaction import StepConnection, StepTransactions
 from underway.retry import RetryPolicy
 from underway.supervisor import reaper
 from underway.supervisor.commits import Ended
+from underway.testing.servers import SETTINGS, cluster_folder
 
 MOMENTS = ["before", "after"]
 POLICY = Policy(lease=timedelta(seconds=2))
@@ -292,6 +295,28 @@ def test_no_statement_waits_longer_than_a_second_for_a_lock_on_a_table(database:
             await store.rehearse_renewal()
 
     asyncio.run(ask())
+
+
+def test_a_full_queue_of_notifications_is_nobodys_data() -> None:
+    """Some stranger listens in a transaction that he does not end, and others notify him: gigabytes, or what is set."""
+
+    async def ask(url: str) -> None:
+        async with open_store(url) as store:
+            with pytest.raises(DatabaseAway, match="too many notifications"):
+                await store._work.fetch("notify_self", {"nonce": "nonce"})
+            assert store._work.opened == 1
+
+    with cluster_folder() as folder:
+        cluster = Cluster(folder, settings={**SETTINGS, "max_notify_queue_pages": "64"})
+        cluster.start()
+        with migrated_database(cluster.url("postgres"), "full") as url, psycopg.connect(url) as stranger:
+            stranger.execute("listen anything")
+            stranger.commit()
+            stranger.execute("select 1")
+            with psycopg.connect(url, autocommit=True) as others, suppress(psycopg.errors.ProgramLimitExceeded):
+                while True:
+                    others.execute("select pg_notify('x', repeat('x', 7000) || n) from generate_series(1, 9) n")
+            asyncio.run(ask(url))
 
 
 def test_what_a_standby_that_was_behind_has_in_our_name_is_given_back(database: str, connection: Connection) -> None:

@@ -387,6 +387,15 @@ def test_runs_of_one_key_come_one_after_the_other(bound: Underway) -> None:
     assert [run.result() for run in all_of_them] == ["a", "b", "c"]
 
 
+def test_a_run_in_line_for_a_key_waits_for_no_instant(bound: Underway, connection: Connection) -> None:
+    keyed.enqueue_many(["a", "b"])
+    dues = "select due from underway.runs order by due nulls last"
+    first, in_line = connection.execute(dues).fetchall()
+    assert in_line == (None,)
+    advance(connection, HOUR)
+    assert connection.execute(dues).fetchall() == [(first[0] - HOUR,), (None,)]
+
+
 def test_it_is_bounded_and_leaves_the_rest_alone(bound: Underway, connection: Connection) -> None:
     endless.enqueue(0)
     with pytest.raises(UnderwayError, match="drain has made 7 attempts, and there is still work"):

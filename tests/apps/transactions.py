@@ -150,13 +150,17 @@ def backend(cx: Context, order: Order) -> list[Any]:
     """Who serves us, and what the session looks like to a step."""
     settings = cx.tx.execute("select current_setting('search_path'), current_setting('work_mem')").fetchone()
     assert type(settings) is tuple
-    return [cx.tx.info.backend_pid, os.getpid(), cx.tx.prepare_threshold, *settings]
+    drawn = False
+    with contextlib.suppress(psycopg.errors.ObjectNotInPrerequisiteState), cx.tx.transaction():
+        drawn = cx.tx.execute("select lastval()").fetchone() is not None
+    return [cx.tx.info.backend_pid, os.getpid(), cx.tx.prepare_threshold, *settings, drawn]
 
 
 @deed
 def change_session(cx: Context, order: Order) -> list[Any]:
     pid = cx.tx.info.backend_pid
     cx.tx.execute("set search_path to nowhere; set work_mem to '1MB'; create temp table leftover (id int)")
+    cx.tx.execute("select nextval('underway.token')")
     cx.tx.execute("select pg_advisory_lock(7)")
     cx.tx.row_factory = dict_row  # type: ignore[assignment]
     cx.tx.prepare_threshold = 0

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from underway.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
@@ -68,7 +69,10 @@ def migrate(connection: psycopg.Connection[Any]) -> list[str]:
 
 def _apply_missing(connection: psycopg.Connection[Any]) -> list[str]:
     sql = statements()
+    ours = connection.info.transaction_status == TransactionStatus.IDLE  # or it is the caller's, who has begun it
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+        if ours:
+            cursor.execute(sql["see_what_others_commit"])
         cursor.execute(sql["lock_migrations"])
         # A role that may not create schemas can still find out that there is nothing to do.
         if cursor.execute(sql["schema_exists"]).fetchone() != (True,):

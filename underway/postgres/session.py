@@ -65,9 +65,17 @@ _ABOUT_THE_DATA = (
     psycopg.errors.ProgramLimitExceeded,
     psycopg.errors.StatementTooComplex,
 )
+# Where a full queue of notifications is found, since a stranger listens in a transaction that he does not end. Its code
+# is that of a limit, but no statement's data is to blame: attempts were failed for it, and the supervisor ended.
+_NOTIFYING = "PreCommit_Notify"
 # The connection is good, this statement had bad luck. Anything else (a standby that was promoted elsewhere, a server
 # shutting down) wants a new connection.
-_PASSING = (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable, psycopg.errors.TransactionRollback)
+_PASSING = (
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.TransactionRollback,
+    psycopg.errors.OutOfMemory,  # above all of shared memory: all the server's sessions together have too many locks
+)
 
 
 class DatabaseAway(Exception):
@@ -143,9 +151,9 @@ class Session:
         """
         try:
             rows = await self._execute(statements()[statement], parameters)
-        except _ABOUT_THE_DATA:
-            raise
         except psycopg.Error as error:
+            if isinstance(error, _ABOUT_THE_DATA) and error.diag.source_function != _NOTIFYING:
+                raise
             await self._pause_after(statement)
             raise DatabaseAway(str(error).strip()) from error
         self._pauses.pop(statement, None)

@@ -17,6 +17,9 @@ from underway.postgres.store import Store
 log = getLogger("underway.supervisor")
 
 _LIMIT = 1000
+# Each run that gets in line takes a lock for its key: sixteen supervisors with a thousand of them each filled the table
+# that all sessions of the server share, and statements of strangers failed as well.
+_LINED_UP = 500
 _POLL_SECONDS = 1.0
 # A due row that somebody has locked must not make a busy loop.
 _SHORTEST_PAUSE = 0.01
@@ -68,7 +71,7 @@ class Promoter:
             now = time.monotonic()
             self._head_at = now + (now - self._store.commit_sent_at) / _HEAD_SHARE
         if self._store.locked_keys or (due is not None and due <= 0):
-            looked_at = await self._store.line_up(_LIMIT, from_head=from_head)
+            looked_at = await self._store.line_up(_LINED_UP, from_head=from_head)
             if await self._store.promote(_LIMIT, from_head=from_head) or looked_at:
                 self._on_promoted()
             due = await self._store.seconds_until_due(from_head=False)

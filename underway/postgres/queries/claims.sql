@@ -73,7 +73,7 @@ from generate_series(1, %(last)s - coalesce(pg_sequence_last_value('underway.tok
 -- promote_runs: make waiting runs pending whose time has come, but for those that have yet to get a key
 --
 -- Not all of them are for the supervisor that does this: those that serve their queues are told.
--- `since`, here and in the next two: a look may begin there, as a claim at the mark of its lane.
+-- `since`, here and in two of the next: a look may begin there, as a claim at the mark of its lane.
 with promoted as (
     update underway.run r
     set state = 'pending'
@@ -125,7 +125,7 @@ with recursive line as (
     (
         select w.queue, w.concurrency_key as key, w.rank, coalesce(w.key_limit, 1) as slots, 1 as n
         from underway.run w
-        where w.state = 'waiting' and w.concurrency_key is not null
+        where w.state = 'waiting' and w.concurrency_key is not null and not w.holds_key
             and (w.queue, w.concurrency_key) > (%(queue)s::text, %(key)s::text)
         order by w.queue, w.concurrency_key, w.rank, w.id
         limit 1
@@ -135,7 +135,7 @@ with recursive line as (
     from line cross join lateral (
         select w.queue, w.concurrency_key, w.rank, coalesce(w.key_limit, 1)
         from underway.run w
-        where w.state = 'waiting' and w.concurrency_key is not null
+        where w.state = 'waiting' and w.concurrency_key is not null and not w.holds_key
             and (w.queue, w.concurrency_key) > (line.queue, line.key)
         order by w.queue, w.concurrency_key, w.rank, w.id
         limit 1

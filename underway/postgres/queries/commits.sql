@@ -19,8 +19,8 @@ with gone as (
         and r.id = g.id and r.token = g.token and r.owner = %(owner)s
         and r.state = 'in_progress' and r.cancel_requested = (g.final = 'cancelled')
     returning r.id, r.token, r.created_at, r.scheduled_for, r.keep, r.number, r.releases, r.priority, r.key_limit,
-        r.queue, r.job, r.step, r.schedule, r.unique_key, r.concurrency_key, r.holds_key, r.input, g.final, g.payload, g.outcome,
-        g.error, g.attempts, g.crashes, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
+        r.queue, r.job, r.step, r.schedule, r.unique_key, r.concurrency_key, r.holds_key, r.input, g.final, g.payload,
+        g.outcome, g.error, g.attempts, g.crashes, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
 ),
 filed as (
     insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,

@@ -1,3 +1,6 @@
+-- see_what_others_commit: in a transaction that waits for others, whatever the role's or the database's default is
+set transaction isolation level read committed;
+
 -- lock_migrations: one migrator at a time per database, until the transaction ends
 select pg_advisory_xact_lock(hashtextextended('underway.migration', 0));
 
@@ -5,7 +8,13 @@ select pg_advisory_xact_lock(hashtextextended('underway.migration', 0));
 select to_regclass('underway.migration') is not null;
 
 -- create_schema: the schema, empty
-create schema if not exists underway;
+--
+-- Not if somebody has made it for us: even `if not exists` takes the right to create schemas.
+do $$ begin
+    if to_regnamespace('underway') is null then
+        create schema underway;
+    end if;
+end $$;
 
 -- create_migration_table: our own history, apart from the application's
 create table if not exists underway.migration (

@@ -1,7 +1,8 @@
 -- advance: let time pass, for all that waits for an instant
 with runs as (
     update underway.run
-    set due = due - %(delta)s::interval, rank = rank - %(delta)s::interval, lease_until = lease_until - %(delta)s::interval
+    set due = case when due < '9999-12-31 00:00+00' then due - %(delta)s::interval else due end,
+        rank = rank - %(delta)s::interval, lease_until = lease_until - %(delta)s::interval
 ),
 schedules as (
     update underway.schedule set next_at = next_at - %(delta)s::interval

@@ -28,9 +28,13 @@ reset all;
 close all;
 unlisten *;
 discard temp;
+discard sequences;
 select pg_advisory_unlock_all();
 
 -- terminate_transactions: end the backends in which the transactions of these names are still open
+--
+-- Those of our own role: another role's session may call itself what it likes, and the refusal to end it would be an
+-- error, with which none was ended.
 select pg_terminate_backend(pid)
 from pg_stat_activity
-where datname = current_database() and application_name = any(%(names)s::text[]);
+where datname = current_database() and usename = session_user and application_name = any(%(names)s::text[]);

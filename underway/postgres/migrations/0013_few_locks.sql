@@ -1,0 +1,65 @@
+-- Whoever gives up many keys at once passes on a thousand of them. For each he holds a lock to the end of his transaction,
+-- in a table of Postgres that all its sessions share: a cancel of thirteen thousand runs with a key each filled it, and
+-- failed with "out of shared memory", as did others meanwhile.
+-- oldest code: 1
+
+-- As before, but for the thousand. The other keys are among those that are returned.
+create or replace function underway.pass_keys(queues text[], keys text[]) returns text[]
+language plpgsql strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    ours_queues text[];
+    ours_keys text[];
+    others text[];
+    woken text[];
+begin
+    -- A transaction of a higher level counts the slots of its beginning: it might give one away a second time.
+    if current_setting('transaction_isolation') <> 'read committed' then
+        return (select array_agg(array[g.queue, g.key]) from unnest(queues, keys) as g (queue, key));
+    end if;
+    select array_agg(queue) filter (where ours), array_agg(key) filter (where ours),
+        array_agg(array[queue, key]) filter (where not ours)
+    into ours_queues, ours_keys, others
+    from (
+        select queue, key, case when n <= 1000
+            then pg_try_advisory_xact_lock(hashtextextended(queue || chr(31) || key, 0)) else false end as ours
+        from (
+            select g.queue, g.key, row_number() over () as n from unnest(queues, keys) as g (queue, key)
+            group by g.queue, g.key
+        ) wanted
+    ) tried;
+    with admitted as (
+        update underway.run r
+        set state = 'pending', holds_key = true, due = r.rank + r.priority * interval '1 minute'
+        where r.ctid = any(array(
+            select next.ctid
+            from unnest(ours_queues, ours_keys) as g (queue, key)
+            cross join lateral (
+                select coalesce(w.key_limit, 1) - (
+                        select count(*) from underway.run h
+                        where h.holds_key and h.queue = g.queue and h.concurrency_key = g.key
+                    ) as slots
+                from underway.run w
+                where w.queue = g.queue and w.concurrency_key = g.key and w.state = 'waiting' and not w.holds_key
+                    and w.rank < 'infinity'
+                order by w.rank, w.id
+                limit 1
+            ) line
+            cross join lateral (
+                select w.ctid
+                from underway.run w
+                where w.queue = g.queue and w.concurrency_key = g.key and w.state = 'waiting' and not w.holds_key
+                    and w.rank < 'infinity'
+                order by w.rank, w.id
+                limit greatest(line.slots, 0)
+                for no key update skip locked
+            ) next
+        ))
+        returning r.queue
+    )
+    select array_agg(distinct queue) into woken from admitted;
+    perform underway.wake(queue) from unnest(woken) as w (queue);
+    return others;
+end
+$$;
