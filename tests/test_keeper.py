@@ -8,13 +8,17 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
 
+from underway import wire
+from underway.supervisor import keeper
 from underway.supervisor.descendants import Descendants
 from underway.supervisor.keeper import kill_below
 from underway.supervisor.recycling import NO_MARKS, Wear
@@ -37,7 +41,7 @@ def no_descriptors() -> Iterator[None]:
 def test_a_worker_is_killed_even_where_nobody_can_look_what_is_below_it() -> None:
     with subprocess.Popen(SLEEP) as worker:
         with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
-            kill_below("nobody's mark;", [worker.pid])
+            kill_below(["nobody's mark;"], [worker.pid])
         assert worker.wait(10) == -signal.SIGKILL
 
 
@@ -49,12 +53,58 @@ def test_a_keeper_that_cannot_be_started_is_tried_again() -> None:
         first.wait()
         with no_descriptors():
             descendants.keep_keeper()
-            descendants.bury_adopted()  # cannot look, and ends nobody either
+            descendants._search()  # cannot look, and ends nobody either
         descendants.keep_keeper()
         assert descendants._keeper.pid != first.pid
         assert descendants._keeper.poll() is None
     finally:
         descendants.dismiss_keeper()
+
+
+def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, look = [], keeper._processes
+
+    def counted() -> tuple[dict[int, int], dict[int, int]]:
+        looks.append(time.monotonic())
+        return look()
+
+    async def main() -> None:
+        workers: list[WorkerProcess] = []
+        descendants = Descendants("nobody's mark/", lambda: {worker.pid for worker in workers})
+        overseer = Mourner()
+        for slot in range(5):
+            workers.append(
+                WorkerProcess("no:app", slot, f"{uuid4()};", overseer, descendants,
+                              crew_size=5, generation=0, wear=Wear(NO_MARKS, random.Random(1)), folder=None)
+            )  # fmt: skip
+        children = [psutil.Process(worker.pid) for worker in workers]
+        monkeypatch.setattr(keeper, "_processes", counted)
+        for worker in workers:
+            worker.kill()
+        assert not looks
+        await asyncio.sleep(0)
+        assert 1 <= len(looks) <= 2, "the second finds nothing new"
+        async with asyncio.timeout(20):
+            while len(overseer.died_of) < len(workers):
+                await overseer.heard.wait()
+                overseer.heard.clear()
+        assert overseer.died_of == ["signal SIGKILL"] * 5
+        assert not any(child.is_running() for child in children)
+        descendants.dismiss_keeper()
+
+    asyncio.run(main())
+
+
+class Mourner:
+    def __init__(self) -> None:
+        self.heard = asyncio.Event()
+        self.died_of: list[str] = []
+
+    def received(self, worker: WorkerProcess, message: wire.Message) -> None: ...
+    def settled(self) -> None: ...
+    def died(self, worker: WorkerProcess) -> None:
+        self.died_of.append(worker.exit_text)
+        self.heard.set()
 
 
 def test_a_worker_that_cannot_be_watched_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +116,7 @@ def test_a_worker_that_cannot_be_watched_does_not_stay(monkeypatch: pytest.Monke
         monkeypatch.setattr(os, "pidfd_open", refused)
         wear, overseer = Wear(NO_MARKS, random.Random(1)), Any
         with pytest.raises(OSError, match="Too many"):
-            WorkerProcess("no:app", 1, "m;", overseer, crew_size=1, generation=0, wear=wear, folder=None)  # type: ignore[arg-type]
+            WorkerProcess("no:app", 1, "m;", overseer, Any, crew_size=1, generation=0, wear=wear, folder=None)  # type: ignore[arg-type]
         assert (os.listdir("/proc/self/fd"), psutil.Process().children()) == before
 
     asyncio.run(main())

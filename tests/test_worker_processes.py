@@ -20,6 +20,7 @@ from db import LANE, STEP
 from harness import APPS, Supervisor, eventually
 
 from underway import Underway, wire
+from underway.supervisor.descendants import Descendants
 from underway.supervisor.recycling import NO_MARKS, Wear
 from underway.supervisor.task import Task
 from underway.supervisor.verdict import Seen
@@ -91,7 +92,10 @@ def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason(
         overseer = Noted()
         wear = Wear(NO_MARKS, random.Random(1))
         mark = f"{uuid4()};"
-        worker = WorkerProcess("no:app", 1, mark, overseer, crew_size=1, generation=0, wear=wear, folder=None)
+        descendants = Descendants("nobody's mark/", lambda: {worker.pid})
+        worker = WorkerProcess(
+            "no:app", 1, mark, overseer, descendants, crew_size=1, generation=0, wear=wear, folder=None
+        )
         task = Task("run", 1, LANE, STEP, 0, 0, 0, 0, b"", claimed_at=0.0, lease_deadline=0.0, started_at=0.0)
         worker.tasks[1] = task
         assert worker.kill_task(task, Seen.KILLED_MEMORY, "too much")
@@ -100,6 +104,7 @@ def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason(
         async with asyncio.timeout(20):
             await overseer.gone.wait()
         assert worker.death == "was killed: memory: too much"
+        descendants.dismiss_keeper()
 
     asyncio.run(main())
 

@@ -52,7 +52,9 @@ def _without_a_system() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _fake_worker(_app: str, slot: int, _mark: str, overseer: Any, *, generation: int, wear: Any, **_: Any) -> Any:
+def _fake_worker(
+    _app: str, slot: int, _mark: str, overseer: Any, _hunter: Any, *, generation: int, wear: Any, **_: Any
+) -> Any:
     return overseer.simulated.start_worker(slot, overseer, generation, wear)
 
 
@@ -60,7 +62,6 @@ class NoDescendants:
     def __init__(self, *_: Any) -> None: ...
     def keep_keeper(self) -> None: ...
     def dismiss_keeper(self) -> None: ...
-    def bury_adopted(self) -> None: ...
     def collect_adopted(self) -> None: ...
 
 

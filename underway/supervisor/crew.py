@@ -47,6 +47,7 @@ class Crew:
         self._marks = marks
         self._scales = Scales(self._marks)
         self._boots = Boots(self._start_worker, self._rng)
+        self._descendants = Descendants(f"{supervisor_id}/", lambda: {worker.pid for worker in self.workers})
         self._generation = 0
         self._some_due = False
         self._stopping = False
@@ -76,7 +77,6 @@ class Crew:
         return self.lanes
 
     def start(self) -> None:
-        self._descendants = Descendants(f"{self._supervisor_id}/", lambda: {worker.pid for worker in self.workers})
         self._fill()
 
     def welcome(self, message: wire.Welcome) -> None:
@@ -165,7 +165,6 @@ class Crew:
         else:
             self._lose(worker)
         self._fill()
-        self._descendants.bury_adopted()
         if self.listener is not None and not retired:
             self.listener.died(worker)
 
@@ -193,6 +192,7 @@ class Crew:
             slot,
             mark,
             self,
+            self._descendants,
             crew_size=self.size,
             generation=self._generation,
             wear=wear,

@@ -1,5 +1,6 @@
-"""What hangs below a supervisor beside its workers: the keeper, and orphans that nobody else collects."""
+"""What hangs below a supervisor: the keeper, what workers have started, and orphans that nobody else collects."""
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from logging import getLogger
 
 from underway.supervisor import keeper
+from underway.supervisor.worker_process import WorkerProcess
 
 log = getLogger("underway.supervisor")
 
@@ -19,6 +21,8 @@ class Descendants:
         self._mark = mark
         self._workers = workers
         self._strangers: set[int] = set()
+        self._doomed: list[WorkerProcess] = []
+        self._dead: list[WorkerProcess] = []
         self._start_keeper()
 
     def _start_keeper(self) -> None:
@@ -52,17 +56,45 @@ class Descendants:
         """
         self._strangers = keeper.children_of(os.getpid()) - self._ours()
 
-    def bury_adopted(self) -> None:
-        """Kill what was re-parented to us: whatever a dead worker left behind that hid from the search.
+    def kill(self, worker: WorkerProcess) -> None:
+        """It, and all below it, in the loop's next turn."""
+        self._search_soon()
+        self._doomed.append(worker)
+
+    def bury(self, worker: WorkerProcess) -> None:
+        """It has died. In the loop's next turn kill what it has left behind; then let it report its death."""
+        self._search_soon()
+        self._dead.append(worker)
+
+    def _search_soon(self) -> None:
+        if not self._doomed and not self._dead:
+            asyncio.get_running_loop().call_soon(self._search)
+
+    def _search(self) -> None:
+        """One look at all processes for all of this turn. (Where 64 workers were killed each by itself, in a busy
+        machine, the loop stood still for 40 s: meanwhile all other leases lapsed too.)
+        """
+        doomed, dead, self._doomed, self._dead = self._doomed, self._dead, [], []
+        dead = [worker for worker in dead if worker.collect()]
+        try:
+            keeper.kill_below(
+                [worker.mark for worker in doomed + dead], [worker.pid for worker in doomed if worker.alive]
+            )
+            if dead:
+                self._kill_adopted()
+        except OSError as error:  # with every descriptor in use, only what we know by its number is killed
+            log.error("what workers have started may survive them: %s", error)
+        self.collect_adopted()
+        for worker in dead:
+            worker.report_death()
+
+    def _kill_adopted(self) -> None:
+        """What was re-parented to us: whatever a dead worker left behind that hid from the search.
 
         Only a dead worker's orphans come to us, since living workers are subreapers themselves.
         """
-        try:
-            if orphans := keeper.children_of(os.getpid()) - self._ours() - self._strangers:
-                keeper.kill_below(None, orphans)
-        except OSError as error:  # no descriptor is left to look with; the next death looks again
-            log.error("orphans of dead workers may have been overlooked: %s", error)
-        self.collect_adopted()
+        if orphans := keeper.children_of(os.getpid()) - self._ours() - self._strangers:
+            keeper.kill_below([], orphans)
 
     def collect_adopted(self) -> None:
         """Collect orphans that have died, or they stay as zombies."""

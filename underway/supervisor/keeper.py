@@ -1,4 +1,4 @@
-"""Kills everything below a supervisor, or below one worker of it.
+"""Kills everything below a supervisor, or below some workers of it.
 
 As a script this is the keeper: it holds the other end of a pipe, and when the supervisor is gone, however it went,
 it kills whatever the supervisor had started. It runs with the standard library alone, so that it costs little memory
@@ -20,19 +20,20 @@ _PAUSE_SECONDS = 0.1
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
-def kill_below(mark: str | None, roots: Iterable[int] = ()) -> int:
-    """SIGKILL every process whose mark begins with `mark`, these roots, and all below them; returns how many.
+def kill_below(marks: Iterable[str], roots: Iterable[int] = ()) -> int:
+    """SIGKILL every process whose mark begins with one of `marks`, these roots, and all below them; returns how many.
 
     They are stopped first, until a look finds nothing new: a process that forks while it is hunted cannot get ahead.
     Raises OSError if the system does not let us look, after it has killed what it knew.
     """
+    wanted = tuple(mark.encode() for mark in marks)
     frozen: set[int] = set()
     strangers: set[int] = set()
     try:
         _freeze(roots, frozen)
         # Before the first look, which takes its time where there are thousands, and longer while they take the CPU.
         _freeze([child for root in roots for child in children_listed(root)], frozen)
-        while new := _belonging(mark, frozen, strangers) - frozen:
+        while new := _belonging(wanted, frozen, strangers) - frozen:
             _freeze(new, frozen)
     finally:
         for pid in frozen:
@@ -67,7 +68,7 @@ def _freeze(pids: Iterable[int], frozen: set[int]) -> None:
         frozen.add(pid)
 
 
-def _belonging(mark: str | None, known: set[int], strangers: set[int]) -> set[int]:
+def _belonging(marks: tuple[bytes, ...], known: set[int], strangers: set[int]) -> set[int]:
     """`strangers` are those that were looked at before: a mark is inherited by fork, and nobody wins it later."""
     parent_of, sessions = _processes()
     kin: dict[int, list[int]] = {}
@@ -77,9 +78,9 @@ def _belonging(mark: str | None, known: set[int], strangers: set[int]) -> set[in
         kin.setdefault(sessions[pid], []).append(pid)
     found: set[int] = set()
     _add_with_kin(known & parent_of.keys(), kin, found)
-    if mark:
+    if marks:
         others = parent_of.keys() - found - strangers
-        marked = {pid for pid in others if _has_mark(pid, mark)}
+        marked = {pid for pid in others if _is_marked(pid, marks)}
         strangers |= others - marked
         _add_with_kin(marked, kin, found)
     return found - {os.getpid()}
@@ -107,9 +108,9 @@ def _processes() -> tuple[dict[int, int], dict[int, int]]:
     return parents, sessions
 
 
-def _has_mark(pid: int, mark: str) -> bool:
-    environment = _read(f"/proc/{pid}/environ")
-    return environment.startswith(f"{MARK}={mark}".encode()) or f"\0{MARK}={mark}".encode() in environment
+def _is_marked(pid: int, marks: tuple[bytes, ...]) -> bool:
+    environment = b"\0" + _read(f"/proc/{pid}/environ")
+    return any(rest.startswith(marks) for rest in environment.split(f"\0{MARK}=".encode())[1:])
 
 
 def _read(path: str) -> bytes:
@@ -148,7 +149,7 @@ def main() -> None:
 def _any_left(mark: str) -> bool:
     """Kill them. For us a system that has no descriptor to give is no reason to stop."""
     try:
-        return kill_below(mark) > 0
+        return kill_below([mark]) > 0
     except OSError:
         time.sleep(_PAUSE_SECONDS)
         return True

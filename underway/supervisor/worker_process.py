@@ -8,14 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from logging import getLogger
 from typing import Protocol
 
 from underway import wire
 from underway.manifest import Lane, Manifest, Step
 from underway.supervisor.attention import WORDS, Attention
-from underway.supervisor.keeper import MARK, children_listed, kill_below
+from underway.supervisor.keeper import MARK, children_listed
 from underway.supervisor.logs import WorkerOutput
 from underway.supervisor.recycling import Wear
 from underway.supervisor.task import Task
@@ -40,6 +39,13 @@ class Overseer(Protocol):
     def died(self, worker: "WorkerProcess") -> None: ...
 
 
+class Hunter(Protocol):
+    """Kills what hangs below workers."""
+
+    def kill(self, worker: "WorkerProcess") -> None: ...
+    def bury(self, worker: "WorkerProcess") -> None: ...
+
+
 class WorkerProcess:
     """Started at construction, which raises OSError if the system has no process to give.
 
@@ -52,6 +58,7 @@ class WorkerProcess:
         slot: int,
         mark: str,
         overseer: Overseer,
+        hunter: Hunter,
         *,
         crew_size: int,
         generation: int,
@@ -74,6 +81,7 @@ class WorkerProcess:
         self.died_writing = False
         self.peak_rss = 0  # known at its death
         self._overseer = overseer
+        self._hunter = hunter
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
         self._unsent = bytearray()
@@ -110,7 +118,7 @@ class WorkerProcess:
             theirs.close()
             os.close(their_output)
         self.output = WorkerOutput(self._pipe, self)
-        self._loop.add_reader(self._pidfd, self._on_death)
+        self._loop.add_reader(self._pidfd, hunter.bury, self)
         self._loop.add_reader(self._socket, self._on_readable)
         self._loop.add_reader(self._pipe, self._on_output)
 
@@ -277,20 +285,19 @@ class WorkerProcess:
         return True
 
     def kill(self, words: str = "") -> None:
-        """SIGKILL the worker and everything below it; its death is reported later, like any other."""
+        """SIGKILL the worker and everything below it; its death is reported later, like any other.
+
+        From now on it stands still, before it takes up its next task.
+        """
         self.kill_words = self.kill_words or words
-        self._kill_below([self.pid])
+        self.signal(signal.SIGSTOP)
+        self._hunter.kill(self)
 
-    def _kill_below(self, roots: Iterable[int] = ()) -> None:
-        try:
-            kill_below(self.mark, roots)
-        except OSError as error:  # with every descriptor in use, only what we know by its number is killed
-            log.error("what a worker has started may survive it: %s", error, extra={"about": {"worker": self.slot}})
-
-    def _on_death(self) -> None:
+    def collect(self) -> bool:
+        """Hear how it ended, and its last words; False if it has not ended."""
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         if not pid:
-            return
+            return False
         self._process.returncode = os.waitstatus_to_exitcode(status)
         # No less than our own: until its exec the child was in our memory, and the kernel counts that too.
         self.peak_rss = usage.ru_maxrss * 1024
@@ -302,7 +309,10 @@ class WorkerProcess:
         self._loop.remove_writer(self._socket)
         self._socket.close()
         os.close(self._pidfd)
-        self._kill_below()
+        return True
+
+    def report_death(self) -> None:
+        """When nothing is left of it."""
         self._overseer.died(self)
         self._overseer.settled()
 
