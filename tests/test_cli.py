@@ -158,6 +158,13 @@ class TestDatabases:
         assert "hunter2" not in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
 
+    @pytest.mark.parametrize("blank", ["", " "])
+    def test_blank(self, blank: str, module: str, arguments: tuple[str, ...], database: str) -> None:
+        """As of a variable that was not set: that another database is named besides is no reason to take it."""
+        done = command(module, *arguments, "--database", blank, database=database)
+        assert done.returncode == (2 if module == SUPERVISOR else 1)
+        assert "the database is no connection string" in done.stdout + done.stderr
+
     def test_without_the_schema(self, module: str, arguments: tuple[str, ...], empty_database: str) -> None:
         done = command(module, *arguments, database=empty_database)
         if "migrate" in arguments:

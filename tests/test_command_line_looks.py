@@ -299,6 +299,17 @@ def test_a_terminal_that_cannot_show_a_name(database: str) -> None:
         ("Traceback (most recent call last):\n  ...\nshop.errors.NoPaper: A4, A5", "NoPaper: A4, A5"),
         ("Traceback (most recent call last):\n  ...\nshop.errors.NoPaper", "NoPaper"),
         ("Traceback (most recent call last):\n  ...\nValueError: see http://a.b: c", "ValueError: see http://a.b: c"),
+        (
+            'Traceback (most recent call last):\n  File "shop.py", line 1, in take\n'
+            "psycopg.errors.UniqueViolation: duplicate key\nDETAIL:  Key (id)=(1) already exists.",
+            "UniqueViolation: duplicate key",
+        ),
+        (
+            '  + Exception Group Traceback (most recent call last):\n  |   File "shop.py", line 1, in take\n'
+            "  | ExceptionGroup: two of three (2 sub-exceptions)\n  +-+---------------- 1 ----------------\n"
+            '    | Traceback (most recent call last):\n    |   File "shop.py", line 2, in one\n    | ValueError: 1\n',
+            "ExceptionGroup: two of three (2 sub-exceptions)",
+        ),
         ("quarantined after 1 crash: signal SIGABRT\nlast output:\n...", "quarantined after 1 crash: signal SIGABRT"),
         (None, ""),
     ],

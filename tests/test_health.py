@@ -79,5 +79,8 @@ def test_code_that_does_not_boot_is_told(database: str, start_supervisor: Start,
 
 def test_no_database_no_health() -> None:
     done = underway("health", database="host=127.0.0.1 port=1")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("Error: ")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("unhealthy: connection failed: ")
+    assert done.stdout.count("\n") == 1, "libpq takes two lines"
+    done = underway("health", "--json", database="host=127.0.0.1 port=1")
+    assert (done.returncode, json.loads(done.stdout)["healthy"]) == (1, False)

@@ -31,7 +31,10 @@ def test_the_evidence_is_kept_shown_and_the_runs_released(
     failed = poison.poisoned.enqueue("raises")
     cured = tmp_path / "cured"
     environment = {"POISON_CURED": str(cured)}
-    assert start_supervisor("poison", "--procs", "1", "--until-idle", env=environment).wait() == 0
+    supervisor = start_supervisor("poison", "--procs", "1", "--until-idle", env=environment)
+    assert supervisor.wait() == 0
+    assert "attempt crashed, its run is quarantined: the worker died: exit code 7" in supervisor.log
+    assert "attempt failed, its run has failed: underway.errors.Fail: only failed" in supervisor.log
 
     put_aside = {letter.run: letter for letter in poison.app.quarantined()}
     assert put_aside.keys() == set(runs.values()), "but not the one that only failed"

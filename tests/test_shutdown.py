@@ -65,6 +65,7 @@ def test_the_first_signal_drains(
     assert supervisor.process.poll() is None
     (stage / "curtain").touch()
     assert supervisor.wait() == 0
+    assert "stopped, exit code 0" in supervisor.log.splitlines()[-1]
     assert running.status() is Status.SUCCEEDED
     assert states(connection) == {"succeeded": 1, "pending": 5}
     for run in waiting:
@@ -113,6 +114,7 @@ def test_when_the_grace_is_over_steps_are_interrupted_then_killed(
     time.sleep(0.3)
     supervisor.send(signal.SIGTERM)
     assert supervisor.wait() == 1
+    assert "stopped, exit code 1" in supervisor.log.splitlines()[-1]
     assert (stage / "tidied").read_text() == "shutdown"
     assert states(connection) == {"pending": 2}
     for run in runs:

@@ -13,7 +13,7 @@ from underway.postgres.endings import Attempt, Continue, Finish, Next, succeed
 from underway.postgres.queries import statements
 from underway.retry import RetryPolicy
 from underway.supervisor.task import Task
-from underway.supervisor.verdict import VERDICTS, Charge, Seen, crash_delay, settle
+from underway.supervisor.verdict import VERDICTS, Charge, Seen, crash_delay, settle, what_follows
 
 POLICY = Policy(retry=RetryPolicy(max_attempts=4, initial_interval=timedelta(seconds=8), jitter=0.5), max_crashes=3)
 STARTED = Attempt("to be replaced", error="what happened", started=2.0, pid=7, cpu_seconds=1.5, peak_rss=99)
@@ -132,6 +132,20 @@ def test_the_last_crash_quarantines_the_run_with_evidence(seen: Seen) -> None:
         assert (row.state, row.payload, row.attempts, row.crashes) == ("failed", None, 1, crashes + 1)
         assert row.attempt.error == f"quarantined after {crashes + 1} crashes: what happened"
         assert row.attempt.outcome == VERDICTS[seen].outcome
+
+
+@pytest.mark.parametrize("seen", [seen for seen in Seen if VERDICTS[seen].charge is not Charge.NOTHING])
+def test_the_log_says_what_becomes_of_the_run(seen: Seen) -> None:
+    charge = VERDICTS[seen].charge
+    first, last = ("", "")
+    if charge is Charge.ATTEMPT:
+        first, last = ", again in 3.2 s", ", its run has failed"
+    elif charge is Charge.FAILURE:
+        first = last = ", its run has failed"
+    elif charge is Charge.CRASH:
+        first, last = ", again in 1.0 s", ", its run is quarantined"
+    assert what_follows(settled(seen, after=3.2), charge) == first
+    assert what_follows(settled(seen, attempts=3, crashes=2), charge) == last
 
 
 def test_one_crash_is_not_two() -> None:

@@ -87,7 +87,9 @@ class Underway:
     @property
     def database(self) -> str | None:
         """The database as named; None if nobody has named one."""
-        return self._database or os.environ.get("UNDERWAY_DATABASE_URL") or os.environ.get("DATABASE_URL") or None
+        if self._database is not None:  # "" is a variable that was not set: better no database than another one
+            return self._database
+        return os.environ.get("UNDERWAY_DATABASE_URL") or os.environ.get("DATABASE_URL") or None
 
     def manifest(self) -> Manifest:
         """All jobs as pure data. Raises JobDefinitionError if the steps of one do not fit together."""

@@ -35,8 +35,9 @@ class NoDatabase(UnderwayError):
 
     def __init__(self) -> None:
         super().__init__(
-            "no database: set UNDERWAY_DATABASE_URL (or DATABASE_URL), pass Underway(database=...) in code, "
-            "or use 'embedded:' for a Postgres of your own (pip install 'underway[embedded]')"
+            "no database: set UNDERWAY_DATABASE_URL (or DATABASE_URL), pass Underway(database=...) in code "
+            "or --database on the command line, or use 'embedded:' for a Postgres of your own "
+            "(pip install 'underway[embedded]')"
         )
 
 

@@ -6,12 +6,14 @@ from datetime import datetime
 
 import click
 import psutil
+import psycopg
 
 from underway.cli.database import connect, database_option
 from underway.cli.find import find_supervisor
 from underway.cli.output import json_option, print_done
 from underway.cli.table import Row
 from underway.cli.words import age, count, printable
+from underway.errors import UnderwayError
 from underway.postgres import people, runs
 
 
@@ -26,19 +28,28 @@ def health(supervisor: str | None, database: str | None, as_json: bool) -> None:
     minutes, one has workers that do not boot, or the database cannot be
     reached. One that was killed is left out.
     """
+    meant: list[Row] = []
+    try:
+        meant, reason = _look(database, supervisor)
+    except (UnderwayError, psycopg.Error) as error:
+        reason = " ".join(str(error).split())
+    document = {"healthy": not reason, "reason": reason or None, "supervisors": meant}
+    text = f"unhealthy: {reason}" if reason else f"healthy: {count(len(meant), 'supervisor')}"
+    print_done(document, printable(text), as_json)
+    sys.exit(1 if reason else 0)
+
+
+def _look(database: str | None, supervisor: str | None) -> tuple[list[Row], str]:
+    """Those that are meant, and what is wrong with the first that is ill."""
     host = socket.gethostname()
     with connect(database) as connection:
         one = None if supervisor is None else str(find_supervisor(connection, supervisor))
         known = people.list_supervisors(connection)
         now = runs.clock(connection)
     meant = [label for label in known if label["id"] == one] if one is not None else _living(known, host)
-    reason = next(filter(None, (_ill(label, now) for label in meant)), "")
     if not meant:
-        reason = f"no supervisor of host {host} is alive"
-    document = {"healthy": not reason, "reason": reason or None, "supervisors": meant}
-    text = f"unhealthy: {reason}" if reason else f"healthy: {count(len(meant), 'supervisor')}"
-    print_done(document, printable(text), as_json)
-    sys.exit(1 if reason else 0)
+        return [], f"no supervisor of host {host} is alive"
+    return meant, next(filter(None, (_ill(label, now) for label in meant)), "")
 
 
 def _living(known: list[Row], host: str) -> list[Row]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from underway.supervisor.headline import headline as line_that_says_most
+
 _MODULE = re.compile(r"^(\w+\.)+(?=\w+(:|$))")
 _BEFORE_THE_DEATH = re.compile(r"^quarantined after \d+ crash(es)?: (the worker (died: |was )?)?")
 _STEPS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
@@ -51,12 +53,8 @@ def size(count: int | None) -> str:
 
 
 def headline(error: str | None) -> str:
-    """The one line of an error that says most: a traceback's last, anything else's first.
-
-    Without the module of the exception, which would fill a narrow column.
-    """
-    lines = (error or "").strip().splitlines() or [""]
-    return _MODULE.sub("", lines[-1]) if lines[0].startswith("Traceback") else lines[0]
+    """Without the module of the exception, which would fill a narrow column."""
+    return _MODULE.sub("", line_that_says_most(error)) if error else ""
 
 
 def last_death(error: str | None) -> str:

@@ -30,6 +30,8 @@ def conninfo(database: str) -> str:
         database = embedded.url()
     try:
         given = conninfo_to_dict(database)
+        if not database.strip():  # libpq would take it for a server on this host
+            raise psycopg.ProgrammingError
     except psycopg.ProgrammingError:
         raise InvalidOption(
             "the database is no connection string: expected postgresql://user@host/name, key=value, or embedded:"

@@ -54,9 +54,10 @@ class Boots:
             log.error("worker did not boot within %.0f s", BOOT_SECONDS, extra={"about": {"worker": worker.slot}})
             worker.kill(f"killed: it did not boot within {BOOT_SECONDS:.0f} s")
 
-    def say_why(self, worker: "WorkerProcess", failure: wire.BootFailed) -> None:
-        self._booting[worker] = failure.payload.decode(errors="replace")
-        log.error("the app does not import:\n%s", self._booting[worker], extra={"about": {"worker": worker.slot}})
+    def say_why(self, worker: "WorkerProcess", failure: wire.BootFailed, *, aloud: bool) -> None:
+        self._booting[worker] = failure.payload.decode(errors="replace").rstrip()
+        if aloud:
+            log.error("the app does not import:\n%s", self._booting[worker], extra={"about": {"worker": worker.slot}})
 
     def done(self, worker: "WorkerProcess") -> None:
         """It has booted."""

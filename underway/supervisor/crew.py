@@ -149,7 +149,7 @@ class Crew:
         if isinstance(message, wire.Hello):
             self._booted(worker, message)
         elif isinstance(message, wire.BootFailed):
-            self._boots.say_why(worker, message)
+            self._boots.say_why(worker, message, aloud=self.manifest is not None)
 
     def settled(self) -> None:
         self._relieve()
@@ -223,8 +223,10 @@ class Crew:
         why = self._boots.died(worker)
         if self._stopping or self._is_old(worker):
             return
-        if not self.first_manifest.done():
+        if not self.first_manifest.done():  # it ends us, with these words
             self.first_manifest.set_exception(BootError(why))
+            self.stop_booting()
+            return
         self._boots.failed(worker.slot, why)
         if old := sum(map(self._is_old, self.active)):
             log.error("not reloaded: %d of %d workers go on with the old code", old, self.size)

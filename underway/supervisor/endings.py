@@ -12,14 +12,17 @@ from underway.postgres.endings import Attempt, succeed
 from underway.supervisor.backends import Backends
 from underway.supervisor.commits import Commits, Ended
 from underway.supervisor.dispatch import Dispatch
+from underway.supervisor.headline import headline
 from underway.supervisor.kernel_kills import KernelKills
 from underway.supervisor.limits import about_task
 from underway.supervisor.task import Task
-from underway.supervisor.verdict import VERDICTS, Seen, settle
+from underway.supervisor.verdict import VERDICTS, Seen, settle, what_follows
 from underway.supervisor.worker_process import WorkerProcess
 
 log = getLogger("underway.supervisor")
 worker_log = getLogger("underway.worker")
+
+_LONGEST_HEADLINE = 200
 
 
 class Endings:
@@ -147,7 +150,9 @@ class Endings:
         row = settle(task, seen, attempt._replace(outcome=outcome, error=error), self._rng, retry_after)
         self._commits.submit(Ended(task, row, []))
         if task.started_at is not None:
-            log.warning("attempt %s: %s", outcome, _headline(error), extra={"about": task.about})
+            then = what_follows(row, VERDICTS[seen].charge)
+            log.warning("attempt %s%s: %s", outcome, then, headline(error)[:_LONGEST_HEADLINE],
+                        extra={"about": task.about})  # fmt: skip
 
     def release(self, task: Task) -> None:
         """Give back a task that was never started; nobody is charged."""
@@ -196,15 +201,3 @@ def _evidence(worker: WorkerProcess, seen: Seen) -> str:
     if output := worker.output.evidence():
         text += f"\nlast output:\n{output}"
     return text
-
-
-def _headline(error: str) -> str:
-    """The one line of an error that says most: the first, or what a traceback ends with.
-
-    Not simply its last line: Postgres adds hints and contexts, and a full disk was logged as "Check free disk space".
-    """
-    lines = error.strip().splitlines() or ["no message"]
-    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
-    if frames and lines[0].startswith("Traceback"):
-        lines = [line for line in lines[frames[-1] :] if not line.startswith(" ")] or lines[-1:]
-    return lines[0][:200]

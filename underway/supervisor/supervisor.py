@@ -60,7 +60,7 @@ async def _live(settings: Settings) -> int:
         manifest = crew.first_manifest.result()
         if not manifest.jobs:
             log.warning("%s declares no jobs: import the modules that declare them where the app is", settings.app)
-        database = settings.database or manifest.database
+        database = manifest.database if settings.database is None else settings.database
         if database is None:
             raise NoDatabase
         url = conninfo(database)
@@ -84,7 +84,9 @@ async def _live(settings: Settings) -> int:
                      extra={"about": {"supervisor": str(identity)[:8], "pid": os.getpid()}})  # fmt: skip
 
         clean = await service.serve(grace=settings.grace, until_idle=settings.until_idle, on_serving=say_so)
-        return ExitCode.CLEAN if clean else ExitCode.KILLED_WORK
+        code = ExitCode.CLEAN if clean else ExitCode.KILLED_WORK
+        log.info("stopped, exit code %d", code)
+        return code
     except BootError as error:
         log.error("%s does not boot: %s", settings.app, error)
         return ExitCode.APP_DOES_NOT_BOOT

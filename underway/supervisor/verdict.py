@@ -119,6 +119,15 @@ def settle(
     )
 
 
+def what_follows(row: Finish | Continue, charge: Charge) -> str:
+    """For the log, behind the outcome of an attempt that did not succeed: what becomes of its run."""
+    if charge in (Charge.RELEASE, Charge.CANCEL):
+        return ""
+    if isinstance(row, Continue):
+        return f", again in {row.delay:.1f} s"
+    return ", its run is quarantined" if charge is Charge.CRASH else ", its run has failed"
+
+
 def crash_delay(crashes: int) -> float:
     """Seconds a suspect waits: 1, 2, 4, ... at most 60. The reaper's statement computes the same."""
     return float(min(60, 2 ** min(crashes - 1, 6)))
