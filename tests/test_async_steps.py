@@ -100,6 +100,13 @@ def test_connections_of_the_async_client_outlive_the_step_that_opens_them(start:
     assert "tasks that it left running" not in supervisor.log
 
 
+def test_an_interrupt_leaves_no_task_to_the_next_step(start: Start) -> None:
+    run = coroutines.leaving_slowly.enqueue()
+    start("--procs", "1")
+    assert run.result(20) == "done"
+    assert coroutines.alone.enqueue().result(20) == 1
+
+
 def test_whatever_a_coroutine_raises_is_a_failed_attempt_and_the_loop_goes_on(start: Start) -> None:
     expected = {
         "SystemExit": "the step raised SystemExit: a step ends by returning",

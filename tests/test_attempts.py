@@ -1,6 +1,8 @@
 """What a worker tells a step of its attempt, what it measures of it, and that one step has no hold on the next."""
 
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,6 +19,27 @@ Connection = psycopg.Connection[Any]
 @pytest.fixture(autouse=True)
 def app(bind: Callable[[Underway], Underway]) -> Underway:
     return bind(attempts.app)
+
+
+def test_a_step_ends_its_child_by_sigint(start_supervisor: Start) -> None:
+    start_supervisor("attempts", "--procs", "1")
+    assert attempts.ending_a_child.enqueue().result(30) == -signal.SIGINT
+
+
+def test_an_interrupt_leaves_no_half_imported_package(start_supervisor: Start, stage: Path) -> None:
+    (stage / "slow_package").mkdir()
+    (stage / "slow_package" / "part.py").write_text("value = 7")
+    go = stage / "go"
+    wait = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)"
+    (stage / "slow_package" / "__init__.py").write_text(f"from .part import value\n{wait}")
+    supervisor = start_supervisor("attempts", "--procs", "1")
+    first = attempts.importing.enqueue(str(stage))
+    supervisor.until("interrupted after its timeout")
+    go.touch()
+    first.wait(30)
+    second = attempts.importing.enqueue(str(stage))
+    assert second.result(30) == 7
+    assert first.attempts()[0].pid == second.attempts()[0].pid
 
 
 # The context

@@ -1,9 +1,12 @@
 """Enqueueing on any connection, and what a handle of a run tells."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -621,3 +624,18 @@ def test_a_program_that_enqueued_ends_by_itself(database: str, tmp_path: Path) -
     environment = {"PATH": "/usr/bin:/bin", "UNDERWAY_DATABASE_URL": database}
     done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, "enqueued\n", "")
+
+
+def test_a_forked_child_has_connections_of_its_own(app: Underway, connection: Connection) -> None:
+    clients.orders.enqueue(Order(1))
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            signal.alarm(20)
+            clients.orders.enqueue(Order(2))
+            app.close()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    clients.orders.enqueue(Order(3))
+    assert states(connection) == {"pending": 3}

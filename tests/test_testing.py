@@ -15,6 +15,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from db import insert, insert_held, value
+from psycopg.conninfo import conninfo_to_dict
 
 from underway import (
     Context,
@@ -33,9 +34,10 @@ from underway import (
     To,
     Underway,
     UnderwayError,
+    aio,
     testing,
 )
-from underway.testing import advance, drain, run_inline, using_database
+from underway.testing import TemporaryPostgres, advance, drain, run_inline, using_database
 
 Connection = psycopg.Connection[Any]
 
@@ -537,6 +539,19 @@ def test_an_app_is_given_back_as_it_was(database: str) -> None:
         assert local.database == database
         assert local.schedules() == []
     assert local.database == "postgresql://nowhere"
+
+
+def test_async_connections_go_where_the_app_is_pointed(underway_postgres: TemporaryPostgres) -> None:
+    local = Underway("postgresql://nowhere")
+
+    async def on_one_loop() -> None:
+        for _ in range(2):
+            with underway_postgres.database() as url, using_database(local, url):
+                async with aio.connection(local) as own:
+                    assert own.info.dbname == conninfo_to_dict(url)["dbname"]
+        await aio.close(local)
+
+    asyncio.run(on_one_loop())
 
 
 def test_pytest_is_needed_for_the_fixtures_only(tmp_path: Path) -> None:

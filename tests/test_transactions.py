@@ -91,6 +91,13 @@ def test_writes_take_effect_with_the_hand_over_and_failures_leave_nothing(
     assert good[0].attempts()[0].cpu_seconds is not None
 
 
+def test_threads_that_ask_at_once_write_into_one_transaction(effects: Effects, start_supervisor: Start) -> None:
+    run = transactions.once.enqueue(Order("write_in_threads", 4))
+    assert serve(start_supervisor, "--until-idle", "--procs", "1").wait() == 0
+    assert run.result() == 4
+    assert effects() == [(run.id, "do", 1)] * 4
+
+
 # The connection
 
 

@@ -250,6 +250,7 @@ async def schedules(app: "Underway") -> list[Schedule]:
 class _Pool:
     def __init__(self) -> None:
         self.opening = asyncio.Lock()
+        self.database: str | None = None
         self.pool: psycopg_pool.AsyncConnectionPool | None = None
 
 
@@ -280,9 +281,13 @@ async def _open_pool(app: "Underway") -> "psycopg_pool.AsyncConnectionPool":
         del pools[loop]
     mine = pools.setdefault(asyncio.get_running_loop(), _Pool())
     async with mine.opening:
+        if mine.pool is not None and mine.database != app.database:  # pointed elsewhere, as by a test on the same loop
+            await mine.pool.close()
+            mine.pool = None
         if mine.pool is None:
             import psycopg_pool
 
+            mine.database = app.database
             # In a thread: it may start the embedded Postgres, and connects.
             url = await asyncio.to_thread(app._checked_url)
             pool = psycopg_pool.AsyncConnectionPool(url, min_size=0, max_size=4, open=False)

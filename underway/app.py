@@ -42,7 +42,8 @@ class Underway:
         self._database = database
         self._jobs: dict[str, Job[Any, Any, Any]] = {}
         self._queues: dict[str, Queue] = {}
-        self._pool: psycopg_pool.ConnectionPool | None = None
+        # By process: a child that is forked must not talk, or say goodbye, on the connections of its parent.
+        self._pools: dict[int, psycopg_pool.ConnectionPool] = {}
         self._opening = threading.Lock()
 
     @overload
@@ -133,15 +134,16 @@ class Underway:
             raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}{hint}")
 
     def _open_pool(self) -> "psycopg_pool.ConnectionPool":
+        pid = os.getpid()
         with self._opening:
-            if self._pool is None:
+            if pid not in self._pools:
                 import psycopg_pool
 
-                self._pool = psycopg_pool.ConnectionPool(self._checked_url(), min_size=0, max_size=4, open=True)
+                self._pools[pid] = psycopg_pool.ConnectionPool(self._checked_url(), min_size=0, max_size=4, open=True)
                 # Left to the interpreter's end, it waits there for threads that are gone already: from Python 3.13
                 # on a program that had enqueued never ended.
-                weakref.finalize(self, self._pool.close)
-            return self._pool
+                weakref.finalize(self, _close, self._pools, pid)
+            return self._pools[pid]
 
     def _checked_url(self) -> str:
         """What to connect with, once a connection has shown that the address is right and the schema fits.
@@ -160,9 +162,7 @@ class Underway:
     def close(self) -> None:
         """Close the app's connections; they open again when needed."""
         with self._opening:
-            if self._pool is not None:
-                self._pool.close()
-                self._pool = None
+            _close(self._pools, os.getpid())
 
     def migrate(self) -> list[str]:
         """Create or update the schema `underway`; returns the names of the migrations applied. Safe to repeat."""
@@ -344,6 +344,11 @@ class Underway:
             "app.run() starts a supervisor that imports this app, but no module has it as a global: "
             "put it into a file, as in: app = Underway()"
         )
+
+
+def _close(pools: "dict[int, psycopg_pool.ConnectionPool]", pid: int) -> None:
+    if pid == os.getpid() and pid in pools:
+        pools.pop(pid).close()
 
 
 def _module_source(module: Any) -> str:

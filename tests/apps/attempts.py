@@ -25,6 +25,24 @@ def look(cx: Context, number: int) -> Done[dict[str, Any]]:
     return To.done({"run": str(cx.run_id), "logger": cx.log.name, "attempt": cx.attempt, "left": left})
 
 
+def end_a_child(cx: Context) -> Done[int]:
+    """With the signal that lets an ffmpeg write the end of its file."""
+    child = subprocess.Popen(["sleep", "60"])
+    child.send_signal(signal.SIGINT)
+    return To.done(child.wait(10))
+
+
+def import_late(cx: Context, folder: str) -> Done[int]:
+    sys.path[:0] = [folder]
+    import slow_package  # type: ignore[import-not-found]
+
+    return To.done(slow_package.part.value)
+
+
+ending_a_child = app.job("ending-a-child").step(end_a_child, retry=once)
+importing = app.job("importing").step(import_late, timeout=timedelta(seconds=2), retry=once)
+
+
 def report_until(cx: Context, number: int) -> Done[int]:
     """Reports its number until it is interrupted."""
     try:

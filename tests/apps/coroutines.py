@@ -200,6 +200,26 @@ async def _goes_on(mark: str) -> None:
         Path(os.environ["FOLDER"], mark).touch()
 
 
+async def leaves_a_slow_task(cx: Context) -> Done[str]:
+    """It goes on cleaning up until the step is interrupted, and a little longer."""
+    _tasks.add(asyncio.create_task(_cleans_up_slowly(), name="slow"))
+    await asyncio.sleep(0)
+    return To.done("done")
+
+
+async def _cleans_up_slowly() -> None:
+    try:
+        await asyncio.sleep(60)
+    finally:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.01)
+
+
+async def counts_tasks(cx: Context) -> Done[int]:
+    return To.done(len(asyncio.all_tasks()))
+
+
 async def raises(cx: Context, how: str) -> Done:
     match how:
         case "SystemExit":
@@ -257,6 +277,8 @@ async def looks(cx: Context, connections: int) -> Done[str]:
 
 leaving = app.job("leaving").step(leaves_tasks)
 looking = app.job("looking").step(looks)
+leaving_slowly = app.job("leaving-slowly").step(leaves_a_slow_task, timeout=short, retry=once)
+alone = app.job("alone").step(counts_tasks)
 raising = app.job("raising").step(raises, retry=once)
 refusing = app.job("refusing").step(refused)
 

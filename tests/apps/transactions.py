@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -194,6 +195,20 @@ def repeatable_for_long(cx: Context, order: Order) -> str:
 
 
 @deed
+def write_in_threads(cx: Context, order: Order) -> int:
+    """All of them ask for cx.tx at once, and for the first time."""
+    together = threading.Barrier(4)
+
+    def one(_number: int) -> None:
+        together.wait()
+        write(cx, order)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(4)))
+    return order.number
+
+
+@deed
 def enqueue(cx: Context, order: Order) -> int:
     write(cx, order)
     cx.enqueue(children, 1)
@@ -243,6 +258,12 @@ def keep_connection(cx: Context, order: Order) -> int:
 @failure("this connection was lent to an attempt that has ended")
 def use_what_was_kept(cx: Context, order: Order) -> None:
     kept[0].execute("insert into effect values (%s, %s, %s, %s)", [cx.run_id, cx.step, order.number, cx.attempt])
+
+
+@failure("this connection was lent to an attempt that has ended")
+def use_what_was_kept_beside_its_own(cx: Context, order: Order) -> None:
+    write(cx, order)
+    use_what_was_kept(cx, order)
 
 
 @failure("cx.tx belongs to an attempt that has ended")

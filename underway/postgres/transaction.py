@@ -30,7 +30,7 @@ def transaction_name(token: int) -> str:
 class StepConnection(psycopg.Connection[tuple[Any, ...]]):
     """Lent to a step for the length of one transaction, which is not the step's to end."""
 
-    lent = True
+    returned = False
 
     def commit(self) -> None:
         raise InsideStep("cx.tx.commit() inside a step: return from the step, and it is committed with its hand-over")
@@ -43,9 +43,22 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
 
     def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
         """All that talks to the server comes through here."""
-        if not self.lent:
+        if self.returned:
             raise InsideStep("this connection was lent to an attempt that has ended; take cx.tx anew in each step")
         return super().wait(gen, *args, **options)
+
+    def anew(self) -> "StepConnection":
+        """The same session for the next step. A thread that this one has left behind must not write into it there."""
+        with self.lock:  # held by a thread for each thing it says to the server
+            self.returned = True
+        fresh = StepConnection(self.pgconn)
+        fresh._prepared = self._prepared  # the session has them still
+        fresh.prepare_threshold = None
+        columns.register(fresh)
+        return fresh
+
+    def __del__(self, *_: Any) -> None:
+        """Without psycopg's warning: the session goes on in another one's hands, or goes with its worker."""
 
 
 class StepTransactions:
@@ -63,17 +76,14 @@ class StepTransactions:
     def begin(self, token: int) -> StepConnection:
         """Raises psycopg.OperationalError if there is no connection to be had."""
         if self._connection is not None and self._connection.info.transaction_status == TransactionStatus.IDLE:
-            try:
+            with contextlib.suppress(psycopg.OperationalError):  # it broke while nobody used it
                 return self._begin_on(self._connection, token)
-            except psycopg.OperationalError:  # it broke while nobody used it
-                pass
         self.close()
         self._connection = StepConnection.connect(self._conninfo, prepare_threshold=None)
         columns.register(self._connection)
         return self._begin_on(self._connection, token)
 
     def _begin_on(self, connection: StepConnection, token: int) -> StepConnection:
-        connection.lent = True
         # Merged by the client, since SET takes no parameters.
         psycopg.ClientCursor(connection).execute(
             statements()["mark_transaction"], {"token": token, "name": transaction_name(token)}
@@ -134,7 +144,7 @@ class StepTransactions:
 
     def roll_back(self) -> None:
         """Whatever state it is in; never raises."""
-        if self._connection is None or not self._connection.lent:
+        if self._connection is None:
             return
         if self._connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
             with contextlib.suppress(psycopg.Error):
@@ -153,14 +163,12 @@ class StepTransactions:
     def _rest(self) -> None:
         """What a step has changed about the session is not the next one's."""
         assert self._connection is not None
+        self._connection = self._connection.anew()
         try:
             self._connection.autocommit = True
             psycopg.ClientCursor(self._connection).execute(statements()["forget_step"])
             self._connection.autocommit = False
-            self._connection.row_factory = tuple_row
-            self._connection.prepare_threshold = None
-            self._connection.lent = False
-        except psycopg.Error:
+        except psycopg.Error:  # among them that of a thread that was quicker, and has begun something
             self._connection.close()
 
     def _fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:

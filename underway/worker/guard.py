@@ -1,6 +1,7 @@
 """Signals: the supervisor's request to stop a step, and the supervisor's end."""
 
 import _signal  # type: ignore[import-not-found]  # signal without its enums: 0.5 instead of 4 microseconds a task
+import _thread
 import ctypes
 import faulthandler
 import os
@@ -20,6 +21,7 @@ from underway.worker.conversation import Conversation, SupervisorGone
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _KEEPER_SECONDS = 1.0
+_IMPORT_SECONDS = 0.05
 _STOP_SIGNAL = int(signal.SIGUSR1)
 _STOP_SIGNALS = (_STOP_SIGNAL,)
 
@@ -46,7 +48,8 @@ class Guard:
         self._deliver: Callable[[str], None] = _raise_here
         self.inbox: list[wire.Message] = []
         signal.signal(_STOP_SIGNAL, self._look)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Not SIG_IGN, which is inherited by exec: a step could not end its ffmpeg with a SIGINT.
+        signal.signal(signal.SIGINT, lambda _number, _frame: None)
         # To a descriptor of its own: a step that silences its native library points 2 at /dev/null.
         faulthandler.enable(os.dup(2))
         _arrange_end(supervisor)
@@ -94,6 +97,7 @@ class Guard:
     def raise_postponed(self) -> None:
         """An interrupt in the middle of a frame would leave half of it on the wire; it comes right behind.
 
+        In the middle of an import it would leave half of a package, with which this worker could never do anything.
         It is for the step, not for a thread of it that happens to log.
         """
         if (
@@ -101,6 +105,9 @@ class Guard:
             and self._running is not None
             and threading.current_thread() is threading.main_thread()
         ):
+            if _importing():
+                _thread.start_new_thread(_call_again, ())  # threading's own takes locks, which we may have interrupted
+                return
             reason, self._postponed = self._postponed, None
             self._deliver(reason)
 
@@ -112,6 +119,21 @@ class Guard:
             yield
         finally:
             self._deliver = _raise_here
+
+
+def _importing() -> bool:
+    """Whether the main thread, which asks, runs a module for the first time."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _call_again() -> None:
+    time.sleep(_IMPORT_SECONDS)
+    os.kill(os.getpid(), _STOP_SIGNAL)
 
 
 def _raise_here(reason: str) -> None:

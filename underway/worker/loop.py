@@ -1,6 +1,7 @@
 """Steps and state factories written as `async def`: one event loop, which lasts as long as its worker."""
 
 import asyncio
+import contextlib
 import inspect
 import types
 import weakref
@@ -72,7 +73,7 @@ class _Run:
     ) -> None:
         self._loop = loop
         self._lasting = lasting
-        self._coroutine = self._whole(awaitable)
+        self._coroutine = _awaited(awaitable)
         self._task: asyncio.Task[None] | None = None
         self._reason: str | None = None
         self._returned: Any = None
@@ -97,20 +98,17 @@ class _Run:
             self._returned = await self._delivering(self._coroutine)
         except BaseException as error:
             self._error = self._error or _unwrapped(error)
-
-    async def _whole(self, awaitable: Awaitable[Any]) -> Any:
-        try:
-            return await awaitable
-        finally:
-            await self._end_tasks()
+        await self._end_tasks()
 
     async def _end_tasks(self) -> None:
+        """What is still here afterwards would run on in the steps to come: so an interrupt cannot cut this short."""
         while left := [task for task in asyncio.all_tasks() if task is not self._task and task not in self._lasting]:
             names = ", ".join(sorted(task.get_name() for task in left))
             log.warning("the step has ended, tasks that it left running are cancelled: %s", names)
             for task in left:
                 task.cancel()
-            await asyncio.wait(left)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait(left)
 
     # Interrupts
 
@@ -155,6 +153,10 @@ class _Run:
         assert self._task is not None
         self._task.uncancel()  # for a step that has something to hand over in spite of it
         return AsyncInterrupt(reason)
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
 
 
 def _unwrapped(error: BaseException) -> BaseException:

@@ -1,6 +1,7 @@
 """`cx.tx` of the step that runs: opened when it is first used, ended with the attempt."""
 
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -23,28 +24,31 @@ class Transactions:
         self._own: StepTransactions | None = None
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._pid = os.getpid()
+        self._opening = threading.Lock()
         self.welcome: wire.Welcome | None = None
         self.token: int | None = None  # of the attempt that has opened one
 
     def open(self, token: int) -> "psycopg.Connection[tuple[Any, ...]]":
         """The connection of this attempt, in its transaction."""
-        if self.token != token or self._connection is None:
-            from underway.postgres.transaction import StepTransactions
+        with self._opening:  # threads of a step that asked at once got one each, and all but one were never committed
+            if self.token != token or self._connection is None:
+                from underway.postgres.transaction import StepTransactions
 
-            if self._own is None:
-                assert self.welcome is not None
-                self._own = StepTransactions(self.welcome.database, UUID(self.welcome.owner), self.welcome.host)
-            self._outbox.send(wire.Transaction(token))
-            self.token = token
-            self._connection = self._own.begin(token)
-        return self._connection
+                if self._own is None:
+                    assert self.welcome is not None
+                    self._own = StepTransactions(self.welcome.database, UUID(self.welcome.owner), self.welcome.host)
+                self._outbox.send(wire.Transaction(token))
+                self.token = token
+                self._connection = self._own.begin(token)
+            return self._connection
 
     def end(self, task: wire.Task, outcome: "Outcome") -> "Outcome":
         """Commit what the step wrote with its hand-over, or roll it back. Raises what has refused a hand-over."""
         ending, placement, _, spawned, seconds, cpu_seconds, peak_rss, payload = outcome
-        connection, self._connection, self.token = self._connection, None, None
         if os.getpid() != self._pid:
             return outcome  # a child that the step forked has come back out of it; the connection is its parent's
+        with self._opening:  # a thread that the step has left behind may be at it
+            connection, self._connection, self.token = self._connection, None, None
         assert self._own is not None
         if ending not in ("next", "done") or connection is None:  # None: it could not be opened, and the step went on
             self._own.roll_back()
