@@ -156,7 +156,10 @@ def crowd(cx: Context, count: int) -> Done:
     """So many that spin at once, and the step itself does not heed its interrupt."""
     waiting, start = os.pipe()
     spin = ["/bin/sh", "-c", "read line; while :; do :; done"]
-    crowd = [subprocess.Popen(spin, stdin=waiting) for _ in range(count)]
+    crowd: list[subprocess.Popen[bytes]] = []
+    while len(crowd) < count:
+        with contextlib.suppress(BaseException):  # on a busy machine it comes as early as this
+            crowd.append(subprocess.Popen(spin, stdin=waiting))
     os.close(start)
     while crowd:
         with contextlib.suppress(BaseException):
