@@ -71,6 +71,7 @@ def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: p
     async def main() -> None:
         workers: list[WorkerProcess] = []
         descendants = Descendants("nobody's mark/", lambda: {worker.pid for worker in workers})
+        descendants.disown_strangers()  # the test server's watchdog among them
         overseer = Mourner()
         for slot in range(5):
             workers.append(

@@ -92,10 +92,13 @@ def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason(
         overseer = Noted()
         wear = Wear(NO_MARKS, random.Random(1))
         mark = f"{uuid4()};"
-        descendants = Descendants("nobody's mark/", lambda: {worker.pid})
+        pids: set[int] = set()
+        descendants = Descendants("nobody's mark/", lambda: pids)
+        descendants.disown_strangers()  # the test server's watchdog among them
         worker = WorkerProcess(
             "no:app", 1, mark, overseer, descendants, crew_size=1, generation=0, wear=wear, folder=None
         )
+        pids.add(worker.pid)
         task = Task("run", 1, LANE, STEP, 0, 0, 0, 0, b"", claimed_at=0.0, lease_deadline=0.0, started_at=0.0)
         worker.tasks[1] = task
         assert worker.kill_task(task, Seen.KILLED_MEMORY, "too much")
