@@ -4,9 +4,13 @@ import asyncio
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from harness import APPS
+import psycopg
+import pytest
+from db import value
+from harness import APPS, Supervisor, eventually, outcomes
 
 from underway.supervisor.booting import Boots
 
@@ -68,3 +72,14 @@ raise SystemExit(supervise(Settings("{APPS}/slow_boot.py:app", procs=1)))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
     assert done.returncode == 3, done.stderr
     assert "worker did not boot within 1 s" in done.stderr
+
+
+@pytest.mark.chaos
+def test_an_import_of_twenty_seconds_is_waited_for(
+    connection: psycopg.Connection[Any], start_supervisor: Callable[..., Supervisor]
+) -> None:
+    supervisor = start_supervisor("slow_boot", "--procs", "1", env={"SLOW_BOOT": "20"})
+    eventually(lambda: value(connection, "select count(*) from underway.job") == 1, within=60, what="it is registered")
+    connection.execute("select underway.enqueue('works')")
+    eventually(lambda: outcomes(connection) == {"succeeded": 1})
+    assert "did not boot" not in supervisor.log

@@ -310,6 +310,14 @@ def test_a_terminal_that_cannot_show_a_name(database: str) -> None:
             '    | Traceback (most recent call last):\n    |   File "shop.py", line 2, in one\n    | ValueError: 1\n',
             "ExceptionGroup: two of three (2 sub-exceptions)",
         ),
+        (
+            'Traceback (most recent call last):\n  File "shop.py", line 1, in take\nValueError: one\n\n'
+            "During handling of the above exception, another exception occurred:\n\n"
+            '  + Exception Group Traceback (most recent call last):\n  |   File "shop.py", line 3, in take\n'
+            "  | ExceptionGroup: all of it (1 sub-exception)\n  +-+---------------- 1 ----------------\n"
+            "    | ValueError: 1\n    +------------------------------------\n",
+            "ExceptionGroup: all of it (1 sub-exception)",
+        ),
         ("quarantined after 1 crash: signal SIGABRT\nlast output:\n...", "quarantined after 1 crash: signal SIGABRT"),
         (None, ""),
     ],

@@ -96,6 +96,31 @@ def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: p
     asyncio.run(main())
 
 
+def test_one_that_has_died_with_others_can_still_be_killed_by_a_report_of_them() -> None:
+    """A spare's, say, that is retired because the others are replaced: its descriptors are closed by then."""
+
+    async def main() -> None:
+        workers: list[WorkerProcess] = []
+        descendants = Descendants("nobody's mark/", lambda: {worker.pid for worker in workers})
+        descendants.disown_strangers()
+        overseer = Killer(workers)
+        for slot in range(3):
+            workers.append(
+                WorkerProcess("no:app", slot, f"{uuid4()};", overseer, descendants,
+                              crew_size=3, generation=0, wear=Wear(NO_MARKS, random.Random(1)), folder=None)
+            )  # fmt: skip
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # dead, and for the loop to find
+        async with asyncio.timeout(20):
+            while len(overseer.died_of) < len(workers):
+                await overseer.heard.wait()
+                overseer.heard.clear()
+        descendants.dismiss_keeper()
+
+    asyncio.run(main())
+
+
 class Mourner:
     def __init__(self) -> None:
         self.heard = asyncio.Event()
@@ -106,6 +131,17 @@ class Mourner:
     def died(self, worker: WorkerProcess) -> None:
         self.died_of.append(worker.exit_text)
         self.heard.set()
+
+
+class Killer(Mourner):
+    def __init__(self, workers: list[WorkerProcess]) -> None:
+        super().__init__()
+        self._workers = workers
+
+    def died(self, worker: WorkerProcess) -> None:
+        for other in self._workers:
+            other.kill()
+        super().died(worker)
 
 
 def test_a_worker_that_cannot_be_watched_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,18 @@ def test_hup_rolls_to_the_new_code_under_load(connection: psycopg.Connection[Any
     assert results[-1] == "two"
     eventually(lambda: len(supervisor.workers()) == 3)
     assert not before & {worker.pid for worker in supervisor.workers()}
+    _there_were_always_enough(supervisor.log, procs=2)
+
+
+def _there_were_always_enough(log: str, *, procs: int) -> None:
+    """Each that was replaced had its successor already, beside those at work and the old spare, which goes too."""
+    booted = replaced = 0
+    for line in log.splitlines():
+        booted += "worker booted" in line
+        if "worker replaced" in line:
+            replaced += 1
+            assert booted - 1 - replaced >= procs
+    assert replaced == procs
 
 
 def test_two_generations_serve_only_what_each_knows(

@@ -48,6 +48,7 @@ class FakeWorker(WorkerProcess):
         self.revoked = set()
         self.kill_reason = None
         self.kill_words = ""
+        self.doomed = False
         self.died_writing = False
         self.peak_rss = 0
         self.output: Any = NoOutput()
@@ -142,6 +143,7 @@ class FakeWorker(WorkerProcess):
         return bool(self._rng.random() < 0.5)
 
     def kill(self, words: str = "") -> None:
+        self.doomed = True
         lease = min((task.step.policy.lease.total_seconds() for task in self.tasks.values()), default=0.0)
         slowest = max(0.01, lease * SLOWEST_DEATH)
         self.die(-signal.SIGKILL, self._rng.uniform(0, 0.01 if self._rng.random() < 0.95 else slowest))

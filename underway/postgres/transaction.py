@@ -41,6 +41,10 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
             "for a part of it use: with cx.tx.transaction()"
         )
 
+    def close(self) -> None:
+        if not self.returned:  # the session is the next step's now
+            super().close()
+
     def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
         """All that talks to the server comes through here."""
         if self.returned:

@@ -85,7 +85,7 @@ class Drain:
             if (task := worker.current) is not None and worker.kill_task(task, Seen.KILLED_SHUTDOWN):
                 log.warning("killed: the supervisor stops", extra={"about": about_task(worker, task)})
             elif worker.tasks:
-                worker.kill()
+                worker.kill_between_tasks()
         # A task is released only when its worker's death has been seen.
         deadline = time.monotonic() + _DEATH_SECONDS
         while not self._nothing_runs() and time.monotonic() < deadline:

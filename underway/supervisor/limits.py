@@ -82,10 +82,10 @@ class Limits:
             if now - self._unbegun[token] < BEGIN_SECONDS:
                 continue
             worker.drain()
-            if worker.current is None and token in worker.tasks:
+            if worker.current is None and token in worker.tasks and not worker.doomed:
                 log.error("killed: it has not begun its next task within %.0f s; that goes to another", BEGIN_SECONDS,
                           extra={"about": {"worker": worker.slot, "pid": worker.pid}})  # fmt: skip
-                worker.kill()
+                worker.kill_between_tasks()
 
     def _enforce_memory(self, workers: list[WorkerProcess]) -> None:
         sizes = self._memory.sample(worker.pid for worker in workers)

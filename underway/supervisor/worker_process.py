@@ -27,6 +27,8 @@ _inbox = memoryview(bytearray(64 * 1024))
 _MOST_BUFFERED = 512 * 1024
 # Between the end of what it says and its own, if it ends by itself.
 _ENDING_SECONDS = 0.05
+# A kill_reason that is nothing a task has done.
+NO_TASK = (0, "")
 # Blanks in a worker's command line, which it overwrites with what it does: `ps` shows that (worker/title.py).
 _ROOM_FOR_TITLE = 160
 
@@ -78,6 +80,7 @@ class WorkerProcess:
         self.revoked: set[int] = set()
         self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and what was seen of it
         self.kill_words = ""  # what people are told of why we killed it
+        self.doomed = False  # we have killed it, and it stands still
         self.died_writing = False
         self.peak_rss = 0  # known at its death
         self._overseer = overseer
@@ -129,7 +132,7 @@ class WorkerProcess:
     @property
     def ready(self) -> bool:
         """It can be given a task."""
-        return self.manifest is not None and self.alive and not self.resting
+        return self.manifest is not None and self.alive and not self.doomed and not self.resting
 
     @property
     def alive(self) -> bool:
@@ -270,15 +273,16 @@ class WorkerProcess:
     # Dying
 
     def signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, number)
+        if self.alive:  # after that the descriptor may be another worker's
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
 
     def kill_task(self, task: Task, seen: str, why: str = "") -> bool:
         """Kill the worker because of this task, unless its result has come in the meantime, or it is being killed
         already: with much memory to give back it may take a while to die, and of the first reason.
         """
         self.drain()
-        if self.kill_words or task.token not in self.tasks:
+        if self.doomed or task.token not in self.tasks:
             return False
         self.kill_reason = (task.token, seen)
         self.kill(f"{seen}: {why}" if why else seen)
@@ -289,9 +293,17 @@ class WorkerProcess:
 
         From now on it stands still, before it takes up its next task.
         """
-        self.kill_words = self.kill_words or words
+        if self.doomed or not self.alive:
+            return
+        self.doomed = True
+        self.kill_words = words
         self.signal(signal.SIGSTOP)
         self._hunter.kill(self)
+
+    def kill_between_tasks(self) -> None:
+        """For nothing that it runs: what it begins in this very moment is not charged."""
+        self.kill_reason = self.kill_reason or NO_TASK
+        self.kill()
 
     def collect(self) -> bool:
         """Hear how it ended, and its last words; False if it has not ended."""

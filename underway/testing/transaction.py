@@ -1,5 +1,6 @@
 """`cx.tx` of steps that run inline."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,7 +23,8 @@ class GivenTransaction(Transactions):
         self._savepoint = ExitStack()
         self.token: int | None = None
 
-    def open(self, token: int) -> psycopg.Connection[Any]:
+    def open(self, token: int, check: Callable[[], None]) -> psycopg.Connection[Any]:
+        check()
         if self._given is None:
             raise InsideStep(
                 "cx.tx has no database here: give it yours, run_inline(job, value, conn=connection), or use drain(app)"

@@ -85,7 +85,7 @@ class Executor:
             ending, payload = "retry", _error_text(error)
         spawned = attempt.spawned if ending in ("next", "done") else []
         outcome = (ending, placement, retry_after, spawned, *self._meter.stop(), payload)
-        return outcome if self.transactions.token is None else self._end_transaction(task, outcome)
+        return self._end_transaction(task, outcome) if self.transactions.token == task.token else outcome
 
     def _end_transaction(self, task: wire.Task, outcome: Outcome) -> Outcome:
         try:
@@ -234,11 +234,13 @@ class _Attempt:
         return Run(self._app, run_id, job.result_type)
 
     def transaction(self) -> "psycopg.Connection[tuple[Any, ...]]":
-        if self._guard.running != self._token:
-            raise InsideStep("cx.tx belongs to an attempt that has ended; take it from the cx that the step is given")
-        connection = self._transactions.open(self._token)
+        connection = self._transactions.open(self._token, self._check_runs)
         self._guard.raise_postponed()
         return connection
+
+    def _check_runs(self) -> None:
+        if self._guard.running != self._token:
+            raise InsideStep("cx.tx belongs to an attempt that has ended; take it from the cx that the step is given")
 
 
 def _error_text(error: BaseException, headline: str = "") -> bytes:

@@ -2,6 +2,7 @@
 
 import _signal  # type: ignore[import-not-found]  # signal without its enums: 0.5 instead of 4 microseconds a task
 import _thread
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -45,6 +46,7 @@ class Guard:
         self._running: int | None = None
         self._postponed: str | None = None
         self._called_early = False
+        self._will_call_again = False
         self._deliver: Callable[[str], None] = _raise_here
         self.inbox: list[wire.Message] = []
         signal.signal(_STOP_SIGNAL, self._look)
@@ -78,6 +80,7 @@ class Guard:
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
     def _look(self, _number: int, _frame: FrameType | None) -> None:
+        self._will_call_again = False
         # Outside a step the main loop reads the inbox itself, and may be in the middle of it.
         if self._running is None:
             self._called_early = True  # perhaps for the task whose input is just being decoded
@@ -106,10 +109,17 @@ class Guard:
             and threading.current_thread() is threading.main_thread()
         ):
             if _importing():
-                _thread.start_new_thread(_call_again, ())  # threading's own takes locks, which we may have interrupted
+                self._call_again_soon()
                 return
             reason, self._postponed = self._postponed, None
             self._deliver(reason)
+
+    def _call_again_soon(self) -> None:
+        if not self._will_call_again:
+            with contextlib.suppress(RuntimeError):  # no thread is to be had; who logs asks again
+                # threading's own takes locks, which we may have interrupted
+                _thread.start_new_thread(_call_again, ())
+                self._will_call_again = True
 
     @contextmanager
     def delivering(self, deliver: Callable[[str], None]) -> Iterator[None]:

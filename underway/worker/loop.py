@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import types
 import weakref
@@ -38,11 +39,9 @@ class WorkerLoop:
 
     def run_factory(self, factory: Awaitable[Any]) -> Any:
         """What the factory returns; tasks it has started go on, and so does what they start, whenever that is."""
-        before = outliving.set(True)
-        try:
-            return self._run(_Run(self._loop, factory, self._lasting))
-        finally:
-            outliving.reset(before)
+        lasting = contextvars.copy_context()
+        lasting.run(outliving.set, True)
+        return lasting.run(self._run, _Run(self._loop, factory, self._lasting))
 
     def _begin(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         task = asyncio.Task(coroutine, loop=loop, **options)

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -28,17 +29,23 @@ class Transactions:
         self.welcome: wire.Welcome | None = None
         self.token: int | None = None  # of the attempt that has opened one
 
-    def open(self, token: int) -> "psycopg.Connection[tuple[Any, ...]]":
-        """The connection of this attempt, in its transaction."""
+    def open(self, token: int, check: Callable[[], None]) -> "psycopg.Connection[tuple[Any, ...]]":
+        """The connection of this attempt, in its transaction. `check` raises if the attempt has ended."""
         with self._opening:  # threads of a step that asked at once got one each, and all but one were never committed
-            if self.token != token or self._connection is None:
+            # In this order: of a thread and its step, which is just ending, one sees the other.
+            before, self.token = self.token, token
+            try:
+                check()
+            except BaseException:
+                self.token = before
+                raise
+            if before != token or self._connection is None:
                 from underway.postgres.transaction import StepTransactions
 
                 if self._own is None:
                     assert self.welcome is not None
                     self._own = StepTransactions(self.welcome.database, UUID(self.welcome.owner), self.welcome.host)
                 self._outbox.send(wire.Transaction(token))
-                self.token = token
                 self._connection = self._own.begin(token)
             return self._connection
 
@@ -49,7 +56,8 @@ class Transactions:
             return outcome  # a child that the step forked has come back out of it; the connection is its parent's
         with self._opening:  # a thread that the step has left behind may be at it
             connection, self._connection, self.token = self._connection, None, None
-        assert self._own is not None
+        if self._own is None:
+            return outcome  # it was refused, to a thread that came too late
         if ending not in ("next", "done") or connection is None:  # None: it could not be opened, and the step went on
             self._own.roll_back()
             return outcome

@@ -73,7 +73,7 @@ from generate_series(1, %(last)s - coalesce(pg_sequence_last_value('underway.tok
 -- promote_runs: make waiting runs pending whose time has come, but for those that have yet to get a key
 --
 -- Not all of them are for the supervisor that does this: those that serve their queues are told.
--- `since`, here and in two of the next: a look may begin there, as a claim at the mark of its lane.
+-- `since`, as in line_up_runs and seconds_until_due: a look may begin there, as a claim at the mark of its lane.
 with promoted as (
     update underway.run r
     set state = 'pending'
