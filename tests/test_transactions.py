@@ -12,10 +12,10 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from apps import transactions
+from apps import late_threads, transactions
 from apps.transactions import Order
 from db import dump, finish, go_on, insert_held, spawn, value
-from harness import Supervisor, eventually
+from harness import Supervisor, eventually, outcomes
 from pgbouncer import pgbouncer
 from proxy import Proxy
 from psycopg.conninfo import make_conninfo
@@ -89,6 +89,19 @@ def test_writes_take_effect_with_the_hand_over_and_failures_leave_nothing(
     assert inputs == [(1,), (2,), (3,), (4,)]
     assert connection.execute("select sum(value) from counter where id not in (4, 5)").fetchone() == (0,)
     assert good[0].attempts()[0].cpu_seconds is not None
+
+
+def test_a_thread_that_asks_while_its_step_ends_costs_no_other_run(
+    bind: Callable[[Underway], Underway], connection: Connection, start_supervisor: Start
+) -> None:
+    bind(late_threads.app)
+    leaves = late_threads.leaves.enqueue()
+    nothings = late_threads.nothings.enqueue_many(range(20))
+    supervisor = start_supervisor("late_threads", "--procs", "1", "--until-idle")
+    assert supervisor.wait(60) == ExitCode.CLEAN
+    assert leaves.status() in (Status.SUCCEEDED, Status.FAILED)  # as the thread got into its transaction or not
+    assert outcomes(connection).get("succeeded", 0) >= len(nothings)
+    assert {run.status() for run in nothings} == {Status.SUCCEEDED}
 
 
 def test_threads_that_ask_at_once_write_into_one_transaction(effects: Effects, start_supervisor: Start) -> None:
