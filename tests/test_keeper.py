@@ -61,6 +61,20 @@ def test_a_keeper_that_cannot_be_started_is_tried_again() -> None:
         descendants.dismiss_keeper()
 
 
+def workers_of(overseer: "Mourner", count: int) -> tuple[list[WorkerProcess], Descendants]:
+    """Just started, and whoever kills what is below them."""
+    workers: list[WorkerProcess] = []
+    descendants = Descendants("nobody's mark/", lambda: {worker.pid for worker in workers})
+    descendants.disown_strangers()  # the test server's watchdog among them
+    for slot in range(count):
+        mark, wear = f"{uuid4()};", Wear(NO_MARKS, random.Random(1))
+        workers.append(
+            WorkerProcess("no:app", slot, mark, overseer, descendants,
+                          crew_size=count, generation=0, wear=wear, folder=None)
+        )  # fmt: skip
+    return workers, descendants
+
+
 def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
     looks, look = [], keeper._processes
 
@@ -69,15 +83,8 @@ def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: p
         return look()
 
     async def main() -> None:
-        workers: list[WorkerProcess] = []
-        descendants = Descendants("nobody's mark/", lambda: {worker.pid for worker in workers})
-        descendants.disown_strangers()  # the test server's watchdog among them
         overseer = Mourner()
-        for slot in range(5):
-            workers.append(
-                WorkerProcess("no:app", slot, f"{uuid4()};", overseer, descendants,
-                              crew_size=5, generation=0, wear=Wear(NO_MARKS, random.Random(1)), folder=None)
-            )  # fmt: skip
+        workers, descendants = workers_of(overseer, 5)
         children = [psutil.Process(worker.pid) for worker in workers]
         monkeypatch.setattr(keeper, "_processes", counted)
         for worker in workers:
@@ -100,15 +107,9 @@ def test_one_that_has_died_with_others_can_still_be_killed_by_a_report_of_them()
     """A spare's, say, that is retired because the others are replaced: its descriptors are closed by then."""
 
     async def main() -> None:
-        workers: list[WorkerProcess] = []
-        descendants = Descendants("nobody's mark/", lambda: {worker.pid for worker in workers})
-        descendants.disown_strangers()
-        overseer = Killer(workers)
-        for slot in range(3):
-            workers.append(
-                WorkerProcess("no:app", slot, f"{uuid4()};", overseer, descendants,
-                              crew_size=3, generation=0, wear=Wear(NO_MARKS, random.Random(1)), folder=None)
-            )  # fmt: skip
+        overseer = Killer()
+        workers, descendants = workers_of(overseer, 3)
+        overseer.workers = workers
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
             os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # dead, and for the loop to find
@@ -134,12 +135,10 @@ class Mourner:
 
 
 class Killer(Mourner):
-    def __init__(self, workers: list[WorkerProcess]) -> None:
-        super().__init__()
-        self._workers = workers
+    workers: list[WorkerProcess]
 
     def died(self, worker: WorkerProcess) -> None:
-        for other in self._workers:
+        for other in self.workers:
             other.kill()
         super().died(worker)
 
