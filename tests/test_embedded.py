@@ -22,7 +22,15 @@ from underway.postgres.embedded import Cluster
 from underway.testing.servers import SETTINGS, cluster_folder, temporary_cluster
 
 ROOT = os.geteuid() == 0
-START = "from underway.postgres import embedded; print(embedded.url(), flush=True); import time; time.sleep({})"
+# A suite under nohup, or in the background of a script, would hand it an ignored SIGHUP or SIGINT.
+START = """
+import signal, time
+from underway.postgres import embedded
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+print(embedded.url(), flush=True)
+time.sleep({})
+"""
 
 
 @pytest.fixture
