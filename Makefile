@@ -11,6 +11,9 @@ BIN = .venv/bin
 # Extra arguments for demo, bench, bench-peers and pytest: make demo ARGS="--limit 20"
 ARGS =
 
+# Where it is set (containers love it), each of the 3,000 processes that the tests start compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL = help
 .PHONY: help demo test lint bench bench-peers chaos chaos-long clean
 # A stamp whose recipe was interrupted must not count.
