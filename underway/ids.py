@@ -1,10 +1,12 @@
 """Run ids: UUIDv7, made by whoever enqueues."""
 
-import secrets
 import threading
 import time
+from random import SystemRandom
 from uuid import UUID
 
+# What `secrets` does, without the megabytes of OpenSSL in every worker.
+_randbits = SystemRandom().getrandbits
 _lock = threading.Lock()
 _last = 0
 
@@ -13,10 +15,10 @@ def new_id() -> UUID:
     """A UUIDv7 greater than any made before in this process, so that one caller's runs keep their order."""
     global _last
     fresh = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | 0x2 << 62
-    fresh |= secrets.randbits(12) << 64 | secrets.randbits(62)
+    fresh |= _randbits(12) << 64 | _randbits(62)
     with _lock:
         if fresh <= _last:
-            fresh = _last + 1 + secrets.randbits(16)
+            fresh = _last + 1 + _randbits(16)
             # A carry out of the 62 random bits would run into the variant; once in 2**46 ids the order is given up.
             fresh = (fresh & ~(0x3 << 62)) | 0x2 << 62
         _last = fresh
