@@ -17,7 +17,7 @@ from underway import Underway
 PACKAGE = Path(underway.__file__).parent
 
 # Each room of the package, and the rooms below it. What a function imports when it is called is in LAZY.
-PURE = {"errors", "ids", "retry", "codec", "keys", "wire", "manifest", "handover"}
+PURE = {"errors", "ids", "retry", "codec", "keys", "key_fields", "wire", "manifest", "handover"}
 DECLARING = PURE | {"context", "options", "loading", "job"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "retry": {"errors"},
     "codec": {"errors"},
     "keys": {"errors"},
+    "key_fields": {"codec", "keys"},
     "handover": {"errors", "retry"},
     "schedule": {"errors"},
     "manifest": {"retry"},

@@ -26,7 +26,7 @@ class StepOptions(TypedDict, total=False):
     start, -32768 to 32767), `delay` (none), `keep` (14 days: how long a finished run stays readable),
     `concurrency_key` with `concurrency_limit` (1: of the runs of a queue with the same key so many are at work at a
     time, the others wait in line), `unique_key` (first step only: while a run of the job has this key, enqueue returns
-    that run). A key is a text in which {field} stands for a field of the step's input.
+    that run). A key is a text in which {field} stands for a field of the step's input, whose type must have it.
     Read when a run is claimed: `retry`, `timeout` (15 minutes: then the step is interrupted, and killed 5 seconds
     later), `memory_limit` (none; bytes or "1 GiB", for the worker and everything below it), `lease` (60 s: how long a
     vanished supervisor keeps a run from others; at least 1 s), `max_crashes` (3).
