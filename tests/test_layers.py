@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "manifest": {"retry"},
     "loading": {"errors"},
     "context": {"errors"},
-    "options": {"errors", "keys", "manifest", "retry"},
+    "options": {"errors", "ids", "keys", "manifest", "retry"},
     "job": PURE | {"context", "options"},
     "client": DECLARING,
     "scheduling": DECLARING,
@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
     "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
-    "cli": {"app", "client", "errors", "loading", "options", "postgres", "supervisor", "testing"},
+    "cli": {"app", "client", "errors", "ids", "loading", "options", "postgres", "supervisor", "testing"},
     "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
     "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},
 }

@@ -4,11 +4,12 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypedDict
+from uuid import UUID
 
 import msgspec
 from typing_extensions import Unpack
 
-from underway import keys
+from underway import ids, keys
 from underway.errors import InvalidOption
 from underway.manifest import Placement, Policy, Step
 from underway.retry import RetryPolicy
@@ -120,6 +121,21 @@ def checked_name(option: str, value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value or len(value) > 200:
         raise InvalidOption(f"{option} must be a text of 1 to 200 characters, not {value!r}")
     return value
+
+
+def checked_label(option: str, value: object) -> str:
+    """The name of a dead-letter label. Whatever takes either it or a run's id goes by how it looks."""
+    name = checked_name(option, value)
+    if ids.read_id(name) is not None:
+        raise InvalidOption(f"{option} must be a dead-letter label, not the id of a run, as {name!r} is")
+    return name
+
+
+def checked_id(value: object) -> UUID:
+    run_id = ids.read_id(value)
+    if run_id is None:
+        raise InvalidOption(f"the id of a run is a UUID, or the text of one, not {value!r}")
+    return run_id
 
 
 def checked_priority(value: object) -> int:
