@@ -122,7 +122,7 @@ def test_a_bad_app_is_told(app: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-@pytest.mark.parametrize("app", ["nowhere:app", "basic.py:orders"])
+@pytest.mark.parametrize("app", ["nowhere.py:app", "basic.py:orders"])
 def test_a_bad_app(app: str, database: str) -> None:
     done = command(ADMIN, "sync", app, database=database)
     assert done.returncode == 1
@@ -158,7 +158,7 @@ class TestDatabases:
     """The same refusals by every command that needs a database."""
 
     def test_none_named(self, run: Run, module: str, arguments: tuple[str, ...]) -> None:
-        done = run(module, *arguments)
+        done = run(module, *arguments, database=None if run is here else "")  # set to nothing is not set
         assert done.returncode == (2 if module == SUPERVISOR else 1)
         assert "no database: set UNDERWAY_DATABASE_URL" in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
@@ -167,6 +167,7 @@ class TestDatabases:
         done = run(module, *arguments, database=NOWHERE)
         assert done.returncode == (5 if module == SUPERVISOR else 1)
         assert "onnection refused" in done.stdout + done.stderr
+        assert ("cannot reach the database" in done.stderr) == (module == SUPERVISOR)
         assert "hunter2" not in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
 
