@@ -19,11 +19,12 @@ APPS = Path(__file__).parent / "apps"
 
 
 def eventually(look: Callable[[], T], *, within: float = 20.0, what: str = "") -> T:
-    """The first truthy answer of `look`; fails when there is none in time."""
-    deadline = time.monotonic() + within
+    """The first truthy answer of `look`; fails when there is none in time. What takes long is looked at more seldom."""
+    began = time.monotonic()
     while not (answer := look()):
-        assert time.monotonic() < deadline, f"not within {within} s: {what or look}"
-        time.sleep(0.01)
+        waited = time.monotonic() - began
+        assert waited < within, f"not within {within} s: {what or look}"
+        time.sleep(min(max(0.01, waited / 10), 0.05))
     return answer
 
 

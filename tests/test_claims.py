@@ -333,7 +333,7 @@ def test_a_rolled_back_claim_uses_its_tokens_up(database: str, connection: Conne
 
 @pytest.mark.parametrize("claimers", [16])
 def test_many_claimers_share_all_runs_and_none_is_claimed_twice(any_database: str, claimers: int) -> None:
-    total = 10_000
+    total = 4_000
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute(
             "insert into underway.run (id, job, step, queue, keep, due, rank, state, input) "

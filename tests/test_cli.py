@@ -1,18 +1,24 @@
 """The two commands as people meet them: help, errors, exit codes."""
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 from harness import APPS
+from underway_command import run_here
 
+from underway.cli import admin, supervisor
+from underway.cli.loaded import loaded
 from underway.supervisor.shutdown import EXIT_CODES
 
 ADMIN = "underway.cli.admin"
 SUPERVISOR = "underway.cli.supervisor"
+Run = Callable[..., subprocess.CompletedProcess[str]]
 NOWHERE = "host=127.0.0.1 port=1 user=me password=hunter2"
 
 
@@ -30,6 +36,12 @@ def command(
     )
 
 
+def here(module: str, *arguments: str, database: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which costs no imports: for what says something and goes no further."""
+    main = {ADMIN: admin.main, SUPERVISOR: supervisor.main}[module]
+    return run_here(main, *arguments, environment={"UNDERWAY_DATABASE_URL": database, "COLUMNS": "200", "LINES": "50"})
+
+
 HELP = [
     (ADMIN, ()),
     (ADMIN, ("migrate",)),
@@ -43,7 +55,7 @@ HELP = [
 
 @pytest.mark.parametrize(("module", "arguments"), HELP)
 def test_help_fits_a_terminal(module: str, arguments: tuple[str, ...]) -> None:
-    done = command(module, *arguments, "--help")
+    done = here(module, *arguments, "--help")
     assert done.returncode == 0
     assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
     assert "..." not in done.stdout.replace("[OPTIONS] COMMAND [ARGS]...", "").replace("enqueue(...)", "")
@@ -104,6 +116,13 @@ BAD_APPS = {
 
 
 @pytest.mark.parametrize("app", BAD_APPS)
+def test_a_bad_app_is_told(app: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(APPS)
+    with pytest.raises(SystemExit, match=rf"^Error: .*{re.escape(BAD_APPS[app])}"), loaded(app):
+        pass
+
+
+@pytest.mark.parametrize("app", ["nowhere.py:app", "basic.py:orders"])
 def test_a_bad_app(app: str, database: str) -> None:
     done = command(ADMIN, "sync", app, database=database)
     assert done.returncode == 1
@@ -127,46 +146,47 @@ def test_an_app_that_raises_is_a_traceback(tmp_path: Path, database: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments"),
+    ("run", "module", "arguments"),
     [
-        (ADMIN, ("migrate",)),
-        (ADMIN, ("sync", "basic.py:app")),
-        (ADMIN, ("list",)),
-        (SUPERVISOR, ("basic.py:app",)),
+        (here, ADMIN, ("migrate",)),
+        (command, ADMIN, ("sync", "basic.py:app")),
+        (here, ADMIN, ("list",)),
+        (command, SUPERVISOR, ("basic.py:app",)),
     ],
 )
 class TestDatabases:
     """The same refusals by every command that needs a database."""
 
-    def test_none_named(self, module: str, arguments: tuple[str, ...]) -> None:
-        done = command(module, *arguments)
+    def test_none_named(self, run: Run, module: str, arguments: tuple[str, ...]) -> None:
+        done = run(module, *arguments, database=None if run is here else "")  # set to nothing is not set
         assert done.returncode == (2 if module == SUPERVISOR else 1)
         assert "no database: set UNDERWAY_DATABASE_URL" in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
 
-    def test_unreachable(self, module: str, arguments: tuple[str, ...]) -> None:
-        done = command(module, *arguments, database=NOWHERE)
+    def test_unreachable(self, run: Run, module: str, arguments: tuple[str, ...]) -> None:
+        done = run(module, *arguments, database=NOWHERE)
         assert done.returncode == (5 if module == SUPERVISOR else 1)
         assert "onnection refused" in done.stdout + done.stderr
+        assert ("cannot reach the database" in done.stderr) == (module == SUPERVISOR)
         assert "hunter2" not in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
 
-    def test_no_address_at_all(self, module: str, arguments: tuple[str, ...]) -> None:
-        done = command(module, *arguments, database="mysql://me:hunter2@there")
+    def test_no_address_at_all(self, run: Run, module: str, arguments: tuple[str, ...]) -> None:
+        done = run(module, *arguments, database="mysql://me:hunter2@there")
         assert done.returncode == (2 if module == SUPERVISOR else 1)
         assert "the database is no connection string" in done.stdout + done.stderr
         assert "hunter2" not in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
 
     @pytest.mark.parametrize("blank", ["", " "])
-    def test_blank(self, blank: str, module: str, arguments: tuple[str, ...], database: str) -> None:
+    def test_blank(self, blank: str, run: Run, module: str, arguments: tuple[str, ...], database: str) -> None:
         """As of a variable that was not set: that another database is named besides is no reason to take it."""
-        done = command(module, *arguments, "--database", blank, database=database)
+        done = run(module, *arguments, "--database", blank, database=database)
         assert done.returncode == (2 if module == SUPERVISOR else 1)
         assert "the database is no connection string" in done.stdout + done.stderr
 
-    def test_without_the_schema(self, module: str, arguments: tuple[str, ...], empty_database: str) -> None:
-        done = command(module, *arguments, database=empty_database)
+    def test_without_the_schema(self, run: Run, module: str, arguments: tuple[str, ...], empty_database: str) -> None:
+        done = run(module, *arguments, database=empty_database)
         if "migrate" in arguments:
             assert done.returncode == 0
             return
@@ -179,12 +199,12 @@ class TestDatabases:
     "arguments", [(), ("basic.py:app", "--procs", "0"), ("basic.py:app", "--grace", "-1"), ("basic.py:app", "--tries")]
 )
 def test_wrong_options(arguments: tuple[str, ...]) -> None:
-    done = command(SUPERVISOR, *arguments)
+    done = here(SUPERVISOR, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: ")
 
 
 def test_an_unknown_command() -> None:
-    done = command(ADMIN, "enqueue")
+    done = here(ADMIN, "enqueue")
     assert done.returncode == 2
     assert "No such command 'enqueue'" in done.stderr

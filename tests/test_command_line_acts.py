@@ -13,7 +13,7 @@ from apps.states import Order
 from db import IN_AN_HOUR, Connection, insert
 from harness import Supervisor, eventually
 from harness import states as count_states
-from underway_command import document, output, refusal, underway, widest
+from underway_command import document, output, refusal, underway, underway_process, widest
 
 from underway import Status, Underway
 from underway.cli.supervisors import STILL_THERE
@@ -176,6 +176,15 @@ def test_dead_letters(connection: Connection, database: str) -> None:
     assert live == [(runs[0], {"n": 1}), (runs[2], 5)]
     labels = connection.execute("select id::text from underway.finished_run where dead_letter is not null").fetchall()
     assert labels == [(other,)]
+
+
+def test_as_processes_they_do_it_too(connection: Connection, database: str) -> None:
+    live, first, second, third = insert(connection), dead(connection), dead(connection), dead(connection)
+    for command, run in {"cancel": live, "retry": first, "redrive": second, "discard": third}.items():
+        done = underway_process(command, run, database=database)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert run in done.stdout
+    assert count_states(connection) == {"cancelled": 1, "pending": 2, "failed": 1}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import sys
 import termios
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
@@ -18,11 +17,12 @@ from apps import basic, states
 from apps.states import Order
 from db import insert
 from harness import APPS, Supervisor, eventually
-from underway_command import document, output, refusal, underway, widest
+from underway_command import document, output, refusal, underway, underway_process, widest
 
 from underway import Run
 from underway.cli.words import age, headline
 from underway.ids import new_id
+from underway.postgres import people
 
 ESCAPE = "\x1b[31m"
 
@@ -103,7 +103,9 @@ def test_list_adapts_to_its_terminal(world: World) -> None:
 
 
 def test_what_is_piped_is_whole_and_plain(world: World) -> None:
-    text = output("list", database=world.database, columns=None)
+    done = underway_process("list", database=world.database, columns=None)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = done.stdout
     assert "quarantined after 1 crash: the worker died: signal SIGABRT" in text
     assert "…" not in text
     assert "\x1b" not in text
@@ -263,6 +265,18 @@ def test_supervisors(world: World) -> None:
     assert f":{supervisor['pid']}" in text
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["list", "show", "attempts", "queues", "supervisors", "schedules", "dead-letters", "quarantine", "health"],
+)
+def test_as_a_process_it_says_the_same(world: World, command: str) -> None:
+    arguments = [command, world.id("failed")] if command in ("show", "attempts") else [command]
+    done = underway_process(*arguments, database=world.database)
+    assert (done.returncode, done.stderr) == (0, "")
+    # Its first line: others tell ages.
+    assert done.stdout.splitlines()[0] == output(*arguments, database=world.database).splitlines()[0]
+
+
 def test_other_peoples_text_does_not_drive_the_terminal(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         run = insert(connection, job=f"東京{ESCAPE}\n" + "東" * 100, step=f"{ESCAPE}\rstep", queue="q" * 150)
@@ -288,7 +302,7 @@ def test_a_long_input_is_shortened_for_people_only(database: str) -> None:
 def test_a_terminal_that_cannot_show_a_name(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         insert(connection, job="東京" * 20)
-    done = underway("list", database=database, env={"PYTHONIOENCODING": "latin-1"})
+    done = underway_process("list", database=database, env={"PYTHONIOENCODING": "latin-1"})
     assert (done.returncode, done.stderr) == (0, "")
     assert "  ????" in done.stdout
 
@@ -350,22 +364,22 @@ def test_schedules(database: str) -> None:
     assert (schedule["zone"], schedule["next_at"]) == ("America/Los_Angeles", "2040-01-02T10:30:00+00:00")
 
 
-def test_long_searches_say_where_they_ended(database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_long_searches_say_where_they_ended(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a shorter reach than the real one, since half a million rows take a minute to write."""
-    (tmp_path / "sitecustomize.py").write_text("import underway.postgres.people as p\np.LOOKED_AT = 5\n")
     with psycopg.connect(database, autocommit=True) as connection:
         for n in range(6):
             run = insert(connection, job="old" if n == 0 else "new")
             connection.execute("select underway.cancel(%s)", [run])
-    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
-    near = underway("list", "--job", "old", database=database, env={"PYTHONPATH": paths})
+    monkeypatch.setattr(people, "LOOKED_AT", 5)
+    near = underway("list", "--job", "old", database=database)
     assert near.stdout == "no runs\n"
     assert near.stderr == "looked at the newest 5 finished runs only\n"
     of_a_kind = ("list", "--job", "old", "--state")
-    near = underway(*of_a_kind, "cancelled", database=database, env={"PYTHONPATH": paths})
+    near = underway(*of_a_kind, "cancelled", database=database)
     assert (near.stdout, near.stderr) == ("no runs\n", "looked at the newest 5 cancelled runs only\n")
-    near = underway(*of_a_kind, "failed", database=database, env={"PYTHONPATH": paths})
+    near = underway(*of_a_kind, "failed", database=database)
     assert (near.stdout, near.stderr) == ("no runs\n", "")
+    monkeypatch.undo()
     whole = underway("list", "--job", "old", database=database)
     assert whole.stderr == ""
     assert len(whole.stdout.splitlines()) == 2

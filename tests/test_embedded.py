@@ -14,12 +14,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from postgres_servers import debian_server
 
 from underway.errors import EmbeddedPostgresError
 from underway.postgres import embedded
 from underway.postgres.embedded import Cluster
-from underway.testing.servers import SETTINGS, cluster_folder, temporary_cluster
+from underway.testing.servers import SETTINGS, TemporaryPostgres, cluster_folder, temporary_cluster
 
 ROOT = os.geteuid() == 0
 # A suite under nohup, or in the background of a script, would hand it an ignored SIGHUP or SIGINT.
@@ -57,6 +56,15 @@ def mine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of `embedded.url()`."""
     monkeypatch.setenv("UNDERWAY_EMBEDDED_DIR", str(folder))
     return folder
+
+
+@pytest.fixture
+def mine_already(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same, with a database from an earlier start in it."""
+    cluster.stop("immediate")
+    monkeypatch.setenv("UNDERWAY_EMBEDDED_DIR", str(cluster.folder))
+    yield cluster.folder
+    embedded.stop()
 
 
 def starter(sleep: float = 0) -> "subprocess.Popen[str]":
@@ -152,19 +160,19 @@ def test_a_database_is_created_once(cluster: Cluster) -> None:
     assert query(cluster.url('o\'neill "x"/?'), "select current_database()") == 'o\'neill "x"/?'
 
 
-def test_the_server_outlives_its_starter(mine: Path) -> None:
+def test_the_server_outlives_its_starter(mine_already: Path) -> None:
     for name in (signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
         embedded.stop()
         with starter(sleep=60) as process:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             os.killpg(process.pid, name)  # what Ctrl-C in a terminal does
-        pid = postmaster(mine)
+        pid = postmaster(mine_already)
         assert query(url, "select 1") == 1
         assert os.getsid(pid) == pid
 
 
-def test_the_server_takes_nothing_of_its_starter(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_takes_nothing_of_its_starter(mine_already: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPORT", "6543")
     monkeypatch.setenv("PGDATA", "/nowhere")
     monkeypatch.setenv("PGUSER", "nobody")
@@ -172,7 +180,7 @@ def test_the_server_takes_nothing_of_its_starter(mine: Path, monkeypatch: pytest
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     assert query(embedded.url(), "select 1") == 1
-    assert b"UNDERWAY" not in Path(f"/proc/{postmaster(mine)}/environ").read_bytes()
+    assert b"UNDERWAY" not in Path(f"/proc/{postmaster(mine_already)}/environ").read_bytes()
     os.close(writer)
     assert select.select([reader], [], [], 5)[0], "somebody holds our pipe"
     assert os.read(reader, 1) == b""
@@ -188,7 +196,7 @@ def test_a_killed_postmaster_is_replaced_once_its_backends_are_gone(cluster: Clu
     with closing(psycopg.connect(url, autocommit=True)) as busy:
         # a backend that computes notices the death of its postmaster at its next wait only
         busy.pgconn.send_query(
-            b"do $$ declare t timestamptz := clock_timestamp() + '1.5 s';"
+            b"do $$ declare t timestamptz := clock_timestamp() + '0.5 s';"
             b"begin loop exit when clock_timestamp() > t; end loop; end $$"
         )
         until(lambda: query(url, "select count(*) from pg_stat_activity where query like 'do $$%'") == 1)
@@ -379,8 +387,5 @@ def test_a_folder_below_a_closed_one_is_refused(folder: Path) -> None:
         Cluster(folder / "root" / "postgres").start()
 
 
-def test_debians_postgres_serves_too() -> None:
-    with debian_server() as url:
-        if url is None:
-            pytest.skip("no /usr/lib/postgresql")
-        assert query(url, "show synchronous_commit") == "on"
+def test_debians_postgres_serves_too(old_postgres: TemporaryPostgres) -> None:
+    assert query(old_postgres.url, "show synchronous_commit") == "on"

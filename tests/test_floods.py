@@ -106,8 +106,8 @@ def test_results_and_inputs_at_the_limit_pass_and_a_byte_more_fails_alone(
     bind: Bind, connection: Connection, start_supervisor: Start
 ) -> None:
     bind(floods.app)
-    returned = floods.returning.enqueue_many([0] * 4)
-    chained = floods.chained.enqueue_many([0] * 4)
+    returned = floods.returning.enqueue_many([0] * 2)
+    chained = floods.chained.enqueue_many([0] * 2)
     given = floods.measuring.enqueue_many([floods.text_of(MAX_PAYLOAD)] * 2)
     too_much: list[Run[Any]] = [floods.returning.enqueue(1), floods.chained.enqueue(1)]
     supervisor = start_supervisor("floods", "--procs", "4")
@@ -121,7 +121,7 @@ def test_results_and_inputs_at_the_limit_pass_and_a_byte_more_fails_alone(
         assert failed.wait(60) is Status.FAILED
         (attempt,) = failed.attempts()
         assert f"a payload of {MAX_PAYLOAD + 1:,} bytes, and max_payload is {MAX_PAYLOAD:,}" in (attempt.error or "")
-    assert outcomes(connection) == {"succeeded": 4 + 2 * 4 + 2, "failed": 2}
+    assert outcomes(connection) == {"succeeded": 2 + 2 * 2 + 2, "failed": 2}
     assert peak_rss(supervisor.pid) < 500 * MIB
 
 

@@ -13,7 +13,7 @@ from apps import basic, replaying
 from apps.replaying import Order
 from db import Connection, dump, value
 from harness import APPS, Supervisor, eventually
-from underway_command import underway
+from underway_command import underway_process
 
 from underway import Run, Status, Underway
 
@@ -23,7 +23,7 @@ APP = str(APPS / "replaying.py:app")
 
 
 def replay(run: Run[Any], database: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return underway("replay", APP, str(run.id), *options, database=database)
+    return underway_process("replay", APP, str(run.id), *options, database=database)
 
 
 def nothing_is_booked(connection: Connection) -> bool:
@@ -137,8 +137,8 @@ def test_refusals(bind: Bind, database: str) -> None:
     assert (done.returncode, done.stderr) == (
         1, "Error: this app has no step 'number' of a job 'numbers', at which the run stands\n"
     )  # fmt: skip
-    nowhere = underway("replay", APP, "00", database=database)
+    nowhere = underway_process("replay", APP, "00", database=database)
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (1, 1)
     assert "no run has an id that begins with 00" in nowhere.stderr
-    assert "there is no file" in underway("replay", "nowhere.py:app", "00", database=database).stderr
-    assert "Error: " in underway("replay", APP, "00").stderr  # no database is named
+    assert "there is no file" in underway_process("replay", "nowhere.py:app", "00", database=database).stderr
+    assert "Error: " in underway_process("replay", APP, "00").stderr  # no database is named

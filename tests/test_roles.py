@@ -14,7 +14,7 @@ from db import Connection, insert, insert_held, value, with_store
 from harness import Supervisor, eventually
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from underway_command import in_one_process
+from underway_command import underway
 
 from underway.postgres import migrate
 from underway.postgres.transaction import StepTransactions, transaction_name
@@ -194,14 +194,14 @@ def test_a_reader_sees_all_and_writes_nothing(roles: Roles) -> None:
         f"cancel {run}", "pause default", "resume default", "shutdown --all", "redrive --label lost",
         "discard --label lost", "cancel --job job",
     )  # fmt: skip
-    answers = in_one_process([*looks, *acts], database=roles.reader)
+    answers = {line: underway(*line.split(), database=roles.reader) for line in (*looks, *acts)}
     for line in looks:
-        assert answers[line][0] == 0, (line, answers[line])
-    assert '"secret"' in answers[f"show {run} --json"][1]
+        assert answers[line].returncode == 0, answers[line]
+    assert '"secret"' in answers[f"show {run} --json"].stdout
     for line in acts:
-        assert answers[line][0] == 1, (line, answers[line])
-        assert "permission denied" in answers[line][1]
-        assert "Traceback" not in answers[line][1]
+        assert answers[line].returncode == 1, answers[line]
+        assert "permission denied" in answers[line].stderr
+        assert "Traceback" not in answers[line].stderr
     with connect(roles.reader) as connection:
         assert refused_tables(connection, "select") == set()
         for verb in ("insert", "update", "delete", "truncate"):

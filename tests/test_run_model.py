@@ -384,7 +384,7 @@ def test_runs_do_what_the_model_says(database: str) -> None:
             run_state_machine_as_test(
                 RunMachine,
                 settings=settings(
-                    max_examples=50, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+                    max_examples=35, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
                 ),
             )
         finally:

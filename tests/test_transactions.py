@@ -45,7 +45,8 @@ def effects(connection: Connection, bind: Callable[[Underway], Underway]) -> Eff
 
 
 def serve(start: Start, *options: str) -> Supervisor:
-    return start("transactions", *options)
+    """With one worker, if it is not said otherwise."""
+    return start("transactions", "--procs", "1", *options)
 
 
 def here(folder: Path) -> int:
@@ -69,13 +70,14 @@ def test_writes_take_effect_with_the_hand_over_and_failures_leave_nothing(
         transactions.once.enqueue(Order(name, 1)) for name in ("write_one", "enqueue", "recover", "keep_connection")
     ]
     pair = transactions.pairs.enqueue(Order("nothing", 2))
+    threads = transactions.once.enqueue(Order("write_in_threads", 4))
     bad = {name: transactions.once.enqueue(Order(name, 3)) for name in transactions.failures}
-    assert serve(start_supervisor, "--until-idle", "--procs", "1").wait(60) == 0
+    assert serve(start_supervisor, "--until-idle").wait(60) == 0
     assert [run.result() for run in good] == [1, 1, 1, 1]
     assert ended(pair) == [("first", 1, "succeeded"), ("last", 1, "succeeded")]
-    assert sorted(effects()) == sorted(
-        [(run.id, "do", 1) for run in good] + [(pair.id, "first", 1), (pair.id, "last", 1)]
-    )
+    assert threads.result() == 4, "threads that ask at once write into one transaction"
+    expected = [(run.id, "do", 1) for run in good] + [(pair.id, "first", 1), (pair.id, "last", 1)]
+    assert sorted(effects()) == sorted(expected + [(threads.id, "do", 1)] * 4)
     wrong = []
     for name, run in bad.items():
         (attempt,) = run.attempts()
@@ -104,13 +106,6 @@ def test_a_thread_that_asks_while_its_step_ends_costs_no_other_run(
     assert {run.status() for run in nothings} == {Status.SUCCEEDED}
 
 
-def test_threads_that_ask_at_once_write_into_one_transaction(effects: Effects, start_supervisor: Start) -> None:
-    run = transactions.once.enqueue(Order("write_in_threads", 4))
-    assert serve(start_supervisor, "--until-idle", "--procs", "1").wait() == 0
-    assert run.result() == 4
-    assert effects() == [(run.id, "do", 1)] * 4
-
-
 # The connection
 
 
@@ -124,7 +119,7 @@ def test_a_step_that_does_not_use_it_costs_no_connection(effects: Effects, start
 def test_the_connection_stays_open_and_forgets_what_a_step_did_to_its_session(
     effects: Effects, connection: Connection, start_supervisor: Start
 ) -> None:
-    serve(start_supervisor, "--procs", "1")
+    serve(start_supervisor)
 
     def result(deed: str) -> list[Any]:
         found: list[Any] = transactions.once.enqueue(Order(deed)).result(20)
@@ -163,7 +158,7 @@ def test_a_step_may_choose_its_isolation_or_leave_it_to_the_database(
 def test_an_interrupt_reaches_a_step_that_waits_for_postgres(
     effects: Effects, connection: Connection, start_supervisor: Start, tmp_path: Path
 ) -> None:
-    serve(start_supervisor, "--procs", "1")
+    serve(start_supervisor)
     before = transactions.once.enqueue(Order("backend")).result(20)
     run = transactions.short.enqueue(Order("", folder=str(tmp_path)))
     assert run.wait(20) is Status.FAILED

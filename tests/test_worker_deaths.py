@@ -171,19 +171,19 @@ def test_workers_killed_at_random_cost_only_what_they_ran(
 ) -> None:
     # Steps of 2 ms: several are handed to a worker at once, and its death may hit it anywhere.
     bind(hostile.app)
-    hostile.innocents.enqueue_many(range(1500))
+    hostile.innocents.enqueue_many(range(1000))
     supervisor = start_supervisor("hostile", "--procs", "3", "--until-idle")
     supervisor.until("serving")
     kills = 0
     while supervisor.process.poll() is None:
-        if kills < 12 and (workers := _workers(supervisor)):
+        if kills < 8 and (workers := _workers(supervisor)):
             random.choice(workers).kill()
             kills += 1
         time.sleep(random.uniform(0.02, 0.15))
     assert supervisor.wait() == 0
-    assert states(connection) == {"succeeded": 1500}
+    assert states(connection) == {"succeeded": 1000}
     ended = outcomes(connection)
-    assert ended.pop("succeeded") == 1500
+    assert ended.pop("succeeded") == 1000
     crashed = ended.pop("crashed", 0)
     assert ended == {}
     assert crashed <= kills
@@ -203,7 +203,8 @@ def test_tasks_handed_ahead_of_a_death_are_not_charged(
 ) -> None:
     bind(basic.app)
     # No-op steps are handed out by the dozen. A worker that is stopped has begun at most one of them.
-    basic.numbers.enqueue_many(range(20_000))
+    count = 8_000
+    basic.numbers.enqueue_many(range(count))
     supervisor = start_supervisor("basic", "--procs", "1", "--until-idle")
     eventually(lambda: outcomes(connection).get("succeeded", 0) > 1000)
     for worker in _workers(supervisor):
@@ -212,9 +213,9 @@ def test_tasks_handed_ahead_of_a_death_are_not_charged(
     for worker in _workers(supervisor):
         worker.kill()
     assert supervisor.wait(60) == 0
-    assert states(connection) == {"succeeded": 20_000}
+    assert states(connection) == {"succeeded": count}
     ended = outcomes(connection)
-    assert ended.pop("succeeded") == 20_000
+    assert ended.pop("succeeded") == count
     assert ended.get("crashed", 0) <= 1
     assert _charges(connection) == (0, ended.get("crashed", 0))
 

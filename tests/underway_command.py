@@ -1,4 +1,4 @@
-"""The command `underway` as a shell runs it."""
+"""The command `underway`, in this process; and as a shell runs it, which costs a quarter of a second of imports."""
 
 import json
 import os
@@ -9,25 +9,51 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+from click.testing import CliRunner
 
-def underway(
+from underway.cli.admin import main
+
+Done = subprocess.CompletedProcess[str]
+
+# What a developer has set must not show; None: unset.
+NEUTRAL: Mapping[str, str | None] = dict.fromkeys(
+    ("UNDERWAY_DATABASE_URL", "DATABASE_URL", "COLUMNS", "LINES", "NO_COLOR")
+)
+
+
+def underway(*arguments: str, database: str | None = None, columns: int | None = 80) -> Done:
+    """Run it here, as in a terminal so wide; None: its output is piped, and no width is known."""
+    assert arguments[:1] not in (("sync",), ("replay",)), "which go on by exec, in place of the tests"
+    return run_here(main, *arguments, environment=_named(database, columns))
+
+
+def run_here(main: click.Command, *arguments: str, environment: Mapping[str, str | None]) -> Done:
+    """Run a command in this process."""
+    done = CliRunner().invoke(main, arguments, env={**NEUTRAL, **environment})
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Done([main.name or "", *arguments], done.exit_code, done.stdout, done.stderr)
+
+
+def underway_process(
     *arguments: str, database: str | None = None, columns: int | None = 80, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run it in a terminal so wide; None: its output is piped, and no width is known."""
-    named = ("UNDERWAY_DATABASE_URL", "DATABASE_URL", "COLUMNS", "LINES", "NO_COLOR")
-    environment = {key: value for key, value in os.environ.items() if key not in named}
-    if database is not None:
-        environment["UNDERWAY_DATABASE_URL"] = database
-    if columns is not None:
-        environment["COLUMNS"] = str(columns)
+) -> Done:
+    """Run it as a shell does."""
+    environment = {key: value for key, value in os.environ.items() if key not in NEUTRAL}
     return subprocess.run(
         [sys.executable, "-m", "underway.cli.admin", *arguments],
         capture_output=True,
         text=True,
-        env={**environment, **(env or {})},
+        env={**environment, **_named(database, columns), **(env or {})},
         cwd=Path(__file__).parent / "apps",
         timeout=60,
     )
+
+
+def _named(database: str | None, columns: int | None) -> dict[str, str]:
+    environment = {} if database is None else {"UNDERWAY_DATABASE_URL": database}
+    return environment if columns is None else {**environment, "COLUMNS": str(columns)}
 
 
 def output(*arguments: str, database: str, columns: int | None = 80) -> str:
@@ -48,30 +74,6 @@ def refusal(*arguments: str, database: str, code: int = 1) -> str:
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
-
-
-_MANY = """
-import json, sys
-from click.testing import CliRunner
-from underway.cli.admin import main
-for line in json.load(sys.stdin):
-    done = CliRunner().invoke(main, line.split(" "))
-    print(json.dumps([line, [done.exit_code, done.output]]))
-"""
-
-
-def in_one_process(lines: list[str], *, database: str) -> dict[str, tuple[int, str]]:
-    """Exit code and output of each of these command lines; for where there are many, and each is only a little."""
-    done = subprocess.run(
-        [sys.executable, "-c", _MANY],
-        input=json.dumps(lines),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "UNDERWAY_DATABASE_URL": database},
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return dict(map(json.loads, done.stdout.splitlines()))
 
 
 def width(line: str) -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import hashlib
 import logging
 import os
 import random
@@ -30,6 +29,13 @@ def hold_the_gil(seconds: float) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # or usleep would end at the first signal
     ctypes.PyDLL(None).usleep(ctypes.c_uint(int(seconds * 1_000_000)))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+
+
+def hang_without_the_gil() -> None:
+    """As C code does that calculates for minutes, at no cost: its lock is never free, and no signal ends that."""
+    lock = ctypes.create_string_buffer(256)  # zeros, and larger than any pthread_mutex_t: one that is free
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
 
 
 # Soft timeouts
@@ -75,8 +81,8 @@ def beside_a_thread(cx: Context) -> Done:
 
 def leaves_children(cx: Context, folder: str) -> Done:
     """One in a session of its own, and one that is nobody's child."""
-    spin = "import os, sys; open(sys.argv[1] + f'/{os.getpid()}', 'w').close()\nwhile True: pass"
-    command = [sys.executable, "-S", "-c", spin, folder]
+    stay = "import os, sys, time; open(sys.argv[1] + f'/{os.getpid()}', 'w').close(); time.sleep(60)"
+    command = [sys.executable, "-S", "-c", stay, folder]
     subprocess.Popen(command, start_new_session=True, env={})
     if os.fork() == 0:
         subprocess.Popen(command, start_new_session=True)
@@ -134,8 +140,7 @@ def stubborn(cx: Context, how: str) -> Done:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             time.sleep(60)
         case "in C without the GIL":
-            os.nice(19)
-            hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
+            hang_without_the_gil()
         case "waits for a daemon":
             start_daemon(["sleep", "60"])
             hold_the_gil(60)
@@ -143,9 +148,10 @@ def stubborn(cx: Context, how: str) -> Done:
             while True:
                 with contextlib.suppress(BaseException):
                     logging.getLogger("flood").info("x" * 200)
-        case "floods the wire":
+        case "floods the wire" | "floods the wire in the end":
             # Faster than the supervisor can read; nobody hears of level 1.
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+            time.sleep(4.5 if "in the end" in how else 0)
             frames = unsent = memoryview(wire.encode(wire.Log(0, 1, "flood", b"x")) * 2000)
             while True:
                 unsent = unsent[os.write(int(sys.argv[2]), unsent) :] or frames
@@ -193,7 +199,7 @@ stubbornness = app.job("stubbornness").step(stubborn, timeout=second / 2, retry=
 
 
 def fill(cx: Context, how: str) -> Done:
-    code = "import time; x = bytearray(b'x') * (400 << 20); time.sleep(60)"
+    code = "import time; x = bytearray(b'x') * (200 << 20); time.sleep(60)"
     match how:
         case "itself":
             exec(code)
@@ -205,18 +211,18 @@ def fill(cx: Context, how: str) -> Done:
             start_daemon([sys.executable, "-c", code])
             hold_the_gil(60)
         case "several together":
-            part = code.replace("400", "90")
+            part = code.replace("200", "45")
             for _ in range(4):
                 subprocess.Popen([sys.executable, "-c", part], start_new_session=True)
             time.sleep(60)
         case "itself, stopped":
-            block = bytearray(b"x") * (400 << 20)
+            block = bytearray(b"x") * (200 << 20)
             os.kill(os.getpid(), signal.SIGSTOP)
             del block
         case "itself, in C":
             libc = ctypes.PyDLL(None)
             libc.malloc.restype = ctypes.c_void_p
-            libc.memset(ctypes.c_void_p(libc.malloc(400 << 20)), 1, ctypes.c_size_t(400 << 20))
+            libc.memset(ctypes.c_void_p(libc.malloc(200 << 20)), 1, ctypes.c_size_t(200 << 20))
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             hold_the_gil(60)
     return To.done()
@@ -229,8 +235,8 @@ def modest(cx: Context) -> Done:
     return To.done()
 
 
-filling = app.job("filling").step(fill, memory_limit="250 MiB", max_crashes=1)
-modesty = app.job("modesty").step(modest, memory_limit="250 MiB")
+filling = app.job("filling").step(fill, memory_limit="150 MiB", max_crashes=1)
+modesty = app.job("modesty").step(modest, memory_limit="150 MiB")
 
 
 # Neighbours
@@ -239,6 +245,7 @@ modesty = app.job("modesty").step(modest, memory_limit="250 MiB")
 def edge(cx: Context, number: int) -> Done:
     # Ends around its timeout, which is enforced a tick (50 ms) late at most.
     end = time.monotonic() + random.uniform(0.03, 0.12)
+    time.sleep(end - time.monotonic() - 0.005)  # what comes earlier than that meets no edge
     while time.monotonic() < end:
         pass
     return To.done()

@@ -133,6 +133,10 @@ REQUIREMENTS: dict[str, Line] = {
         "test_shutdown::test_quit_or_a_second_signal_stops_now",
         "test_shutdown::test_when_the_grace_is_over_steps_are_interrupted_then_killed",
         "test_shutdown::test_exit_codes_name_what_is_wrong",
+        "test_cli::test_none_named",
+        "test_cli::test_unreachable",
+        "test_cli::test_without_the_schema",
+        "test_cli::test_a_bad_app",
         "test_shutdown::test_term_while_the_database_is_down",
     ),
     "R22": held(

@@ -20,15 +20,24 @@ _EMPTY_SECONDS = 5.0
 def database(server: str, name: str, *, template: str | None = None) -> Iterator[str]:
     """The URL of a new database in place of any of that name; dropped at the end, whoever is connected to it."""
     name_of_it = sql.Identifier(name)
-    source = sql.SQL("template {}").format(sql.Identifier(template)) if template else sql.SQL("")
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(sql.SQL("drop database if exists {} with (force)").format(name_of_it))
+        source = _copied(connection, template) if template else sql.SQL("")
         connection.execute(sql.SQL("create database {} {}").format(name_of_it, source))
         try:
             yield make_conninfo(server, dbname=name)
         finally:
             _empty(connection, name)
             connection.execute(sql.SQL("drop database if exists {} with (force)").format(name_of_it))
+
+
+def _copied(connection: psycopg.Connection[Any], template: str) -> sql.Composable:
+    """File by file where nothing is synced: half the work of page by page, but its checkpoints wait for the disk."""
+    source = sql.SQL("template {}").format(sql.Identifier(template))
+    synced = connection.execute("show fsync").fetchone() == ("on",)
+    if synced or connection.info.server_version < 150000:  # which knows no other way
+        return source
+    return source + sql.SQL(" strategy file_copy")
 
 
 def _empty(connection: psycopg.Connection[Any], name: str) -> None:
