@@ -187,6 +187,19 @@ def test_of_many_that_start_at_once_one_applies_and_all_succeed(empty_database: 
     assert sorted(applied, key=len) == [[]] * (starters - 1) + [ALL]
 
 
+def test_it_may_take_longer_than_a_transaction_of_its_role(empty_database: str, empty: Connection) -> None:
+    name = sql.Identifier(empty.info.dbname)
+    empty.execute(sql.SQL("alter database {} set transaction_timeout = '50ms'").format(name))
+    empty.commit()
+    empty.execute(migrate.statements()["lock_migrations"])
+    end = threading.Timer(0.3, empty.rollback)
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        end.start()
+        assert migrate.migrate(connection) == ALL
+        assert value(connection, "show transaction_timeout") == "50ms"
+    end.join()
+
+
 # A schema that does not fit
 
 Change = Callable[[Connection], None]

@@ -155,6 +155,19 @@ def test_a_step_may_choose_its_isolation_or_leave_it_to_the_database(
     assert len(effects()) == 3
 
 
+def test_time_limits_of_the_role_hold_for_it_unless_the_step_says_otherwise(
+    effects: Effects, database: str, start_supervisor: Start
+) -> None:
+    limited, unlimited = (transactions.once.enqueue(Order(how)) for how in ("take_long", "take_long_all_the_same"))
+    url = make_conninfo(database, options="-c transaction_timeout=500ms")
+    assert serve(start_supervisor, "--until-idle", "--procs", "1", "--database", url).wait() == 0
+    (attempt,) = limited.attempts()
+    assert (attempt.outcome, limited.status()) == ("failed", Status.FAILED)
+    assert "terminating connection due to transaction timeout" in (attempt.error or "")
+    assert unlimited.status() is Status.SUCCEEDED
+    assert [run for run, _, _ in effects()] == [unlimited.id]
+
+
 def test_an_interrupt_reaches_a_step_that_waits_for_postgres(
     effects: Effects, connection: Connection, start_supervisor: Start, tmp_path: Path
 ) -> None:

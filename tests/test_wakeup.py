@@ -256,6 +256,27 @@ def test_a_session_that_rests_is_not_ended_by_what_a_role_says_of_idle_ones(
     asyncio.run(asyncio.wait_for(rest(), 20))
 
 
+def test_a_statement_is_not_ended_by_what_a_role_says_of_long_transactions(
+    database: str, connection: Connection
+) -> None:
+    """That ends the whole session. The parameter is unknown before PostgreSQL 17."""
+    name = sql.Identifier(connection.info.dbname)
+    connection.execute(sql.SQL("alter database {} set transaction_timeout = '50ms'").format(name))
+
+    async def take_long() -> None:
+        patient = Session(database)
+        try:
+            await (await patient.open()).execute("select pg_sleep(0.3)")
+            await patient.fetch("clock")
+            assert patient.opened == 1
+        finally:
+            await patient.close()
+
+    asyncio.run(asyncio.wait_for(take_long(), 20))
+    pids = "select count(*) from pg_stat_activity where application_name = 'underway'"
+    assert value(connection, pids) == 0, "the first of its two connections is closed"
+
+
 def test_two_who_need_a_connection_at_once_share_one(database: str, connection: Connection) -> None:
     """One that was opened twice would be held, and never closed, by nobody."""
     backends = "select count(*) from pg_stat_activity where application_name = 'two at once'"

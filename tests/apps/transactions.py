@@ -195,6 +195,19 @@ def repeatable_for_long(cx: Context, order: Order) -> str:
 
 
 @deed
+def take_long(cx: Context, order: Order) -> int:
+    write(cx, order)
+    time.sleep(1)
+    return order.number
+
+
+@deed
+def take_long_all_the_same(cx: Context, order: Order) -> int:
+    cx.tx.execute("set local transaction_timeout = 0")
+    return int(take_long(cx, order))
+
+
+@deed
 def write_in_threads(cx: Context, order: Order) -> int:
     """All of them ask for cx.tx at once, and for the first time."""
     together = threading.Barrier(4)

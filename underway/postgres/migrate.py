@@ -73,6 +73,7 @@ def _apply_missing(connection: psycopg.Connection[Any]) -> list[str]:
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         if ours:
             cursor.execute(sql["see_what_others_commit"])
+            cursor.execute(sql["take_the_time_it_takes"])
         cursor.execute(sql["lock_migrations"])
         # A role that may not create schemas can still find out that there is nothing to do.
         if cursor.execute(sql["schema_exists"]).fetchone() != (True,):

@@ -57,6 +57,9 @@ _SETTINGS = {
     # compiled first: 650 ms for each commit instead of 2.
     "jit": "off",
 }
+# Since PostgreSQL 17, and whoever does not know it refuses the connection: so only where somebody has set it. What is
+# shorter than the deadline above would otherwise end, with the whole session, each statement that takes so long.
+_NO_TRANSACTION_TIMEOUT = {"transaction_timeout": "0"}
 
 # The parameters are to blame: repeating the statement with them would fail for ever.
 _ABOUT_THE_DATA = (
@@ -133,15 +136,22 @@ class Session:
 
     async def _connect(self) -> psycopg.AsyncConnection[TupleRow]:
         """Settings go with the start of the connection, never with SET: a pooler would pass them on to strangers."""
-        given = conninfo_to_dict(self._conninfo).get("options") or ""
-        options = " ".join([str(given), *(f"-c {name}={value}" for name, value in _SETTINGS.items())])
         try:
-            return await _connect(make_conninfo(self._conninfo, options=options), prepare_threshold=0)
+            connection = await self._connect_with(_SETTINGS)
+            if await _limits_transactions(connection):
+                await connection.close()
+                connection = await self._connect_with(_SETTINGS | _NO_TRANSACTION_TIMEOUT)
+            return connection
         except psycopg.OperationalError as error:
             if "unsupported startup parameter" not in str(error):
                 raise
             log.warning("a pooler refuses our settings (%s), going on without", ", ".join(_SETTINGS))
             return await _connect(self._conninfo, prepare_threshold=None)
+
+    async def _connect_with(self, settings: Mapping[str, str]) -> psycopg.AsyncConnection[TupleRow]:
+        given = conninfo_to_dict(self._conninfo).get("options") or ""
+        options = " ".join([str(given), *(f"-c {name}={value}" for name, value in settings.items())])
+        return await _connect(make_conninfo(self._conninfo, options=options), prepare_threshold=0)
 
     async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
         """Rows of a named statement, waiting as long as it takes for a connection.
@@ -247,6 +257,15 @@ async def _connect(conninfo: str, prepare_threshold: int | None) -> psycopg.Asyn
     )
     columns.register(connection)
     return connection
+
+
+async def _limits_transactions(connection: psycopg.AsyncConnection[TupleRow]) -> bool:
+    try:
+        cursor = await connection.execute(statements()["limits_transactions"])
+        return await cursor.fetchone() == (True,)
+    except BaseException:
+        await connection.close()
+        raise
 
 
 async def _applied_migrations(connection: psycopg.AsyncConnection[TupleRow]) -> dict[int, int] | None:

@@ -1,6 +1,9 @@
 -- see_what_others_commit: in a transaction that waits for others, whatever the role's or the database's default is
 set transaction isolation level read committed;
 
+-- take_the_time_it_takes: whatever the role's or the database's transaction_timeout is, which PostgreSQL has since 17
+select set_config(name, '0', true) from pg_settings where name = 'transaction_timeout';
+
 -- lock_migrations: one migrator at a time per database, until the transaction ends
 select pg_advisory_xact_lock(hashtextextended('underway.migration', 0));
 
