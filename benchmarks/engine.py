@@ -40,8 +40,8 @@ class Engine:
         """For callers that are not async; the connection stays open from one to the next."""
         return self._runner.run(work)
 
-    async def claim(self, tasks: int) -> list[Claimed]:
-        return await self._store.claim(self._lanes, tasks, candidates=tasks, suspects=1)
+    async def claim(self, tasks: int, *, candidates: int | None = None) -> list[Claimed]:
+        return await self._store.claim(self._lanes, tasks, candidates=candidates or tasks, suspects=1)
 
     async def claim_on(self, tasks: int) -> list[Claimed]:
         """As a supervisor claims under a backlog: from where it left off, and for a tenth of the time from the head."""

@@ -224,6 +224,15 @@ def test_what_does_not_fit_is_refused_before_anything_happens(app: Underway, con
                 await aio.enqueue(clients.orders, bad)
         with pytest.raises(RunNotFound, match="never committed, or gone after its keep"):
             await aio.get_run(app, uuid4())
+        no_ids: list[Any] = ["not an id", "orders", None]
+        for wrong in no_ids:
+            with pytest.raises(InvalidOption, match="the id of a run is a UUID, or the text of one, not"):
+                await aio.get_run(app, wrong)
+        no_jobs: list[Any] = [uuid4(), str(uuid4()), "orders"]
+        for wrong in no_jobs:
+            for cancel in (aio.cancel, aio.cancel_all):
+                with pytest.raises(InvalidOption, match=rf"{cancel.__name__} takes a job, not .*get_run\(app, id\)"):
+                    await cancel(wrong)
         with pytest.raises(InvalidOption, match="can never occur"):
             await aio.schedule(clients.echoes, "0 0 30 2 *", 1)
         with pytest.raises(PayloadError, match="Order"):

@@ -257,8 +257,12 @@ def test_a_run_that_was_never_there(app: Underway) -> None:
     assert not nobody.cancel()
     with pytest.raises(RunNotFound, match=str(nobody.id)):
         app.get_run(nobody.id)
-    with pytest.raises(ValueError, match="UUID"):
-        app.get_run("not an id")
+    no_ids: list[Any] = ["not an id", "order-receipt", nobody, None]
+    for wrong in no_ids:
+        with pytest.raises(InvalidOption, match="the id of a run is a UUID, or the text of one, not"):
+            app.get_run(wrong)
+        with pytest.raises(InvalidOption, match="the id of a run is a UUID, or the text of one, not"):
+            app.cancel(wrong)
 
 
 def test_cancel_before_it_runs(app: Underway, connection: Connection) -> None:

@@ -209,6 +209,24 @@ def test_wrong_options(arguments: list[str], message: str) -> None:
     assert message in done.stderr
 
 
+def test_an_id_in_place_of_a_name(connection: Connection, database: str) -> None:
+    """No run has it for a name, and nothing would be done."""
+    run = dead(connection)
+    for arguments, kind, instead in [
+        (["dead-letters", run], "a label", "underway show"),
+        (["redrive", "--label", run], "a label", "underway redrive"),
+        (["discard", "--label", run], "a label", "underway discard"),
+        (["cancel", "--job", run], "a job with such runs", "underway cancel"),
+        (["cancel", "--job", run, "--key", "a"], "a job with such runs", "underway cancel"),
+        (["quarantine", "--release", "--all", "--job", run], "a job with such runs", "underway quarantine --release"),
+    ]:
+        message = refusal(*arguments, database=database, code=2)
+        assert f"{run} is the id of a run, not {kind}: {instead} {run}\n" in message
+    named = insert(connection, job=run)  # as a job may be
+    assert output("cancel", "--job", run, database=database) == "cancelled 1 run\n"
+    assert "cancelled" in output("show", named, database=database)
+
+
 def test_a_role_that_may_not(database: str, connection: Connection) -> None:
     """What Postgres says is said to people, not as a traceback."""
     connection.execute("drop role if exists underway_reader")

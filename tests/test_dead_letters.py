@@ -245,6 +245,30 @@ def test_on_a_connection_of_the_callers_it_is_part_of_its_transaction(
         app.discard(run, conn=wrong)
 
 
+def test_the_text_of_an_id_is_that_run(app: Underway, connection: Connection) -> None:
+    run, other = (failed(connection, job="rendering", step="render") for _ in range(2))
+    assert app.discard(run) == 1
+    assert (label_of(connection, run), label_of(connection, other)) == (None, "dead")
+    assert app.redrive(UUID(run).hex, input="well") == 1
+    assert value(connection, "select input from underway.run where id = %s", [run]) == "well"
+    assert app.redrive(run) == 0
+    with pytest.raises(InvalidOption, match="limit= is for a label"):
+        app.redrive(other, limit=1)
+
+
+def test_no_label_looks_like_an_id(app: Underway) -> None:
+    run = new_id()
+    for given in (str(run), run.hex, str(run).upper()):
+        message = f"must be a dead-letter label, not the id of a run, as '{given}' is"
+        with pytest.raises(InvalidOption, match=f"^dead_letter {message}"):
+            Underway().queue("pdf", dead_letter=given)
+        with pytest.raises(InvalidOption, match=f"^label {message}"):
+            app.dead_letters(given)
+    wrong: Any = run
+    with pytest.raises(InvalidOption, match="label must be a text"):
+        app.dead_letters(wrong)
+
+
 # From Python, with a supervisor
 
 
@@ -291,9 +315,11 @@ def test_what_cannot_be_redriven_says_so(app: Underway, connection: Connection) 
         app.redrive("pdf-dead", input="x")
     with pytest.raises(InvalidOption, match="limit= is for a label"):
         app.redrive(run, limit=3)
-    wrong: Any = 7
-    with pytest.raises(InvalidOption, match="dead-letter label is needed"):
-        app.redrive(wrong)
+    for wrong in (7, None, b"pdf-dead"):
+        nonsense: Any = wrong
+        for call in (app.redrive, app.discard):
+            with pytest.raises(InvalidOption, match="dead-letter label is needed"):
+                call(nonsense)
     stranger = UUID(failed(connection, job="unheard-of"))
     with pytest.raises(UnknownJob, match="no step 'step' in a job 'unheard-of'"):
         app.redrive(stranger, input=1)

@@ -324,7 +324,16 @@ def test_what_is_skipped_after_it_was_lost_does_not_come_back() -> None:
     commits: Any = None
     backends: Any = None
     kernel_kills: Any = None
-    endings = Endings(line, commits, backends, held, kernel_kills, rng=random.Random(1), on_settled=lambda: None)
+    endings = Endings(
+        line,
+        commits,
+        backends,
+        held,
+        kernel_kills,
+        rng=random.Random(1),
+        on_settled=lambda: None,
+        stopping=lambda: False,
+    )
     worker.reads = False
     endings.lost(worker.tasks[2])
     assert worker.tokens == [1, 2]

@@ -17,7 +17,7 @@ from underway import Underway
 PACKAGE = Path(underway.__file__).parent
 
 # Each room of the package, and the rooms below it. What a function imports when it is called is in LAZY.
-PURE = {"errors", "ids", "retry", "codec", "keys", "wire", "manifest", "handover"}
+PURE = {"errors", "ids", "retry", "codec", "keys", "key_fields", "wire", "manifest", "handover"}
 DECLARING = PURE | {"context", "options", "loading", "job"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -26,12 +26,13 @@ ROOMS: dict[str, set[str]] = {
     "retry": {"errors"},
     "codec": {"errors"},
     "keys": {"errors"},
+    "key_fields": {"codec", "keys"},
     "handover": {"errors", "retry"},
     "schedule": {"errors"},
     "manifest": {"retry"},
     "loading": {"errors"},
     "context": {"errors"},
-    "options": {"errors", "keys", "manifest", "retry"},
+    "options": {"errors", "ids", "keys", "manifest", "retry"},
     "job": PURE | {"context", "options"},
     "client": DECLARING,
     "scheduling": DECLARING,
@@ -42,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
     "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
-    "cli": {"app", "client", "errors", "loading", "options", "postgres", "supervisor", "testing"},
+    "cli": {"app", "client", "errors", "ids", "loading", "options", "postgres", "supervisor", "testing"},
     "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
     "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},
 }

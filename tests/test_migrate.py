@@ -140,6 +140,27 @@ def test_an_upgrade_applies_only_what_is_missing(connection: Connection, monkeyp
     migrate.check(runs.applied_migrations(connection))
 
 
+def test_a_run_that_could_not_end_can_once_it_is_kept_for_less(
+    empty: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "migrations", lambda: KNOWN[:13])
+    migrate.migrate(empty)
+    empty.execute(
+        "insert into underway.job (name, step, queue, priority, delay, keep) values ('j', 's', 'q', 0, '0', '1 day')"
+    )
+    run = value(empty, "select underway.enqueue('j', keep => '293000 years')")
+    other = value(empty, "select underway.enqueue('j', keep => '999 years')")
+    empty.commit()
+    with pytest.raises(psycopg.errors.DatetimeFieldOverflow):
+        empty.execute("select underway.cancel(%s)", [run])
+    empty.rollback()
+    monkeypatch.undo()
+    migrate.migrate(empty)
+    assert value(empty, "select keep = '365000 days' from underway.run where id = %s", [run])
+    assert value(empty, "select keep = '999 years' from underway.run where id = %s", [other])
+    assert value(empty, "select underway.cancel(%s)", [run])
+
+
 @pytest.mark.parametrize("level", [r"read\ committed", r"repeatable\ read", "serializable"])
 def test_of_many_that_start_at_once_one_applies_and_all_succeed(empty_database: str, level: str) -> None:
     """Whatever level the database, the role or the connection string has for a default."""

@@ -202,6 +202,9 @@ def check_plans(plans: dict[str, Plan], when: object) -> None:
     # The lanes of a claim, and its suspects, come in the order of an index of their own.
     probes = [node["Index Name"] for node in nodes(plans["claim_tasks"]) if node.get("Alias") in ("p", "p_1")]
     assert sorted(probes) == ["run_lane", "run_suspect"]
+    # One candidate after the other is locked: what another claim has taken meanwhile is looked at again alone.
+    (locking,) = [node for node in nodes(plans["claim_tasks"]) if node["Node Type"] == "LockRows"]
+    assert re.fullmatch(r"\(ctid = \w+\.ctid\)", locking["Plans"][0].get("TID Cond", ""))
     for name, plan in plans.items():
         reading = [node for node in nodes(plan) if node.get("Relation Name") in ("run", "attempt", "finished_run")]
         kinds = {node["Node Type"] for node in reading} - {"ModifyTable"}

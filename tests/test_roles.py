@@ -29,7 +29,7 @@ TABLES = ("run", "finished_run", "attempt", "job", "queue", "schedule", "supervi
 ENQUEUE = "underway.enqueue(text, jsonb, interval, int, interval, text, text)"
 EXECUTABLE = {"enqueue", "status"}
 # They compute, and touch nothing.
-HARMLESS = {"fill_key", "keeps_key", "spare_run"}
+HARMLESS = {"checked_duration", "fill_key", "keeps_key", "spare_run"}
 
 
 def grants(role: str, names: dict[str, str]) -> str:

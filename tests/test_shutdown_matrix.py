@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import psycopg
@@ -20,17 +21,19 @@ from db import value
 from harness import APPS, Supervisor, eventually, outcomes, states
 from proxy import Proxy
 
-from underway import Underway
+from underway import Status, Underway
 
 GRACE = "0.3"
 
 
 class Way(NamedTuple):
-    """`signals` in this order, to the whole `group` as a terminal does; `now` if they wait for nothing."""
+    """`signals` in this order, to the whole group as a terminal does, or to all processes as systemd does unless it is
+    told otherwise; `now` if they wait for nothing.
+    """
 
     signals: tuple[signal.Signals, ...]
     now: bool = False
-    group: bool = False
+    to: Literal["it", "its group", "all", "all, it last"] = "it"
 
 
 WAYS = {
@@ -38,7 +41,9 @@ WAYS = {
     "INT": Way((signal.SIGINT,)),
     "QUIT": Way((signal.SIGQUIT,), now=True),
     "TERM twice": Way((signal.SIGTERM, signal.SIGTERM), now=True),
-    "INT to the group": Way((signal.SIGINT,), group=True),
+    "INT to the group": Way((signal.SIGINT,), to="its group"),
+    "TERM to all": Way((signal.SIGTERM,), to="all"),
+    "TERM to all, it last": Way((signal.SIGTERM,), to="all, it last"),
     "TERM then KILL": Way((signal.SIGTERM, signal.SIGKILL)),
 }
 STATES = ("idle", "running", "committing", "database down")
@@ -48,6 +53,9 @@ QUICK = {
     ("TERM", "committing"),
     ("QUIT", "database down"),
     ("TERM then KILL", "running"),
+    ("TERM to all", "running"),
+    ("TERM to all, it last", "running"),
+    ("TERM to all, it last", "committing"),
 }
 CELLS = [
     pytest.param(way, state, id=f"{way}, {state}", marks=() if (way, state) in QUICK else pytest.mark.chaos)
@@ -90,7 +98,7 @@ def test_stop(
     for number in told.signals:
         if number == signal.SIGKILL:
             supervisor.until("SIGTERM: finishing")
-        (os.killpg if told.group else os.kill)(supervisor.pid, number)
+        _tell(supervisor.pid, told, number, below)
         time.sleep(0.05)
     code = supervisor.wait(30)
     took = time.monotonic() - began
@@ -102,7 +110,7 @@ def test_stop(
         return  # the reaper takes back what it held; test_supervisor_death.py
     cut_off = state in ("running", "database down")
     # A short step has ended by itself, or has not yet when all are killed.
-    by_chance = told.now and state == "committing"
+    by_chance = (told.now or told.to.startswith("all")) and state == "committing"
     assert code in ((0, 1) if by_chance else (1,) if cut_off else (0,)), supervisor.log
     # The grace, an interrupt that these steps obey, 11 s to write; at once means at once.
     limit = 3.0 if told.now else 14.0 if state == "database down" else 4.0
@@ -116,6 +124,16 @@ def test_stop(
     charged = value(connection, "select coalesce(sum(attempts + crashes)::int, 0) from underway.runs")
     count(runs=enqueued, charged=charged)
     assert charged == 0
+
+
+def _tell(pid: int, told: Way, number: signal.Signals, below: list[psutil.Process]) -> None:
+    if told.to == "its group":
+        os.killpg(pid, number)
+        return
+    others = [process.pid for process in below] if told.to.startswith("all") else []
+    for each in [*others, pid] if told.to == "all, it last" else [pid, *others]:
+        with suppress(ProcessLookupError):  # a worker whose supervisor was quick
+            os.kill(each, number)
 
 
 def _bring_about(state: str, connection: psycopg.Connection[Any], supervisor: Supervisor, proxy: Proxy) -> int:
@@ -133,6 +151,63 @@ def _bring_about(state: str, connection: psycopg.Connection[Any], supervisor: Su
         proxy.__exit__()
         supervisor.until("the database is away")
     return 2
+
+
+@pytest.mark.parametrize("when", ["seen before", "seen together", "seen after"])
+def test_workers_that_die_of_the_same_signal_are_not_to_blame(
+    when: str,
+    bind: Callable[[Underway], Underway],
+    connection: psycopg.Connection[Any],
+    start_supervisor: Callable[..., Supervisor],
+    stage: Path,
+) -> None:
+    """Their deaths are seen before the signal of their supervisor, in the same turn of its loop, or after it."""
+    bind(doomed.app)
+    finished = doomed.told.enqueue("curtain")
+    (stage / "curtain").touch()
+    supervisor = start_supervisor(
+        "apps.doomed:app", "--procs", "2", env={"PYTHONPATH": str(APPS.parent), "HOSTILE_FOLDER": str(stage)}
+    )
+    assert finished.wait(20) is Status.SUCCEEDED
+    doomed.told.enqueue_many(["never"] * 6)
+    eventually(lambda: states(connection).get("in_progress", 0) >= 2)
+    time.sleep(0.1)  # begun, not only claimed
+    workers = supervisor.workers()
+    if when == "seen together":
+        supervisor.send(signal.SIGSTOP)
+    if when == "seen after":
+        supervisor.send(signal.SIGTERM)
+        supervisor.until("SIGTERM: finishing")
+    for worker in workers:
+        worker.terminate()
+    if when == "seen before":
+        eventually(lambda: not any(_lives(worker) for worker in workers))
+        time.sleep(0.1)
+    if when != "seen after":
+        supervisor.send(signal.SIGTERM)
+    if when == "seen together":
+        time.sleep(1)  # longer than deaths of this kind wait for their verdict
+        supervisor.send(signal.SIGCONT)
+    # Long before the grace of 30 s is over: nothing runs any more. But what ran did not come to its end.
+    assert supervisor.wait(10) == 1
+    assert states(connection) == {"succeeded": 1, "pending": 6}
+    ended = outcomes(connection)
+    assert ended.pop("released") in (2, 3)  # the spare may have begun one, too, before its own death
+    assert ended == {"succeeded": 1}
+    assert "attempt released: the worker died: signal SIGTERM" in supervisor.log
+    assert value(connection, "select sum(attempts + crashes)::int from underway.runs") == 0
+
+
+@pytest.mark.parametrize("it_last", [False, True])
+def test_all_are_terminated_while_they_boot(it_last: bool, start_supervisor: Callable[..., Supervisor]) -> None:
+    supervisor = start_supervisor("slow_boot", "--procs", "2")
+    workers = eventually(lambda: len(found := supervisor.workers()) == 3 and found)
+    assert workers
+    for process in [*workers, supervisor] if it_last else [supervisor, *workers]:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.1 if it_last else 0)
+    assert supervisor.wait(5) == 0, supervisor.log
 
 
 needs_namespaces = pytest.mark.skipif(

@@ -145,7 +145,12 @@ def take_the_unstarted_for_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Endings, "died", died)
 
 
-QUICK = [do_not_say_what_is_taken_back, submit_twice, take_the_unstarted_for_crashed]
+def judge_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's death by the TERM that was sent to its supervisor too, and is seen first."""
+    monkeypatch.setattr(Endings, "_judge_in_time", Endings._judge)
+
+
+QUICK = [judge_at_once, do_not_say_what_is_taken_back, submit_twice, take_the_unstarted_for_crashed]
 SLOW = [
     forget_what_was_skipped,
     look_before_revoking,

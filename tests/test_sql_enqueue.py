@@ -132,13 +132,20 @@ def test_an_unknown_job_is_a_clear_error(sql: Connection) -> None:
     assert raised.value.diag.message_primary == "underway knows no job <NULL>"
 
 
+NO_DURATIONS = [
+    *("-1 microsecond", "-1 day", "365000 days 1 microsecond", "8760001 hours", "1014 years", "293000 years"),
+    # one part undoes the other
+    *("292000 years -105110000 days", "-292000 years 105130000 days"),
+    *("2400000000 hours -99990000 days", "100000000 days -2399000000 hours"),
+]
+
+
 @pytest.mark.parametrize(
     ("argument", "sqlstate"),
     [
         ("priority => 32768", "UW002"),
         ("priority => -32769", "UW002"),
-        ("delay => interval '-1 microsecond'", "UW002"),
-        ("keep => interval '-1 day'", "UW002"),
+        *((f"{option} => interval '{value}'", "UW002") for option in ("delay", "keep") for value in NO_DURATIONS),
         ("input => 'no json'", "22P02"),
     ],
 )
@@ -147,6 +154,26 @@ def test_bad_values_are_refused(sql: Connection, argument: str, sqlstate: str) -
         enqueued(sql, f"underway.enqueue('orders', {argument})")
     assert raised.value.sqlstate == sqlstate
     assert sql.execute("select count(*) from underway.run").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("option", ["delay", "keep"])
+@pytest.mark.parametrize("value", ["infinity", "-infinity"])
+def test_for_ever_is_no_duration(sql: Connection, option: str, value: str) -> None:
+    with pytest.raises(psycopg.Error) as raised:  # before PostgreSQL 17 it is no interval at all
+        enqueued(sql, f"underway.enqueue('orders', {option} => interval '{value}')")
+    assert raised.value.sqlstate == ("UW002" if sql.info.server_version >= 170000 else "22007")
+
+
+def test_the_message_names_the_duration_and_its_bounds(sql: Connection) -> None:
+    with pytest.raises(psycopg.Error) as raised:
+        enqueued(sql, "underway.enqueue('orders', keep => '293000 years')")
+    assert raised.value.diag.message_primary == "keep must lie between 0 and 365000 days, not 293000 years"
+
+
+def test_a_run_of_the_longest_durations_can_end(sql: Connection) -> None:
+    for duration in ("365000 days", "8760000 hours", "1013 years 10 months", "0", "1 month -10 days"):
+        new = enqueued(sql, "underway.enqueue('orders', delay => %s, keep => %s)", [duration, duration])
+        assert sql.execute("select underway.cancel(%s)", [new]).fetchone() == (True,)
 
 
 def test_it_belongs_to_the_callers_transaction(sql: Connection) -> None:

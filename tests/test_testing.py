@@ -167,8 +167,12 @@ def customer(cx: Context, customer_id: str) -> Done[str]:
     return To.done(customer_id)
 
 
+def customer_of(cx: Context, order: dict[str, str]) -> Done[str]:
+    return To.done(order["id"])
+
+
 keyed = app.job("keyed").step(customer, concurrency_key="one")
-unkeyed_input = app.job("unkeyed-input").step(customer, name="first", unique_key="{id}")
+unkeyed_input = app.job("unkeyed-input").step(customer_of, name="first", unique_key="{id}")
 
 
 def again(cx: Context, number: int) -> Done:
@@ -220,7 +224,7 @@ def test_a_value_that_could_not_be_enqueued_is_refused() -> None:
     with pytest.raises(PayloadError, match="Order"):
         run_inline(wrong, "no order")
     with pytest.raises(PayloadError, match="needs the field id"):
-        run_inline(unkeyed_input, "no object")
+        run_inline(unkeyed_input, {})
     unfinished: Any = Underway().job("unfinished").step(render)
     with pytest.raises(JobDefinitionError, match="has no end"):
         run_inline(unfinished, Order(1))

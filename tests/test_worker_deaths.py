@@ -29,6 +29,7 @@ class Ending(NamedTuple):
 ENDINGS = {
     # deaths
     "killed": Ending("crashed", r"the worker died: signal SIGKILL"),
+    "terminated": Ending("crashed", r"the worker died: signal SIGTERM"),
     "segfault": Ending("crashed", r"signal SIGSEGV\n(.|\n)*Fatal Python error: Segmentation fault(.|\n)* in segfault"),
     "abort": Ending("crashed", r"signal SIGABRT\n(.|\n)*Fatal Python error: Aborted(.|\n)* in abort"),
     "exit_0": Ending("crashed", r"the worker died: exit code 0"),

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeVar, Unpack
 
-from underway import client, scheduling
+from underway import client, options, scheduling
 from underway.client import Attempt, Handle, Patience, Status
 from underway.context import outliving
 from underway.errors import InvalidOption
@@ -162,6 +162,7 @@ async def cancel(
     from underway.postgres import runs
 
     refuse_while_loading("aio.cancel")
+    _refuse_run("aio.cancel", job)
     async with _connection(job._app, conn) as one:
         return await runs.cancel_key.on(one, job.name, unique_key=unique_key, concurrency_key=concurrency_key)
 
@@ -171,15 +172,23 @@ async def cancel_all(job: Job[Any, Any, Any], *, conn: "psycopg.AsyncConnection[
     from underway.postgres import runs
 
     refuse_while_loading("aio.cancel_all")
+    _refuse_run("aio.cancel_all", job)
     async with _connection(job._app, conn) as one:
         return await runs.cancel_job.on(one, job.name)
 
 
+def _refuse_run(call: str, job: object) -> None:
+    """`app.cancel` takes the id of a run."""
+    if not isinstance(job, Job):
+        instead = "one run is cancelled by its handle, (await aio.get_run(app, id)).cancel()"
+        raise InvalidOption(f"{call} takes a job, not {job!r}: {instead}")
+
+
 async def get_run(app: "Underway", run_id: UUID | str) -> AsyncRun[Any]:
-    """A handle of a run, from anywhere. Raises RunNotFound."""
+    """A handle of a run, from anywhere. Raises RunNotFound, InvalidOption for what is no UUID."""
     from underway.postgres import runs
 
-    run_id = UUID(str(run_id))
+    run_id = options.checked_id(run_id)
     async with connection(app) as own:
         name = await runs.job_of.on(own, run_id)
     return AsyncRun(app, run_id, app._result_type(client.known_job(run_id, name)), created=False)

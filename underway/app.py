@@ -71,11 +71,12 @@ class Underway:
     def queue(self, name: str, *, dead_letter: str | None = None) -> None:
         """Declare a queue. A run that fails for good in it is labelled with `dead_letter`: see `dead_letters`.
 
-        A queue without such a label needs no declaration.
+        A queue without such a label needs no declaration. No label is the text of a UUID, which `redrive` and `discard`
+        take for the id of a run.
         """
         declared = Queue(
             options.checked_name("queue", name),
-            None if dead_letter is None else options.checked_name("dead_letter", dead_letter),
+            None if dead_letter is None else options.checked_label("dead_letter", dead_letter),
         )
         if self._queues.setdefault(name, declared) != declared:
             raise InvalidOption(f"queue {name!r} is declared twice, with different dead letters")
@@ -199,10 +200,10 @@ class Underway:
     # Runs
 
     def get_run(self, run_id: UUID | str) -> client.Run[Any]:
-        """A handle of a run, from anywhere. Raises RunNotFound."""
+        """A handle of a run, from anywhere. Raises RunNotFound, InvalidOption for what is no UUID."""
         from underway.postgres import runs
 
-        run_id = UUID(str(run_id))
+        run_id = options.checked_id(run_id)
         with self._own() as connection:
             name = runs.job_of(connection, run_id)
         return self._handle(run_id, client.known_job(run_id, name))
@@ -218,7 +219,7 @@ class Underway:
 
     def cancel(self, run_id: UUID | str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Cancel a run by its id, as Run.cancel does."""
-        return client.Run(self, UUID(str(run_id)), Any).cancel(conn=conn)
+        return client.Run(self, options.checked_id(run_id), Any).cancel(conn=conn)
 
     def pause(self, queue: str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Let no run of this queue begin, on any supervisor, until `resume`; False if it was paused already.
@@ -240,7 +241,7 @@ class Underway:
             return control.resume(connection, options.checked_name("queue", queue))
 
     def dead_letters(self, label: str, *, limit: int = 100) -> list[letters.DeadLetter]:
-        """The failed runs with this dead-letter label, the oldest first."""
+        """The failed runs with this dead-letter label, the oldest first. Raises InvalidOption for the id of a run."""
         return letters.listed(self, label, limit)
 
     def redrive(
@@ -253,10 +254,11 @@ class Underway:
     ) -> int:
         """Let a failed run go on, at its last step, with all counters at zero; returns how many do.
 
-        A Run or a UUID is one run, with a dead-letter label or without, and may be given another `input` for that
-        step. A text is a label: all runs that have it, or `limit` of them, the oldest first. A run stays where it is
-        while another is live under its unique key. Raises PayloadError if the input does not fit the step, UnknownJob
-        if this app does not have the step, RunCancelled for a cancelled run: that is final, enqueue its input again.
+        A Run or a UUID, also as text, is one run, with a dead-letter label or without, and may be given another `input`
+        for that step. Any other text is a label: all runs that have it, or `limit` of them, the oldest first. A run
+        stays where it is while another is live under its unique key. Raises PayloadError if the input does not fit the
+        step, UnknownJob if this app does not have the step, RunCancelled for a cancelled run: that is final, enqueue
+        its input again.
         """
         return letters.redrive(self, run_or_label, input, limit, conn)
 

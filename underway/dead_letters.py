@@ -5,9 +5,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from underway import codec
+from underway import codec, options
 from underway.client import Run
 from underway.errors import InvalidOption, UnknownJob
+from underway.ids import read_id
 from underway.loading import refuse_while_loading
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class DeadLetter:
 def listed(app: "Underway", label: str, limit: int) -> list[DeadLetter]:
     from underway.postgres import control
 
+    label = options.checked_label("label", label)
     with app._own() as connection:
         rows = control.dead_letters(connection, label, limit)
     return [
@@ -86,11 +88,10 @@ def discard(app: "Underway", what: Run[Any] | UUID | str, conn: "psycopg.Connect
 
 def _run_id(what: object) -> UUID | None:
     """The id of one run; None for a label."""
-    if isinstance(what, str):
-        return None
-    if isinstance(what, Run | UUID):
-        return what.id if isinstance(what, Run) else what
-    raise InvalidOption(f"a Run, the UUID of one, or a dead-letter label is needed, not {what!r}")
+    run_id = what.id if isinstance(what, Run) else read_id(what)
+    if run_id is None and not isinstance(what, str):
+        raise InvalidOption(f"a Run, the UUID of one, or a dead-letter label is needed, not {what!r}")
+    return run_id
 
 
 def _input_type(app: "Underway", job: str, step: str) -> Any:

@@ -1,4 +1,4 @@
-"""Run ids: UUIDv7, made by whoever enqueues."""
+"""Run ids: UUIDv7, made by whoever enqueues. As text they are told from labels, which never look like one."""
 
 import threading
 import time
@@ -9,6 +9,14 @@ from uuid import UUID
 _randbits = SystemRandom().getrandbits
 _lock = threading.Lock()
 _last = 0
+
+
+def read_id(given: object) -> UUID | None:
+    """The id that this is, or is the text of; None if it is neither."""
+    try:
+        return UUID(str(given))  # some drivers have a UUID of their own
+    except ValueError:
+        return None
 
 
 def new_id() -> UUID:

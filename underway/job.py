@@ -22,7 +22,7 @@ from typing import (
 
 from typing_extensions import TypeVar, Unpack
 
-from underway import codec, manifest, options
+from underway import codec, key_fields, manifest, options
 from underway.context import Context, State
 from underway.errors import InvalidOption, JobDefinitionError, PayloadError
 from underway.handover import To
@@ -300,6 +300,7 @@ def _compile(job: str, function: Callable[..., Any], spec: manifest.Step) -> Com
     for kind in (input_type, next_type, result_type):
         if kind is not Never:
             _check_travels(where, kind)
+    _check_keys(where, spec.placement, input_type)
     return CompiledStep(function, spec, len(parameters) == 2, input_type, next_type, result_type)
 
 
@@ -344,6 +345,13 @@ def _check_travels(where: str, kind: Any) -> None:
         codec.check_type(kind)
     except PayloadError as error:
         raise JobDefinitionError(f"{where}: {error}") from error
+
+
+def _check_keys(where: str, placement: manifest.Placement, taken: Any) -> None:
+    templates = {"unique_key": placement.unique_key, "concurrency_key": placement.concurrency_key}
+    for option, template in templates.items():
+        if template is not None and (reason := key_fields.misfit(template, taken)):
+            raise JobDefinitionError(f"{where}: the {option} {template!r} {reason}")
 
 
 def _travels(kind: Any) -> bool:

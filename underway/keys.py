@@ -27,6 +27,11 @@ def checked(option: str, template: object) -> str:
     return template
 
 
+def fields(template: str) -> list[str]:
+    """What it takes from the input: "a.b" is the field b of what the field a is."""
+    return _FIELD.findall(template)
+
+
 def fill(template: str, payload: bytes) -> str:
     """The key for this input; PayloadError if a field is missing or is nothing to make a key of."""
     if "{" not in template:

@@ -4,11 +4,12 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypedDict
+from uuid import UUID
 
 import msgspec
 from typing_extensions import Unpack
 
-from underway import keys
+from underway import ids, keys
 from underway.errors import InvalidOption
 from underway.manifest import Placement, Policy, Step
 from underway.retry import RetryPolicy
@@ -26,7 +27,7 @@ class StepOptions(TypedDict, total=False):
     start, -32768 to 32767), `delay` (none), `keep` (14 days: how long a finished run stays readable),
     `concurrency_key` with `concurrency_limit` (1: of the runs of a queue with the same key so many are at work at a
     time, the others wait in line), `unique_key` (first step only: while a run of the job has this key, enqueue returns
-    that run). A key is a text in which {field} stands for a field of the step's input.
+    that run). A key is a text in which {field} stands for a field of the step's input, whose type must have it.
     Read when a run is claimed: `retry`, `timeout` (15 minutes: then the step is interrupted, and killed 5 seconds
     later), `memory_limit` (none; bytes or "1 GiB", for the worker and everything below it), `lease` (60 s: how long a
     vanished supervisor keeps a run from others; at least 1 s), `max_crashes` (3).
@@ -120,6 +121,21 @@ def checked_name(option: str, value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value or len(value) > 200:
         raise InvalidOption(f"{option} must be a text of 1 to 200 characters, not {value!r}")
     return value
+
+
+def checked_label(option: str, value: object) -> str:
+    """The name of a dead-letter label. Whatever takes either it or a run's id goes by how it looks."""
+    name = checked_name(option, value)
+    if ids.read_id(name) is not None:
+        raise InvalidOption(f"{option} must be a dead-letter label, not the id of a run, as {name!r} is")
+    return name
+
+
+def checked_id(value: object) -> UUID:
+    run_id = ids.read_id(value)
+    if run_id is None:
+        raise InvalidOption(f"the id of a run is a UUID, or the text of one, not {value!r}")
+    return run_id
 
 
 def checked_priority(value: object) -> int:

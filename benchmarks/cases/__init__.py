@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from benchmarks.cases import (
     backlog,
     bulk,
+    claimers,
     cpu,
     growth,
     latency,
@@ -38,6 +39,7 @@ CASES = {
     "notify": Case("enqueues by 32 sessions at once, beside a busy and an idle supervisor", notify.run),
     "postgres": Case("the same claims and commits without supervisor and workers", postgres.run),
     "backlog": Case("a claim beside millions of runs, and beside a snapshot that somebody holds", backlog.run),
+    "claimers": Case("the slowest claim of many supervisors that share one backlog", claimers.run),
     "procs": Case("growth with the number of workers", growth.procs),
     "payload": Case("growth with the size of the payload", growth.payload),
     "step_length": Case("growth with the length of a step", growth.step_length),

@@ -72,6 +72,12 @@ def killed(cx: Context) -> None:
 
 
 @deed
+def terminated(cx: Context) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # another deed may have taken it
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@deed
 def segfault(cx: Context) -> None:
     ctypes.string_at(0)
 

@@ -1,5 +1,6 @@
 """What happens to supervisors, by chance: work, cancels, locks, cuts, stops, kills, reloads, stalls."""
 
+import signal
 from typing import TYPE_CHECKING, Any
 
 from simulation.app import JOBS, LEASE, LIMITS
@@ -45,7 +46,9 @@ def strike(world: "World") -> None:
         someone.ask_to_stop()
         if rng.random() < 0.3:
             world.loop.call_later(rng.uniform(0, GRACE), someone.stop.now.set)
-    elif dice < 0.77:
+    elif dice < 0.765:
+        someone.terminate_all()
+    elif dice < 0.775:
         someone.kill()
     elif dice < 0.78:
         someone.reload(rng.choice(["even", "odd"]))
@@ -53,7 +56,7 @@ def strike(world: "World") -> None:
         _stall(world, rng.choice([0.05, 0.5, 1.5 * LEASE]))
     elif dice < 0.8 and someone.crew.active:
         worker: Any = rng.choice(someone.crew.active)
-        worker.die(-9, 0.001)
+        worker.die(-rng.choice([signal.SIGKILL, signal.SIGTERM]), 0.001)
 
 
 def _stall(world: "World", seconds: float) -> None:

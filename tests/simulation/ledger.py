@@ -22,6 +22,7 @@ class Ledger:
         self.announced: set[int] = set()  # tokens of which a worker has said that it begins
         self.executed: set[int] = set()  # tokens of which a worker has begun the user's code
         self.produced: dict[int, str] = {}  # and how that ended
+        self.blameless: set[int] = set()  # tokens whose workers died of what told their supervisor to stop
         self.children: dict[int, list[str]] = {}  # the runs that it has asked for with cx.enqueue
         self._loop = loop
 
@@ -57,6 +58,8 @@ class Ledger:
             raise Broken(f"{run} {token}: succeeded, but its worker has produced {produced}")
         if outcome == "crashed" and produced in ("next", "done"):
             raise Broken(f"{run} {token}: crashed, but its worker has produced {produced}")
+        if outcome == "crashed" and token in self.blameless:
+            raise Broken(f"{run} {token}: crashed, but it was stopped with its supervisor")
         self.write(run, step, token, outcome)
 
     def write(self, run: str, step: str, token: int, outcome: str) -> None:

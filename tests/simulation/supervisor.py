@@ -29,6 +29,8 @@ MOST_UNCOMMITTED = 12
 MOST_CLAIMED = 20
 MOST_AHEAD = 6
 MOST_WORKERS = 3
+# Between the first and the last TERM of those that are sent together.
+LATE_SECONDS = 0.1
 _pids = itertools.count(10_000)
 
 
@@ -81,6 +83,16 @@ class Supervisor:
         self.loop.note("stop of supervisor", self.number)
         self.stop.drain()
 
+    def terminate_all(self) -> None:
+        """TERM to all of a unit: to us, and to the workers, who die of it, in any order."""
+        rng, loop = self.loop.rng, self.loop
+        loop.note("TERM to all of supervisor", self.number)
+        # As asyncio does it: what a signal is to do is done a turn after it was seen.
+        loop.happen(rng.uniform(0, LATE_SECONDS), lambda: loop.call_soon(self.ask_to_stop))
+        for worker in self.crew.workers:
+            assert isinstance(worker, FakeWorker)
+            loop.happen(rng.uniform(0, LATE_SECONDS), worker.terminated_with_all)
+
     def kill(self) -> None:
         """SIGKILL, and its keeper kills the workers."""
         self.loop.note("kill of supervisor", self.number)
@@ -95,7 +107,8 @@ class Supervisor:
     # What must hold
 
     def check(self) -> None:
-        """Every task that is held waits in one place, is in one worker, or has ended and is on its way to Postgres.
+        """Every task that is held waits in one place, is in one worker, was in one whose death is yet to be judged, or
+        has ended and is on its way to Postgres.
 
         In every turn, so it is written to be quick.
         """
@@ -107,6 +120,7 @@ class Supervisor:
         waiting = len(places)
         for worker in self.crew.active:  # no others have any
             places += worker.tasks
+        places += self.service._endings.unjudged
         here = set(places)
         if len(places) != len(here):
             raise Broken(f"in two places: {sorted(token for token in here if places.count(token) > 1)}")

@@ -153,6 +153,11 @@ class FakeWorker(WorkerProcess):
             self._mind.die()
             self._clock.happen(seen_after, lambda: self._see_death(code))
 
+    def terminated_with_all(self) -> None:
+        if not self._mind.dead and self._mind.runs is not None:
+            self._mind.ledger.blameless.add(self._mind.runs.token)
+        self.die(-signal.SIGTERM, self._rng.uniform(0, 0.01))
+
     def vanish(self) -> None:
         """Together with its supervisor; nobody sees it."""
         self._mind.die()

@@ -21,7 +21,7 @@ class WorkerLoop:
         self.rng = self.clock.rng
         self.runs: wire.Task | None = None
         self.dead = False  # executes nothing any more; its death may not have been seen yet
-        self._ledger = where.database.ledger
+        self.ledger = where.database.ledger
         self._code = code
         self._steps = Steps(self, where, owner)
         self._queue: deque[wire.Task] = deque()
@@ -58,7 +58,7 @@ class WorkerLoop:
                 self.poke()
             return
         task = self._queue.popleft()
-        self._ledger.announced.add(task.token)
+        self.ledger.announced.add(task.token)
         self.write(*([] if task.token == self._announced else [wire.Started(task.token)]))
         self._announced = None  # once: it may be skipped, and come again
         # Between this and the look into the inbox a Revoke may come.
@@ -107,10 +107,10 @@ class WorkerLoop:
         self._look()
         self._announced = self._queue[0].token if self._queue else None
         if self._announced is not None:
-            self._ledger.announced.add(self._announced)
+            self.ledger.announced.add(self._announced)
         self._unwritten.append(result._replace(then=self._announced))
         if not self.where.calm and self.rng.random() < 0.002:
-            self._ledger.produced[task.token] = "cut off in the middle of writing"
+            self.ledger.produced[task.token] = "cut off in the middle of writing"
             self.process.die(-9, 0.001)
             return
         self._wake()

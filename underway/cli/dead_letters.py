@@ -7,7 +7,7 @@ import click
 
 from underway.cli.database import connect, database_option
 from underway.cli.ending import redrive_one
-from underway.cli.find import find_run
+from underway.cli.find import find_run, refuse_id
 from underway.cli.output import json_option, print_done, print_rows
 from underway.cli.table import Column
 from underway.cli.words import age, count, headline
@@ -23,6 +23,7 @@ _DEAD_LETTER = ("id", "job", "step", "queue", "error", "input", "finished_at", "
 @json_option
 def dead_letters(label: str | None, limit: int, database: str | None, as_json: bool) -> None:
     """List the dead-letter labels, or the runs with one LABEL, the oldest first."""
+    refuse_id(label, "a label", "underway show")
     with connect(database) as connection:
         now = runs.clock(connection)
         if label is None:
@@ -74,6 +75,7 @@ def redrive(
         raise click.UsageError("--limit needs --label LABEL")
     if label is not None and given is not None:
         raise click.UsageError("--input is for one RUN")
+    refuse_id(label, "a label", "underway redrive")
     with connect(database) as connection:
         if run is not None:
             run_id, _ = redrive_one(connection, run, given)
@@ -95,6 +97,7 @@ def discard(run: str | None, label: str | None, database: str | None, as_json: b
     """
     if (run is None) == (label is None):
         raise click.UsageError("give a RUN, or --label LABEL")
+    refuse_id(label, "a label", "underway discard")
     with connect(database) as connection:
         if run is not None:
             run_id = find_run(connection, run)

@@ -7,6 +7,7 @@ import click
 
 from underway.cli.database import Connection
 from underway.cli.words import printable
+from underway.ids import read_id
 from underway.postgres import people
 
 
@@ -16,6 +17,12 @@ def find_run(connection: Connection, given: str) -> UUID:
 
 def find_supervisor(connection: Connection, given: str) -> UUID:
     return _find(connection, "supervisor", given, people.supervisors_like, "see underway supervisors")
+
+
+def refuse_id(given: str | None, kind: str, instead: str) -> None:
+    """For what names many runs: none has the name of an id, which was meant as one."""
+    if given is not None and read_id(given) is not None:
+        raise click.UsageError(f"{given} is the id of a run, not {kind}: {instead} {given}")
 
 
 def _find(

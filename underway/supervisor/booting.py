@@ -106,7 +106,13 @@ class Boots:
 
 
 class BootError(Exception):
-    """The first worker did not come up; the message holds its traceback or its last output."""
+    """The first worker did not come up; the message holds its traceback or its last output. `terminated` if it died of
+    a TERM, which may have been sent to us too.
+    """
+
+    def __init__(self, message: str, *, terminated: bool) -> None:
+        super().__init__(message)
+        self.terminated = terminated
 
 
 def working_folder() -> str | None:

@@ -54,6 +54,8 @@ class Cancels:
         for task in self._stopping:
             if task.worker is not None and task.started_at is None:
                 self._dispatch.add_first(self._dispatch.take_back(task.worker))
+            if task.worker is None and task.started_at is not None:
+                continue  # its worker has died: when that has been judged, in a moment, it ends as cancelled
             if task.worker is None:
                 self._dispatch.drop(task)
                 self._endings.settle(task, Seen.CANCELLED, "cancelled before it began")

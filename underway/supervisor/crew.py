@@ -224,7 +224,7 @@ class Crew:
         if self._stopping or self._is_old(worker):
             return
         if not self.first_manifest.done():  # it ends us, with these words
-            self.first_manifest.set_exception(BootError(why))
+            self.first_manifest.set_exception(BootError(why, terminated=worker.terminated))
             self.stop_booting()
             return
         self._boots.failed(worker.slot, why)

@@ -53,6 +53,7 @@ class Drain:
         """Whether it was clean: everything that ran came to its own end, and is durable."""
         self._crew.stop_booting()
         self._dispatch.closed = True
+        self._endings.judge_all()
         self._release_waiting()
         finished = await self._stop.settled(self._nothing_runs, grace)
         if not finished and not self._stop.now.is_set():
@@ -60,6 +61,8 @@ class Drain:
             await self._stop.settled(self._nothing_runs, CLEANUP_SECONDS)
         if not self._nothing_runs():
             await self._kill()
+        # Workers that died of the very signal that told us to stop have not let it finish, either.
+        finished = finished and not self._endings.ends[Seen.KILLED_SHUTDOWN]
         return await self._flush() and finished
 
     def _release_waiting(self) -> None:

@@ -1,11 +1,13 @@
 """What workers say about tasks, and what their deaths mean for them: one verdict per attempt."""
 
+import asyncio
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable
 from logging import getLogger
+from typing import NamedTuple
 
 from underway import wire
 from underway.postgres.endings import Attempt, succeed
@@ -15,6 +17,7 @@ from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.headline import headline
 from underway.supervisor.kernel_kills import KernelKills
 from underway.supervisor.limits import about_task
+from underway.supervisor.shutdown import TERM_SECONDS
 from underway.supervisor.task import Task
 from underway.supervisor.verdict import VERDICTS, Seen, settle, what_follows
 from underway.supervisor.worker_process import WorkerProcess
@@ -25,8 +28,18 @@ worker_log = getLogger("underway.worker")
 _LONGEST_HEADLINE = 200
 
 
+class Death(NamedTuple):
+    """Of a worker with a task that it had begun, when we heard of it."""
+
+    worker: WorkerProcess
+    task: Task
+    at: float
+
+
 class Endings:
-    """Listens to the crew. `on_settled` is called after each batch of messages, when workers may be free."""
+    """Listens to the crew. `on_settled` is called after each batch of messages, when workers may be free; `stopping`
+    tells whether we have been told to stop.
+    """
 
     def __init__(
         self,
@@ -38,6 +51,7 @@ class Endings:
         *,
         rng: random.Random,
         on_settled: Callable[[], None],
+        stopping: Callable[[], bool],
     ) -> None:
         self._dispatch = dispatch
         self._commits = commits
@@ -46,6 +60,8 @@ class Endings:
         self._kernel_kills = kernel_kills
         self._rng = rng
         self._on_settled = on_settled
+        self._stopping = stopping
+        self.unjudged: dict[int, Death] = {}  # by token: those of which it is not clear yet who is to blame
         self.ends: Counter[str] = Counter()  # kills by their reason, and runs lost with their leases
 
     def received(self, worker: WorkerProcess, message: wire.Message) -> None:
@@ -80,17 +96,42 @@ class Endings:
             if task.token not in self._held:
                 continue  # lost: nothing may be written any more
             if task.started_at is not None:
-                seen = self._seen_of_death(worker, task)
-                if seen.startswith("killed"):
-                    self.ends[seen] += 1
                 task.peak_rss = max(task.peak_rss, worker.peak_rss)
-                self.settle(task, seen, _evidence(worker, seen), pid=worker.pid)
+                self.unjudged[task.token] = Death(worker, task, time.monotonic())
+                self._judge_in_time(task.token)
             elif self._dispatch.closed:
                 self.release(task)
             else:
                 self._dispatch.add([task])
-        if not tasks and worker.kill_reason is None and worker.manifest is not None and not self._dispatch.closed:
+        if not tasks and worker.kill_reason is None and worker.manifest is not None and not self._stopping():
             log.warning("an idle worker %s", worker.death, extra={"about": {"worker": worker.slot}})
+
+    def _judge_in_time(self, token: int) -> None:
+        """At once, but for a TERM that may have been sent to all of us: systemd's default is to stop a unit like that.
+        It has killed the worker, and we are about to hear of our own; which of the two we see first is chance.
+        """
+        if self.unjudged[token].worker.terminated and not self._stopping():
+            loop = asyncio.get_running_loop()
+            # And a turn of the loop more: if we stood still for so long, our own signal is only heard in that.
+            loop.call_later(TERM_SECONDS, loop.call_soon, self._judge, token)
+        else:
+            self._judge(token)
+
+    def judge_all(self) -> None:
+        """For a supervisor that stops, and knows it."""
+        for token in list(self.unjudged):
+            self._judge(token)
+
+    def _judge(self, token: int) -> None:
+        death = self.unjudged.pop(token, None)
+        if death is None or token not in self._held:
+            return  # judged in the meantime, or lost
+        worker, task, at = death
+        seen = self._seen_of_death(worker, task)
+        if seen.startswith("killed"):
+            self.ends[seen] += 1
+        attempt = Attempt(VERDICTS[seen].outcome, None, task.started_at, at, worker.pid, None, task.peak_rss or None)
+        self.settle(task, seen, _evidence(worker, seen), attempt=attempt)
 
     def _started(self, worker: WorkerProcess, token: int) -> None:
         if task := worker.tasks.get(token):
@@ -135,7 +176,6 @@ class Endings:
         seen: Seen,
         error: str,
         *,
-        pid: int | None = None,
         attempt: Attempt | None = None,
         retry_after: float | None = None,
     ) -> None:
@@ -144,9 +184,7 @@ class Endings:
             seen = Seen.CANCELLED
         outcome = VERDICTS[seen].outcome
         if attempt is None:
-            attempt = Attempt(
-                outcome, started=task.started_at, ended=time.monotonic(), pid=pid, peak_rss=task.peak_rss or None
-            )
+            attempt = Attempt(outcome, started=task.started_at, ended=time.monotonic())
         row = settle(task, seen, attempt._replace(outcome=outcome, error=error), self._rng, retry_after)
         self._commits.submit(Ended(task, row, []))
         if task.started_at is not None:
@@ -177,7 +215,7 @@ class Endings:
             return Seen(worker.kill_reason[1]) if worker.kill_reason[0] == task.token else Seen.KILLED_FOR_ANOTHER
         if worker.exit_code == -signal.SIGKILL and self._kernel_kills.explains_one():
             return Seen.OUT_OF_MEMORY
-        return Seen.DIED
+        return Seen.KILLED_SHUTDOWN if worker.terminated and self._stopping() else Seen.DIED
 
     def _forward(self, worker: WorkerProcess, task: Task | None, level: int, logger: str, payload: bytes) -> None:
         if worker_log.isEnabledFor(level):

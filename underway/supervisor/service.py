@@ -76,6 +76,7 @@ class Service:
             self._kernel_kills,
             rng=rng,
             on_settled=self._hand_out,
+            stopping=stop.draining.is_set,
         )
         self._claims = Claims(
             store,

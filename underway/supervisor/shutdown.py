@@ -9,6 +9,9 @@ from logging import getLogger
 
 log = getLogger("underway.supervisor")
 
+# A TERM that was sent to us and to our workers may reach them, and their deaths us, so much earlier.
+TERM_SECONDS = 0.5
+
 
 class ExitCode(IntEnum):
     """What underway-supervisor returns."""

@@ -151,6 +151,11 @@ class WorkerProcess:
         return self._process.returncode
 
     @property
+    def terminated(self) -> bool:
+        """Died of a TERM, which never comes from us."""
+        return self.exit_code == -signal.SIGTERM
+
+    @property
     def most_handed(self) -> int:
         """How many tasks it may be handed at once: one after the other if it is to be replaced between two of them."""
         return 1 if self.due else self.wear.tasks_left
