@@ -260,7 +260,7 @@ def test_a_supervisor_runs_what_was_committed(
     caller.rollback()
     made = caller.enqueue(clients.echoes, "there")
     caller.commit()
-    start_supervisor("clients", "--until-idle").wait()
+    start_supervisor("clients", "--procs", "1", "--until-idle").wait()
     assert clients.app.get_run(made).status() is Status.SUCCEEDED
     assert connection.execute("select id from underway.runs").fetchall() == [(made,)]
     assert gone != made

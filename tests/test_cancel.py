@@ -443,7 +443,7 @@ def test_the_reaper_closes_it_when_its_supervisor_is_killed_meanwhile(
     assert run.status() is Status.IN_PROGRESS
     second = start("--procs", "1")
     assert run.wait(20) is Status.CANCELLED
-    assert "run taken back, cancelled" in second.log
+    second.until("run taken back, cancelled")
     assert outcomes(connection) == {"cancelled": 1}
 
 

@@ -305,7 +305,7 @@ def test_what_becomes_of_runs(app: Underway, connection: Connection, database: s
     dying = clients.dying.enqueue()
     wrong = clients.wrong.enqueue()
     refused = clients.refused.enqueue(str(order.id))
-    supervisor = start_supervisor("clients")
+    supervisor = start_supervisor("clients", "--procs", "1")
 
     assert order.result(20) == Order(7, STRANGE)
     assert echoed.result(20) == {STRANGE: [STRANGE, None, 1.5]}
@@ -403,7 +403,7 @@ def test_the_databases_own_styles_do_not_matter(
         connection.execute(sql.SQL("alter database {} set " + setting).format(sql.Identifier(connection.info.dbname)))
     (many,) = clients.handing.enqueue_many([1])
     runs = [many, clients.handing.enqueue(1)]
-    start_supervisor("clients")
+    start_supervisor("clients", "--procs", "1")
     for run in runs:
         assert run.result(20) == "from 1"
         for attempt in run.attempts():
@@ -415,7 +415,7 @@ def test_children_exist_if_their_parent_succeeded(
 ) -> None:
     parent = clients.spawning.enqueue(2)
     childless = clients.spawning.enqueue(99)
-    start_supervisor("clients")
+    start_supervisor("clients", "--procs", "1")
     echo_id, later_id = parent.result(20)
     assert app.get_run(echo_id).result(20) == "attempt 2"
     assert app.get_run(later_id).status() is Status.WAITING
@@ -426,7 +426,7 @@ def test_children_exist_if_their_parent_succeeded(
 
 def test_cancel_while_it_runs_or_afterwards(app: Underway, start_supervisor: Start) -> None:
     run, finished = clients.sleeping.enqueue(60), clients.echoes.enqueue(1)
-    start_supervisor("clients")
+    start_supervisor("clients", "--procs", "2")
     eventually(lambda: run.status() is Status.IN_PROGRESS)
     assert finished.wait(20) is Status.SUCCEEDED
     assert not finished.cancel()
@@ -437,7 +437,7 @@ def test_runs_of_a_renamed_step_are_taken_over(app: Underway, connection: Connec
     first, last = clients.renamed.enqueue(1), clients.renamed.enqueue(2)
     connection.execute("update underway.run set step = 'start' where id = %s", [first.id])
     connection.execute("""update underway.run set step = 'last', input = '"x"' where id = %s""", [last.id])
-    start_supervisor("clients")
+    start_supervisor("clients", "--procs", "1")
     assert (first.result(20), last.result(20)) == ("from 1", "x")
     # recorded under the name it stood at; what follows has today's
     assert [attempt.step for attempt in first.attempts()] == ["start", "second"]

@@ -57,7 +57,7 @@ def test_cancel_by_id_job_and_key(connection: Connection, database: str) -> None
 def test_cancel_a_run_in_progress(bind: Bind, start_supervisor: Start, database: str, tmp_path: Path) -> None:
     bind(states.app)
     run = states.lasting.enqueue(Order(1))
-    start_supervisor("states", env={"STATES_FOLDER": str(tmp_path)})
+    start_supervisor("states", "--procs", "1", env={"STATES_FOLDER": str(tmp_path)})
     eventually(lambda: run.status() == Status.IN_PROGRESS)
     assert output("cancel", str(run.id), database=database) == f"cancelling {run.id}: its step is being stopped\n"
     assert run.wait(20) == Status.CANCELLED
@@ -102,7 +102,7 @@ def test_a_paused_queue_begins_nothing_until_it_is_resumed(
         assert done.stderr == f"{note}undo it by: underway resume pdf\n"
     assert "pdf    paused" in output("queues", database=database)
     paused, free = states.refusing.enqueue(Order(1)), states.orders.enqueue(Order(1))
-    start_supervisor("states")
+    start_supervisor("states", "--procs", "1")
     assert free.wait(20) == Status.SUCCEEDED
     assert paused.status() == Status.PENDING
     assert document("resume", "pdf", database=database) == {

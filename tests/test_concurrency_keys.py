@@ -503,7 +503,7 @@ def test_steps_hand_over_their_keys(
 def test_the_promoter_tries_again_when_a_stranger_lets_go(
     database: str, connection: Connection, app: Underway, start_supervisor: Callable[..., Supervisor]
 ) -> None:
-    start_supervisor("keyed").until("serving")
+    start_supervisor("keyed", "--procs", "1").until("serving")
     with psycopg.connect(database) as stranger:
         stranger.execute("select pg_advisory_xact_lock(hashtextextended('default' || chr(31) || '1', 0))")
         locked, free = keyed.syncs.enqueue({"account": 1}), keyed.syncs.enqueue({"account": 2})

@@ -97,7 +97,7 @@ def test_a_supervisor_goes_on_with_the_rest_and_begins_again_at_once(
     app.migrate()
     assert app.pause("default")
     run = basic.numbers.enqueue(1)
-    start_supervisor("basic")
+    start_supervisor("basic", "--procs", "1")
     eventually(lambda: value(connection, "select count(*) from underway.supervisor where idle"))
     assert run.status() is Status.PENDING
     assert app.resume("default")

@@ -50,7 +50,7 @@ def test_what_a_page_shows_runs(
             continue
         if language == "console":
             (served,) = re.findall(r"^\$ underway-supervisor (\w+):app$", text, re.MULTILINE)
-            start_supervisor(f"{tmp_path / served}.py:app").until("serving")
+            start_supervisor(f"{tmp_path / served}.py:app", "--procs", "1").until("serving")
             continue
         name = re.match(r"# (\w+\.py)\n", text)
         assert name is not None, f"a block of docs/{page}.md does not name its file: {text[:60]!r}"

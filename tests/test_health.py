@@ -38,7 +38,7 @@ def test_a_supervisor_at_work_is_well_and_one_that_was_killed_is_not_there(
 
     assert ask() == (1, f"unhealthy: no supervisor of host {HOST} is alive\n")
     label(connection, pid=os.getpid(), minutes=4, host="elsewhere")
-    supervisor = start_supervisor("basic")
+    supervisor = start_supervisor("basic", "--procs", "1")
     supervisor.until("serving")
     eventually(lambda: value(connection, "select count(*) from underway.supervisor") == 2)
     assert ask() == (0, "healthy: 1 supervisor\n")
@@ -69,7 +69,7 @@ def test_one_that_is_silent_or_in_trouble_is_named(connection: Connection, datab
 def test_code_that_does_not_boot_is_told(database: str, start_supervisor: Start, tmp_path: Path) -> None:
     app = tmp_path / "breaking.py"
     app.write_text((APPS / "basic.py").read_text())
-    supervisor = start_supervisor(f"{app}:app")
+    supervisor = start_supervisor(f"{app}:app", "--procs", "1")
     supervisor.until("serving")
     app.write_text("raise RuntimeError('not today')")
     supervisor.send(signal.SIGHUP)

@@ -175,7 +175,7 @@ def test_a_worker_has_no_database_driver(
 ) -> None:
     bind(modules.app)
     run = modules.modules.enqueue()
-    start_supervisor("modules")
+    start_supervisor("modules", "--procs", "1")
     loaded = set(run.result(timeout=20))
     assert "underway.worker.main" in loaded
     assert not {name for name in loaded if name.split(".")[0] in ("psycopg", "psycopg_pool", "psycopg_binary")}

@@ -178,7 +178,7 @@ def test_importing_has_no_effects(folder: Path, effect: str) -> None:
 
 def test_a_worker_refuses_effects_and_says_where(folder: Path, start_supervisor: Callable[..., Supervisor]) -> None:
     file = write(folder / "loading_effect.py", APP + STEP + "job.enqueue()\n")
-    supervisor = start_supervisor(f"{file}:app")
+    supervisor = start_supervisor(f"{file}:app", "--procs", "1")
     assert supervisor.wait() == 3
     assert "ImportSideEffect: enqueue was called while" in supervisor.log
     assert "move this under if __name__ == '__main__':" in supervisor.log

@@ -41,7 +41,7 @@ def test_json_lines_parse_and_carry_what_they_are_about(
     bind(talking.app)
     said = talking.sayings.enqueue("it")
     garbled = talking.garbled.enqueue(1)
-    supervisor = start_supervisor("talking", "--until-idle", "--log-format", "json")
+    supervisor = start_supervisor("talking", "--procs", "1", "--until-idle", "--log-format", "json")
     assert supervisor.wait() == 0
     lines = [json.loads(line) for line in supervisor.log_file.read_text(encoding="utf-8").splitlines()]
     for line in lines:
@@ -69,7 +69,7 @@ def test_binary_output_hurts_nobody(
 ) -> None:
     bind(talking.app)
     runs = talking.garbled.enqueue_many(range(20))
-    supervisor = start_supervisor("talking", "--until-idle")
+    supervisor = start_supervisor("talking", "--procs", "1", "--until-idle")
     assert supervisor.wait() == 0
     assert [run.result() for run in runs] == list(range(20))
     assert outcomes(connection) == {"succeeded": 20}

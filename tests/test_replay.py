@@ -55,7 +55,7 @@ def test_a_failed_run_fails_again_where_it_stands(
     bind(replaying.app)
     run, killing = replaying.bookings.enqueue(Order(8, "fails")), replaying.bookings.enqueue(Order(9, "kills"))
     well = replaying.bookings.enqueue(Order(1))
-    supervisor = start_supervisor("replaying")
+    supervisor = start_supervisor("replaying", "--procs", "1")
     assert [one.wait(20) for one in (run, killing, well)] == [Status.FAILED, Status.FAILED, Status.SUCCEEDED]
     supervisor.end()
     before = dump(connection)
@@ -94,7 +94,7 @@ def test_while_its_supervisor_runs_it(
     """And neither hears of the other; the kill of the real one leaves this one's transaction alone."""
     bind(replaying.app)
     run = replaying.bookings.enqueue(Order(7, "waits"))
-    start_supervisor("replaying", env={"REPLAY_FOLDER": str(stage)})
+    start_supervisor("replaying", "--procs", "1", env={"REPLAY_FOLDER": str(stage)})
     eventually(lambda: list(stage.iterdir()), what="the step is at work")
     # The table that both create is the first one's until it ends.
     command = [sys.executable, "-m", "underway.cli.admin", "replay", APP, str(run.id), "--database", database]

@@ -225,7 +225,7 @@ def test_supervisors_need_no_superuser(
         owner.execute("create table underway.written (attempt int)")
     app = tmp_path / "owned.py"
     app.write_text(OWNED)
-    supervisor = start_supervisor(f"{app}:app", "--database", roles.owner)
+    supervisor = start_supervisor(f"{app}:app", "--procs", "1", "--database", roles.owner)
     with connect(roles.enqueuer) as enqueuer, connect(roles.owner) as owner:
         eventually(lambda: value(owner, "select exists (select from underway.job where name = 'owned')"))
         run = value(enqueuer, "select underway.enqueue('owned', '5')")

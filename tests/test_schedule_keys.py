@@ -161,7 +161,7 @@ def test_supervisors_fire_schedules_with_keys(
         scheduled.unique.enqueue(Site(7), conn=caller)
         wait_for(connection, "unfit", "now() - interval '3 s'")
         wait_for(connection, "undecided", "now() - interval '2 s'")
-        supervisor = start_supervisor("scheduled")
+        supervisor = start_supervisor("scheduled", "--procs", "1")
         supervisor.until("the key 'site {number}' needs the field number")
         wait_for(connection, "line", "now()")
         finished = "select array_agg(schedule) from underway.finished_run"

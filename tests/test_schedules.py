@@ -150,7 +150,7 @@ def test_importing_an_app_schedules_nothing(call: str, database: str, tmp_path: 
 
 def test_a_step_schedules_only_in_its_own_transaction(app: Underway, start_supervisor: Start) -> None:
     run = scheduled.refusing.enqueue()
-    start_supervisor("scheduled")
+    start_supervisor("scheduled", "--procs", "1")
     assert "InsideStep" in run.result(20)
     assert "conn=cx.tx" in run.result()
     assert app.schedules() == []
@@ -284,7 +284,7 @@ def test_nothing_is_read_that_is_not_due_or_not_asked_for(firing: Firing, connec
 def test_every_step_and_attempt_knows_its_slot(app: Underway, connection: Connection, start_supervisor: Start) -> None:
     scheduled.reports.schedule("@daily[Asia/Tokyo]", Site(7))
     slot = wait_for(connection, "default", "now() - interval '5 days'")
-    start_supervisor("scheduled")
+    start_supervisor("scheduled", "--procs", "1")
     run_id = eventually(lambda: connection.execute("select id from underway.runs").fetchone())
     assert run_id is not None  # for mypy: it would have failed
     (schedule,) = app.schedules()
@@ -298,7 +298,7 @@ def test_every_step_and_attempt_knows_its_slot(app: Underway, connection: Connec
 
 
 def test_a_running_supervisor_sees_changes(app: Underway, connection: Connection, start_supervisor: Start) -> None:
-    supervisor = start_supervisor("scheduled")
+    supervisor = start_supervisor("scheduled", "--procs", "1")
     assert scheduled.numbers.enqueue(Site(0)).result(20) == 0
 
     def results() -> list[Any]:
@@ -322,7 +322,7 @@ def test_a_running_supervisor_sees_changes(app: Underway, connection: Connection
 
 def test_a_slot_is_on_time(app: Underway, connection: Connection, start_supervisor: Start) -> None:
     """A supervisor sleeps until the slot, not until its next poll."""
-    supervisor = start_supervisor("scheduled")
+    supervisor = start_supervisor("scheduled", "--procs", "1")
     supervisor.until("serving")
     late: list[timedelta] = []
     for name in ("one", "two", "three"):
@@ -349,7 +349,7 @@ def test_what_cannot_be_fired_here_hinders_nothing(
     )
     with psycopg.connect(connection.info.dsn) as stranger:
         stranger.execute("select from underway.schedule where name = 'locked' for update")
-        supervisor = start_supervisor("scheduled")
+        supervisor = start_supervisor("scheduled", "--procs", "1")
         eventually(lambda: states(connection) == {"succeeded": 1})
         supervisor.until("no time zone 'Mars/Olympus'")
         supervisor.until("'now and then' has 3")
@@ -362,7 +362,7 @@ def test_what_cannot_be_fired_here_hinders_nothing(
 def test_a_skipped_slot_is_said(app: Underway, connection: Connection, start_supervisor: Start) -> None:
     scheduled.sleeping.schedule(NEVER_SOON, 60.0, overlap=False)
     wait_for(connection, "default", "now()")
-    supervisor = start_supervisor("scheduled")
+    supervisor = start_supervisor("scheduled", "--procs", "1")
     (run,) = eventually(lambda: runs_of(connection))
     eventually(lambda: app.get_run(run["id"]).status() is Status.IN_PROGRESS)
     wait_for(connection, "default", "now()")

@@ -206,7 +206,7 @@ def test_exit_codes_name_what_is_wrong(start_supervisor: Callable[..., Superviso
     """And beside these those of test_cli, which are asked of every command."""
 
     def ended(*options: str) -> tuple[int, str]:
-        supervisor = start_supervisor("basic", *options)
+        supervisor = start_supervisor("basic", "--procs", "1", *options)
         return supervisor.wait(), supervisor.log
 
     secret = "s3cr3t"
@@ -226,7 +226,7 @@ def test_the_log_never_tells_the_password(
     bind(basic.app)
     run = basic.numbers.enqueue(1)
     secret = make_conninfo(database, password="s3cr3t")
-    supervisor = start_supervisor("basic", "--verbose", "--database", secret)
+    supervisor = start_supervisor("basic", "--procs", "1", "--verbose", "--database", secret)
     assert run.result(30) == 1
     os.kill(supervisor.pid, signal.SIGTERM)
     assert supervisor.wait() == 0

@@ -179,7 +179,7 @@ def test_an_open_transaction_with_the_key_decides_first(database: str, connectio
 def test_a_run_keeps_its_unique_key_through_its_steps(start_supervisor: Callable[..., Supervisor]) -> None:
     run: Run[Any] = keyed.same.enqueue({"account": 1}, unique_key="once", delay=timedelta(seconds=0.3))
     assert keyed.same.enqueue({"account": 1}, unique_key="once") == run
-    start_supervisor("keyed")
+    start_supervisor("keyed", "--procs", "1")
     assert run.wait(20) is Status.SUCCEEDED
     assert keyed.same.enqueue({"account": 1}, unique_key="once").created
 

@@ -113,7 +113,7 @@ def test_nothing_a_worker_started_outlives_it(
     daemons.mkdir()
     bind(hostile.app)
     run = hostile.hostile.enqueue("leaves_daemons")
-    supervisor = start_supervisor("hostile", env={"HOSTILE_FOLDER": str(daemons)})
+    supervisor = start_supervisor("hostile", "--procs", "1", env={"HOSTILE_FOLDER": str(daemons)})
     assert run.wait(30) is Status.SUCCEEDED
     assert len(os.listdir(daemons)) == 5
     eventually(lambda: not any(_lives(int(pid)) for pid in os.listdir(daemons)), within=1, what="the daemons end")
@@ -128,7 +128,7 @@ def test_a_run_that_keeps_killing_is_quarantined_with_evidence(
     bind(hostile.app)
     run = hostile.poisonous.enqueue("segfault")
     innocents = hostile.innocents.enqueue_many(range(50))
-    assert start_supervisor("hostile", "--until-idle").wait() == 0
+    assert start_supervisor("hostile", "--procs", "1", "--until-idle").wait() == 0
     assert run.status() is Status.FAILED
     assert [(attempt.number, attempt.outcome) for attempt in run.attempts()] == [(1, "crashed"), (2, "crashed")]
     row = connection.execute(
@@ -235,7 +235,7 @@ BOOT_DEATHS = {
 def test_an_app_that_does_not_boot_ends_the_supervisor(
     how: str, connection: psycopg.Connection[Any], start_supervisor: Callable[..., Supervisor]
 ) -> None:
-    supervisor = start_supervisor("broken", env={"BROKEN": how})
+    supervisor = start_supervisor("broken", "--procs", "1", env={"BROKEN": how})
     assert supervisor.wait() == 3
     assert re.search(BOOT_DEATHS[how], supervisor.log), supervisor.log
     assert supervisor.log.count("does not boot") == 1
