@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,9 +58,11 @@ def test_cancel_by_id_job_and_key(connection: Connection, database: str) -> None
 def test_cancel_a_run_in_progress(bind: Bind, start_supervisor: Start, database: str, tmp_path: Path) -> None:
     bind(states.app)
     run = states.lasting.enqueue(Order(1))
-    start_supervisor("states", "--procs", "1", env={"STATES_FOLDER": str(tmp_path)})
+    supervisor = start_supervisor("states", "--procs", "1", env={"STATES_FOLDER": str(tmp_path)})
     eventually(lambda: run.status() == Status.IN_PROGRESS)
+    supervisor.send(signal.SIGSTOP)  # or it may have closed the run before the command has looked at it again
     assert output("cancel", str(run.id), database=database) == f"cancelling {run.id}: its step is being stopped\n"
+    supervisor.send(signal.SIGCONT)
     assert run.wait(20) == Status.CANCELLED
     assert f"run {run.id} cannot be cancelled: it is cancelled" in refusal("cancel", str(run.id), database=database)
 
