@@ -18,6 +18,7 @@ from psycopg.rows import dict_row
 from underway import Underway
 from underway.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
 from underway.postgres import migrate, runs
+from underway.postgres.queries import statements
 from underway.postgres.session import Session
 
 KNOWN = migrate.migrations()
@@ -191,7 +192,7 @@ def test_it_may_take_longer_than_a_transaction_of_its_role(empty_database: str, 
     name = sql.Identifier(empty.info.dbname)
     empty.execute(sql.SQL("alter database {} set transaction_timeout = '50ms'").format(name))
     empty.commit()
-    empty.execute(migrate.statements()["lock_migrations"])
+    empty.execute(statements()["lock_migrations"])
     end = threading.Timer(0.3, empty.rollback)
     with psycopg.connect(empty_database, autocommit=True) as connection:
         end.start()
