@@ -204,6 +204,21 @@ def test_wrong_options(arguments: tuple[str, ...]) -> None:
     assert done.stderr.startswith("Usage: ")
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (SUPERVISOR, ("basic.py:app", "--grace", "nan")),
+        (SUPERVISOR, ("basic.py:app", "--max-age", "NaN")),
+        (ADMIN, ("shutdown", "--all", "--wait", "-nan")),
+    ],
+)
+def test_what_is_no_number_of_seconds(module: str, arguments: tuple[str, ...], database: str) -> None:
+    """Of these the first was a grace without an end."""
+    done = command(module, *arguments, database=database)
+    assert done.returncode == 2
+    assert f"Invalid value for '{arguments[-2]}': '{arguments[-1]}' is no number of seconds." in done.stderr
+
+
 def test_an_unknown_command() -> None:
     done = here(ADMIN, "enqueue")
     assert done.returncode == 2

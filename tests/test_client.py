@@ -244,6 +244,8 @@ def test_status_and_waiting_in_vain(app: Underway) -> None:
             pending.wait(timeout)
     with pytest.raises(TimeoutError):
         waiting.result(timeout=0.01)
+    with pytest.raises(InvalidOption, match="not nan"):
+        waiting.wait(float("nan"))
     assert time.monotonic() - before < 5
     assert pending.attempts() == []
 

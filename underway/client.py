@@ -1,5 +1,6 @@
 """Enqueue runs and look at them, on a connection of the app's or of the caller's."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing_extensions import TypeVar
 
 from underway import codec, keys, options
 from underway.context import refuse_inside_step
-from underway.errors import PayloadError, RunCancelled, RunFailed, RunNotFound
+from underway.errors import InvalidOption, PayloadError, RunCancelled, RunFailed, RunNotFound
 from underway.ids import new_id
 from underway.job import Job
 from underway.loading import refuse_while_loading
@@ -295,6 +296,8 @@ class Patience:
         refuse_inside_step("Run.wait", "it would hold a worker; hand over to a next step, or look from outside")
         self._run_id = run_id
         self._seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        if self._seconds is not None and math.isnan(self._seconds):  # which is never over
+            raise InvalidOption("timeout must be a timedelta or a number of seconds, not nan")
         self._deadline = None if self._seconds is None else time.monotonic() + self._seconds
         self._pause = _FIRST_LOOK
 

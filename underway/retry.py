@@ -1,5 +1,6 @@
 """Back-off: how long to wait after a failed attempt. Pure."""
 
+import math
 import random
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,8 +43,8 @@ class RetryPolicy:
                 f"intervals must satisfy 0 <= initial_interval <= max_interval, "
                 f"not {self.initial_interval} and {self.max_interval}"
             )
-        if not self.backoff_coefficient >= 1:
-            raise InvalidOption(f"backoff_coefficient must be at least 1, not {self.backoff_coefficient}")
+        if not 1 <= self.backoff_coefficient < math.inf:  # a manifest has no word for that
+            raise InvalidOption(f"backoff_coefficient must be at least 1 and finite, not {self.backoff_coefficient}")
         if not 0 <= self.jitter <= 1:
             raise InvalidOption(f"jitter must lie between 0 and 1, not {self.jitter}")
 

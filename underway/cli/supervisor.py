@@ -6,6 +6,7 @@ import textwrap
 
 import click
 
+from underway.cli.duration import Seconds
 from underway.cli.secrecy import hide_password
 from underway.errors import InvalidOption
 from underway.options import checked_size
@@ -33,11 +34,11 @@ def _size(_context: click.Context, option: click.Parameter, value: str | None) -
 @click.argument("app")
 @click.option("--procs", type=click.IntRange(1), default=2, show_default=True, help="Workers that run tasks.")
 @click.option("--database", metavar="URL", help="Where the runs are; the app's own database if not given.")
-@click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS",
+@click.option("--grace", type=Seconds(0), default=30.0, show_default=True, metavar="SECONDS",
               help="How long a stop waits for running steps.")  # fmt: skip
 @click.option("--max-tasks", type=click.IntRange(1), metavar="N",
               help="Replace a worker that has run so many tasks.")  # fmt: skip
-@click.option("--max-age", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+@click.option("--max-age", type=Seconds(0, min_open=True), metavar="SECONDS",
               help="Replace a worker that has been at work for so long.")  # fmt: skip
 @click.option("--max-memory", callback=_size, metavar="SIZE",
               help='Replace a worker that has become so large, with all below it: bytes, or like "1 GiB".')  # fmt: skip

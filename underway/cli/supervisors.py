@@ -8,6 +8,7 @@ from uuid import UUID
 import click
 
 from underway.cli.database import Connection, connect, database_option
+from underway.cli.duration import Seconds
 from underway.cli.find import find_supervisor
 from underway.cli.output import json_option, print_json, print_rows
 from underway.cli.table import Column
@@ -51,7 +52,7 @@ def _columns(now: datetime) -> list[Column]:
 @click.command("shutdown", short_help="Ask supervisors to stop.")
 @click.argument("supervisor", required=False)
 @click.option("--all", "everyone", is_flag=True, help="All supervisors of this database.")
-@click.option("--wait", type=click.FloatRange(0), default=0.0, metavar="SECONDS",
+@click.option("--wait", type=Seconds(0), default=0.0, metavar="SECONDS",
               help="Wait so long until they are gone.")  # fmt: skip
 @database_option
 @json_option
