@@ -17,7 +17,7 @@ from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.headline import headline
 from underway.supervisor.kernel_kills import KernelKills
 from underway.supervisor.limits import about_task
-from underway.supervisor.shutdown import TERM_SECONDS
+from underway.supervisor.shutdown import until_unheard
 from underway.supervisor.task import Task
 from underway.supervisor.verdict import VERDICTS, Seen, settle, what_follows
 from underway.supervisor.worker_process import WorkerProcess
@@ -111,9 +111,7 @@ class Endings:
         It has killed the worker, and we are about to hear of our own; which of the two we see first is chance.
         """
         if self.unjudged[token].worker.terminated and not self._stopping():
-            loop = asyncio.get_running_loop()
-            # And a turn of the loop more: if we stood still for so long, our own signal is only heard in that.
-            loop.call_later(TERM_SECONDS, loop.call_soon, self._judge, token)
+            asyncio.ensure_future(until_unheard()).add_done_callback(lambda _: self._judge(token))
         else:
             self._judge(token)
 

@@ -9,8 +9,11 @@ from logging import getLogger
 
 log = getLogger("underway.supervisor")
 
-# A TERM that was sent to us and to our workers may reach them, and their deaths us, so much earlier.
-TERM_SECONDS = 0.5
+# Of a TERM that was sent to all of us we may hear so much later than of what it has done to our workers.
+_TERM_SECONDS = 0.5
+# If we have just stood still, the loop finds timers that are due before it finds a signal: that is in its pipe in the
+# next turn, and does what it is to do in the one after.
+_TERM_TURNS = 3
 
 
 class ExitCode(IntEnum):
@@ -93,6 +96,13 @@ class StopRequest:
                 return False
             await asyncio.sleep(0.02)
         return True
+
+
+async def until_unheard() -> None:
+    """Until a TERM of which our workers have died would have been heard, if it had been sent to us too."""
+    await asyncio.sleep(_TERM_SECONDS)
+    for _ in range(_TERM_TURNS):
+        await asyncio.sleep(0)
 
 
 def _has_terminal() -> bool:

@@ -1,7 +1,6 @@
 """A supervisor's life: boot the crew, open the database, serve, leave nothing behind."""
 
 import asyncio
-import contextlib
 import ctypes
 import gc
 import os
@@ -23,7 +22,7 @@ from underway.supervisor.booting import BootError
 from underway.supervisor.crew import Crew
 from underway.supervisor.recycling import NO_MARKS, Marks
 from underway.supervisor.service import Service
-from underway.supervisor.shutdown import TERM_SECONDS, ExitCode, StopRequest
+from underway.supervisor.shutdown import ExitCode, StopRequest, until_unheard
 
 log = getLogger("underway.supervisor")
 
@@ -89,7 +88,7 @@ async def _live(settings: Settings) -> int:
         log.info("stopped, exit code %d", code)
         return code
     except BootError as error:
-        if error.terminated and await _told_within(stop, TERM_SECONDS):
+        if error.terminated and not await _unless_stopped(stop, asyncio.ensure_future(until_unheard())):
             return ExitCode.CLEAN
         log.error("%s does not boot: %s", settings.app, error)
         return ExitCode.APP_DOES_NOT_BOOT
@@ -118,14 +117,6 @@ async def _unless_stopped(stop: StopRequest, something: "asyncio.Future[Any]") -
         return False
     something.result()
     return True
-
-
-async def _told_within(stop: StopRequest, seconds: float) -> bool:
-    """Whether we are told to stop."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stop.draining.wait()
-    return stop.draining.is_set()
 
 
 def _become_subreaper() -> None:
