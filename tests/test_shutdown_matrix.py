@@ -277,7 +277,7 @@ def _inner_pid(process: psutil.Process) -> str:
 
 
 def _zombies(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children() if child.status() == psutil.STATUS_ZOMBIE]
+    return [child for child in process.children() if child.is_running() and not _lives(child)]
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -316,4 +316,4 @@ def _lives(pid: int) -> bool:
 
 
 def _zombies_below(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children() if child.status() == psutil.STATUS_ZOMBIE]
+    return [child for child in psutil.Process(pid).children() if child.is_running() and not _lives(child.pid)]
