@@ -246,3 +246,14 @@ def _supervisors(connection: psycopg.Connection[Any]) -> int:
     row = connection.execute("select count(*) from underway.supervisor").fetchone()
     assert row is not None
     return int(row[0])
+
+
+def test_a_signal_after_the_last_word_takes_no_exit_code_away(start_supervisor: Callable[..., Supervisor]) -> None:
+    supervisor = start_supervisor("basic", "--procs", "1")
+    supervisor.until("serving")
+    supervisor.send(signal.SIGTERM)
+    supervisor.until("stopped, exit code 0")
+    while supervisor.process.poll() is None:
+        supervisor.send(signal.SIGTERM)
+        time.sleep(0.001)
+    assert supervisor.wait() == 0

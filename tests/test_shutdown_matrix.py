@@ -106,7 +106,8 @@ def test_stop(
 
     eventually(lambda: not [process for process in below if _lives(process)], within=2, what="nothing is left")
     if signal.SIGKILL in told.signals:
-        assert code == -signal.SIGKILL
+        # An idle one may have stopped before the KILL arrives.
+        assert code == -signal.SIGKILL or (state, code) == ("idle", 0)
         return  # the reaper takes back what it held; test_supervisor_death.py
     cut_off = state in ("running", "database down")
     # A short step has ended by itself, or has not yet when all are killed.

@@ -105,6 +105,7 @@ async def _live(settings: Settings) -> int:
         await crew.kill_all()
         for session in sessions:
             await session.close()
+        stop.end_listening()
 
 
 async def _unless_stopped(stop: StopRequest, something: "asyncio.Future[Any]") -> bool:
