@@ -18,7 +18,7 @@ policies = st.builds(
     ),
     intervals,
     intervals,
-    st.floats(1, allow_nan=False),
+    st.floats(1, allow_nan=False, allow_infinity=False),
     st.floats(0, 1),
 )
 
