@@ -11,7 +11,7 @@ BIN = .venv/bin
 # Extra arguments for demo, bench, bench-peers and pytest: make demo ARGS="--limit 20"
 ARGS =
 
-# Where it is set (containers love it), each of the 3,000 processes that the tests start compiles the package anew.
+# Where it is set (containers love it), each of the 1,700 Python processes that the tests start compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL = help

@@ -108,6 +108,19 @@ def is_worker(process: psutil.Process) -> bool:
     return any(word.startswith(("underway.worker", "underway worker ")) for word in process.cmdline())
 
 
+def lives(process: psutil.Process) -> bool:
+    """Also when it goes while it is looked at. A zombie does not, nor does another that got its pid."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def zombies(process: psutil.Process) -> list[psutil.Process]:
+    """Its children that have ended and were not collected."""
+    return [child for child in process.children() if child.is_running() and not lives(child)]
+
+
 def states(connection: psycopg.Connection[Any]) -> dict[str, int]:
     """How many runs are in which state."""
     return dict(connection.execute("select state, count(*) from underway.runs group by state").fetchall())

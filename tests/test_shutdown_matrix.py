@@ -18,7 +18,7 @@ import pytest
 from apps import doomed
 from chaos_report import Count
 from db import value
-from harness import APPS, Supervisor, eventually, outcomes, states
+from harness import APPS, Supervisor, eventually, lives, outcomes, states, zombies
 from proxy import Proxy
 
 from underway import Status, Underway
@@ -104,7 +104,7 @@ def test_stop(
     took = time.monotonic() - began
     count(**{f"by {way}": 1}, peak_seconds=round(took))
 
-    eventually(lambda: not [process for process in below if _lives(process)], within=2, what="nothing is left")
+    eventually(lambda: not [process for process in below if lives(process)], within=2, what="nothing is left")
     if signal.SIGKILL in told.signals:
         # An idle one may have stopped before the KILL arrives.
         assert code == -signal.SIGKILL or (state, code) == ("idle", 0)
@@ -252,7 +252,7 @@ def test_as_process_1_of_a_container(
         eventually(lambda: states(connection) == {"in_progress": 1}, what=log.read_text())
         (init,) = psutil.Process(namespace.pid).children()
         eventually(lambda: log.read_text().count("worker booted") == 2)
-        eventually(lambda: not _zombies(init), what="orphans are collected")
+        eventually(lambda: not zombies(init), what="orphans are collected")
         # The death of a worker costs its own orphans their life, nobody else.
         spare = re.findall(r"worker booted .*pid=(\d+)", log.read_text())[1]
         idle = next(child for child in init.children() if _inner_pid(child) == spare)
@@ -275,14 +275,3 @@ def _inner_pid(process: psutil.Process) -> str:
         line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if line.startswith("NSpid")
     ]
     return line.split()[-1]
-
-
-def _zombies(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children() if child.is_running() and not _lives(child)]
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False

@@ -12,7 +12,7 @@ import psutil
 import psycopg
 import pytest
 from apps import doomed
-from harness import APPS, Supervisor, eventually, outcomes, states
+from harness import APPS, Supervisor, eventually, lives, outcomes, states
 
 from underway import Status, Underway
 
@@ -42,7 +42,7 @@ def test_nothing_outlives_a_killed_supervisor_and_another_finishes_its_work(
     assert len(below) >= 10 + 4  # the workers, the spare, the keeper
     supervisor.process.kill()
     supervisor.process.wait()
-    eventually(lambda: not [process for process in below if _lives(process)], within=1, what=f"{below} end")
+    eventually(lambda: not [process for process in below if lives(process)], within=1, what=f"{below} end")
 
     start_supervisor(DOOMED, "--procs", "2", env=IMPORTABLE | {"HOSTILE_FOLDER": str(folder)})
     assert [run.result(40) for run in runs] == [2, 2]
@@ -105,7 +105,7 @@ def test_the_keeper_is_kept(bind: Callable[[Underway], Underway], start_supervis
     below = psutil.Process(supervisor.pid).children(recursive=True)
     supervisor.process.kill()
     supervisor.process.wait()
-    eventually(lambda: not [process for process in below if _lives(process)], within=1)
+    eventually(lambda: not [process for process in below if lives(process)], within=1)
 
 
 def test_two_supervisors_share_the_work(
@@ -134,10 +134,3 @@ def _keeper(supervisor: Supervisor) -> psutil.Process:
         if child.status() != psutil.STATUS_ZOMBIE and any("keeper.py" in word for word in child.cmdline())
     ]
     return keeper
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False

@@ -13,7 +13,7 @@ import psutil
 import psycopg
 import pytest
 from apps import basic, hostile
-from harness import Supervisor, eventually, outcomes, states
+from harness import Supervisor, eventually, outcomes, states, zombies
 
 from underway import Status, Underway
 from underway.client import Run
@@ -117,7 +117,7 @@ def test_nothing_a_worker_started_outlives_it(
     assert run.wait(30) is Status.SUCCEEDED
     assert len(os.listdir(daemons)) == 5
     eventually(lambda: not any(_lives(int(pid)) for pid in os.listdir(daemons)), within=1, what="the daemons end")
-    eventually(lambda: not _zombies_below(supervisor.pid), what="they are collected")
+    eventually(lambda: not zombies(psutil.Process(supervisor.pid)), what="they are collected")
 
 
 def test_a_run_that_keeps_killing_is_quarantined_with_evidence(
@@ -313,7 +313,3 @@ def _lives(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
-
-
-def _zombies_below(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children() if child.is_running() and not _lives(child.pid)]
