@@ -73,7 +73,9 @@ def killed(cx: Context) -> None:
 
 @deed
 def terminated(cx: Context) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # another deed may have taken it
+    # Another deed may have taken it, and blocked it, in the same worker.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     os.kill(os.getpid(), signal.SIGTERM)
 
 
