@@ -109,6 +109,10 @@ async def _cancel_requests(store: Store, batch: list[tuple[str, int]]) -> object
     return await store.cancel_requests()
 
 
+async def _paused_queues(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.paused_queues()
+
+
 async def _expire(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.expire(500)
 
@@ -147,6 +151,7 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "promote_runs": _promote,
     "fire_schedule": _fire,
     "cancel_requests": _cancel_requests,
+    "paused_queues": _paused_queues,
     "expire_runs": _expire,
     "line_up_runs": _line_up,
     "sweep_keys": _sweep,

@@ -1,7 +1,7 @@
 """What a supervisor asks of Postgres, statement by statement. Every write of an attempt is fenced in its SQL."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -188,6 +188,10 @@ class Store:
         """
         rows = await self._leases.fetch("cancel_requests", {"owner": self._owner})
         return [(run, token, attempts, crashes) for run, token, attempts, crashes in rows]
+
+    async def paused_queues(self) -> Set[str]:
+        """Asked behind the claims, like cancel_requests."""
+        return {queue for (queue,) in await self._leases.fetch("paused_queues")}
 
     async def rehearse_renewal(self) -> float:
         """Raises DatabaseAway when nobody can renew a lease, even if there is none to renew; else the time it was."""

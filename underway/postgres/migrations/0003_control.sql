@@ -93,9 +93,9 @@ as $$
     with changed as (
         insert into underway.queue as q (name, paused) values (pause.queue, true)
         on conflict (name) do update set paused = true where not q.paused
-        returning 1
+        returning q.name
     )
-    select exists (select from changed)
+    select count(pg_notify('underway', 'pause')) = 1 from changed
 $$;
 comment on function underway.pause is 'lets no run of this queue begin; false if it was paused already';
 

@@ -113,6 +113,9 @@ select id::text, token, attempts, crashes
 from underway.run
 where cancel_requested and owner = %(owner)s;
 
+-- paused_queues: of which queues no run may begin
+select name from underway.queue where paused;
+
 -- listen: hear of new runs
 listen underway;
 
