@@ -330,6 +330,9 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
         left = connection.execute("select id::text from underway.run where state = 'in_progress'").fetchall()
         assert {run for (run,) in left} == {running.run, *others}
         assert worker.current is running
+        while not serving.service._commits.outcomes:
+            await asyncio.sleep(0.002)
+        assert set(serving.service._commits.outcomes) == {"returned unstarted"}, "no attempt was cut off"
         # What is claimed after the resumption is kept.
         assert control.resume(connection, LANE.queue)
         while value(connection, held) < 43:
