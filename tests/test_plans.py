@@ -98,7 +98,7 @@ async def _release_unknown(store: Store, batch: list[tuple[str, int]]) -> object
 
 
 async def _rehearse(store: Store, batch: list[tuple[str, int]]) -> object:
-    return await store._work.fetch("rehearse_renewal", {"owner": US})
+    return await store._work.fetch("rehearse_renewal")
 
 
 async def _reap(store: Store, batch: list[tuple[str, int]]) -> object:

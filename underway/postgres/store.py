@@ -195,7 +195,7 @@ class Store:
 
     async def rehearse_renewal(self) -> float:
         """Raises DatabaseAway when nobody can renew a lease, even if there is none to renew; else the time it was."""
-        rows = await self._work.fetch("rehearse_renewal", {"owner": self._owner})
+        rows = await self._work.fetch("rehearse_renewal")
         return float(rows[0][0])
 
     async def reap(
@@ -293,6 +293,9 @@ class Store:
 
     async def register_job(self, name: str, step: str, placement: Placement) -> None:
         await self._work.fetch("register_job", job_parameters(name, step, placement))
+
+    async def still_here(self) -> None:
+        await self._work.fetch("still_here", {"id": self._owner})
 
     async def set_idle(self, idle: bool, queues: Iterable[str] | None = None) -> None:
         """While idle, work in these queues is notified; in all of them if none are named."""

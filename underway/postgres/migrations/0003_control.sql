@@ -250,7 +250,7 @@ select queue, job, step, min(due) as since
 from (select * from fresh union all select * from suspect) lane
 where not exists (
     select from underway.supervisor s
-    where s.seen_at > now() - interval '3 minutes'
+    where s.seen_at > now() - interval '30 seconds'
         and (s.lanes is null
             or s.lanes @> jsonb_build_array(jsonb_build_object('queue', queue, 'job', job, 'step', step)))
 )
