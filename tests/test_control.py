@@ -145,6 +145,20 @@ def test_who_asks_in_a_long_transaction_holds_up_nobody(database: str, connectio
     with_store(database, play_it, US)
 
 
+def test_a_supervisor_is_seen_to_live_while_nothing_can_be_written_to_the_runs(
+    connection: Connection, start_supervisor: Callable[..., Supervisor]
+) -> None:
+    """Or a health probe would have it restarted, and what it runs would be lost, while somebody makes an index."""
+    start_supervisor("basic", "--procs", "1").until("serving")
+    seen = "select seen_at from underway.supervisor"
+    with connection.transaction():
+        connection.execute("lock table underway.run in share mode")
+        first = value(connection, seen)
+        # What is written at the start, or once a minute, does not count.
+        second = eventually(lambda: (now := value(connection, seen)) > first and now)
+        eventually(lambda: value(connection, seen) > second)
+
+
 # Retention
 
 
@@ -222,7 +236,7 @@ def test_runs_that_no_living_supervisor_serves_are_stranded(any_database: str) -
         assert _stranded(connection) == [every[0], *every[2:]]
         assert value(connection, "select count(*) from underway.stranded") == 7
         assert value(connection, "select count(*) from underway.stranded where id = %s", [suspect]) == 1
-        connection.execute("update underway.supervisor set seen_at = now() - interval '4 minutes'")
+        connection.execute("update underway.supervisor set seen_at = now() - interval '31 seconds'")
         assert _stranded(connection) == every
         # Code from before this table said what it serves.
         connection.execute("update underway.supervisor set seen_at = now(), lanes = null")

@@ -8,16 +8,19 @@ program claims it asserts, or says what it prints: `# prints ...`. A file of tes
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlencode
 
 import click
+import psutil
 import psycopg
 import pytest
-from harness import Supervisor
+from harness import Supervisor, eventually, is_worker, lives
 from psycopg.conninfo import conninfo_to_dict
 
 from underway.cli import admin, supervisor
@@ -56,17 +59,63 @@ def test_what_a_page_shows_runs(
         assert name is not None, f"a block of docs/{page}.md does not name its file: {text[:60]!r}"
         (tmp_path / name[1]).write_text(text)
         command = ["-m", "pytest", "-p", "no:cacheprovider"] if name[1].startswith("test_") else []
-        done = subprocess.run(
-            [sys.executable, *command, name[1]],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            capture_output=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, f"{name[1]}\n{done.stdout}\n{done.stderr}"
+        with program([*command, name[1]], tmp_path, environment) as started:
+            printed, complaints = started.communicate(timeout=60)
+        assert started.returncode == 0, f"{name[1]}\n{printed}\n{complaints}"
         for line in PRINTS.findall(text):
-            assert line in done.stdout.splitlines(), f"{name[1]}\n{done.stdout}"
+            assert line in printed.splitlines(), f"{name[1]}\n{printed}"
+
+
+@contextmanager
+def program(arguments: list[str], folder: Path, environment: dict[str, str]) -> "Iterator[subprocess.Popen[str]]":
+    """A Python program in a session of its own; nothing of that may be left when it has ended."""
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as started:
+        try:
+            yield started
+            left = [" ".join(process.cmdline()) for process in session_of(started) if process.pid != started.pid]
+            assert not left, f"it has left behind: {left}"
+        finally:
+            for process in session_of(started):
+                process.kill()
+
+
+def session_of(leader: "subprocess.Popen[str]") -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError):
+            if os.getsid(process.pid) == leader.pid and lives(process):
+                found.append(process)
+    return found
+
+
+INTERRUPTED = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job, as pytest may be, ignores it
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+STARTS_A_SUPERVISOR = [page for page, blocks in PAGES.items() if any("Popen" in text for _, text in blocks)]
+
+
+@pytest.mark.parametrize("page", STARTS_A_SUPERVISOR)
+def test_a_program_that_fails_leaves_no_supervisor_behind(page: str, database: str, tmp_path: Path) -> None:
+    """It fails when the supervisor that it has started has workers."""
+    (text,) = (text for _, text in PAGES[page] if "Popen" in text)
+    (tmp_path / text.split()[1]).write_text(text)
+    environment = {**os.environ, "UNDERWAY_DATABASE_URL": as_url(database)}
+    with program(["-c", INTERRUPTED, text.split()[1]], tmp_path, environment) as started:
+        parent = psutil.Process(started.pid)
+        eventually(lambda: [below for below in parent.children(recursive=True) if is_worker(below)])
+        started.send_signal(signal.SIGINT)
+        _, complaints = started.communicate(timeout=60)
+    assert "KeyboardInterrupt" in complaints
 
 
 def as_url(conninfo: str) -> str:

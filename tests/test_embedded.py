@@ -251,6 +251,19 @@ def test_the_postgres_of_a_killed_pytest_goes_with_it() -> None:
 # --- whose it is
 
 
+def test_which_folder_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root too. (A container and a test run of root's shared one server, whatever XDG_DATA_HOME said.)"""
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("XDG_DATA_HOME", "")
+    monkeypatch.setenv("UNDERWAY_EMBEDDED_DIR", "")
+    home = "/var/lib/underway-postgres" if ROOT else "/home/ada/.local/share/underway/postgres"
+    assert embedded.default_folder() == Path(home)
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert embedded.default_folder() == Path("/data/underway/postgres")
+    monkeypatch.setenv("UNDERWAY_EMBEDDED_DIR", "/elsewhere")
+    assert embedded.default_folder() == Path("/elsewhere")
+
+
 def test_only_the_owner_can_read_it_and_nothing_outside_has_changed(folder: Path) -> None:
     parents = {parent: parent.stat().st_mode for parent in folder.parents}
     before = modes(wheel())
@@ -383,7 +396,10 @@ def test_a_path_with_a_space_and_a_percent_sign_works(folder: Path) -> None:
 
 @pytest.mark.skipif(not ROOT, reason="root only")
 def test_a_folder_below_a_closed_one_is_refused(folder: Path) -> None:
-    with pytest.raises(EmbeddedPostgresError, match=r"enter every folder above.* UNDERWAY_EMBEDDED_DIR"):
+    told = (
+        rf"as its owner \(user id \d+\), who cannot enter {folder}\. .*enter every folder above.* UNDERWAY_EMBEDDED_DIR"
+    )
+    with pytest.raises(EmbeddedPostgresError, match=told):
         Cluster(folder / "root" / "postgres").start()
 
 

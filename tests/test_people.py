@@ -26,7 +26,7 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
         connection.execute("update underway.finished_run set state = 'failed', dead_letter = 'd'")
         connection.execute(
             "insert into underway.supervisor (id, host, pid, app, manifest_hash, seen_at) "
-            "values (%s, 'here', 1, 'app', '', now() - interval '4 minutes')",
+            "values (%s, 'here', 1, 'app', '', now() - interval '31 seconds')",
             [US],
         )
         now = runs.clock(connection)
@@ -44,6 +44,8 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
         assert (queue["waiting"], queue["in_progress"], queue["late_since"]) == (1, 1, None)
         (supervisor,) = people.list_supervisors(connection)
         assert (supervisor["state"], supervisor["in_progress"]) == ("silent", 1)
+        connection.execute("update underway.supervisor set seen_at = now() - interval '5 seconds'")
+        assert [supervisor["state"] for supervisor in people.list_supervisors(connection)] == ["busy"]
         assert [found.id for found in people.supervisors_like(connection, US, US)] == [US]
         (label,) = people.dead_letter_labels(connection)
         assert (label["label"], label["runs"]) == ("d", 1)

@@ -98,7 +98,7 @@ async def _release_unknown(store: Store, batch: list[tuple[str, int]]) -> object
 
 
 async def _rehearse(store: Store, batch: list[tuple[str, int]]) -> object:
-    return await store._work.fetch("rehearse_renewal", {"owner": US})
+    return await store._work.fetch("rehearse_renewal")
 
 
 async def _reap(store: Store, batch: list[tuple[str, int]]) -> object:
@@ -107,6 +107,10 @@ async def _reap(store: Store, batch: list[tuple[str, int]]) -> object:
 
 async def _cancel_requests(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.cancel_requests()
+
+
+async def _paused_queues(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.paused_queues()
 
 
 async def _expire(store: Store, batch: list[tuple[str, int]]) -> object:
@@ -147,6 +151,7 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "promote_runs": _promote,
     "fire_schedule": _fire,
     "cancel_requests": _cancel_requests,
+    "paused_queues": _paused_queues,
     "expire_runs": _expire,
     "line_up_runs": _line_up,
     "sweep_keys": _sweep,

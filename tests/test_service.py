@@ -13,10 +13,11 @@ from db import LANE, Connection, ago, insert, row_of, value
 
 from underway import wire
 from underway.manifest import Job, Lane, Manifest, Policy, Step
+from underway.postgres import control
 from underway.postgres.endings import Attempt, succeed
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Claimed, Store
-from underway.supervisor import service
+from underway.supervisor import dispatch, service
 from underway.supervisor.commits import Ended
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import StopRequest
@@ -25,7 +26,8 @@ from underway.supervisor.task import Task
 # Longer than any of these tests: what a lapse would take back counts as stuck.
 POLICY = Policy(lease=timedelta(seconds=300))
 STEPS = (Step("step", policy=POLICY), Step("next", policy=POLICY))
-LANES: dict[Lane, Step] = {LANE: STEPS[0], NEXT_LANE: STEPS[1]}
+OTHER_LANE = LANE._replace(queue="other")
+LANES: dict[Lane, Step] = {LANE: STEPS[0], NEXT_LANE: STEPS[1], OTHER_LANE: STEPS[0]}
 
 
 class SilentWorker:
@@ -302,3 +304,42 @@ def test_a_hand_over_whose_answer_is_lost_while_the_service_drains_is_given_back
     serve(database, play)
     assert is_free(now(connection, run))
     assert attempts_of(connection, run) == [("succeeded", 1)]
+
+
+def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claimed ahead, in line here or behind another in a worker: steps began up to a second after a pause."""
+    monkeypatch.setattr(dispatch, "STALE_SECONDS", 1000)
+    for _ in range(40):
+        insert(connection)
+    others = [insert(connection, queue="other") for _ in range(3)]
+    held = "select count(*) from underway.run where state = 'in_progress'"
+
+    async def play(serving: Serving) -> None:
+        for lane in (LANE, OTHER_LANE):
+            serving.service._dispatch.took(lane, 0.004)  # short enough to claim ahead, and to hand out several at once
+        (worker,) = serving.silent.active
+        while len(worker.tasks) < 2 or value(connection, held) < 43:
+            await asyncio.sleep(0.002)
+        running = next(iter(worker.tasks.values()))
+        running.started_at = time.monotonic()
+        assert control.pause(connection, LANE.queue)
+        while value(connection, held) > 4:
+            await asyncio.sleep(0.002)
+        left = connection.execute("select id::text from underway.run where state = 'in_progress'").fetchall()
+        assert {run for (run,) in left} == {running.run, *others}
+        assert worker.current is running
+        while not serving.service._commits.outcomes:
+            await asyncio.sleep(0.002)
+        assert set(serving.service._commits.outcomes) == {"returned unstarted"}, "no attempt was cut off"
+        # What is claimed after the resumption is kept.
+        assert control.resume(connection, LANE.queue)
+        while value(connection, held) < 43:
+            running.started_at = time.monotonic()  # as long as it is young, work is claimed ahead
+            await asyncio.sleep(0.002)
+        serving.succeed(running, goes_on=False)
+
+    assert serve(database, play)
+    rows = connection.execute("select attempts, crashes, number from underway.run").fetchall()
+    assert set(rows) == {(0, 0, 0)}

@@ -224,7 +224,7 @@ class Underway:
     def pause(self, queue: str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Let no run of this queue begin, on any supervisor, until `resume`; False if it was paused already.
 
-        What has been claimed goes on, up to its next step.
+        A step that runs goes on to its end. What was claimed and has not begun is given back in a moment.
         """
         from underway.postgres import control
 

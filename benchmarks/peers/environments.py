@@ -1,19 +1,16 @@
 """A virtual environment for each peer, made on demand from the pinned file in requirements/."""
 
-import glob
 import hashlib
-import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import interpreters
 from benchmarks.peers.roster import OURS, Peer
 
 _HERE = Path(__file__).parent
 _ENVIRONMENTS = _HERE / ".envs"
-_NEWER = ("3.14", "3.13", "3.12")
 
 
 class Unavailable(Exception):
@@ -57,22 +54,7 @@ def _run(command: list[str]) -> None:
 
 def _base(peer: Peer) -> str:
     """Our own Python if it will do, so that as many as possible are measured with the same."""
-    for candidate in _candidates():
-        if _does(candidate, peer.python):
+    for candidate in interpreters.candidates():
+        if interpreters.version(candidate) >= peer.python:
             return candidate
     raise Unavailable(f"needs Python {'.'.join(map(str, peer.python))} or newer, and there is none with venv")
-
-
-def _candidates() -> Iterator[str]:
-    yield sys.executable
-    for newer in _NEWER:
-        if found := shutil.which(f"python{newer}"):
-            yield found
-    pyenv = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
-    yield from sorted(glob.glob(f"{pyenv}/versions/3.*/bin/python3"))
-
-
-def _does(candidate: str, least: tuple[int, int]) -> bool:
-    """Run, not only looked up: a shim may stand for a Python that is off."""
-    program = f"import sys, ensurepip, venv; sys.exit(sys.version_info < {least})"
-    return subprocess.run([candidate, "-c", program], capture_output=True, check=False).returncode == 0

@@ -1,6 +1,6 @@
 """The store of one supervisor, whose statements are those of the modules beside this one."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from typing import Any
 from uuid import UUID
 
@@ -126,6 +126,11 @@ class FakeStore:
         return self._leases if on_leases else self._work
 
     # Of no account here
+
+    async def paused_queues(self) -> Set[str]:
+        return frozenset()
+
+    async def still_here(self) -> None: ...
 
     async def stop_requested(self) -> bool:
         return False

@@ -24,9 +24,9 @@ from underway.postgres import people, runs
 def health(supervisor: str | None, database: str | None, as_json: bool) -> None:
     """Say whether the supervisors of this host, or one SUPERVISOR, are well.
 
-    Exit code 1, with the reason: there is none, one has been silent for three
-    minutes, one has workers that do not boot, or the database cannot be
-    reached. One that was killed is left out.
+    Exit code 1, with the reason: there is none, one has been silent for half a
+    minute, one has workers that do not boot, or the database cannot be reached.
+    One that was killed is left out.
     """
     meant: list[Row] = []
     try:

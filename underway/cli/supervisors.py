@@ -26,9 +26,10 @@ _POLL_SECONDS = 0.1
 def supervisors(database: str | None, as_json: bool) -> None:
     """List the supervisors of this database and how many runs each has in progress.
 
-    One that is silent has not been heard of for three minutes: it was killed,
-    or cannot reach the database. It is forgotten after ten. One that is
-    unhealthy has workers that do not boot; TROUBLE says why.
+    One that is silent has not been heard of for half a minute: it was killed,
+    or cannot reach the database. SEEN says since when. It is forgotten after
+    ten minutes. One that is unhealthy has workers that do not boot; TROUBLE
+    says why.
     """
     with connect(database) as connection:
         found = people.list_supervisors(connection)

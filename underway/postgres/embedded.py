@@ -7,9 +7,10 @@
         log, log.old        what the server said since its last start, and before
         .s.PGSQL.5432       its socket; there is no TCP port
 
-The folder is ~/.local/share/underway/postgres (in XDG_DATA_HOME if that is set), for root /var/lib/underway-postgres,
-or what UNDERWAY_EMBEDDED_DIR says. Postgres refuses to run as root: a server started by root runs as the owner of the
-folder, and a folder of root's is given to `nobody`. There is no password: who may enter the folder may use the data.
+The folder is what UNDERWAY_EMBEDDED_DIR says, else underway/postgres in XDG_DATA_HOME, else
+~/.local/share/underway/postgres, for root /var/lib/underway-postgres. Postgres refuses to run as root: a server started
+by root runs as the owner of the folder, and a folder of root's is given to `nobody`. There is no password: who may
+enter the folder may use the data.
 
 The server outlives whoever started it. But a supervisor kills all that is left below it, so call `url()` above it.
 """
@@ -57,9 +58,10 @@ def stop() -> bool:
 def default_folder() -> Path:
     if named := os.environ.get("UNDERWAY_EMBEDDED_DIR"):
         return Path(named)
-    if os.geteuid() == 0:  # /root is closed to the user the server runs as
+    data_home = os.environ.get("XDG_DATA_HOME")
+    if not data_home and os.geteuid() == 0:  # /root is closed to the user the server runs as
         return Path("/var/lib/underway-postgres")
-    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "underway" / "postgres"
+    return Path(data_home or "~/.local/share").expanduser() / "underway" / "postgres"
 
 
 class Cluster:
@@ -141,9 +143,21 @@ class Cluster:
                 os.close(lock)
         except OSError as e:
             raise EmbeddedPostgresError(
-                f"cannot use {self.folder}: {e}. Its owner must be able to write there and to enter every folder "
-                "above; UNDERWAY_EMBEDDED_DIR names another"
+                f"cannot use {self.folder}: {e}. {self._closed_above()}Its owner must be able to write there and to "
+                "enter every folder above; UNDERWAY_EMBEDDED_DIR names another"
             ) from e
+
+    def _closed_above(self) -> str:
+        """Which folder keeps out the user that root's server runs as, if one does."""
+        if os.geteuid() != 0 or not self.folder.exists():
+            return ""
+        server = self.folder.stat()
+        for parent in reversed(self.folder.parents):
+            status = parent.stat()
+            enter = 0o100 if status.st_uid == server.st_uid else 0o010 if status.st_gid == server.st_gid else 0o001
+            if not status.st_mode & enter:
+                return f"Postgres runs as its owner (user id {server.st_uid}), who cannot enter {parent}. "
+        return ""
 
     def _open_folder(self) -> None:
         if len(os.fsencode(self._socket)) > 107 or re.search(r"""[,"'\\$`\n]""", str(self.folder)):

@@ -1,7 +1,7 @@
 """What a supervisor asks of Postgres, statement by statement. Every write of an attempt is fenced in its SQL."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -189,9 +189,13 @@ class Store:
         rows = await self._leases.fetch("cancel_requests", {"owner": self._owner})
         return [(run, token, attempts, crashes) for run, token, attempts, crashes in rows]
 
+    async def paused_queues(self) -> Set[str]:
+        """Asked behind the claims, like cancel_requests."""
+        return {queue for (queue,) in await self._leases.fetch("paused_queues")}
+
     async def rehearse_renewal(self) -> float:
         """Raises DatabaseAway when nobody can renew a lease, even if there is none to renew; else the time it was."""
-        rows = await self._work.fetch("rehearse_renewal", {"owner": self._owner})
+        rows = await self._work.fetch("rehearse_renewal")
         return float(rows[0][0])
 
     async def reap(
@@ -289,6 +293,9 @@ class Store:
 
     async def register_job(self, name: str, step: str, placement: Placement) -> None:
         await self._work.fetch("register_job", job_parameters(name, step, placement))
+
+    async def still_here(self) -> None:
+        await self._work.fetch("still_here", {"id": self._owner})
 
     async def set_idle(self, idle: bool, queues: Iterable[str] | None = None) -> None:
         """While idle, work in these queues is notified; in all of them if none are named."""

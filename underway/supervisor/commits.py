@@ -30,6 +30,9 @@ MOST_UNCOMMITTED = 4000
 # A run that is enqueued takes a statement as long as so much payload.
 _SPAWN_BYTES = 1024
 _LOCKED_PAUSE = 0.05
+# In the summary, of a task that was claimed ahead and given back. ("released" in the log of an undisturbed supervisor
+# looked like attempts that had been cut off.)
+UNSTARTED = "returned unstarted"
 
 
 class Ended(NamedTuple):
@@ -277,7 +280,9 @@ class Commits:
     def durable(self, ended: Ended) -> None:
         """It is written: take it off."""
         self._held.pop(ended.task.token, None)
-        self.outcomes[ended.row.attempt.outcome] += 1
+        attempt = ended.row.attempt
+        unstarted = attempt.outcome == "released" and attempt.started is None
+        self.outcomes[UNSTARTED if unstarted else attempt.outcome] += 1
         if isinstance(ended.row, Continue):
             self._on_continue(ended.row.delay)
         if ended.task.suspect:

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 
 from underway import wire
@@ -203,6 +203,16 @@ class Dispatch:
         for task in overdue:
             self.drop(task)
         return overdue
+
+    def take_unstarted(self, queues: Set[str]) -> list[Task]:
+        """Take back what has not begun in these queues, from the lines and from the workers."""
+        for worker in self._crew.active:
+            if any(task.started_at is None and task.lane.queue in queues for task in worker.tasks.values()):
+                self.add_first(self.take_back(worker))
+        taken = [task for task in (*self.suspects, *self.ready) if task.lane.queue in queues]
+        for task in taken:
+            self.drop(task)
+        return taken
 
     def drop(self, task: Task) -> None:
         """Forget a task that waits here; it is lost."""

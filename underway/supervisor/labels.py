@@ -1,6 +1,7 @@
 """What people see of a supervisor in Postgres: its row."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import time
@@ -17,6 +18,8 @@ from underway.supervisor.crew import Crew
 log = getLogger("underway.supervisor")
 
 _LABEL_SECONDS = 60.0
+# Six of these must be missed before others call us silent: see list_supervisors.
+_SEEN_SECONDS = 5.0
 
 
 class Labels:
@@ -61,9 +64,21 @@ class Labels:
                 log.warning("what Postgres has to know of the app could not be written: %s", error)
                 # Perhaps a row that has changed is locked, for a second each time: commits need the connection too.
                 await asyncio.sleep(1)
-            opened, again_at = self._work.opened, time.monotonic() + _LABEL_SECONDS
-            while self._work.opened == opened and self._written == self._what_is() and time.monotonic() < again_at:
-                await asyncio.sleep(1)
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Say every few seconds that we live, until the label has to be written anew."""
+        opened, written_at = self._work.opened, time.monotonic()
+        seen_at = written_at
+        while self._work.opened == opened and self._written == self._what_is():
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            if now >= written_at + _LABEL_SECONDS:
+                return
+            if now >= seen_at + _SEEN_SECONDS:
+                seen_at = now
+                with contextlib.suppress(DatabaseAway):
+                    await self._store.still_here()
 
     async def _warn_of_stranded(self) -> None:
         stranded = set(await self._store.stranded_lanes())

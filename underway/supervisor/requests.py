@@ -1,4 +1,4 @@
-"""What people ask of a supervisor while it runs: to cancel a run, to stop."""
+"""What people ask of a supervisor while it runs: to cancel a run, to pause a queue, to stop."""
 
 import asyncio
 import contextlib
@@ -8,12 +8,13 @@ from logging import getLogger
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
 from underway.supervisor.cancels import Cancels
+from underway.supervisor.pauses import Pauses
 from underway.supervisor.shutdown import StopRequest
 
 log = getLogger("underway.supervisor")
 
 # What a notification says in place of a queue; "" is said for whatever may have been missed.
-_PAYLOADS = ("", "cancel", "shutdown")
+_PAYLOADS = ("", "cancel", "pause", "shutdown")
 _POLL_SECONDS = 5.0
 _POLL_SECONDS_DEAF = 1.0
 _SOON_SECONDS = 0.05
@@ -22,15 +23,19 @@ _SOON_SECONDS = 0.05
 class Requests:
     """Woken by notifications; polls behind that."""
 
-    def __init__(self, store: Store, cancels: Cancels, stop: StopRequest, *, listening: Callable[[], bool]) -> None:
+    def __init__(
+        self, store: Store, cancels: Cancels, pauses: Pauses, stop: StopRequest, *, listening: Callable[[], bool]
+    ) -> None:
         self._store = store
         self._cancels = cancels
+        self._pauses = pauses
         self._stop = stop
         self._listening = listening
         self._woken = asyncio.Event()
 
     def hear(self, payload: str) -> None:
-        if payload in _PAYLOADS:
+        # The name of a queue is also the notification of its resumption.
+        if payload in _PAYLOADS or payload in self._pauses.queues:
             self._woken.set()
 
     async def run(self) -> None:
@@ -40,6 +45,7 @@ class Requests:
             try:
                 if not await self._cancels.look():
                     pause = _SOON_SECONDS
+                await self._pauses.look()
                 if not self._stop.draining.is_set() and await self._store.stop_requested():
                     log.info("asked to stop: finishing what runs, claiming nothing more")
                     self._stop.drain()

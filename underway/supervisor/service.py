@@ -23,6 +23,7 @@ from underway.supervisor.kernel_kills import KernelKills
 from underway.supervisor.labels import Labels
 from underway.supervisor.leases import Leases
 from underway.supervisor.limits import Limits
+from underway.supervisor.pauses import Pauses
 from underway.supervisor.promoter import Promoter
 from underway.supervisor.reaper import Reaper
 from underway.supervisor.requests import Requests
@@ -100,7 +101,8 @@ class Service:
         )
         self._schedules = Schedules(work, crew, on_enqueued=self._on_continue)
         self._cancels = Cancels(store, self._dispatch, self._endings, self._held)
-        self._requests = Requests(store, self._cancels, stop, listening=lambda: wakeup.listening)
+        self._pauses = Pauses(store, self._dispatch, self._endings)
+        self._requests = Requests(store, self._cancels, self._pauses, stop, listening=lambda: wakeup.listening)
         self._retention = Retention(store)
         self._labels = Labels(store, work, app, crew, on_label=self._claims.forget_idle)
         crew.listener = self._endings
@@ -217,6 +219,7 @@ class Service:
             if self._held:
                 self._limits.enforce(self._crew.active, now)
                 self._cancels.pursue(now)
+                self._pauses.pursue()
                 self._dispatch.take_back_waiting(now)
                 for task in self._dispatch.overdue(now):
                     self._endings.release(task)

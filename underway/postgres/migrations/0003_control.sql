@@ -93,9 +93,9 @@ as $$
     with changed as (
         insert into underway.queue as q (name, paused) values (pause.queue, true)
         on conflict (name) do update set paused = true where not q.paused
-        returning 1
+        returning q.name
     )
-    select exists (select from changed)
+    select count(pg_notify('underway', 'pause')) = 1 from changed
 $$;
 comment on function underway.pause is 'lets no run of this queue begin; false if it was paused already';
 
@@ -250,7 +250,7 @@ select queue, job, step, min(due) as since
 from (select * from fresh union all select * from suspect) lane
 where not exists (
     select from underway.supervisor s
-    where s.seen_at > now() - interval '3 minutes'
+    where s.seen_at > now() - interval '30 seconds'
         and (s.lanes is null
             or s.lanes @> jsonb_build_array(jsonb_build_object('queue', queue, 'job', job, 'step', step)))
 )

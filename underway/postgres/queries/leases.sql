@@ -15,11 +15,6 @@ returning r.id::text;
 -- rehearse_renewal: write as a renewal does, but to no run, and say when: it fails when nobody can renew
 with renewed as (
     update underway.run set lease_until = lease_until where false
-),
-seen as (
-    update underway.supervisor
-    set seen_at = clock_timestamp()
-    where id = any(array(select id from underway.supervisor where id = %(owner)s for no key update skip locked))
 )
 select date_part('epoch', statement_timestamp());
 
@@ -112,6 +107,9 @@ where r.id = any(array(
 select id::text, token, attempts, crashes
 from underway.run
 where cancel_requested and owner = %(owner)s;
+
+-- paused_queues: of which queues no run may begin
+select name from underway.queue where paused;
 
 -- listen: hear of new runs
 listen underway;

@@ -116,11 +116,12 @@ select exists (select from underway.job where queue = %(queue)s)
 
 -- list_supervisors: who serves this database, and how many runs each holds
 --
--- A label is written anew every minute. Silent: killed, or cut off from the database. Unhealthy: its workers do not boot.
+-- A supervisor writes `seen_at` every 5 s. Silent: it was killed, or is cut off from the database. Unhealthy: its workers
+-- do not boot. (A killed one was shown as busy for three minutes.)
 select row_to_json(line)
 from (
     select s.id, s.host, s.pid, s.app, s.started_at, s.seen_at, count(r.id) as in_progress,
-        case when s.seen_at < now() - interval '3 minutes' then 'silent' when s.trouble is not null then 'unhealthy'
+        case when s.seen_at < now() - interval '30 seconds' then 'silent' when s.trouble is not null then 'unhealthy'
             when count(r.id) > 0 then 'busy' else 'idle' end as state,
         s.trouble
     from underway.supervisor s

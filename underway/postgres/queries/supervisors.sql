@@ -7,6 +7,11 @@ values (%(id)s, %(host)s, %(pid)s, %(app)s, %(manifest_hash)s, %(lanes)s::text::
 on conflict (id) do update set seen_at = clock_timestamp(), idle = false, manifest_hash = excluded.manifest_hash,
     lanes = excluded.lanes, trouble = excluded.trouble;
 
+-- still_here: say every few seconds that this supervisor lives
+update underway.supervisor
+set seen_at = clock_timestamp()
+where id = any(array(select id from underway.supervisor where id = %(id)s for no key update skip locked));
+
 -- set_idle: tell those who enqueue whether a NOTIFY is wanted, and for which queues
 update underway.supervisor
 set idle = %(idle)s, queues = %(queues)s::text[], seen_at = clock_timestamp()
