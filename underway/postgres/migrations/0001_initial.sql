@@ -4,6 +4,26 @@
 create sequence underway.token as bigint;
 comment on sequence underway.token is 'fencing tokens: grows at each claim, never comes back';
 
+-- What a run can have. The tables refuse anything else, since one row with an impossible value ends a statement for all rows
+-- beside it: a due time of 4714 BC from which a priority was subtracted, or a keep of 178 million years, ended each
+-- supervisor that looked at the row. Domains, not constraints of the table: they are checked where a value is written, and
+-- cost a claim nothing.
+create domain underway.name as text constraint name_length check (length(value) between 1 and 200);
+create domain underway.key as text constraint key_length check (length(value) between 1 and 400);
+create domain underway.key_limit as smallint constraint key_limit_positive check (value >= 1);
+create domain underway.instant as timestamptz constraint instant_range
+    check (value between '1000-01-01 00:00+00' and '9999-12-31 00:00+00');
+-- due - priority * 1 minute, at most 23 days outside the range of due.
+create domain underway.rank as timestamptz constraint rank_range
+    check (value between '0999-11-01 00:00+00' and '10000-03-01 00:00+00' or value = 'infinity');
+-- Compared as if a month had 30 days: parts that undo each other, as '292000 years -105110000 days', overflow when they are
+-- added to an instant.
+create domain underway.duration as interval constraint duration_range
+    check (value between '0' and '365000 days'
+        and abs(date_part('year', value)) <= 2000 and abs(date_part('day', value)) <= 730000);
+-- Far below the largest int4: statements add 1.
+create domain underway.count as int constraint count_range check (value between 0 and 2000000000);
+
 -- Payloads are json, not jsonb: jsonb prints each number in full, so that 8 MiB of 1e308 came back as 357 MB.
 --
 -- Live runs only. fillfactor leaves room for renewals on the same page; no index may contain lease_until, or not one
@@ -11,27 +31,27 @@ comment on sequence underway.token is 'fencing tokens: grows at each claim, neve
 create table underway.run (
     id uuid primary key,
     token bigint not null default 0,
-    created_at timestamptz not null default clock_timestamp(),
-    due timestamptz not null,
-    rank timestamptz not null,
-    lease_until timestamptz,
-    scheduled_for timestamptz,
+    created_at underway.instant not null default clock_timestamp(),
+    due underway.instant not null,
+    rank underway.rank not null,
+    lease_until underway.instant,
+    scheduled_for underway.instant,
     owner uuid,
-    keep interval not null,
-    number int not null default 0,
-    attempts int not null default 0,
-    crashes int not null default 0,
-    releases int not null default 0,
-    max_crashes int not null default 3,
+    keep underway.duration not null,
+    number underway.count not null default 0,
+    attempts underway.count not null default 0,
+    crashes underway.count not null default 0,
+    releases underway.count not null default 0,
+    max_crashes underway.count not null default 3,
     priority smallint not null default 0,
-    key_limit smallint,
+    key_limit underway.key_limit,
     cancel_requested boolean not null default false,
-    state text not null check (state in ('pending', 'waiting', 'in_progress')),
-    queue text not null,
-    job text not null,
-    step text not null,
-    unique_key text,
-    concurrency_key text,
+    state text not null,
+    queue underway.name not null,
+    job underway.name not null,
+    step underway.name not null,
+    unique_key underway.key,
+    concurrency_key underway.key,
     progress json,
     input json not null,
     input_bytes int not null generated always as (octet_length(input::text)) stored

@@ -31,7 +31,9 @@ begin
     ) tried;
     with admitted as (
         update underway.run r
-        set state = 'pending', holds_key = true, due = r.rank + r.priority * interval '1 minute'
+        set state = 'pending', holds_key = true,
+            -- Within the range of due, whatever a row says: this must not end the commit that gave up the key.
+            due = greatest(least(r.rank + r.priority * interval '1 minute', '9999-12-31 00:00+00'), '1000-01-01 00:00+00')
         where r.ctid = any(array(
             select next.ctid
             from unnest(ours_queues, ours_keys) as g (queue, key)
