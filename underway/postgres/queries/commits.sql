@@ -5,6 +5,8 @@
 -- Of a run that somebody has cancelled no other end is written than that. What an attempt has spawned names its token,
 -- so that of two attempts at one run only the one that holds it has children.
 --
+-- Who inserts a run under the id of a finished one leaves no trace of it beside that one, and holds up no other's commit.
+--
 -- The time is the statement's, since in a step's own transaction now() is when that began.
 with gone as (
     delete from underway.run r
@@ -33,6 +35,7 @@ filed as (
         error, case when final = 'succeeded' then payload::json end,
         case when final <> 'succeeded' then input end
     from gone
+    on conflict (id) do nothing
 ),
 noted as (
     insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,

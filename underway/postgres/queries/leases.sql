@@ -72,6 +72,7 @@ filed as (
             else format('quarantined after %%s crashes: the lease expired, its supervisor is gone', all_crashes) end,
         input
     from gone
+    on conflict (id) do nothing
 ),
 noted as (
     insert into underway.attempt (run_id, token, number, pid, finished_at, step, outcome, host, error)
