@@ -123,6 +123,52 @@ create table underway.attempt (
 );
 comment on table underway.attempt is 'one row per attempt that started, written once, at its end';
 
+-- Tokens stay ahead of all that the rows know, also where the sequence does not come along with them.
+
+-- The lock of ALTER SEQUENCE keeps others from drawing tokens until the transaction ends: they go forwards only.
+create function underway.pass_tokens(last bigint) returns void
+language plpgsql strict
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if last <= coalesce(pg_sequence_last_value('underway.token'), 0) then
+        return;
+    end if;
+    alter sequence underway.token no cycle;
+    if last > coalesce(pg_sequence_last_value('underway.token'), 0) then
+        perform setval('underway.token', last);
+    end if;
+end
+$$;
+comment on function underway.pass_tokens is 'lets the next token be greater than this one';
+
+-- Logical replication copies no sequences, and a partial restore may not either: the new server began with token 1 again,
+-- and the second attempt at a run could not be recorded, since it had the token of the first.
+--
+-- The largest token is not searched for among millions of rows. The runs in progress, the newest runs and the newest
+-- attempts tell whether the sequence is behind; then it goes on a thousand million tokens further, which is more than
+-- have been drawn for older runs since.
+create function underway.recover_tokens() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known bigint;
+begin
+    select max(token) into known from (
+        (select token from underway.run where state = 'in_progress' order by id desc limit 1000)
+        union all
+        (select token from underway.run order by id desc limit 1000)
+        union all
+        (select token from underway.attempt order by run_id desc, token desc limit 1000)
+    ) newest;
+    if known > coalesce(pg_sequence_last_value('underway.token'), 0) then
+        perform underway.pass_tokens(known + 1000000000);
+    end if;
+end
+$$;
+comment on function underway.recover_tokens is 'lets the next token be greater than those of the newest runs and attempts';
+
 create table underway.job (
     name text primary key,
     step text not null,
@@ -152,14 +198,14 @@ create table underway.key_slot (
 );
 
 create table underway.schedule (
-    job text not null,
-    name text not null,
+    job underway.name not null,
+    name underway.name not null,
     cron text not null,
     zone text not null,
     catch_up text not null default 'last' check (catch_up in ('none', 'last', 'all')),
     overlap boolean not null default true,
-    input json not null,
-    next_at timestamptz not null,
+    input json not null constraint schedule_input_bytes check (octet_length(input::text) <= 8388608),
+    next_at underway.instant not null,
     primary key (job, name)
 );
 create index schedule_next on underway.schedule (next_at);
