@@ -9,12 +9,9 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from logging import getLogger
 
-from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
-
-log = getLogger("underway.supervisor")
+from underway.supervisor.faults import FAILED, Faults
 
 _LIMIT = 1000
 # Each run that gets in line takes a lock for its key: sixteen supervisors with a thousand of them each filled the table
@@ -42,6 +39,7 @@ class Promoter:
         self._head_at = 0.0
         self._swept_at = 0.0
         self._swept_to = ("", "")
+        self._faults = Faults("promotion")
         store.on_locked_keys = lambda: self.hint(_LOCKED_PAUSE)
 
     def hint(self, delay: float) -> None:
@@ -58,8 +56,8 @@ class Promoter:
             try:
                 pause = await self._look()
                 await self._sweep()
-            except DatabaseAway as error:
-                log.warning("promotion interrupted: %s", error)
+            except FAILED as error:
+                self._faults.note(error)
             self.hint(pause)
             await self._sleep()
 
@@ -71,12 +69,27 @@ class Promoter:
             now = time.monotonic()
             self._head_at = now + (now - self._store.commit_sent_at) / _HEAD_SHARE
         if self._store.locked_keys or (due is not None and due <= 0):
-            looked_at = await self._store.line_up(_LINED_UP, from_head=from_head)
-            if await self._store.promote(_LIMIT, from_head=from_head) or looked_at:
+            if await self._promote(from_head=from_head):
                 self._on_promoted()
+            if self._faults.passed_over:
+                return _POLL_SECONDS  # they are due, and stay so
             due = await self._store.seconds_until_due(from_head=False)
         pause = _POLL_SECONDS if due is None else min(max(due, _SHORTEST_PAUSE), _POLL_SECONDS)
         return min(pause, _LOCKED_PAUSE) if self._store.locked_keys else pause
+
+    async def _promote(self, *, from_head: bool) -> bool:
+        """Whether anything may have become pending."""
+        looked_at = await self._faults.isolate(
+            lambda limit, passing_over: self._store.line_up(limit, from_head=from_head, passing_over=passing_over),
+            _LINED_UP,
+        )
+        passed_over = self._faults.passed_over
+        promoted = await self._faults.isolate(
+            lambda limit, passing_over: self._store.promote(limit, from_head=from_head, passing_over=passing_over),
+            _LIMIT,
+        )
+        self._faults.passed_over += passed_over
+        return looked_at + promoted > 0
 
     async def _sweep(self) -> None:
         if time.monotonic() >= self._swept_at + _SWEEP_SECONDS:

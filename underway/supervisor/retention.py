@@ -2,12 +2,9 @@
 
 import asyncio
 import random
-from logging import getLogger
 
-from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
-
-log = getLogger("underway.supervisor")
+from underway.supervisor.faults import FAILED, Faults
 
 _LIMIT = 500
 _PERIOD = 60.0
@@ -20,15 +17,23 @@ class Retention:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._faults = Faults("retention")
 
     async def run(self) -> None:
         from_head = True
         while True:
             pause = _PERIOD * random.uniform(0.8, 1.2)  # noqa: S311 - a fleet need not look in step
             try:
-                from_head = await self._store.expire(_LIMIT, from_head=from_head) < _LIMIT
+                from_head = await self._expire(from_head=from_head) < _LIMIT
                 if not from_head:
                     pause = _PAUSE
-            except DatabaseAway as error:
-                log.warning("retention interrupted: %s", error)
+            except FAILED as error:
+                self._faults.note(error)
             await asyncio.sleep(pause)
+
+    async def _expire(self, *, from_head: bool) -> int:
+        """How many were removed."""
+        return await self._faults.isolate(
+            lambda limit, passing_over: self._store.expire(limit, from_head=from_head, passing_over=passing_over),
+            _LIMIT,
+        )

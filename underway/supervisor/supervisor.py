@@ -11,8 +11,6 @@ from logging import getLogger
 from typing import Any
 from uuid import uuid4
 
-import psycopg
-
 from underway import wire
 from underway.errors import EmbeddedPostgresError, InvalidOption, NoDatabase, SchemaError
 from underway.postgres.connect import conninfo, label
@@ -98,7 +96,7 @@ async def _live(settings: Settings) -> int:
     except (NoDatabase, InvalidOption) as error:
         log.error("%s", error)
         return ExitCode.USAGE
-    except (DatabaseAway, EmbeddedPostgresError, psycopg.Error) as error:
+    except (DatabaseAway, EmbeddedPostgresError) as error:
         log.error("cannot reach the database: %s", error)
         return ExitCode.DATABASE_UNREACHABLE
     finally:

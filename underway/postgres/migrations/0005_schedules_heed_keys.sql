@@ -16,7 +16,7 @@ create function underway.enqueue_slots(
     unique_key text,
     concurrency_key text,
     key_limit smallint,
-    input jsonb
+    input json
 ) returns int
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -83,6 +83,7 @@ begin
         select id, created_at, now() + keep, scheduled_for, keep, attempts, crashes, releases, priority, key_limit,
             'cancelled', queue, job, step, schedule, unique_key, concurrency_key, 'cancelled', input
         from gone
+        on conflict (id) do nothing
     )
     select count(*), (
         select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key
@@ -98,7 +99,7 @@ begin
 end
 $$;
 
-create or replace function underway.redrive_runs(run_ids uuid[], input jsonb default null) returns int
+create or replace function underway.redrive_runs(run_ids uuid[], input json default null) returns int
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$

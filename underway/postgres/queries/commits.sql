@@ -5,6 +5,8 @@
 -- Of a run that somebody has cancelled no other end is written than that. What an attempt has spawned names its token,
 -- so that of two attempts at one run only the one that holds it has children.
 --
+-- Who inserts a run under the id of a finished one leaves no trace of it beside that one, and holds up no other's commit.
+--
 -- The time is the statement's, since in a step's own transaction now() is when that began.
 with gone as (
     delete from underway.run r
@@ -30,9 +32,10 @@ filed as (
         priority, key_limit, final = 'failed' and outcome in ('crashed', 'out_of_memory'), final, queue, job, step,
         schedule, unique_key, concurrency_key,
         case when final = 'failed' then (select q.dead_letter from underway.queue q where q.name = gone.queue) end,
-        error, case when final = 'succeeded' then payload::jsonb end,
+        error, case when final = 'succeeded' then payload::json end,
         case when final <> 'succeeded' then input end
     from gone
+    on conflict (id) do nothing
 ),
 noted as (
     insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,
@@ -50,8 +53,8 @@ spawned as (
         case when s.delay > 0 and s.concurrency_key is not null then 'infinity'
             else statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
         case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
-        s.concurrency_key, s.key_limit, s.input::jsonb
-    from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent bigint, id uuid, job text, step text, queue text,
+        s.concurrency_key, s.key_limit, s.input::json
+    from json_to_recordset(%(spawned)s::json) as s (parent bigint, id uuid, job text, step text, queue text,
         priority smallint, keep float8, delay float8, concurrency_key text, key_limit smallint, input text)
     where s.parent in (select token from gone)
     returning queue
@@ -83,11 +86,11 @@ continued as (
         holds_key = underway.keeps_key(r.holds_key, r.queue, r.concurrency_key, g.queue, g.concurrency_key),
         priority = coalesce(g.priority, r.priority),
         keep = coalesce(make_interval(secs => g.keep), r.keep),
-        input = coalesce(g.payload::jsonb, r.input),
-        number = g.number,
-        attempts = g.attempts,
-        crashes = g.crashes,
-        releases = g.releases,
+        input = coalesce(g.payload::json, r.input),
+        number = least(g.number, 2000000000),
+        attempts = least(g.attempts, 2000000000),
+        crashes = least(g.crashes, 2000000000),
+        releases = least(g.releases, 2000000000),
         due = case when g.delay > 0 then statement_timestamp() + make_interval(secs => g.delay) else r.due end,
         rank = case
             when g.delay > 0 and g.concurrency_key is not null and not underway.keeps_key(r.holds_key, r.queue,
@@ -142,8 +145,8 @@ spawned as (
         case when s.delay > 0 and s.concurrency_key is not null then 'infinity'
             else statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
         case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
-        s.concurrency_key, s.key_limit, s.input::jsonb
-    from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent bigint, id uuid, job text, step text, queue text,
+        s.concurrency_key, s.key_limit, s.input::json
+    from json_to_recordset(%(spawned)s::json) as s (parent bigint, id uuid, job text, step text, queue text,
         priority smallint, keep float8, delay float8, concurrency_key text, key_limit smallint, input text)
     where s.parent in (select token from continued)
     returning queue
