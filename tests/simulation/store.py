@@ -18,6 +18,7 @@ class FakeStore:
 
     def __init__(self, database: Database, work: Session, leases: Session, owner: UUID) -> None:
         self.holds: Callable[[], Collection[int]] = tuple
+        self.known = True
         self.locked_keys: set[str] = set()
         self.on_locked_keys: Callable[[], None] = lambda: None
         self._database = database

@@ -14,6 +14,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, tuple_row
 
+from underway.errors import SchemaError
 from underway.postgres import columns, migrate
 from underway.postgres.queries import statements
 
@@ -27,6 +28,8 @@ STATEMENT_DEADLINE = "10s"
 _ANSWER_SECONDS = 12.0
 # Between two tries to open a connection.
 LONGEST_PAUSE = 5.0
+# Between two warnings that give the same reason. A schema that is too new for this code may stay so until people act.
+_LONGEST_SILENCE = 60.0
 # After a statement that the server has refused, as long as it does.
 _LEAST_PAUSE = 0.2
 _MOST_PAUSE = 2.0
@@ -108,7 +111,11 @@ class Session:
         self.sent_at = 0.0  # when the latest statement left, monotonic: it may have waited for a connection
 
     async def open(self) -> psycopg.AsyncConnection[TupleRow]:
-        """The connection, after one try to open it if it is not. Raises DatabaseAway, or a SchemaError."""
+        """The connection, after one try to open it if it is not.
+
+        Raises DatabaseAway, or a SchemaError if this session has never been open: the schema of a database in use is
+        gone for a moment while a backup is restored. (Such a restore ended all supervisors, with exit code 4.)
+        """
         async with self._lock:  # two who find it closed must not open one each
             return await self._open()
 
@@ -126,6 +133,11 @@ class Session:
         except psycopg.Error as error:
             await connection.close()
             raise DatabaseAway(str(error).strip()) from error
+        except SchemaError as error:
+            await connection.close()
+            if not self.opened:
+                raise
+            raise DatabaseAway(str(error)) from error
         except BaseException:
             await connection.close()
             raise
@@ -197,12 +209,15 @@ class Session:
         await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
 
     async def _open_patiently(self) -> psycopg.AsyncConnection[TupleRow]:
-        pause = 0.05
+        pause, said, silent_until, silence = 0.05, "", 0.0, 1.0
         while True:
             try:
                 return await self._open()
             except DatabaseAway as error:
-                log.warning("the database is away, trying again in %.1f s: %s", pause, error)
+                if str(error) != said or time.monotonic() >= silent_until:
+                    log.warning("the database is away, trying again in %.1f s: %s", pause, error)
+                    said, silent_until = str(error), time.monotonic() + silence
+                    silence = min(silence * 2, _LONGEST_SILENCE)
                 # Jitter: a fleet that lost its database together must not come back in step.
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
                 pause = min(pause * 2, LONGEST_PAUSE)

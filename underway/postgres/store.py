@@ -85,6 +85,7 @@ class Store:
         self._last_token = 0
         self._due_since = self._expired_since = -math.inf
         work.on_open = leases.on_open = self._pass_tokens
+        self.known = True  # the database had the label of this supervisor when it was last asked
         self.locked_keys: set[tuple[str, str]] = set()
         self.on_locked_keys: Callable[[], None] = lambda: None
 
@@ -191,8 +192,8 @@ class Store:
 
     async def rehearse_renewal(self) -> float:
         """Raises DatabaseAway when nobody can renew a lease, even if there is none to renew; else the time it was."""
-        rows = await self._work.fetch("rehearse_renewal", {"owner": self._owner})
-        return float(rows[0][0])
+        ((at, self.known),) = await self._work.fetch("rehearse_renewal", {"owner": self._owner})
+        return float(at)
 
     async def reap(
         self, limit: int, expired_by: float | None = None, *, passing_over: int = 0
@@ -275,6 +276,7 @@ class Store:
             "trouble": trouble or None,
         }
         await self._work.fetch("register_supervisor", {"id": self._owner, **label})
+        self.known = True
 
     async def register_queue(self, name: str, dead_letter: str | None) -> None:
         await self._work.fetch("register_queue", {"name": name, "dead_letter": dead_letter})

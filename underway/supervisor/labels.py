@@ -20,8 +20,8 @@ _LABEL_SECONDS = 60.0
 
 
 class Labels:
-    """Nothing depends on labels; they are written again every minute, when the database has been away, and when workers
-    with other code or none at all have come up.
+    """Nothing depends on labels; they are written again every minute, when the database has been away or has lost them,
+    and when workers with other code or none at all have come up.
     """
 
     def __init__(self, store: Store, work: Session, app: str, crew: Crew, *, on_label: Callable[[], None]) -> None:
@@ -62,8 +62,11 @@ class Labels:
                 # Perhaps a row that has changed is locked, for a second each time: commits need the connection too.
                 await asyncio.sleep(1)
             opened, again_at = self._work.opened, time.monotonic() + _LABEL_SECONDS
-            while self._work.opened == opened and self._written == self._what_is() and time.monotonic() < again_at:
+            while self._work.opened == opened and self._is_up_to_date() and time.monotonic() < again_at:
                 await asyncio.sleep(1)
+
+    def _is_up_to_date(self) -> bool:
+        return self._store.known and self._written == self._what_is()
 
     async def _warn_of_stranded(self) -> None:
         stranded = set(await self._store.stranded_lanes())

@@ -13,6 +13,8 @@ where r.id = any(array(
 returning r.id::text;
 
 -- rehearse_renewal: write as a renewal does, but to no run, and say when: it fails when nobody can renew
+--
+-- And whether the label of this supervisor is there: it goes with a schema that is replaced between two statements.
 with renewed as (
     update underway.run set lease_until = lease_until where false
 ),
@@ -21,7 +23,8 @@ seen as (
     set seen_at = clock_timestamp()
     where id = any(array(select id from underway.supervisor where id = %(owner)s for no key update skip locked))
 )
-select date_part('epoch', statement_timestamp());
+select date_part('epoch', statement_timestamp()),
+    exists (select from underway.supervisor where id = %(owner)s) as known;
 
 -- reap_runs: take back runs whose lease has expired; the crash that comes with it may be their last
 --
