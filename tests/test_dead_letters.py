@@ -175,7 +175,7 @@ def test_a_limit_takes_the_oldest_and_another_input_replaces_the_old(any_databas
         assert value(connection, "select input from underway.run where id = %s", [newer]) == {"n": 2}
         nothing = failed(connection)
         assert control.redrive(connection, UUID(nothing), b"null")
-        assert value(connection, "select input = 'null' from underway.run where id = %s", [nothing])
+        assert value(connection, "select input::text = 'null' from underway.run where id = %s", [nothing])
 
 
 def test_a_run_in_line_for_its_key_waits_like_a_new_one(database: str, connection: Connection) -> None:

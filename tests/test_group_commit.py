@@ -23,12 +23,10 @@ ENDINGS = ["done", "next"]
 # Payloads that cannot be stored
 
 BAD_PAYLOADS = [
-    pytest.param(b'"\\u0000"', "\\u0000", id="escaped NUL"),
     pytest.param(b'"\x00"', "0x00", id="raw NUL"),
     pytest.param(b'"\xff"', "0xff", id="no UTF-8"),
     pytest.param(b'{"open": ', "json", id="invalid JSON"),
     pytest.param(b"", "json", id="nothing"),
-    pytest.param(b'"\\ud800"', "surrogate", id="lone surrogate"),
     pytest.param(b"[" * 100_000 + b"]" * 100_000, "stack depth", id="too deep"),
 ]
 
@@ -65,7 +63,6 @@ def test_only_the_payload_that_cannot_be_stored_becomes_a_failed_attempt(
 @pytest.mark.parametrize(
     "flaw",
     [
-        pytest.param({"input": '"\\u0000"'}, id="escaped NUL"),
         pytest.param({"input": "{"}, id="invalid JSON"),
         pytest.param({"queue": None}, id="no queue"),
         pytest.param({"priority": 40_000}, id="priority out of range"),
@@ -107,7 +104,7 @@ def test_a_payload_that_cannot_be_stored_fails_the_run_when_no_attempt_is_left(
     run = insert(connection, attempts=most - 1, number=most - 1)
 
     async def script(committing: Committing) -> None:
-        committing.submit(run, b'"\\u0000"')
+        committing.submit(run, b"{")
 
     play(database, script)
     outcome = runs.outcome(connection, UUID(run))
@@ -297,7 +294,7 @@ def test_children_appear_exactly_with_the_commit_of_their_parent(any_database: s
         stuck, free = insert(connection), insert(connection)
         late = [spawn('"now"', priority=3), spawn('"later"', delay=60.0)]
         early = spawn('"other"')
-        children = "select array_agg(input #>> '{}' order by input) from underway.run where job = 'child'"
+        children = "select array_agg(input #>> '{}' order by input #>> '{}') from underway.run where job = 'child'"
 
         async def script(committing: Committing) -> None:
             with psycopg.connect(any_database) as stranger:

@@ -168,7 +168,7 @@ def test_inputs_stay_values(tmp_path: Path, database: str, connection: Connectio
             handle = clients.app.get_run(run)
             if handle.status() is Status.SUCCEEDED and job == "echoes":
                 assert value(
-                    connection, "select %s::jsonb = result from underway.finished_run where id = %s", [text, run]
+                    connection, "select %s::jsonb = result::jsonb from underway.finished_run where id = %s", [text, run]
                 )
             else:
                 assert "PayloadError" in (handle.attempts()[0].error or "")

@@ -15,7 +15,7 @@ from underway import PayloadError, codec, keys
 def in_sql(connection: Connection, template: str, payload: str) -> str | None:
     """What SQL makes of it; None for a refusal."""
     try:
-        filled: str = value(connection, "select underway.fill_key(%s, %s::jsonb)", [template, payload])
+        filled: str = value(connection, "select underway.fill_key(%s, %s::json)", [template, payload])
     except psycopg.Error as error:
         if error.sqlstate != "UW003":
             raise
@@ -42,7 +42,7 @@ def in_python(template: str, payload: str) -> str | None:
         ("{a}{b}", '{"a": true, "b": false}', "truefalse"),
         ("{a.b.c}/{a.d}", '{"a": {"b": {"c": 1}, "d": "e"}}', "1/e"),
         ("{with space}-{ü}", '{"with space": "x", "ü": "y"}', "x-y"),
-        ("{id}", '{"id": 1e3}', "1000"),
+        ("{id}", '{"id": 1' + 399 * "0" + "}", "1" + 399 * "0"),
         ("{id}", '{"id": "x", "id": "y"}', "y"),
         ("[{id}]", '{"id": ""}', "[]"),
     ],
@@ -64,6 +64,7 @@ def test_a_key_is_a_text_with_fields_filled_in(connection: Connection, template:
         ("{id}", '{"id": 1.0}', "the key '{id}' takes a string, an integer or a boolean from the field id, not 1.0"),
         ("{id}", '{"id": [1]}', "the key '{id}' takes a string, an integer or a boolean from the field id, not [1]"),
         ("{id}", '{"id": ""}', "the key '{id}' has 0 characters here, and 1 to 400 are allowed"),
+        ("{id}", '{"id": ' + 5000 * "9" + "}", "the key '{id}' has 5000 characters here, and 1 to 400 are allowed"),
         ("{id}", json.dumps({"id": "x" * 401}), "the key '{id}' has 401 characters here, and 1 to 400 are allowed"),
     ],
 )
@@ -74,9 +75,15 @@ def test_an_input_that_makes_no_key_is_refused_with_the_reason(
         keys.fill(template, payload.encode())
     assert str(raised.value).replace('"', "") == message
     with pytest.raises(psycopg.Error) as refused:
-        connection.execute("select underway.fill_key(%s, %s::jsonb)", [template, payload])
+        connection.execute("select underway.fill_key(%s, %s::json)", [template, payload])
     assert refused.value.diag.message_primary == message
     assert refused.value.sqlstate == "UW003"
+
+
+@pytest.mark.parametrize("number", ["1e3", "1E3", "10e-1", "1.0", "-0.0", "1e400", "1e131071"])
+def test_only_digits_are_an_integer(connection: Connection, number: str) -> None:
+    assert in_python("{id}", f'{{"id": {number}}}') is None
+    assert in_sql(connection, "{id}", f'{{"id": {number}}}') is None
 
 
 @pytest.mark.parametrize("template", ["", "{", "}", "{}", "a{b", "{a}}", "{{a}}", "{.a}", "{a.}", "{a..b}"])

@@ -10,7 +10,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from db import Connection, value
+from db import Connection, insert, value
+from harness import eventually
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
@@ -139,27 +140,6 @@ def test_an_upgrade_applies_only_what_is_missing(connection: Connection, monkeyp
         migrate.check(runs.applied_migrations(connection))
     assert migrate.migrate(connection) == [f"{NEWEST + 1:04d}_more"]
     migrate.check(runs.applied_migrations(connection))
-
-
-def test_a_run_that_could_not_end_can_once_it_is_kept_for_less(
-    empty: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(migrate, "migrations", lambda: KNOWN[:13])
-    migrate.migrate(empty)
-    empty.execute(
-        "insert into underway.job (name, step, queue, priority, delay, keep) values ('j', 's', 'q', 0, '0', '1 day')"
-    )
-    run = value(empty, "select underway.enqueue('j', keep => '293000 years')")
-    other = value(empty, "select underway.enqueue('j', keep => '999 years')")
-    empty.commit()
-    with pytest.raises(psycopg.errors.DatetimeFieldOverflow):
-        empty.execute("select underway.cancel(%s)", [run])
-    empty.rollback()
-    monkeypatch.undo()
-    migrate.migrate(empty)
-    assert value(empty, "select keep = '365000 days' from underway.run where id = %s", [run])
-    assert value(empty, "select keep = '999 years' from underway.run where id = %s", [other])
-    assert value(empty, "select underway.cancel(%s)", [run])
 
 
 @pytest.mark.parametrize("level", [r"read\ committed", r"repeatable\ read", "serializable"])
@@ -362,3 +342,55 @@ def test_a_role_that_may_create_nothing_is_told_so_when_there_is_something(
     assert result.returncode == 1
     assert "permission denied" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# Locks
+
+
+@pytest.fixture
+def first_migration_only(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    with monkeypatch.context() as patched, psycopg.connect(empty_database) as connection:
+        patched.setattr(migrate, "migrations", lambda: KNOWN[:1])
+        migrate.migrate(connection)
+    return empty_database
+
+
+def test_a_migration_that_has_to_wait_lets_others_in(
+    first_migration_only: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement that needs a table for which a migration waits must wait behind the migration."""
+    monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "500ms")
+    with (
+        psycopg.connect(first_migration_only) as reader,
+        psycopg.connect(first_migration_only, autocommit=True) as worker,
+    ):
+        reader.execute("select count(*) from underway.run")  # and stays open, like a dump
+        applied: list[str] = []
+
+        def bring_up() -> None:
+            with psycopg.connect(first_migration_only) as connection:
+                applied.extend(migrate.migrate(connection))
+
+        migrating = threading.Thread(target=bring_up)
+        migrating.start()
+        waiting = "select count(*) from pg_locks where not granted and relation = 'underway.run'::regclass"
+        eventually(lambda: value(worker, waiting))
+        insert(worker)
+        assert migrating.is_alive()
+        reader.rollback()
+        migrating.join()
+    assert len(applied) == len(KNOWN) - 1
+
+
+def test_a_migration_that_waits_in_vain_says_so(first_migration_only: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "_TRIES", 2)
+    monkeypatch.setattr(migrate, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "50ms")
+    with psycopg.connect(first_migration_only) as reader, psycopg.connect(first_migration_only) as connection:
+        reader.execute("select count(*) from underway.runs")
+        with pytest.raises(SchemaError, match=r"nothing was migrated: .* pg_stat_activity"):
+            migrate.migrate(connection)
+        reader.rollback()
+        assert value(connection, "show lock_timeout") == "0"
+        assert len(migrate.migrate(connection)) == len(KNOWN) - 1
+        assert value(connection, "show lock_timeout") == "0"

@@ -367,10 +367,10 @@ def test_renewals_touch_no_index(any_database: str, held: int) -> None:
         batch = [(run.run, run.token) for run in claim(any_database, held, owner=US)]
         assert len(batch) == held
         # Right after a claim of many some still have to find a page with room for a second version of each run.
-        asyncio.run(_renew_often(any_database, US, batch, 1))
-        before = _settled_updates(connection, 2 * held)
+        asyncio.run(_renew_often(any_database, US, batch, 4))
+        before = _settled_updates(connection, 5 * held)
         asyncio.run(_renew_often(any_database, US, batch, turns))
-        after = _settled_updates(connection, 2 * held + turns * held)
+        after = _settled_updates(connection, 5 * held + turns * held)
         assert after - before == turns * held
 
 

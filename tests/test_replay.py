@@ -38,7 +38,7 @@ def test_a_pending_run_runs_and_stays_as_it_is(bind: Bind, connection: Connectio
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == f"bookings book, run {run.id}, attempt 1; its input:"
-    assert '    "number": 7' in lines
+    assert '    "number": 7,' in lines
     assert "booking order 7, attempt 1" in lines
     assert ", nothing is committed" in done.stdout
     (following,) = [number for number, line in enumerate(lines) if line == "next step confirm:"]

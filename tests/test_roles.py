@@ -29,7 +29,7 @@ TABLES = ("run", "finished_run", "attempt", "job", "queue", "schedule", "supervi
 ENQUEUE = "underway.enqueue(text, jsonb, interval, int, interval, text, text)"
 EXECUTABLE = {"enqueue", "status"}
 # They compute, and touch nothing.
-HARMLESS = {"checked_duration", "fill_key", "keeps_key", "spare_run"}
+HARMLESS = {"checked_duration", "fill_key", "keeps_key", "payload", "spare_run"}
 
 
 def grants(role: str, names: dict[str, str]) -> str:
@@ -90,7 +90,7 @@ def run_in_every_state(owner: str) -> UUID:
 def refused_tables(connection: Connection, verb: str) -> set[str]:
     statements = {
         "select": "select 1 from {} limit 1",
-        "insert": "insert into {} select * from {} limit 0",
+        "insert": "insert into {0} ({1}) select {1} from {0} limit 0",
         "update": "update {} set {} = default where false",
         "delete": "delete from {} where false",
         "truncate": "truncate {}",
@@ -100,7 +100,7 @@ def refused_tables(connection: Connection, verb: str) -> set[str]:
         name = sql.Identifier("underway", table)
         column = {"run": "input", "finished_run": "error", "attempt": "error", "stop_request": "supervisor"}.get(table)
         column = column or {"job": "step", "queue": "paused", "migration": "name", "schedule": "cron"}.get(table, "app")
-        parts = {"insert": [name, name], "update": [name, sql.Identifier(column)]}.get(verb, [name])
+        parts = [name, sql.Identifier(column)] if verb in ("insert", "update") else [name]
         try:
             connection.execute(sql.SQL(statements[verb]).format(*parts))
         except Denied:
@@ -117,7 +117,8 @@ def refused_functions(connection: Connection, owner: str) -> set[str]:
         some = {
             "uuid": value(own, "select id from underway.run where state = 'pending' limit 1"),
             "uuid[]": own.execute("select array_agg(id) from underway.run").fetchone()[0],  # type: ignore[index]
-            "text": "1", "text[]": ["default"], "jsonb": "{}", "integer": 1, "boolean": True, "interval": "0",
+            "text": "1", "text[]": ["default"], "json": "{}", "jsonb": "{}", "integer": 1, "boolean": True,
+            "interval": "0",
             "double precision": 0, "smallint": 1, "timestamp with time zone[]": [],
         }  # fmt: skip
     refused = set()

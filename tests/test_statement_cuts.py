@@ -397,7 +397,7 @@ def test_a_steps_own_transaction_cut_off_at_any_statement_commits_once(
             play(database, partial(run_step, database=database, run=run, ending=ending), step=step)
         assert value(connection, effects, [run]) == 1
         assert [outcome for outcome, _ in attempts_of(connection, run)][-1] == "succeeded"
-        assert value(connection, "select count(*) from underway.run where input = %s", [f'"{run}"']) == 1
+        assert value(connection, "select count(*) from underway.run where input::text = %s", [f'"{run}"']) == 1
         connection.execute("delete from underway.run")
         if cut.trips <= trip:  # the whole transaction was shorter
             break

@@ -87,7 +87,8 @@ def test_writes_take_effect_with_the_hand_over_and_failures_leave_nothing(
             wrong.append((name, run.status(), attempt))
     assert wrong == []
     # Of the runs that were enqueued in a step, only those of the step that succeeded exist.
-    inputs = connection.execute("select result from underway.finished_run where job = 'children' order by 1").fetchall()
+    query = "select result::text::int from underway.finished_run where job = 'children' order by 1"
+    inputs = connection.execute(query).fetchall()
     assert inputs == [(1,), (2,), (3,), (4,)]
     assert connection.execute("select sum(value) from counter where id not in (4, 5)").fetchone() == (0,)
     assert good[0].attempts()[0].cpu_seconds is not None

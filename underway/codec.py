@@ -41,12 +41,10 @@ _BRIEFLY = reprlib.Repr()
 _BRIEFLY.maxother = _BRIEFLY.maxstring = 100
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # not the text u0000 after a backslash, which is written as two
-_EXPONENT = re.compile(rb"e\+?1[6-9][],}]")  # perhaps of a float; if so, this finds it and skips strings:
-_LARGE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|(-?[0-9.]+e\+?1[6-9])(?![0-9])')
 
 
 def encode(value: Any, expected: Any, *, max_payload: int = MAX_PAYLOAD) -> bytes:
-    """JSON that decodes to an equal value, also after a stay in a jsonb column; PayloadError if there is none."""
+    """JSON that decodes to an equal value; PayloadError if there is none."""
     return codec_for(expected).encode(value, max_payload)
 
 
@@ -101,7 +99,7 @@ class Codec:
         self._box = msgspec.defstruct("Box", [("value", self.type)], array_like=True)
 
     def encode(self, value: Any, max_payload: int = MAX_PAYLOAD) -> bytes:
-        """JSON that decodes to an equal value, also after a stay in a jsonb column; PayloadError if there is none."""
+        """JSON that decodes to an equal value; PayloadError if there is none."""
         try:
             data = self._dump(value)
             reason = self._flaw(value, data, max_payload)
@@ -126,9 +124,6 @@ class Codec:
             data = orjson.dumps([[[[value if self.plain else msgspec.to_builtins(value, **self._out)]]]])
         except TypeError:  # perhaps only a subclass of float, or an enum as a key
             data = orjson.dumps([[[[msgspec.to_builtins(value, str_keys=True, enc_hook=_spell)]]]])
-        if _EXPONENT.search(data):
-            # jsonb spells 9.12e18 as an integer: exact to the last digit, which the float was not
-            data = _LARGE.sub(lambda found: b"%.1f" % float(found[1]) if found[1] else found[0], data)
         return data[4:-4]
 
     def _load(self, tree: Any) -> Any:
@@ -275,7 +270,7 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
 
 
 def _trouble(value: Any, path: str, level: int = 1, modelled: bool = False) -> str | None:
-    """The first thing in a value that JSON or jsonb cannot hold, whatever its type is said to be."""
+    """The first thing in a value that JSON or Postgres cannot hold, whatever its type is said to be."""
     modelled = modelled or _is_model(type(value))  # then pydantic may spell what we could not
     value = value.value if isinstance(value, enum.Enum) else value
     if isinstance(value, str):

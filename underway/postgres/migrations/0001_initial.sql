@@ -4,6 +4,8 @@
 create sequence underway.token as bigint;
 comment on sequence underway.token is 'fencing tokens: grows at each claim, never comes back';
 
+-- Payloads are json, not jsonb: jsonb prints each number in full, so that 8 MiB of 1e308 came back as 357 MB.
+--
 -- Live runs only. fillfactor leaves room for renewals on the same page; no index may contain lease_until, or not one
 -- renewal is HOT. Autovacuum is told to come often: the table is small and turns over completely.
 create table underway.run (
@@ -30,14 +32,17 @@ create table underway.run (
     step text not null,
     unique_key text,
     concurrency_key text,
-    progress jsonb,
-    input jsonb not null
+    progress json,
+    input json not null,
+    input_bytes int not null generated always as (octet_length(input::text)) stored
+        constraint run_input_bytes check (input_bytes <= 8388608)
 ) with (
     fillfactor = 70, vacuum_truncate = off,
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
 );
 comment on table underway.run is 'live runs; a finished one moves to finished_run';
+comment on column underway.run.input_bytes is 'the size of the input as text, so that a claim can be bounded by bytes';
 comment on column underway.run.rank is 'due - priority * 1 minute: the order in a lane, and the ageing of priorities';
 comment on column underway.run.number is 'attempts at this step that started and ended, whatever their outcome';
 comment on column underway.run.attempts is 'failures and time-outs at this step: what the retry policy counts';
@@ -71,8 +76,8 @@ create table underway.finished_run (
     concurrency_key text,
     dead_letter text,
     error text,
-    result jsonb,
-    input jsonb
+    result json,
+    input json
 );
 comment on column underway.finished_run.input is 'what the last step was given; kept for failed and cancelled runs';
 
@@ -133,7 +138,7 @@ create table underway.schedule (
     zone text not null,
     catch_up text not null default 'last' check (catch_up in ('none', 'last', 'all')),
     overlap boolean not null default true,
-    input jsonb not null,
+    input json not null,
     next_at timestamptz not null,
     primary key (job, name)
 );
@@ -154,7 +159,7 @@ comment on column underway.supervisor.idle is 'has nothing to do: an enqueue sho
 
 create view underway.runs as
 select id, job, step, state, queue, priority, number as attempts_made, attempts, crashes, releases, created_at,
-    due, lease_until, owner, progress, input, null::jsonb as result, null::text as error, null::timestamptz as finished_at,
+    due, lease_until, owner, progress, input, null::json as result, null::text as error, null::timestamptz as finished_at,
     null::text as dead_letter, null::timestamptz as expires_at
 from underway.run
 union all
@@ -162,6 +167,30 @@ select id, job, step, state, queue, priority, null, attempts, crashes, releases,
     null, null, null, null, input, result, error, finished_at, dead_letter, expires_at
 from underway.finished_run;
 comment on view underway.runs is 'live and finished runs together, for people and tools';
+
+-- Converts the jsonb argument of a public function to the text that is stored, once. jsonb stores 1e131071 in a few bytes
+-- and prints it with 131,072 digits: a small argument may have a text that exceeds even the largest one of Postgres.
+create function underway.payload(given jsonb) returns json
+language plpgsql immutable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    spelled text;
+begin
+    begin
+        spelled := given::text;
+    exception
+        when program_limit_exceeded or out_of_memory or internal_error then null;
+    end;
+    if spelled is null or octet_length(spelled) > 8388608 then
+        raise exception 'the input has % bytes as JSON text, and at most 8388608 are allowed',
+            coalesce(octet_length(spelled)::text, 'more than 1073741823')
+            using errcode = 'UW005', hint = 'keep it in a table or a file store and pass its key';
+    end if;
+    return spelled::json;
+end
+$$;
+comment on function underway.payload is 'the same value as JSON text of at most 8 MiB; an error if it is longer';
 
 -- Public contract, version 1: any language enqueues in its own transaction. Returns the run's id.
 create function underway.enqueue(

@@ -25,7 +25,7 @@ drop table underway.key_slot;
 -- Infinity is for indexes, not for people, and many drivers cannot read it.
 create or replace view underway.runs as
 select id, job, step, state, queue, priority, number as attempts_made, attempts, crashes, releases, created_at,
-    nullif(due, 'infinity') as due, lease_until, owner, progress, input, null::jsonb as result, null::text as error,
+    nullif(due, 'infinity') as due, lease_until, owner, progress, input, null::json as result, null::text as error,
     null::timestamptz as finished_at, null::text as dead_letter, null::timestamptz as expires_at
 from underway.run
 union all
@@ -103,9 +103,9 @@ end
 $$;
 comment on function underway.pass_keys is 'every statement with which a run gives up its key ends with this';
 
--- A key from its template: {field} and {outer.field} stand for strings, integers and booleans of the input.
--- underway/keys.py is its twin.
-create function underway.fill_key(template text, input jsonb) returns text
+-- A key from its template: {field} and {outer.field} stand for strings, integers and booleans of the input. An integer is
+-- written with digits only: 1.0 and 1e3 are none. underway/keys.py is its twin.
+create function underway.fill_key(template text, input json) returns text
 language plpgsql immutable strict
 set search_path = pg_catalog, pg_temp
 as $$
@@ -114,7 +114,7 @@ declare
     rest text := template;
     field text;
     name text;
-    found jsonb;
+    found json;
 begin
     if template !~ '^([^{}]|\{[^{}.]+(\.[^{}.]+)*\})+$' then
         raise exception 'a key is a text in which {field} stands for a field of the input, not %',
@@ -126,14 +126,14 @@ begin
         rest := substr(rest, strpos(rest, '}') + 1);
         found := input;
         foreach name in array string_to_array(field, '.') loop
-            found := case when jsonb_typeof(found) = 'object' then found -> name end;
+            found := case when json_typeof(found) = 'object' then found -> name end;
         end loop;
         if found is null then
             raise exception 'the key % needs the field %, which the input does not have',
                 quote_literal(template), field using errcode = 'UW003';
         end if;
-        if jsonb_typeof(found) not in ('string', 'boolean', 'number')
-            or (jsonb_typeof(found) = 'number' and found #>> '{}' !~ '^-?[0-9]+$') then
+        if json_typeof(found) not in ('string', 'boolean', 'number')
+            or (json_typeof(found) = 'number' and found #>> '{}' !~ '^-?[0-9]+$') then
             raise exception 'the key % takes a string, an integer or a boolean from the field %, not %',
                 quote_literal(template), field, left(found::text, 100) using errcode = 'UW003';
         end if;

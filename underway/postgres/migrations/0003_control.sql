@@ -74,7 +74,7 @@ create index run_cancel_requested on underway.run (id) where cancel_requested;
 -- Last: a view can only be given more columns at its end.
 create or replace view underway.runs as
 select id, job, step, state, queue, priority, number as attempts_made, attempts, crashes, releases, created_at,
-    nullif(due, 'infinity') as due, lease_until, owner, progress, input, null::jsonb as result, null::text as error,
+    nullif(due, 'infinity') as due, lease_until, owner, progress, input, null::json as result, null::text as error,
     null::timestamptz as finished_at, null::text as dead_letter, null::timestamptz as expires_at, cancel_requested
 from underway.run
 union all
@@ -114,7 +114,7 @@ comment on function underway.resume is 'undoes underway.pause; false if it was n
 
 -- A run goes back under its own id, to the step that failed. Of several with one unique key only one can be live. One
 -- that a concurrency key keeps in line waits like a new one.
-create function underway.redrive_runs(run_ids uuid[], input jsonb default null) returns int
+create function underway.redrive_runs(run_ids uuid[], input json default null) returns int
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -156,7 +156,7 @@ comment on function underway.redrive_runs is 'lets failed or cancelled runs go o
 create function underway.redrive(run_id uuid, input jsonb default null) returns boolean
 language sql
 set search_path = pg_catalog, pg_temp
-as $$ select underway.redrive_runs(array[run_id], input) = 1 $$;
+as $$ select underway.redrive_runs(array[run_id], underway.payload(input)) = 1 $$;
 comment on function underway.redrive is 'redrives one run that has failed or was cancelled, if no other is live under its unique key';
 
 create function underway.redrive_all(dead_letter text, most int default null) returns int

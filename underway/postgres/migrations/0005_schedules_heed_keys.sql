@@ -16,7 +16,7 @@ create function underway.enqueue_slots(
     unique_key text,
     concurrency_key text,
     key_limit smallint,
-    input jsonb
+    input json
 ) returns int
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -98,7 +98,7 @@ begin
 end
 $$;
 
-create or replace function underway.redrive_runs(run_ids uuid[], input jsonb default null) returns int
+create or replace function underway.redrive_runs(run_ids uuid[], input json default null) returns int
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$

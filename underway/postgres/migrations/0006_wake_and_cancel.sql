@@ -154,7 +154,7 @@ $$;
 -- Cancel.
 
 -- Of the runs with a label none was cancelled, so this is the only way back for one.
-create or replace function underway.redrive(run_id uuid, input jsonb default null) returns boolean
+create function underway.redrive_run(run_id uuid, input json) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -170,6 +170,12 @@ begin
     return underway.redrive_runs(array[run_id], input) = 1;
 end
 $$;
+comment on function underway.redrive_run is 'what clients of this package call: the input stays as it was written';
+
+create or replace function underway.redrive(run_id uuid, input jsonb default null) returns boolean
+language sql
+set search_path = pg_catalog, pg_temp
+as $$ select underway.redrive_run(run_id, underway.payload(input)) $$;
 comment on function underway.redrive is
     'redrives one run that has failed, if no other is live under its unique key; an error if it was cancelled';
 

@@ -36,7 +36,7 @@ update underway.run set due = '9999-12-31 00:00+00' where due = 'infinity';
 
 create or replace view underway.runs as
 select id, job, step, state, queue, priority, number as attempts_made, attempts, crashes, releases, created_at,
-    nullif(due, '9999-12-31 00:00+00') as due, lease_until, owner, progress, input, null::jsonb as result,
+    nullif(due, '9999-12-31 00:00+00') as due, lease_until, owner, progress, input, null::json as result,
     null::text as error, null::timestamptz as finished_at, null::text as dead_letter, null::timestamptz as expires_at,
     cancel_requested
 from underway.run

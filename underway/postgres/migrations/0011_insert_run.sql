@@ -13,7 +13,7 @@ declare
 begin
     insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, input)
     values (id, job, step, queue, priority, keep, due, due - priority * interval '1 minute',
-        case when delay > 0 then 'waiting' else 'pending' end, input::jsonb);
+        case when delay > 0 then 'waiting' else 'pending' end, input::json);
     perform underway.wake(queue);
 end
 $$;

@@ -6,7 +6,7 @@
 
 -- The finished runs in the order of their ids, all of them before the first key; then the keys in the order in which
 -- enqueue_keyed_runs takes them. A run whose key somebody else has got in the meantime stays as it is.
-create or replace function underway.redrive_runs(run_ids uuid[], input jsonb default null) returns int
+create or replace function underway.redrive_runs(run_ids uuid[], input json default null) returns int
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$

@@ -24,7 +24,7 @@ comment on function underway.checked_duration is 'the same duration; an error if
 -- Those that are there already.
 update underway.run set keep = '365000 days' where keep > '365000 days';
 
--- As before, but for the check of delay and keep.
+-- As before, but for the check of delay and keep, and of the input.
 create or replace function underway.enqueue(
     job text,
     input jsonb default 'null',
@@ -45,6 +45,7 @@ declare
     live uuid;
     due timestamptz;
     delayed boolean;
+    payload json := underway.payload(coalesce(input, 'null'));
 begin
     select * into defaults from underway.job j where j.name = enqueue.job;
     if not found then
@@ -52,12 +53,11 @@ begin
             using errcode = 'UW001',
             hint = 'register it with: underway sync APP (a running supervisor does so at its start)';
     end if;
-    input := coalesce(input, 'null');
     priority := coalesce(priority, defaults.priority);
     delay := underway.checked_duration('delay', coalesce(delay, defaults.delay));
     keep := underway.checked_duration('keep', coalesce(keep, defaults.keep));
-    unique_key := underway.fill_key(coalesce(unique_key, defaults.unique_key), input);
-    concurrency_key := underway.fill_key(coalesce(concurrency_key, defaults.concurrency_key), input);
+    unique_key := underway.fill_key(coalesce(unique_key, defaults.unique_key), payload);
+    concurrency_key := underway.fill_key(coalesce(concurrency_key, defaults.concurrency_key), payload);
     if priority not between -32768 and 32767 then
         raise exception 'priority must lie between -32768 and 32767, not %', priority using errcode = 'UW002';
     end if;
@@ -74,7 +74,7 @@ begin
             case when delayed and concurrency_key is not null then 'infinity'
                 else due - priority * interval '1 minute' end,
             case when delayed or concurrency_key is not null then 'waiting' else 'pending' end,
-            unique_key, concurrency_key, defaults.key_limit, input)
+            unique_key, concurrency_key, defaults.key_limit, payload)
         on conflict (job, unique_key) where unique_key is not null do nothing
         returning id into created;
         exit when created is not null;

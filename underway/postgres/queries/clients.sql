@@ -26,7 +26,7 @@ created as (
         case when g.concurrency_key is not null and %(delay)s > 0 then 'infinity'
             else placed.due - %(priority)s * interval '1 minute' end,
         case when g.concurrency_key is not null or %(delay)s > 0 then 'waiting' else 'pending' end,
-        g.unique_key, g.concurrency_key, %(key_limit)s, g.input::jsonb
+        g.unique_key, g.concurrency_key, %(key_limit)s, g.input::json
     from given g cross join placed
     order by g.unique_key collate "C", g.n
     on conflict (job, unique_key) where unique_key is not null do nothing

@@ -30,7 +30,7 @@ filed as (
         priority, key_limit, final = 'failed' and outcome in ('crashed', 'out_of_memory'), final, queue, job, step,
         schedule, unique_key, concurrency_key,
         case when final = 'failed' then (select q.dead_letter from underway.queue q where q.name = gone.queue) end,
-        error, case when final = 'succeeded' then payload::jsonb end,
+        error, case when final = 'succeeded' then payload::json end,
         case when final <> 'succeeded' then input end
     from gone
 ),
@@ -50,8 +50,8 @@ spawned as (
         case when s.delay > 0 and s.concurrency_key is not null then 'infinity'
             else statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
         case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
-        s.concurrency_key, s.key_limit, s.input::jsonb
-    from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent bigint, id uuid, job text, step text, queue text,
+        s.concurrency_key, s.key_limit, s.input::json
+    from json_to_recordset(%(spawned)s::json) as s (parent bigint, id uuid, job text, step text, queue text,
         priority smallint, keep float8, delay float8, concurrency_key text, key_limit smallint, input text)
     where s.parent in (select token from gone)
     returning queue
@@ -83,7 +83,7 @@ continued as (
         holds_key = underway.keeps_key(r.holds_key, r.queue, r.concurrency_key, g.queue, g.concurrency_key),
         priority = coalesce(g.priority, r.priority),
         keep = coalesce(make_interval(secs => g.keep), r.keep),
-        input = coalesce(g.payload::jsonb, r.input),
+        input = coalesce(g.payload::json, r.input),
         number = g.number,
         attempts = g.attempts,
         crashes = g.crashes,
@@ -142,8 +142,8 @@ spawned as (
         case when s.delay > 0 and s.concurrency_key is not null then 'infinity'
             else statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
         case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
-        s.concurrency_key, s.key_limit, s.input::jsonb
-    from jsonb_to_recordset(%(spawned)s::jsonb) as s (parent bigint, id uuid, job text, step text, queue text,
+        s.concurrency_key, s.key_limit, s.input::json
+    from json_to_recordset(%(spawned)s::json) as s (parent bigint, id uuid, job text, step text, queue text,
         priority smallint, keep float8, delay float8, concurrency_key text, key_limit smallint, input text)
     where s.parent in (select token from continued)
     returning queue

@@ -22,7 +22,7 @@ limit %(limit)s;
 select job, step, state from underway.finished_run where id = %(id)s and state in ('failed', 'cancelled');
 
 -- redrive_run: let a failed run go on at its last step, perhaps with another input
-select underway.redrive(%(id)s, %(input)s::text::jsonb) as redriven;
+select underway.redrive_run(%(id)s, %(input)s::text::json) as redriven;
 
 -- redrive_label: the same for runs with this dead-letter label, the oldest first
 select underway.redrive_all(%(label)s, %(limit)s) as redriven;

@@ -1,7 +1,7 @@
 -- renew_leases: extend the leases of these tasks and store their progress; fenced, and never waits for a row lock
 update underway.run r
 set lease_until = clock_timestamp() + make_interval(secs => g.lease),
-    progress = coalesce(g.progress::jsonb, r.progress)
+    progress = coalesce(g.progress::json, r.progress)
 from unnest(%(ids)s::uuid[], %(tokens)s::int8[], %(leases)s::float8[], %(progress)s::text[])
     as g (id, token, lease, progress)
 where r.id = any(array(

@@ -19,7 +19,7 @@ with live as (
 ),
 finished as (
     select id, job, step, state, queue, priority, created_at, null::timestamptz as due, finished_at, attempts, crashes,
-        releases, false as cancel_requested, null::jsonb as progress, unique_key, concurrency_key, dead_letter, error
+        releases, false as cancel_requested, null::json as progress, unique_key, concurrency_key, dead_letter, error
     from (
         (select * from underway.finished_run order by id desc limit %(finished)s)
         union all
@@ -51,7 +51,7 @@ from (
         r.scheduled_for, null::timestamptz as finished_at, null::timestamptz as expires_at, r.lease_until, r.owner,
         s.host, s.pid, r.attempts, r.crashes, r.releases, r.cancel_requested, r.progress, r.unique_key,
         r.concurrency_key, r.key_limit, null as dead_letter, false as quarantined, null as error, r.input,
-        null::jsonb as result
+        null::json as result
     from underway.run r
     left join underway.supervisor s on s.id = r.owner
     where r.id = %(id)s

@@ -3,7 +3,7 @@
 -- With the same line and zone it goes on waiting for the slot that it waited for: a deployment says it all again, and
 -- would lose the slot that came due while nobody was there.
 insert into underway.schedule as s (job, name, cron, zone, catch_up, overlap, input, next_at)
-values (%(job)s, %(name)s, %(cron)s, %(zone)s, %(catch_up)s, %(overlap)s, %(input)s::text::jsonb,
+values (%(job)s, %(name)s, %(cron)s, %(zone)s, %(catch_up)s, %(overlap)s, %(input)s::text::json,
     timestamptz 'epoch' + %(next_at)s::int8 * interval '1 microsecond')
 on conflict (job, name) do update
 set cron = excluded.cron, zone = excluded.zone, catch_up = excluded.catch_up, overlap = excluded.overlap,
