@@ -20,12 +20,13 @@ from underway.postgres.queries import statements
 
 log = getLogger("underway.postgres")
 
-# No statement of ours may outlive a renewal period of the default lease (15 s).
-STATEMENT_DEADLINE = "10s"
-# By then the server has ended any statement and said so. Whoever still hears nothing talks to nobody: a proxy whose
-# other side is gone goes on acknowledging, so that TCP notices nothing. (A claim waited for ever, and with it the
-# renewals.)
-_ANSWER_SECONDS = 12.0
+# No statement of ours may outlive a renewal period of the default lease (15 s), unless its caller says so: a single
+# large row on a slow line.
+STATEMENT_SECONDS = 10.0
+# So long after its deadline the server has ended any statement and said so. A silence that is longer means that the
+# connection is dead: a proxy whose other side is gone goes on acknowledging, so that TCP notices nothing. (A claim
+# waited for ever, and with it the renewals.)
+ANSWER_SECONDS = 2.0
 # Between two tries to open a connection.
 LONGEST_PAUSE = 5.0
 # Between two warnings that give the same reason. A schema that is too new for this code may stay so until people act.
@@ -34,7 +35,7 @@ _LONGEST_SILENCE = 60.0
 _LEAST_PAUSE = 0.2
 _MOST_PAUSE = 2.0
 _SETTINGS = {
-    "statement_timeout": STATEMENT_DEADLINE,
+    "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
     # No statement of ours waits for a row; whatever else it waits for is a lock on a table, which may last for an hour.
     # It had better ask again, and let others on its connection do so too, than stand in line: a reaper that did was let
     # in before those who were to release what they could not renew, and charged them with crashes.
@@ -165,14 +166,16 @@ class Session:
         options = " ".join([str(given), *(f"-c {name}={value}" for name, value in settings.items())])
         return await _connect(make_conninfo(self._conninfo, options=options), prepare_threshold=0)
 
-    async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
-        """Rows of a named statement, waiting as long as it takes for a connection.
+    async def fetch(
+        self, statement: str, parameters: Mapping[str, Any] | None = None, *, seconds: float = STATEMENT_SECONDS
+    ) -> list[TupleRow]:
+        """Rows of a named statement, waiting as long as it takes for a connection and then at most so many seconds.
 
         Raises DatabaseAway if the connection breaks or the server refuses, and psycopg.Error if the parameters cannot
         be stored.
         """
         try:
-            rows = await self._execute(statements()[statement], parameters)
+            rows = await self._execute(statements()[statement], parameters, seconds)
         except psycopg.Error as error:
             if isinstance(error, _ABOUT_THE_DATA) and error.diag.source_function != _NOTIFYING:
                 raise
@@ -181,15 +184,18 @@ class Session:
         self._pauses.pop(statement, None)
         return rows
 
-    async def _execute(self, sql: LiteralString, parameters: Mapping[str, Any] | None) -> list[TupleRow]:
+    async def _execute(
+        self, sql: LiteralString, parameters: Mapping[str, Any] | None, seconds: float
+    ) -> list[TupleRow]:
         async with self._lock:
             connection = await self._open_patiently()
             self._unwatch()
             self.sent_at = time.monotonic()
-            patience = asyncio.get_running_loop().call_later(_ANSWER_SECONDS, _hang_up, connection)
+            patience = asyncio.get_running_loop().call_later(seconds + ANSWER_SECONDS, _hang_up, connection)
             try:
-                cursor = await connection.execute(sql, parameters)
-                return await cursor.fetchall() if cursor.description else []
+                if seconds <= STATEMENT_SECONDS:
+                    return await _rows(connection, sql, parameters)
+                return await _rows_in_longer(connection, sql, parameters, seconds)
             except psycopg.Error as error:
                 if not isinstance(error, (*_ABOUT_THE_DATA, *_PASSING)):
                     await self.close()
@@ -258,6 +264,25 @@ class Session:
     def _heard(self, payload: str) -> None:
         if self.on_notify is not None:
             self.on_notify(payload)
+
+
+async def _rows(
+    connection: psycopg.AsyncConnection[TupleRow], sql: LiteralString, parameters: Mapping[str, Any] | None
+) -> list[TupleRow]:
+    cursor = await connection.execute(sql, parameters)
+    return await cursor.fetchall() if cursor.description else []
+
+
+async def _rows_in_longer(
+    connection: psycopg.AsyncConnection[TupleRow],
+    sql: LiteralString,
+    parameters: Mapping[str, Any] | None,
+    seconds: float,
+) -> list[TupleRow]:
+    """With a deadline of its own, which ends with its transaction: a pooler would pass that of a session on."""
+    async with connection.transaction():
+        await connection.execute(statements()["set_deadline"], {"deadline": f"{seconds:.0f}s"})
+        return await _rows(connection, sql, parameters)
 
 
 def _hang_up(connection: psycopg.AsyncConnection[TupleRow]) -> None:

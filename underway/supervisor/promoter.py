@@ -13,6 +13,7 @@ from logging import getLogger
 
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
+from underway.supervisor.batch import Batch
 
 log = getLogger("underway.supervisor")
 
@@ -42,6 +43,7 @@ class Promoter:
         self._head_at = 0.0
         self._swept_at = 0.0
         self._swept_to = ("", "")
+        self._promotion, self._line_up, self._swept = Batch(_LIMIT), Batch(_LINED_UP), Batch(_SWEPT_KEYS)
         store.on_locked_keys = lambda: self.hint(_LOCKED_PAUSE)
 
     def hint(self, delay: float) -> None:
@@ -71,17 +73,37 @@ class Promoter:
             now = time.monotonic()
             self._head_at = now + (now - self._store.commit_sent_at) / _HEAD_SHARE
         if self._store.locked_keys or (due is not None and due <= 0):
-            looked_at = await self._store.line_up(_LINED_UP, from_head=from_head)
-            if await self._store.promote(_LIMIT, from_head=from_head) or looked_at:
+            if await self._bring_in_line(from_head=from_head) + await self._promote(from_head=from_head):
                 self._on_promoted()
             due = await self._store.seconds_until_due(from_head=False)
         pause = _POLL_SECONDS if due is None else min(max(due, _SHORTEST_PAUSE), _POLL_SECONDS)
         return min(pause, _LOCKED_PAUSE) if self._store.locked_keys else pause
 
+    async def _bring_in_line(self, *, from_head: bool) -> int:
+        limit = self._line_up.rows
+        with self._line_up.smaller_if_interrupted(limit):
+            looked_at = await self._store.line_up(limit, from_head=from_head)
+        self._line_up.succeeded(looked_at, seconds=self._took())
+        return looked_at
+
+    async def _promote(self, *, from_head: bool) -> int:
+        limit = self._promotion.rows
+        with self._promotion.smaller_if_interrupted(limit):
+            promoted = await self._store.promote(limit, from_head=from_head)
+        self._promotion.succeeded(promoted, seconds=self._took())
+        return promoted
+
     async def _sweep(self) -> None:
         if time.monotonic() >= self._swept_at + _SWEEP_SECONDS:
             self._swept_at = time.monotonic()
-            self._swept_to = await self._store.sweep_keys(self._swept_to, _SWEPT_KEYS)
+            limit = self._swept.rows
+            with self._swept.smaller_if_interrupted(limit):
+                self._swept_to = await self._store.sweep_keys(self._swept_to, limit)
+            self._swept.succeeded(limit, seconds=self._took())
+
+    def _took(self) -> float:
+        """How long the statement took that has returned just now."""
+        return time.monotonic() - self._store.commit_sent_at
 
     async def _sleep(self) -> None:
         # Under a stream of hints there are commits between two looks, too.

@@ -11,6 +11,7 @@ import psycopg
 from underway.postgres.session import LONGEST_PAUSE, DatabaseAway, Session
 from underway.postgres.store import Store
 from underway.supervisor.backends import Backends
+from underway.supervisor.batch import Batch
 from underway.supervisor.database_clock import DatabaseClock
 
 log = getLogger("underway.supervisor")
@@ -46,6 +47,7 @@ class Reaper:
         self._backends = backends
         self._shortest_lease = shortest_lease
         self._on_reaped = on_reaped
+        self._batch = Batch(_LIMIT)
         self._clock = DatabaseClock()
         self._opened = work.opened
         self._well_at = 0.0
@@ -96,10 +98,14 @@ class Reaper:
     async def _reap(self, expired_by: float) -> None:
         took = 0.0
         while True:
-            reaped = await self._store.reap(_LIMIT, expired_by)
-            took += time.monotonic() - self._work.sent_at  # not the wait for a connection, or for commits on it
+            limit = self._batch.rows
+            with self._batch.smaller_if_interrupted(limit):
+                reaped = await self._store.reap(limit, expired_by)
+            seconds = time.monotonic() - self._work.sent_at  # not the wait for a connection, or for commits on it
+            self._batch.succeeded(len(reaped), seconds=seconds)
+            took += seconds
             self._taken_back(reaped)
-            if len(reaped) < _LIMIT:
+            if len(reaped) < limit:
                 break
         self._not_before = time.monotonic() + took / _SHARE
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import random
+import time
 from logging import getLogger
 
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
+from underway.supervisor.batch import Batch
 
 log = getLogger("underway.supervisor")
 
@@ -20,15 +22,24 @@ class Retention:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._batch = Batch(_LIMIT)
 
     async def run(self) -> None:
         from_head = True
         while True:
             pause = _PERIOD * random.uniform(0.8, 1.2)  # noqa: S311 - a fleet need not look in step
             try:
-                from_head = await self._store.expire(_LIMIT, from_head=from_head) < _LIMIT
+                from_head = await self._expire(from_head=from_head)
                 if not from_head:
                     pause = _PAUSE
             except DatabaseAway as error:
                 log.warning("retention interrupted: %s", error)
             await asyncio.sleep(pause)
+
+    async def _expire(self, *, from_head: bool) -> bool:
+        """Remove a batch; whether that was all there is to remove for now."""
+        limit = self._batch.rows
+        with self._batch.smaller_if_interrupted(limit):
+            removed = await self._store.expire(limit, from_head=from_head)
+        self._batch.succeeded(removed, seconds=time.monotonic() - self._store.commit_sent_at)
+        return removed < limit
