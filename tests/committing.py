@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 from underway import wire
 from underway.manifest import Lane, Step
 from underway.postgres.endings import Attempt, Next, succeed
-from underway.postgres.session import Session
+from underway.postgres.session import STATEMENT_SECONDS, Session
 from underway.postgres.store import Store
 from underway.supervisor.commits import Commits, Ended
 from underway.supervisor.dispatch import Dispatch
@@ -34,13 +34,15 @@ class Interrupted(Session):
         self.cut: Callable[[str, int], Awaitable[None]] | None = None  # called with "before" and the backend's pid
         self.at = COMMITS
 
-    async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
+    async def fetch(
+        self, statement: str, parameters: Mapping[str, Any] | None = None, *, seconds: float = STATEMENT_SECONDS
+    ) -> list[TupleRow]:
         if self.cut is None or statement not in self.at:
-            return await super().fetch(statement, parameters)
+            return await super().fetch(statement, parameters, seconds=seconds)
         cut, self.cut = self.cut, None
         pid = (await self.open()).info.backend_pid
         await cut("before", pid)
-        rows = await super().fetch(statement, parameters)
+        rows = await super().fetch(statement, parameters, seconds=seconds)
         # The server has committed, but its answer is lost on the way.
         await cut("after", pid)
         return rows

@@ -1,9 +1,10 @@
-"""A TCP proxy in front of a test server that breaks a connection at a COMMIT, once."""
+"""TCP proxies in front of a test server: one that breaks a connection at a COMMIT, once; one that is slow."""
 
 import contextlib
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,3 +90,28 @@ class Proxy:
         client.close()
         if self._how != "black hole":
             server.close()
+
+
+class SlowLine(Proxy):
+    """Passes on everything, but on each connection and each way only so many bytes a second."""
+
+    _PIECE = 16 * 1024
+
+    def __init__(self, database: str, bytes_per_second: float) -> None:
+        super().__init__(database, "be late")
+        self._rate = bytes_per_second
+        # For the connections that are accepted. A larger one takes megabytes that still arrive when the client is gone.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._PIECE)
+
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        threading.Thread(target=self._pass_one_way, args=[server, client], daemon=True).start()
+        self._pass_one_way(client, server)
+
+    def _pass_one_way(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(self._PIECE):
+                time.sleep(len(data) / self._rate)
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)

@@ -154,6 +154,50 @@ def test_a_claim_takes_no_more_than_it_asked_for(any_database: str) -> None:
     assert [len(claim(any_database, 5)) for _ in range(4)] == [5, 5, 3, 1]
 
 
+def insert_sized(connection: Connection, *sizes: int) -> list[str]:
+    """Runs with inputs of so many bytes, the oldest first."""
+    minutes = range(len(sizes), 0, -1)
+    return [
+        insert(connection, rank=ago(age), input=f'"{"x" * (size - 2)}"')
+        for age, size in zip(minutes, sizes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size", "taken"),
+    [
+        pytest.param([10, 10, 10, 10], 30, 3, id="what fits together"),
+        pytest.param([10, 10, 11, 1], 30, 2, id="none that is younger than one that does not fit"),
+        pytest.param([31, 10, 10], 30, 1, id="alone what is too large"),
+        pytest.param([10, 31, 10], 30, 1, id="and not with others"),
+        pytest.param([9, 9, 9], 0, 1, id="one in any case"),
+    ],
+)
+def test_a_claim_is_bounded_by_the_bytes_of_its_inputs(
+    any_database: str, sizes: list[int], size: int, taken: int
+) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        placed = insert_sized(connection, *sizes)
+
+    async def both(store: Store) -> list[list[str]]:
+        first = await store.claim(LANES, 100, candidates=100, suspects=1, size=size)
+        others = await store.claim(LANES, 100, candidates=100, suspects=1)  # at once: the others are free
+        return [[run.run for run in claimed] for claimed in (first, others)]
+
+    assert with_store(any_database, both) == [placed[:taken], placed[taken:]]
+
+
+def test_what_others_have_locked_does_not_count_in_a_claims_bytes(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection, psycopg.connect(any_database) as stranger:
+        locked, *free = insert_sized(connection, 1000, 10, 10, 10)
+        stranger.execute("select from underway.run where id = %s for update", [locked])
+
+        async def bounded(store: Store) -> list[str]:
+            return [run.run for run in await store.claim(LANES, 100, candidates=100, suspects=1, size=30)]
+
+        assert with_store(any_database, bounded) == free
+
+
 @pytest.mark.parametrize("suspects", [0, 1, 2])
 def test_a_claim_takes_at_most_so_many_suspects(any_database: str, suspects: int) -> None:
     lanes = [Lane("default", "a", "x"), Lane("default", "b", "x")]

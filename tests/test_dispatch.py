@@ -562,6 +562,38 @@ def test_no_more_is_claimed_ahead_than_fits_by_the_size_of_what_came() -> None:
     assert line.demand() == 1
 
 
+def test_what_waits_is_bounded_by_its_size_whatever_was_usual() -> None:
+    workers = [StubWorker(), StubWorker()]
+    line = on(*workers)
+    learn(line, 0.0)
+    line.add(tasks(1000))
+    for worker in workers:
+        line.pump()
+        worker.start()
+    line.take_all()
+    assert line.demand() > 500, "after so many small ones"
+    assert line.room() == 2 * AHEAD_BYTES
+    large = tasks(2)
+    for one in large:
+        one.input = bytes(AHEAD_BYTES)
+    line.add(large)
+    assert line.room() == 0
+    assert line.demand() == 0
+    assert line.places() <= 0
+    line.take_all()
+    line.add(large[:1])
+    assert line.room() == AHEAD_BYTES
+
+
+def test_every_idle_worker_gets_a_task_however_large_those_are_that_wait() -> None:
+    line = on(*(StubWorker() for _ in range(4)))
+    huge = task(1)
+    huge.input = bytes(5 * AHEAD_BYTES)
+    line.add([huge])
+    assert line.room() == 0
+    assert line.demand() == line.places() == 3
+
+
 def test_runs_that_were_here_before_go_first_in_their_order() -> None:
     worker = StubWorker()
     line = on(worker)

@@ -21,7 +21,7 @@ from underway.manifest import Lane, Placement, Policy
 from underway.postgres import people, schedules
 from underway.postgres.columns import Int8s, UUIDs
 from underway.postgres.queries import statements
-from underway.postgres.session import Session
+from underway.postgres.session import STATEMENT_SECONDS, Session
 from underway.postgres.store import Lanes, Renewal, Store
 
 US = uuid4()
@@ -43,7 +43,9 @@ class Explaining(Session):
         self._prepared: set[str] = set()
         self.plans: dict[str, Plan] = {}
 
-    async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
+    async def fetch(
+        self, statement: str, parameters: Mapping[str, Any] | None = None, *, seconds: float = STATEMENT_SECONDS
+    ) -> list[TupleRow]:
         connection = await self.open()
         given = parameters or {}
         names = [name for name in dict.fromkeys(_PLACEHOLDER.findall(statements()[statement])) if name in given]

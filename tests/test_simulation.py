@@ -11,12 +11,14 @@ from inspect import signature
 from typing import Any
 
 import pytest
-from simulation.simulate import simulate
+from simulation.simulate import simulate, simulate_slow_line
 from simulation.store import FakeStore
 
 from underway import wire
 from underway.manifest import Lane
+from underway.postgres.session import STATEMENT_SECONDS
 from underway.postgres.store import Store
+from underway.supervisor.batch import Batch
 from underway.supervisor.commits import Commits
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.endings import Endings
@@ -53,6 +55,11 @@ def test_the_fake_store_is_asked_like_the_real_one() -> None:
     for name, asked in vars(Store).items():
         if callable(asked) and not name.startswith("_"):
             assert signature(getattr(FakeStore, name)) == signature(asked), name
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_a_slow_line_keeps_no_run_from_its_end(seed: int) -> None:
+    simulate_slow_line(seed)
 
 
 # Each of these breaks a promise; if the simulation does not see it, it sees nothing.
@@ -173,6 +180,25 @@ def test_a_broken_promise_is_seen(
     mutate(monkeypatch)
     with pytest.raises(AssertionError, match="python -m simulation"):
         _simulate_many()
+
+
+def repeat_what_was_interrupted_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Batch, "_shrink", lambda self, rows, size, divisor: None)
+
+
+def give_a_single_row_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Batch, "seconds", property(lambda self: STATEMENT_SECONDS, lambda self, seconds: None), raising=False
+    )
+
+
+@pytest.mark.parametrize("mutate", [repeat_what_was_interrupted_unchanged, give_a_single_row_no_more_time], ids=_name)
+def test_a_livelock_on_a_slow_line_is_seen(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate(monkeypatch)
+    with pytest.raises(AssertionError, match="are stuck"):
+        simulate_slow_line(1)
 
 
 def _simulate_many() -> None:

@@ -187,14 +187,14 @@ class Swallowing(Proxy):
 def test_who_hears_nothing_for_longer_than_any_statement_takes_hangs_up(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(session, "ANSWER_SECONDS", 0.0)
 
     async def ask(proxy: Swallowing) -> None:
         asking = Session(proxy.url)
         await asking.fetch("clock")
         proxy.swallows = True
         with pytest.raises(DatabaseAway, match="closed"):
-            await asking.fetch("clock")
+            await asking.fetch("clock", seconds=0.3)
         proxy.swallows = False
         assert await asking.fetch("clock"), "on a new connection"
         await asking.close()

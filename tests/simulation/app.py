@@ -57,16 +57,14 @@ def placement_of(job: str, step: str, given: bytes, delay: float = 0.0) -> wire.
     return step, "default", 0, delay, 60.0, key and key.text, key and key.limit
 
 
-def _job(name: str) -> Job:
+def _job(name: str, policy: Policy) -> Job:
     return Job(
         name,
-        tuple(Step(step, placement=Placement(concurrency_key=key), policy=POLICY) for step, key in JOBS[name].items()),
+        tuple(Step(step, placement=Placement(concurrency_key=key), policy=policy) for step, key in JOBS[name].items()),
     )
 
 
-# Before and after a reload the app knows different jobs; in the end all of them.
-CODE = {
-    "even": Manifest(tuple(map(_job, (*COMMON, "even")))),
-    "odd": Manifest(tuple(map(_job, (*COMMON, "odd")))),
-    "all": Manifest(tuple(map(_job, JOBS))),
-}
+def code(policy: Policy = POLICY) -> dict[str, Manifest]:
+    """Before and after a reload the app knows different jobs; in the end all of them."""
+    known = {"even": (*COMMON, "even"), "odd": (*COMMON, "odd"), "all": JOBS}
+    return {name: Manifest(tuple(_job(job, policy) for job in jobs)) for name, jobs in known.items()}

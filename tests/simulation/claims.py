@@ -1,5 +1,6 @@
 """queries/claims.sql: what makes runs pending, and takes them."""
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -8,7 +9,15 @@ from underway.postgres.store import Claimed, Lanes
 
 
 def claim(
-    database: Database, owner: UUID, lanes: Lanes, tasks: int, candidates: int, suspects: int, head: bool
+    database: Database,
+    owner: UUID,
+    lanes: Lanes,
+    tasks: int,
+    candidates: int,
+    suspects: int,
+    size: int,
+    head: bool,
+    carry: Callable[[int], None],
 ) -> list[tuple[Claimed, int, float]]:
     """Each with the number of its lane, and its rank."""
     columns: Any = lanes.columns(from_head=head)
@@ -22,17 +31,18 @@ def claim(
             elif (row.rank, row.run) > (columns["marks"][n], columns["mark_ids"][n]):
                 clean[n].append((row.rank, row.run))
     chosen = [*_first(clean, candidates), *_first(suspected, suspects)]
+    taken = [(rank, row) for rank, run in sorted(chosen) if not database.is_locked(row := database.live[run])][:tasks]
+    while len(taken) > 1 and sum(len(row.input) for _, row in taken) > size:
+        taken.pop()
+    carry(sum(len(row.input) for _, row in taken))
     claimed: list[tuple[Claimed, int, float]] = []
-    for rank, run in sorted(chosen):
-        row = database.live[run]
-        if len(claimed) == tasks or database.is_locked(row):
-            continue
+    for rank, row in taken:
         n = number[row.lane]
         row.state, row.owner, row.token = "in_progress", owner, database.new_token()
         row.lease_until = database.loop.time() + columns["leases"][n]
         row.max_crashes = columns["max_crashes"][n]
         counters = row.number, row.attempts, row.crashes, row.releases
-        claimed.append((Claimed(run, row.token, row.lane, *counters, None, row.input, row.holds_key), n, rank))
+        claimed.append((Claimed(row.run, row.token, row.lane, *counters, None, row.input, row.holds_key), n, rank))
     return claimed
 
 

@@ -9,7 +9,7 @@ import psycopg
 
 from simulation.database import Database
 from simulation.schedules import Schedules
-from underway.postgres.session import DatabaseAway
+from underway.postgres.session import ANSWER_SECONDS, STATEMENT_SECONDS, DatabaseAway
 
 T = TypeVar("T")
 
@@ -26,6 +26,7 @@ class Session:
         self.opened = 0
         self.away_until = 0.0
         self.sent_at = 0.0
+        self._seconds = self._transfer = 0.0  # that the statement under way may take, and that its answer takes
         self._database = database
         self._schedules = schedules
         self._loop = database.loop
@@ -52,13 +53,19 @@ class Session:
         """The few that do not go through the store."""
         return await self.do(statement, lambda: self._answer(statement, parameters))
 
-    async def do(self, name: str, effect: Callable[[], T]) -> T:
+    async def do(self, name: str, effect: Callable[[], T], *, sent: int = 0, seconds: float = STATEMENT_SECONDS) -> T:
+        """`sent` are the bytes of its parameters; those of its answer are passed to `carry`, by its effect."""
         rng = self._loop.rng
         async with self._lock:
             await self._open_patiently()
             self.sent_at = self._loop.time()
             answer: asyncio.Future[T] = self._loop.create_future()
-            there, back = self._database.lateness(), self._database.lateness()
+            self._seconds, self._transfer = seconds, 0.0
+            sending = sent / self._database.bytes_per_second
+            there, back = self._database.lateness() + sending, self._database.lateness()
+            if there > seconds + ANSWER_SECONDS:
+                self._loop.happen(seconds + ANSWER_SECONDS, lambda: self._lose(answer, f"{name}, which is too slow"))
+                return await answer
             fate = rng.random() if self._database.lossy else 1.0
             # A backend that has not noticed that we are gone may still do what it was told, a while later.
             late = rng.uniform(0, LATEST) if fate < LOST_AND_LATE else 0.0
@@ -77,6 +84,12 @@ class Session:
                 await asyncio.sleep(rng.uniform(0.05, 0.2))
                 raise
 
+    def carry(self, size: int) -> None:
+        """A statement answers with so many bytes. Beyond its deadline it is cancelled, and has done nothing."""
+        self._transfer = size / self._database.bytes_per_second
+        if self._transfer > self._seconds:
+            raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
+
     def heard(self, payload: str) -> None:
         if self._open and self._listening and self.on_notify is not None:
             self.on_notify(payload)
@@ -89,10 +102,15 @@ class Session:
             return
         try:
             result = effect()
+        except psycopg.errors.QueryCanceled as error:
+            cancelled = DatabaseAway(str(error))
+            self._loop.happen(self._seconds + back, lambda: self._refuse(answer, cancelled))
+            return
         except psycopg.Error as error:
             refused = error
             self._loop.happen(back, lambda: self._refuse(answer, refused))
             return
+        back += self._transfer
         if lost:
             self._loop.happen(back, lambda: self._lose(answer, name))
         else:

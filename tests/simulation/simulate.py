@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from simulation.clockwork import made_up_time
+from simulation.clockwork import Clockwork, made_up_time
+from simulation.slow_line import SlowLine
 from simulation.supervisor import MOST_AHEAD, MOST_CLAIMED, MOST_UNCOMMITTED
 from simulation.world import World
 from underway.supervisor import commits, crew, dispatch, limits, service
@@ -15,15 +16,24 @@ from underway.supervisor import commits, crew, dispatch, limits, service
 
 def simulate(seed: int, turns: int) -> World:
     """Play so many turns of the loop, and then until everything has come to its end. Raises what went wrong."""
+    return _play(lambda loop: World(loop, turns), seed, f"{seed} {turns}")
+
+
+def simulate_slow_line(seed: int) -> World:
+    """Play until everything has come to its end, on a slow line. Raises what went wrong."""
+    return _play(SlowLine, seed, f"{seed} slow")
+
+
+def _play(create: Callable[[Clockwork], World], seed: int, command: str) -> World:
     with made_up_time(seed) as loop, _without_a_system():
         asyncio.set_event_loop(loop)
-        world = World(loop, turns)
+        world = create(loop)
         try:
             loop.run_until_complete(loop.create_task(world.play()))
         except Exception as fault:
             raise AssertionError(
                 f"{loop.story()}\n{type(fault).__name__}: {fault}\nin turn {loop.turns}; once more, and only this: "
-                f"PYTHONPATH=tests python -m simulation {seed} {turns}"
+                f"PYTHONPATH=tests python -m simulation {command}"
             ) from fault
         else:
             return world

@@ -10,7 +10,8 @@ from simulation.ledger import Broken
 from simulation.session import Session
 from underway.manifest import Lane, Placement, Policy
 from underway.postgres.endings import Continue, Finish
-from underway.postgres.store import Claimed, Lanes, Renewal
+from underway.postgres.session import STATEMENT_SECONDS
+from underway.postgres.store import ANY_SIZE, Claimed, Lanes, Renewal
 
 
 class FakeStore:
@@ -18,6 +19,7 @@ class FakeStore:
 
     def __init__(self, database: Database, work: Session, leases: Session, owner: UUID) -> None:
         self.holds: Callable[[], Collection[int]] = tuple
+        self.known = True
         self.locked_keys: set[str] = set()
         self.on_locked_keys: Callable[[], None] = lambda: None
         self._database = database
@@ -26,10 +28,21 @@ class FakeStore:
         self._owner = owner
 
     async def claim(
-        self, lanes: Lanes, tasks: int, *, candidates: int, suspects: int, from_head: bool = True
+        self,
+        lanes: Lanes,
+        tasks: int,
+        *,
+        candidates: int,
+        suspects: int,
+        size: int = ANY_SIZE,
+        from_head: bool = True,
+        seconds: float = STATEMENT_SECONDS,
     ) -> list[Claimed]:
+        limits = tasks, candidates, suspects, size, from_head
         claimed = await self._leases.do(
-            "claim", lambda: claims.claim(self._database, self._owner, lanes, tasks, candidates, suspects, from_head)
+            "claim",
+            lambda: claims.claim(self._database, self._owner, lanes, *limits, self._leases.carry),
+            seconds=seconds,
         )
         for run, lane, rank in claimed:
             if not run.crashes:
@@ -44,18 +57,33 @@ class FakeStore:
     def commit_sent_at(self) -> float:
         return self._work.sent_at
 
-    async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[int]:
+    async def finish(
+        self, rows: Sequence[Finish], spawned: list[dict[str, Any]], *, seconds: float = STATEMENT_SECONDS
+    ) -> set[int]:
         self._check_held(row for row in rows if row.state != "cancelled")  # nobody holds an orphan that is closed
-        done, locked = await self._work.do("finish", lambda: commits.finish(self._database, self._owner, rows, spawned))
+        done, locked = await self._work.do(
+            "finish",
+            lambda: commits.finish(self._database, self._owner, rows, spawned),
+            sent=_size(rows),
+            seconds=seconds,
+        )
         self._note_locked_keys(locked)
         return done
 
     async def continue_(
-        self, rows: Sequence[Continue], spawned: list[dict[str, Any]], keep: Sequence[Policy | None] | None = None
+        self,
+        rows: Sequence[Continue],
+        spawned: list[dict[str, Any]],
+        keep: Sequence[Policy | None] | None = None,
+        *,
+        seconds: float = STATEMENT_SECONDS,
     ) -> dict[int, int | None]:
         self._check_held(rows)
         done, locked = await self._work.do(
-            "continue", lambda: commits.continue_(self._database, self._owner, rows, spawned, keep)
+            "continue",
+            lambda: commits.continue_(self._database, self._owner, rows, spawned, keep),
+            sent=_size(rows),
+            seconds=seconds,
         )
         self._note_locked_keys(locked)
         return done
@@ -152,3 +180,7 @@ class FakeStore:
     async def forget_supervisors(self) -> None: ...
     async def set_idle(self, idle: bool, queues: Iterable[str] | None = None) -> None: ...
     async def deregister(self) -> None: ...
+
+
+def _size(rows: Sequence[Finish] | Sequence[Continue]) -> int:
+    return sum(len(row.payload or b"") for row in rows)

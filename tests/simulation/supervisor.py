@@ -5,7 +5,6 @@ import itertools
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from simulation.app import CODE
 from simulation.ledger import Broken
 from simulation.session import Session
 from simulation.store import FakeStore
@@ -70,7 +69,7 @@ class Supervisor:
                 await self.crew.kill_all()
 
     def start_worker(self, slot: int, overseer: Any, generation: int, wear: Any) -> FakeWorker:
-        code = CODE[self.code]
+        code = self.world.code[self.code]
         return FakeWorker(self.world.where, self.owner, code, next(_pids), slot, overseer, generation, wear)
 
     # What is done to it

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 
+from simulation.app import code
 from simulation.clockwork import Clockwork
 from simulation.database import Database
 from simulation.havoc import strike
@@ -17,8 +18,11 @@ SETTLING_SECONDS = 400.0
 
 
 class World:
+    settling_seconds = SETTLING_SECONDS
+
     def __init__(self, loop: Clockwork, turns: int) -> None:
         self.loop = loop
+        self.code = code()
         self.database = Database(loop)
         self.schedules = Schedules(self.database)
         self.where = Whereabouts(self.database)
@@ -55,7 +59,7 @@ class World:
 
     async def _calm_down(self) -> None:
         self.database.lossy, self.where.calm = False, True
-        settled_at = self.loop.time() + SETTLING_SECONDS
+        settled_at = self.loop.time() + self.settling_seconds
         calm_since = self.schedules.now()
         while self.schedules.every or self.database.live:
             self._replace_the_gone()

@@ -14,24 +14,28 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, tuple_row
 
+from underway.errors import SchemaError
 from underway.postgres import columns, migrate
 from underway.postgres.queries import statements
 
 log = getLogger("underway.postgres")
 
-# No statement of ours may outlive a renewal period of the default lease (15 s).
-STATEMENT_DEADLINE = "10s"
-# By then the server has ended any statement and said so. Whoever still hears nothing talks to nobody: a proxy whose
-# other side is gone goes on acknowledging, so that TCP notices nothing. (A claim waited for ever, and with it the
-# renewals.)
-_ANSWER_SECONDS = 12.0
+# No statement of ours may outlive a renewal period of the default lease (15 s), unless its caller says so: a single
+# large row on a slow line.
+STATEMENT_SECONDS = 10.0
+# So long after its deadline the server has ended any statement and said so. A silence that is longer means that the
+# connection is dead: a proxy whose other side is gone goes on acknowledging, so that TCP notices nothing. (A claim
+# waited for ever, and with it the renewals.)
+ANSWER_SECONDS = 2.0
 # Between two tries to open a connection.
 LONGEST_PAUSE = 5.0
+# Between two warnings that give the same reason. A schema that is too new for this code may stay so until people act.
+_LONGEST_SILENCE = 60.0
 # After a statement that the server has refused, as long as it does.
 _LEAST_PAUSE = 0.2
 _MOST_PAUSE = 2.0
 _SETTINGS = {
-    "statement_timeout": STATEMENT_DEADLINE,
+    "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
     # No statement of ours waits for a row; whatever else it waits for is a lock on a table, which may last for an hour.
     # It had better ask again, and let others on its connection do so too, than stand in line: a reaper that did was let
     # in before those who were to release what they could not renew, and charged them with crashes.
@@ -108,7 +112,11 @@ class Session:
         self.sent_at = 0.0  # when the latest statement left, monotonic: it may have waited for a connection
 
     async def open(self) -> psycopg.AsyncConnection[TupleRow]:
-        """The connection, after one try to open it if it is not. Raises DatabaseAway, or a SchemaError."""
+        """The connection, after one try to open it if it is not.
+
+        Raises DatabaseAway, or a SchemaError if this session has never been open: the schema of a database in use is
+        gone for a moment while a backup is restored. (Such a restore ended all supervisors, with exit code 4.)
+        """
         async with self._lock:  # two who find it closed must not open one each
             return await self._open()
 
@@ -127,6 +135,11 @@ class Session:
         except psycopg.Error as error:
             await connection.close()
             raise DatabaseAway(str(error).strip()) from error
+        except SchemaError as error:
+            await connection.close()
+            if not self.opened:
+                raise
+            raise DatabaseAway(str(error)) from error
         except BaseException:
             await connection.close()
             raise
@@ -154,14 +167,16 @@ class Session:
         options = " ".join([str(given), *(f"-c {name}={value}" for name, value in settings.items())])
         return await _connect(make_conninfo(self._conninfo, options=options), prepare_threshold=0)
 
-    async def fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[TupleRow]:
-        """Rows of a named statement, waiting as long as it takes for a connection.
+    async def fetch(
+        self, statement: str, parameters: Mapping[str, Any] | None = None, *, seconds: float = STATEMENT_SECONDS
+    ) -> list[TupleRow]:
+        """Rows of a named statement, waiting as long as it takes for a connection and then at most so many seconds.
 
         Raises DatabaseAway if the connection breaks or the server refuses, and psycopg.Error if the parameters cannot
         be stored.
         """
         try:
-            rows = await self._execute(statements()[statement], parameters)
+            rows = await self._execute(statements()[statement], parameters, seconds)
         except psycopg.Error as error:
             if isinstance(error, _ABOUT_THE_DATA) and error.diag.source_function != _NOTIFYING:
                 raise
@@ -170,15 +185,18 @@ class Session:
         self._pauses.pop(statement, None)
         return rows
 
-    async def _execute(self, sql: LiteralString, parameters: Mapping[str, Any] | None) -> list[TupleRow]:
+    async def _execute(
+        self, sql: LiteralString, parameters: Mapping[str, Any] | None, seconds: float
+    ) -> list[TupleRow]:
         async with self._lock:
             connection = await self._open_patiently()
             self._unwatch()
             self.sent_at = time.monotonic()
-            patience = asyncio.get_running_loop().call_later(_ANSWER_SECONDS, _hang_up, connection)
+            patience = asyncio.get_running_loop().call_later(seconds + ANSWER_SECONDS, _hang_up, connection)
             try:
-                cursor = await connection.execute(sql, parameters)
-                return await cursor.fetchall() if cursor.description else []
+                if seconds <= STATEMENT_SECONDS:
+                    return await _rows(connection, sql, parameters)
+                return await _rows_in_longer(connection, sql, parameters, seconds)
             except psycopg.Error as error:
                 if not isinstance(error, (*_ABOUT_THE_DATA, *_PASSING)):
                     await self.close()
@@ -198,12 +216,15 @@ class Session:
         await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
 
     async def _open_patiently(self) -> psycopg.AsyncConnection[TupleRow]:
-        pause = 0.05
+        pause, said, silent_until, silence = 0.05, "", 0.0, 1.0
         while True:
             try:
                 return await self._open()
             except DatabaseAway as error:
-                log.warning("the database is away, trying again in %.1f s: %s", pause, error)
+                if str(error) != said or time.monotonic() >= silent_until:
+                    log.warning("the database is away, trying again in %.1f s: %s", pause, error)
+                    said, silent_until = str(error), time.monotonic() + silence
+                    silence = min(silence * 2, _LONGEST_SILENCE)
                 # Jitter: a fleet that lost its database together must not come back in step.
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
                 pause = min(pause * 2, LONGEST_PAUSE)
@@ -244,6 +265,25 @@ class Session:
     def _heard(self, payload: str) -> None:
         if self.on_notify is not None:
             self.on_notify(payload)
+
+
+async def _rows(
+    connection: psycopg.AsyncConnection[TupleRow], sql: LiteralString, parameters: Mapping[str, Any] | None
+) -> list[TupleRow]:
+    cursor = await connection.execute(sql, parameters)
+    return await cursor.fetchall() if cursor.description else []
+
+
+async def _rows_in_longer(
+    connection: psycopg.AsyncConnection[TupleRow],
+    sql: LiteralString,
+    parameters: Mapping[str, Any] | None,
+    seconds: float,
+) -> list[TupleRow]:
+    """With a deadline of its own, which ends with its transaction: a pooler would pass that of a session on."""
+    async with connection.transaction():
+        await connection.execute(statements()["set_deadline"], {"deadline": f"{seconds:.0f}s"})
+        return await _rows(connection, sql, parameters)
 
 
 def _hang_up(connection: psycopg.AsyncConnection[TupleRow]) -> None:

@@ -13,10 +13,11 @@ from underway.manifest import Lane, Placement, Policy
 from underway.postgres.columns import Column, Float8s, Int4s, Int8s, Texts, UUIDs
 from underway.postgres.endings import Continue, Finish, continue_parameters, finish_parameters
 from underway.postgres.queries import statements
-from underway.postgres.session import Session
+from underway.postgres.session import STATEMENT_SECONDS, Session
 from underway.postgres.transaction import transaction_name
 
 _FIRST = UUID(int=0)
+ANY_SIZE = 2**62
 # A due time is taken when the run is written, and may be over when that is committed: hardly ever by more than this.
 _LATE_SECONDS = 1.0
 
@@ -95,14 +96,22 @@ class Store:
             await connection.execute(statements()["pass_tokens"], {"last": self._last_token})
 
     async def claim(
-        self, lanes: Lanes, tasks: int, *, candidates: int, suspects: int, from_head: bool = True
+        self,
+        lanes: Lanes,
+        tasks: int,
+        *,
+        candidates: int,
+        suspects: int,
+        size: int = ANY_SIZE,
+        from_head: bool = True,
+        seconds: float = STATEMENT_SECONDS,
     ) -> list[Claimed]:
-        """At most so many runs, in the order of their ranks; unless `from_head`, only from behind the lanes' marks."""
-        columns = lanes.columns(from_head=from_head)
-        rows = await self._leases.fetch(
-            "claim_tasks",
-            {**columns, "owner": self._owner, "tasks": tasks, "candidates": candidates, "suspects": suspects},
-        )
+        """At most so many runs, in the order of their ranks, with inputs of at most this size together, but one at
+        least; unless `from_head`, only from behind the lanes' marks.
+        """
+        limits = {"tasks": tasks, "candidates": candidates, "suspects": suspects, "size": size}
+        parameters = {**lanes.columns(from_head=from_head), "owner": self._owner, **limits}
+        rows = await self._leases.fetch("claim_tasks", parameters, seconds=seconds)
         claimed = []
         for run, token, n, number, attempts, crashes, releases, key, rank, slot, payload in rows:
             lane, data = lanes.lanes[n - 1], payload.encode()
@@ -122,15 +131,22 @@ class Store:
         """The same of a hand-over, for the runs that stayed; or of whatever else commits were waiting for."""
         return self._work.sent_at
 
-    async def finish(self, rows: Sequence[Finish], spawned: list[dict[str, Any]]) -> set[int]:
+    async def finish(
+        self, rows: Sequence[Finish], spawned: list[dict[str, Any]], *, seconds: float = STATEMENT_SECONDS
+    ) -> set[int]:
         """Commit these and return the tokens for which the fence held; the others are locked by somebody or lost."""
         parameters = finish_parameters(rows, spawned, self._owner, self._host)
-        done = await self._work.fetch("finish_runs", parameters)
+        done = await self._work.fetch("finish_runs", parameters, seconds=seconds)
         self._note_locked_keys(done)
         return {token for token, *_ in done}
 
     async def continue_(
-        self, rows: Sequence[Continue], spawned: list[dict[str, Any]], keep: Sequence[Policy | None] | None = None
+        self,
+        rows: Sequence[Continue],
+        spawned: list[dict[str, Any]],
+        keep: Sequence[Policy | None] | None = None,
+        *,
+        seconds: float = STATEMENT_SECONDS,
     ) -> dict[int, int | None]:
         """Like finish, for runs that go on.
 
@@ -138,7 +154,7 @@ class Store:
         A run that goes to a step with a concurrency key cannot stay.
         """
         parameters = continue_parameters(rows, spawned, self._owner, self._host, keep)
-        done = await self._work.fetch("continue_runs", parameters)
+        done = await self._work.fetch("continue_runs", parameters, seconds=seconds)
         self._note_locked_keys(done)
         self._last_token = max(self._last_token, *(kept or 0 for _, kept, *_ in done), 0)
         return {token: kept for token, kept, *_ in done}
@@ -299,8 +315,10 @@ class Store:
     async def register_job(self, name: str, step: str, placement: Placement) -> None:
         await self._work.fetch("register_job", job_parameters(name, step, placement))
 
-    async def still_here(self) -> None:
-        await self._work.fetch("still_here", {"id": self._owner})
+    async def still_here(self) -> bool:
+        """Whether the label is still there: it goes with a schema that is dropped and made anew."""
+        rows = await self._work.fetch("still_here", {"id": self._owner})
+        return bool(rows[0][0])
 
     async def set_idle(self, idle: bool, queues: Iterable[str] | None = None) -> None:
         """While idle, work in these queues is notified; in all of them if none are named."""

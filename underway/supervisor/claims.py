@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from underway import wire
 from underway.manifest import Lane, Step
+from underway.postgres.session import ANSWER_SECONDS
 from underway.postgres.store import Lanes, Store
+from underway.supervisor.batch import Batch
 from underway.supervisor.crew import Crew
 from underway.supervisor.dispatch import MOST_CLAIMED, Dispatch
 from underway.supervisor.faults import FAILED, Faults
@@ -18,8 +20,11 @@ POLL_SECONDS_DEAF = 0.2
 # After so many claims in a row that got all they asked for, there is a backlog.
 BACKLOG_CLAIMS = 5
 _STOP_SECONDS = 2.0
-# So long after a claim was interrupted it may still take effect: a statement lives at most 10 s.
-UNKNOWN_SECONDS = 12.0
+# The inputs of one claim. Dispatch allows less to a few workers.
+MOST_BYTES = 32 * 1024 * 1024
+# A claim keeps renewals waiting, on the same connection. So even for a single large input it takes no longer than half
+# of the default lease.
+LONGEST_CLAIM_SECONDS = 30.0
 # A claim from the heads of the lanes passes over what left them since the last vacuum. It may take a tenth of the
 # time: often while that is little, seldom while it is much.
 HEAD_SHARE = 0.1
@@ -58,6 +63,7 @@ class Claims:
         self._short = False
         self._from_head = True
         self._head_at = 0.0
+        self._batch = Batch(MOST_CLAIMED, MOST_BYTES, longest=LONGEST_CLAIM_SECONDS)
         self._lanes = Lanes(())
         self._lanes_of: object = None
         self._queues: set[str] = set()
@@ -86,7 +92,7 @@ class Claims:
                 await self._sleep(POLL_SECONDS)  # whoever frees a place wakes us; this is for the one we overlooked
                 continue
             claimed = await self._claim(tasks)
-            self._full_claims = self._full_claims + 1 if claimed == tasks else 0
+            self._full_claims = self._full_claims + 1 if claimed and not self._short else 0
             if self._idle and self._full_claims > BACKLOG_CLAIMS:
                 await self._declare_busy()
             if claimed == 0:
@@ -114,14 +120,22 @@ class Claims:
         steps = self._crew.claimable
         if steps is not self._lanes_of:
             self._serve(steps)
+        tasks = min(tasks, self._batch.rows)
         suspects = 0 if any(task.suspect for task in self._held.values()) else 1
         # Other claimers lock the same candidates first; after a short answer look further down the lane.
         candidates = min(tasks * 4, 4 * MOST_CLAIMED) if self._short else tasks
         self._from_head = from_head or time.monotonic() >= self._head_at
+        size = min(self._batch.size, self._dispatch.room())
         try:
-            with self._dispatch.expecting(tasks):
+            with self._dispatch.expecting(tasks), self._batch.smaller_if_interrupted(tasks, size):
                 claimed = await self._store.claim(
-                    self._lanes, tasks, candidates=candidates, suspects=suspects, from_head=self._from_head
+                    self._lanes,
+                    tasks,
+                    candidates=candidates,
+                    suspects=suspects,
+                    size=size,
+                    from_head=self._from_head,
+                    seconds=self._batch.seconds,
                 )
         except FAILED as error:
             self._faults.note(error)
@@ -132,7 +146,9 @@ class Claims:
         if self._from_head:
             now = time.monotonic()
             self._head_at = now + (now - sent_at) / HEAD_SHARE
-        self._short = len(claimed) < tasks
+        carried = sum([len(run.input) for run in claimed])
+        self._batch.succeeded(len(claimed), carried, seconds=time.monotonic() - sent_at)
+        self._short = len(claimed) < tasks and carried * 2 < size
         held = [from_claim(run, steps[run.lane], sent_at) for run in claimed]
         self._held.update((task.token, task) for task in held)
         for task in held:
@@ -151,8 +167,10 @@ class Claims:
         self._queues = queues
 
     def expect_unknown(self) -> None:
-        """From now on, for a while, runs may be ours that we do not know of."""
-        self._unknown_until = time.monotonic() + UNKNOWN_SECONDS
+        """From now on, for a while, runs may be ours that we do not know of: an interrupted claim or hand-over may
+        still take effect, until its deadline.
+        """
+        self._unknown_until = time.monotonic() + self._batch.seconds + ANSWER_SECONDS
         self.wake()
 
     async def _release_unknown(self) -> None:

@@ -15,6 +15,7 @@ from underway.manifest import Lane, Step
 from underway.postgres.endings import Continue, Finish
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
+from underway.supervisor.batch import Batch
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.faults import FAILED
 from underway.supervisor.pace import Pace
@@ -28,6 +29,9 @@ MOST_TOGETHER = 1500
 # or away) nothing is claimed and no worker is given another task: what they are at is all that can still come.
 MOST_BYTES = 32 * 1024 * 1024
 MOST_UNCOMMITTED = 4000
+# A single payload gets as long as it needs on a line that moves at all. Nothing lapses meanwhile: leases are renewed on
+# another connection.
+LONGEST_COMMIT_SECONDS = 600.0
 # A run that is enqueued takes a statement as long as so much payload.
 _SPAWN_BYTES = 1024
 _LOCKED_PAUSE = 0.05
@@ -76,7 +80,8 @@ class Commits:
         self._news: list[Ended] = []
         self._under_way = 0
         self._locked = 0
-        self._waiting_bytes = 0
+        self._waiting_bytes = self._under_way_bytes = 0
+        self._batch = Batch(MOST_TOGETHER, MOST_BYTES, longest=LONGEST_COMMIT_SECONDS)
         self._pace = Pace()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -147,12 +152,14 @@ class Commits:
     def _board(self) -> list[Ended]:
         """What leaves together."""
         size = count = 0
-        for ended in self._waiting[:MOST_TOGETHER]:
+        most = self._batch.size
+        for ended in self._waiting[: self._batch.rows]:
             size += _size(ended)
-            if size > MOST_BYTES and count:
+            if size > most and count:
                 size -= _size(ended)
                 break
             count += 1
+        self._under_way_bytes = size
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         self._weigh(-size)
         self._dispatch.expect(-sum(map(_may_stay, batch)))
@@ -169,11 +176,14 @@ class Commits:
             done = await self._write(group)
         except DatabaseAway as error:
             log.warning("commit of %d attempts interrupted, it will be repeated: %s", len(group), error)
+            self._batch.interrupted(len(group), sum(map(_size, group)))
             self._repeat(group)
             return
         except psycopg.Error as error:
             await self._one_by_one(group, error)
             return
+        seconds = time.monotonic() - self._store.commit_sent_at
+        self._batch.succeeded(len(group), self._under_way_bytes, seconds=seconds)
         missing = []
         for ended in group:
             if ended.task.token in done:
@@ -187,14 +197,17 @@ class Commits:
         """The tokens for which the fence held."""
         spawned = [{**spawn, "parent": ended.task.token} for ended in group for spawn in ended.spawned]
         if isinstance(group[0].row, Finish):
-            return await self._store.finish([ended.row for ended in group if isinstance(ended.row, Finish)], spawned)
+            rows = [ended.row for ended in group if isinstance(ended.row, Finish)]
+            return await self._store.finish(rows, spawned, seconds=self._batch.seconds)
         return await self._hand_over([(e.task, e.row) for e in group if isinstance(e.row, Continue)], spawned)
 
     async def _hand_over(self, group: list[tuple[Task, Continue]], spawned: list[dict[str, Any]]) -> Collection[int]:
         staying = self._staying([row for _, row in group], [task.lane.job for task, _ in group])
         policies = [None if step is None else step.policy for step in staying]
         with self._dispatch.expecting(len(policies) - policies.count(None)):
-            tokens = await self._store.continue_([row for _, row in group], spawned, policies)
+            tokens = await self._store.continue_(
+                [row for _, row in group], spawned, policies, seconds=self._batch.seconds
+            )
         stayed = [
             from_hand_over(task, row, token, step, self._store.commit_sent_at)
             for (task, row), step in zip(group, staying, strict=True)

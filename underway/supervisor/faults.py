@@ -11,6 +11,7 @@ from logging import getLogger
 import psycopg
 
 from underway.postgres.session import DatabaseAway
+from underway.supervisor.batch import Batch
 
 log = getLogger("underway.supervisor")
 
@@ -35,17 +36,26 @@ class Faults:
             self._said = str(error)
             log.error("%s: the database refuses the data of a row: %s", self._what, error)
 
-    async def isolate(self, take: Callable[[int, int], Awaitable[int]], limit: int) -> int:
-        """How many rows `take(limit, 0)` took.
+    async def isolate(
+        self, take: Callable[[int, int], Awaitable[int]], batch: Batch, seconds: Callable[[], float]
+    ) -> int:
+        """How many rows `take(limit, 0)` took. The batch says the limit, `seconds` how long the statement took.
 
         If the data of one of them is refused they are taken one by one instead: `take(1, n)` passes over the first n,
         which are those that were refused alone. They stay as they are, and are tried again by the next call.
         """
         self.passed_over = 0
+        limit = batch.rows
         try:
-            return await take(limit, 0)
+            with batch.smaller_if_interrupted(limit):
+                taken = await take(limit, 0)
         except psycopg.Error as error:
             self.note(error)
+            return await self._one_by_one(take, limit)
+        batch.succeeded(taken, seconds=seconds())
+        return taken
+
+    async def _one_by_one(self, take: Callable[[int, int], Awaitable[int]], limit: int) -> int:
         taken = 0
         while taken < limit and self.passed_over < _MOST_PASSED_OVER:
             try:

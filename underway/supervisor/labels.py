@@ -24,8 +24,8 @@ _SEEN_SECONDS = 5.0
 
 
 class Labels:
-    """Nothing depends on labels; they are written again every minute, when the database has been away, and when workers
-    with other code or none at all have come up.
+    """Nothing depends on labels; they are written again every minute, when the database has been away or has lost them,
+    and when workers with other code or none at all have come up.
     """
 
     def __init__(self, store: Store, work: Session, app: str, crew: Crew, *, on_label: Callable[[], None]) -> None:
@@ -79,8 +79,9 @@ class Labels:
                 return
             if now >= seen_at + _SEEN_SECONDS:
                 seen_at = now
-                with contextlib.suppress(DatabaseAway):
-                    await self._store.still_here()
+                with contextlib.suppress(*FAILED):
+                    if not await self._store.still_here():
+                        return
 
     async def _warn_of_stranded(self) -> None:
         stranded = set(await self._store.stranded_lanes())

@@ -8,8 +8,10 @@ from logging import getLogger
 
 import psycopg
 
+from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Renewal, Store
 from underway.postgres.wakeup import Wakeup
+from underway.supervisor.batch import Batch
 from underway.supervisor.faults import FAILED, Faults
 from underway.supervisor.task import Task
 
@@ -19,10 +21,12 @@ log = getLogger("underway.supervisor")
 RENEWALS_PER_LEASE = 4
 # New progress is written at most so often.
 PROGRESS_SECONDS = 1.0
+# By one statement. A supervisor holds hardly more.
+MOST_RENEWED = 5000
 
 
 class Leases:
-    """One statement renews all tasks, however many; it skips rows that somebody has locked and never waits."""
+    """One statement renews thousands of tasks; it skips rows that somebody has locked and never waits."""
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class Leases:
         self._shortest_lease = shortest_lease
         self._on_lost = on_lost
         self._faults = Faults("renewal")
+        self._batch = Batch(MOST_RENEWED)
 
     async def run(self) -> None:
         renewed_at = 0.0
@@ -62,20 +67,30 @@ class Leases:
                 await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311
 
     async def renew(self, tasks: list[Task]) -> None:
-        if not tasks:
-            return
+        """Those first whose leases lapse first: after an interruption they are what was to be renewed by it."""
+        left = sorted(tasks, key=lambda task: task.lease_deadline)
+        while left:
+            together, left = left[: self._batch.rows], left[self._batch.rows :]
+            await self._renew_together(together)
+
+    async def _renew_together(self, tasks: list[Task]) -> None:
         renewals = [
             Renewal(task.run, task.token, task.step.policy.lease.total_seconds(), _take_progress(task))
             for task in tasks
         ]
         sent_at = time.monotonic()
         try:
-            renewed = await self._store.renew(renewals)
+            with self._batch.smaller_if_interrupted(len(renewals)):
+                renewed = await self._store.renew(renewals)
+        except DatabaseAway:
+            _put_back_progress(tasks, renewals)
+            raise
         except psycopg.Error as error:
             log.warning("progress cannot be stored: %s", error)
             sent_at = time.monotonic()
             # Progress may be lost; it must cost nobody a lease.
             renewed = await self._store.renew([renewal._replace(progress=None) for renewal in renewals])
+        self._batch.succeeded(len(renewals), seconds=time.monotonic() - self._store.claim_sent_at)
         missing = []
         for task in tasks:
             if task.run in renewed:
@@ -110,3 +125,10 @@ def _should_be_renewed(task: Task, now: float) -> bool:
 def _take_progress(task: Task) -> str | None:
     progress, task.progress = task.progress, None
     return None if progress is None else progress.decode(errors="replace")
+
+
+def _put_back_progress(tasks: list[Task], renewals: list[Renewal]) -> None:
+    """For the next renewal, unless the steps have said more since."""
+    for task, renewal in zip(tasks, renewals, strict=True):
+        if task.progress is None and renewal.progress is not None:
+            task.progress = renewal.progress.encode()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from underway.postgres.store import Store
+from underway.supervisor.batch import Batch
 from underway.supervisor.faults import FAILED, Faults
 
 _LIMIT = 1000
@@ -40,6 +41,7 @@ class Promoter:
         self._swept_at = 0.0
         self._swept_to = ("", "")
         self._faults = Faults("promotion")
+        self._promotion, self._line_up, self._swept = Batch(_LIMIT), Batch(_LINED_UP), Batch(_SWEPT_KEYS)
         store.on_locked_keys = lambda: self.hint(_LOCKED_PAUSE)
 
     def hint(self, delay: float) -> None:
@@ -81,12 +83,14 @@ class Promoter:
         """Whether anything may have become pending."""
         looked_at = await self._faults.isolate(
             lambda limit, passing_over: self._store.line_up(limit, from_head=from_head, passing_over=passing_over),
-            _LINED_UP,
+            self._line_up,
+            self._took,
         )
         passed_over = self._faults.passed_over
         promoted = await self._faults.isolate(
             lambda limit, passing_over: self._store.promote(limit, from_head=from_head, passing_over=passing_over),
-            _LIMIT,
+            self._promotion,
+            self._took,
         )
         self._faults.passed_over += passed_over
         return looked_at + promoted > 0
@@ -94,7 +98,14 @@ class Promoter:
     async def _sweep(self) -> None:
         if time.monotonic() >= self._swept_at + _SWEEP_SECONDS:
             self._swept_at = time.monotonic()
-            self._swept_to = await self._store.sweep_keys(self._swept_to, _SWEPT_KEYS)
+            limit = self._swept.rows
+            with self._swept.smaller_if_interrupted(limit):
+                self._swept_to = await self._store.sweep_keys(self._swept_to, limit)
+            self._swept.succeeded(limit, seconds=self._took())
+
+    def _took(self) -> float:
+        """How long the statement took that has returned just now."""
+        return time.monotonic() - self._store.commit_sent_at
 
     async def _sleep(self) -> None:
         # Under a stream of hints there are commits between two looks, too.

@@ -9,6 +9,7 @@ from logging import getLogger
 from underway.postgres.session import LONGEST_PAUSE, Session
 from underway.postgres.store import Store
 from underway.supervisor.backends import Backends
+from underway.supervisor.batch import Batch
 from underway.supervisor.database_clock import DatabaseClock
 from underway.supervisor.faults import FAILED, Faults
 
@@ -45,6 +46,7 @@ class Reaper:
         self._backends = backends
         self._shortest_lease = shortest_lease
         self._on_reaped = on_reaped
+        self._batch = Batch(_LIMIT)
         self._clock = DatabaseClock()
         self._opened = work.opened
         self._well_at = 0.0
@@ -92,13 +94,19 @@ class Reaper:
         async def reap(limit: int, passing_over: int) -> int:
             nonlocal took
             reaped = await self._store.reap(limit, expired_by, passing_over=passing_over)
-            took += time.monotonic() - self._work.sent_at  # not the wait for a connection, or for commits on it
+            took += self._seconds()
             self._taken_back(reaped)
             return len(reaped)
 
-        while await self._faults.isolate(reap, _LIMIT) == _LIMIT:
-            pass
+        while True:
+            limit = self._batch.rows
+            if await self._faults.isolate(reap, self._batch, self._seconds) < limit:
+                break
         self._not_before = time.monotonic() + took / _SHARE
+
+    def _seconds(self) -> float:
+        """How long the latest statement took, without the wait for a connection or for commits on it."""
+        return time.monotonic() - self._work.sent_at
 
     def _taken_back(self, reaped: list[tuple[str, int, str | None]]) -> None:
         if reaped:

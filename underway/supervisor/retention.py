@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+import time
 
 from underway.postgres.store import Store
+from underway.supervisor.batch import Batch
 from underway.supervisor.faults import FAILED, Faults
 
 _LIMIT = 500
@@ -18,22 +20,26 @@ class Retention:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._faults = Faults("retention")
+        self._batch = Batch(_LIMIT)
 
     async def run(self) -> None:
         from_head = True
         while True:
             pause = _PERIOD * random.uniform(0.8, 1.2)  # noqa: S311 - a fleet need not look in step
             try:
-                from_head = await self._expire(from_head=from_head) < _LIMIT
+                from_head = await self._expire(from_head=from_head)
                 if not from_head:
                     pause = _PAUSE
             except FAILED as error:
                 self._faults.note(error)
             await asyncio.sleep(pause)
 
-    async def _expire(self, *, from_head: bool) -> int:
-        """How many were removed."""
-        return await self._faults.isolate(
+    async def _expire(self, *, from_head: bool) -> bool:
+        """Remove a batch; whether that was all there is to remove for now."""
+        limit = self._batch.rows
+        removed = await self._faults.isolate(
             lambda limit, passing_over: self._store.expire(limit, from_head=from_head, passing_over=passing_over),
-            _LIMIT,
+            self._batch,
+            lambda: time.monotonic() - self._store.commit_sent_at,
         )
+        return removed < limit

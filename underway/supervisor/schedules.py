@@ -1,6 +1,7 @@
 """Enqueues the runs of schedules that are due; asleep until the earliest of them."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from logging import getLogger
 
@@ -13,6 +14,7 @@ from underway.postgres import schedules
 from underway.postgres.schedules import Upcoming
 from underway.postgres.session import Session
 from underway.schedule import Cron, due
+from underway.supervisor.batch import Batch
 from underway.supervisor.crew import Crew
 from underway.supervisor.faults import FAILED, Faults
 
@@ -36,6 +38,7 @@ class Schedules:
         self._crew = crew
         self._on_enqueued = on_enqueued
         self._faults = Faults("schedules")
+        self._batch = Batch(_MOST_SLOTS)
         self._complaints: set[tuple[str, ...]] = set()
 
     async def run(self) -> None:
@@ -69,9 +72,11 @@ class Schedules:
         """Whether the schedule waits for another slot now."""
         try:
             cron = Cron(schedule.cron, schedule.zone)
-            slots, following = due(cron, schedule.catch_up, schedule.next_at, schedule.now, _MOST_SLOTS)
+            slots, following = due(cron, schedule.catch_up, schedule.next_at, schedule.now, self._batch.rows)
             runs = [(new_id(), slot) for slot in slots]
-            enqueued = await schedules.fire(self._work, schedule, runs, following, first.name, first.placement)
+            with self._batch.smaller_if_interrupted(len(runs)):
+                enqueued = await schedules.fire(self._work, schedule, runs, following, first.name, first.placement)
+            self._batch.succeeded(len(runs), seconds=time.monotonic() - self._work.sent_at)
         except InvalidOption as error:
             self._complain(schedule, str(error))
             return False

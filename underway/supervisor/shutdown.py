@@ -35,7 +35,7 @@ EXIT_CODES = {
     ),
     ExitCode.USAGE: "wrong options, or no database named",
     ExitCode.APP_DOES_NOT_BOOT: "the app does not import, or not within a minute, at the start",
-    ExitCode.SCHEMA_DOES_NOT_FIT: "the schema is missing, too old or too new: underway migrate",
+    ExitCode.SCHEMA_DOES_NOT_FIT: "the schema is missing, too old or too new at the start: underway migrate",
     ExitCode.DATABASE_UNREACHABLE: "the database could not be reached at the start",
 }
 

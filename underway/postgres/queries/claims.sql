@@ -4,6 +4,9 @@
 -- there are as many as wanted; lateral and "ctid = any(array(...))" keep the plan the same on an empty table and beside
 -- millions of rows. (Locked all in one scan of "ctid = any(array(...))", each row that another claim took meanwhile
 -- had the whole array sorted again to look at it once more: 16 claimers of 10,000 runs waited 5 s for a claim of none.)
+-- Of the locked candidates the first are taken whose inputs fit together into so many bytes, and the very first in any
+-- case; the others are free again when the statement ends. (A claim of 900 inputs of 60 kB never came to its end on a
+-- line of 3 MB/s.)
 -- Lanes of queues that are paused are left out.
 with lane as (
     select queue, job, step, lease, max_crashes, to_timestamp(mark) as mark, mark_id, n
@@ -22,42 +25,50 @@ claimed as (
         max_crashes = lane.max_crashes
     from lane
     where r.ctid = any(array(
-            select locked.ctid
+            select fitting.ctid
             from (
-                (
-                    select candidate.*
-                    from lane cross join lateral (
-                        select p.ctid, p.rank, p.id from underway.run p
-                        where p.queue = lane.queue and p.job = lane.job and p.step = lane.step
-                            and p.state = 'pending' and p.crashes = 0
-                            and (p.rank, p.id) > (lane.mark, lane.mark_id)
-                        order by p.rank, p.id
-                        limit %(candidates)s
-                    ) candidate
-                    order by candidate.rank, candidate.id
-                    limit %(candidates)s
-                )
-                union all
-                (
-                    select suspect.*
-                    from lane cross join lateral (
-                        select p.ctid, p.rank, p.id from underway.run p
-                        where p.queue = lane.queue and p.job = lane.job and p.step = lane.step
-                            and p.state = 'pending' and p.crashes > 0
-                        order by p.rank, p.id
-                        limit %(suspects)s
-                    ) suspect
-                    order by suspect.rank, suspect.id
-                    limit %(suspects)s
-                )
-                order by rank, id
-            ) oldest
-            cross join lateral (
-                select c.ctid from underway.run c
-                where c.ctid = oldest.ctid and c.state = 'pending'
-                for update skip locked
-            ) locked
-            limit %(tasks)s
+                select taken.ctid, row_number() over () as place,
+                    sum(taken.input_bytes) over (rows unbounded preceding) as bytes
+                from (
+                    select locked.ctid, locked.input_bytes
+                    from (
+                        (
+                            select candidate.*
+                            from lane cross join lateral (
+                                select p.ctid, p.rank, p.id from underway.run p
+                                where p.queue = lane.queue and p.job = lane.job and p.step = lane.step
+                                    and p.state = 'pending' and p.crashes = 0
+                                    and (p.rank, p.id) > (lane.mark, lane.mark_id)
+                                order by p.rank, p.id
+                                limit %(candidates)s
+                            ) candidate
+                            order by candidate.rank, candidate.id
+                            limit %(candidates)s
+                        )
+                        union all
+                        (
+                            select suspect.*
+                            from lane cross join lateral (
+                                select p.ctid, p.rank, p.id from underway.run p
+                                where p.queue = lane.queue and p.job = lane.job and p.step = lane.step
+                                    and p.state = 'pending' and p.crashes > 0
+                                order by p.rank, p.id
+                                limit %(suspects)s
+                            ) suspect
+                            order by suspect.rank, suspect.id
+                            limit %(suspects)s
+                        )
+                        order by rank, id
+                    ) oldest
+                    cross join lateral (
+                        select c.ctid, c.input_bytes from underway.run c
+                        where c.ctid = oldest.ctid and c.state = 'pending'
+                        for update skip locked
+                    ) locked
+                    limit %(tasks)s
+                ) taken
+            ) fitting
+            where bytes <= %(size)s::int8 or place = 1
         ))
         and r.queue = lane.queue and r.job = lane.job and r.step = lane.step
     returning r.id, r.token, lane.n, r.number, r.attempts, r.crashes, r.releases, r.holds_key,

@@ -1,16 +1,23 @@
 -- limits_transactions: whether a role or a database has a transaction_timeout, which PostgreSQL has since 17
 select coalesce(current_setting('transaction_timeout', true), '0') <> '0' as limited;
 
+-- set_deadline: of the statements in this transaction, and of the time between them, in which rows may be on their way
+select set_config('statement_timeout', %(deadline)s, true),
+    set_config('idle_in_transaction_session_timeout', %(deadline)s, true);
+
 -- register_supervisor: say that this supervisor is here; labels only, nothing depends on them
 insert into underway.supervisor (id, host, pid, app, manifest_hash, lanes, trouble)
 values (%(id)s, %(host)s, %(pid)s, %(app)s, %(manifest_hash)s, %(lanes)s::text::jsonb, %(trouble)s)
 on conflict (id) do update set seen_at = clock_timestamp(), idle = false, manifest_hash = excluded.manifest_hash,
     lanes = excluded.lanes, trouble = excluded.trouble;
 
--- still_here: say every few seconds that this supervisor lives
-update underway.supervisor
-set seen_at = clock_timestamp()
-where id = any(array(select id from underway.supervisor where id = %(id)s for no key update skip locked));
+-- still_here: say every few seconds that this supervisor lives; is its label there
+with seen as (
+    update underway.supervisor
+    set seen_at = clock_timestamp()
+    where id = any(array(select id from underway.supervisor where id = %(id)s for no key update skip locked))
+)
+select exists (select from underway.supervisor where id = %(id)s) as known;
 
 -- set_idle: tell those who enqueue whether a NOTIFY is wanted, and for which queues
 update underway.supervisor

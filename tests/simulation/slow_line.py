@@ -1,0 +1,47 @@
+"""Supervisors whose lines to the database carry less within a deadline than they would like to claim or commit.
+
+Everything is smaller by a factor of about a thousand than on a real line: its rate, the payloads, and the bounds.
+"""
+
+from datetime import timedelta
+from unittest.mock import patch
+
+from msgspec.structs import replace
+
+from simulation.app import POLICY, code
+from simulation.clockwork import Clockwork
+from simulation.world import World
+from underway.postgres.session import STATEMENT_SECONDS
+from underway.supervisor import claims, commits, dispatch
+
+BYTES_PER_SECOND = 1_000
+MOST_BYTES = 64_000
+CARRIED = int(BYTES_PER_SECOND * STATEMENT_SECONDS)  # by a statement that is not given more time
+SMALL, LARGE, TOO_LARGE = 10, CARRIED // 4, CARRIED * 3 // 2
+LEASE = timedelta(seconds=60)
+
+
+class SlowLine(World):
+    """Large inputs behind many small ones, and results that are as large."""
+
+    settling_seconds = 3_000.0
+
+    def __init__(self, loop: Clockwork) -> None:
+        super().__init__(loop, 0)
+        self.code = code(replace(POLICY, lease=LEASE))
+        self.database.bytes_per_second = BYTES_PER_SECOND
+        self.database.lossy, self.where.calm = False, True
+        for size, count in ((SMALL, 150), (LARGE, 40), (TOO_LARGE, 6), (SMALL, 150)):
+            for job in ("short", "chain"):
+                self.database.enqueue(job, bytes(size), count // 2)
+
+    async def play(self) -> None:
+        bounds = {claims: "MOST_BYTES", commits: "MOST_BYTES", dispatch: "AHEAD_BYTES"}
+        patches = [patch.object(module, name, MOST_BYTES) for module, name in bounds.items()]
+        for each in patches:
+            each.start()
+        try:
+            await super().play()
+        finally:
+            for each in patches:
+                each.stop()

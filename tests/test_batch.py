@@ -1,0 +1,96 @@
+"""How the bounds of a statement fall and grow."""
+
+import pytest
+
+from underway.postgres.session import STATEMENT_SECONDS, DatabaseAway
+from underway.supervisor.batch import Batch
+
+SLOW = STATEMENT_SECONDS / 2
+
+
+def interrupt(batch: Batch, times: int) -> None:
+    for _ in range(times):
+        batch.interrupted(batch.rows, batch.size)
+
+
+def test_an_interrupted_statement_comes_again_smaller() -> None:
+    batch = Batch(1000, 8000)
+    interrupt(batch, 1)
+    assert (batch.rows, batch.size, batch.seconds) == (250, 2000, STATEMENT_SECONDS)
+
+
+def test_it_is_smaller_than_what_was_carried_not_than_what_might_have_been() -> None:
+    batch = Batch(1000, 8000)
+    batch.interrupted(8, 400)
+    assert (batch.rows, batch.size) == (2, 100)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 500, 5000])
+def test_it_ends_at_one_row(rows: int) -> None:
+    batch = Batch(rows, rows)
+    interrupt(batch, 20)
+    assert (batch.rows, batch.size) == (1, rows // 1024)
+
+
+def test_a_single_row_is_given_more_time_up_to_a_limit() -> None:
+    batch = Batch(1, 8000, longest=3 * STATEMENT_SECONDS)
+    allowed = []
+    for _ in range(3):
+        interrupt(batch, 1)
+        allowed.append(batch.seconds)
+    assert allowed == [2 * STATEMENT_SECONDS, 3 * STATEMENT_SECONDS, 3 * STATEMENT_SECONDS]
+
+
+def test_the_time_is_that_of_all_statements_again_when_a_row_has_passed_quickly() -> None:
+    batch = Batch(1, longest=100 * STATEMENT_SECONDS)
+    interrupt(batch, 3)
+    batch.succeeded(1, seconds=2 * STATEMENT_SECONDS)
+    assert batch.seconds == 4 * STATEMENT_SECONDS
+    batch.succeeded(1, seconds=0.1)
+    assert batch.seconds == STATEMENT_SECONDS
+
+
+def test_the_bounds_grow_slowly_up_to_the_full_ones() -> None:
+    batch = Batch(100, 8000)
+    interrupt(batch, 10)
+    seen = []
+    while (batch.rows, batch.size) < (100, 8000):
+        seen.append(batch.rows)
+        batch.succeeded(batch.rows, batch.size)
+    assert seen[0] == 1
+    assert seen == sorted(seen)
+    assert len(seen) > 10
+    batch.succeeded(100, 8000)
+    assert (batch.rows, batch.size) == (100, 8000)
+
+
+def test_small_statements_prove_nothing_about_large_ones() -> None:
+    batch = Batch(1000, 8000)
+    interrupt(batch, 1)
+    for _ in range(50):
+        batch.succeeded(3, 30)
+    assert (batch.rows, batch.size) == (250, 2000)
+
+
+def test_each_bound_grows_for_itself() -> None:
+    batch = Batch(1000, 8000)
+    interrupt(batch, 1)
+    for _ in range(50):
+        batch.succeeded(batch.rows, 30)
+    assert (batch.rows, batch.size) == (1000, 2000)
+
+
+def test_a_slow_statement_is_not_waited_for_to_be_interrupted() -> None:
+    batch = Batch(1000, 8000)
+    batch.succeeded(400, 8000, seconds=SLOW)
+    assert (batch.rows, batch.size) == (200, 4000)
+
+
+def test_only_an_interruption_makes_it_smaller() -> None:
+    batch = Batch(100)
+    with pytest.raises(ValueError), batch.smaller_if_interrupted(100):  # noqa: PT011
+        raise ValueError
+    assert batch.rows == 100
+    with pytest.raises(DatabaseAway), batch.smaller_if_interrupted(100):
+        raise DatabaseAway
+    assert batch.rows == 25
