@@ -158,7 +158,8 @@ class FakeStore:
     async def paused_queues(self) -> Set[str]:
         return frozenset()
 
-    async def still_here(self) -> None: ...
+    async def still_here(self) -> bool:
+        return True
 
     async def stop_requested(self) -> bool:
         return False
