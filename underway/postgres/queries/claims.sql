@@ -27,8 +27,7 @@ claimed as (
     where r.ctid = any(array(
             select fitting.ctid
             from (
-                select taken.ctid, row_number() over () as place,
-                    sum(taken.input_bytes) over (rows unbounded preceding) as bytes
+                select taken.ctid, taken.input_bytes, sum(taken.input_bytes) over (rows unbounded preceding) as bytes
                 from (
                     select locked.ctid, locked.input_bytes
                     from (
@@ -68,7 +67,7 @@ claimed as (
                     limit %(tasks)s
                 ) taken
             ) fitting
-            where bytes <= %(size)s::int8 or place = 1
+            where bytes <= %(size)s::int8 or bytes = input_bytes
         ))
         and r.queue = lane.queue and r.job = lane.job and r.step = lane.step
     returning r.id, r.token, lane.n, r.number, r.attempts, r.crashes, r.releases, r.holds_key,

@@ -1,0 +1,221 @@
+"""Statements that come to their end only while they carry little: each loop sends them again smaller."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from db import AGES_AGO, LANES, STEP, Connection, held_task, insert, insert_held, value
+from psycopg.rows import TupleRow
+
+from underway.manifest import Job, Manifest
+from underway.postgres import session as sessions
+from underway.postgres.queries import statements
+from underway.postgres.session import STATEMENT_SECONDS, DatabaseAway, Session
+from underway.postgres.store import Store
+from underway.postgres.wakeup import Wakeup
+from underway.supervisor.backends import Backends
+from underway.supervisor.leases import Leases
+from underway.supervisor.promoter import Promoter
+from underway.supervisor.reaper import Reaper
+from underway.supervisor.retention import Retention
+from underway.supervisor.schedules import Schedules
+from underway.supervisor.task import Task
+
+COUNT = 40
+FITTING = 3
+MOST_TURNS = 200  # at most a handful of them are interruptions
+
+FINISHED = (
+    "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, state, priority,"
+    " queue, job, step) values (%s, now(), now() - interval '1 minute', '1 day', 0, 0, 0, 'failed', 0, 'default',"
+    " 'job', 'step')"
+)
+SCHEDULE = (
+    "insert into underway.schedule (job, name, cron, zone, catch_up, overlap, input, next_at) values"
+    " ('job', 'default', '* * * * *', 'UTC', 'all', true, 'null', date_trunc('minute', now()) - %s * interval '1 min')"
+)
+
+
+class Narrow(Session):
+    """Interrupts what carries more than a few rows."""
+
+    def __init__(self, conninfo: str) -> None:
+        super().__init__(conninfo)
+        self.interrupted = 0
+
+    async def fetch(
+        self, statement: str, parameters: Mapping[str, Any] | None = None, *, seconds: float = STATEMENT_SECONDS
+    ) -> list[TupleRow]:
+        given = parameters or {}
+        if max(given.get("limit", 0), len(given.get("ids", ()))) > FITTING and statement != "upcoming_schedules":
+            self.interrupted += 1
+            raise DatabaseAway("canceling statement due to statement timeout")
+        return await super().fetch(statement, parameters, seconds=seconds)
+
+
+class Side:
+    """What the loops of a supervisor have."""
+
+    def __init__(self, database: str, owner: UUID) -> None:
+        self.work, self.leases = Narrow(database), Narrow(database)
+        self.store = Store(self.work, self.leases, owner, "testhost")
+        self.held: dict[int, Task] = {}
+        self.lost: list[Task] = []
+
+    @property
+    def interrupted(self) -> int:
+        return self.work.interrupted + self.leases.interrupted
+
+
+Turn = Callable[[], Awaitable[object]]
+
+
+def reaping(side: Side) -> Turn:
+    backends: Any = Backends(side.store)
+    loop = Reaper(side.store, side.work, backends, shortest_lease=lambda: 60.0, on_reaped=lambda: None)
+    return lambda: loop._reap(4e9)
+
+
+def promoting(side: Side) -> Turn:
+    return Promoter(side.store, on_promoted=lambda: None)._look
+
+
+def sweeping(side: Side) -> Turn:
+    loop = Promoter(side.store, on_promoted=lambda: None)
+
+    async def sweep() -> None:
+        loop._swept_at = 0.0
+        await loop._sweep()
+
+    return sweep
+
+
+def expiring(side: Side) -> Turn:
+    loop = Retention(side.store)
+    return lambda: loop._expire(from_head=True)
+
+
+def firing(side: Side) -> Turn:
+    class Crew:
+        class Worker:
+            manifest = Manifest((Job("job", (STEP,)),))
+
+        active = (Worker,)
+
+    crew: Any = Crew
+    return Schedules(side.work, crew, on_enqueued=lambda delay: None)._turn
+
+
+def renewing(side: Side) -> Turn:
+    loop = Leases(
+        side.store, Wakeup(side.leases, print), side.held, shortest_lease=lambda: 60.0, on_lost=side.lost.append
+    )
+
+    async def renew() -> None:
+        if not side.held:
+            for claimed in await side.store.claim(LANES, COUNT, candidates=COUNT, suspects=1):
+                task = side.held[claimed.token] = held_task(claimed)
+                task.progress = b'{"done": 1}'
+        await loop.renew(list(side.held.values()))
+
+    return renew
+
+
+def pending(connection: Connection) -> None:
+    for _ in range(COUNT):
+        insert(connection)
+
+
+def waiting(connection: Connection) -> None:
+    for _ in range(COUNT):
+        insert(connection, state="waiting", due=AGES_AGO, rank=AGES_AGO)
+
+
+def waiting_with_keys(connection: Connection) -> None:
+    for number in range(COUNT):
+        insert(connection, state="waiting", due=AGES_AGO, rank=AGES_AGO, concurrency_key=str(number))
+
+
+def in_line(connection: Connection) -> None:
+    for number in range(COUNT):
+        insert(connection, state="waiting", due="9999-12-31 00:00+00", rank=AGES_AGO, concurrency_key=str(number))
+
+
+def lapsed(connection: Connection) -> None:
+    for _ in range(COUNT):
+        insert_held(connection, uuid4(), lease_until=AGES_AGO)
+
+
+def expired(connection: Connection) -> None:
+    for _ in range(COUNT):
+        connection.execute(FINISHED, [uuid4()])
+
+
+def a_schedule(connection: Connection) -> None:
+    connection.execute(SCHEDULE, [COUNT])
+
+
+NONE = "select not exists (select from underway.run where state = '{}')"
+NONE_FINISHED = "select not exists (select from underway.finished_run)"
+ALL_FIRED = f"select count(*) > {COUNT} from underway.run"
+ALL_PROGRESS = f"select count(progress) = {COUNT} from underway.run"
+LOOPS = [
+    pytest.param(lapsed, reaping, NONE.format("in_progress"), id="reaper"),
+    pytest.param(waiting, promoting, NONE.format("waiting"), id="promoter"),
+    pytest.param(waiting_with_keys, promoting, NONE.format("waiting"), id="promoter, with keys"),
+    pytest.param(in_line, sweeping, NONE.format("waiting"), id="sweep"),
+    pytest.param(expired, expiring, NONE_FINISHED, id="retention"),
+    pytest.param(a_schedule, firing, ALL_FIRED, id="schedules"),
+    pytest.param(pending, renewing, ALL_PROGRESS, id="leases"),
+]
+
+
+@pytest.mark.parametrize(("prepare", "loop", "is_done"), LOOPS)
+def test_a_loop_gets_everything_done_although_only_a_few_rows_pass_at_a_time(
+    database: str,
+    connection: Connection,
+    prepare: Callable[[Connection], object],
+    loop: Callable[[Side], Turn],
+    is_done: str,
+) -> None:
+    prepare(connection)
+
+    async def play() -> None:
+        side = Side(database, uuid4())
+        turn = loop(side)
+        for _ in range(MOST_TURNS):
+            try:
+                await turn()
+            except DatabaseAway:
+                continue
+            if value(connection, is_done):
+                break
+        assert value(connection, is_done)
+        assert side.interrupted
+        assert side.lost == []
+        await side.work.close()
+        await side.leases.close()
+
+    asyncio.run(play())
+
+
+def test_a_statement_may_be_given_more_time_than_its_session(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sessions._SETTINGS, "statement_timeout", "50ms")
+    monkeypatch.setitem(statements(), "sleep", "select pg_sleep(0.5), current_setting('statement_timeout')")
+    monkeypatch.setitem(statements(), "deadline", "select current_setting('statement_timeout')")
+
+    async def play() -> None:
+        session = Session(database)
+        with pytest.raises(DatabaseAway, match="statement timeout"):
+            await session.fetch("sleep")
+        ((_, during),) = await session.fetch("sleep", seconds=2 * STATEMENT_SECONDS)
+        assert during == "20s"
+        assert await session.fetch("deadline") == [("50ms",)]
+        assert session.opened == 1
+        assert (await session.open()).info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        await session.close()
+
+    asyncio.run(play())
