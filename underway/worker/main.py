@@ -12,6 +12,7 @@ from underway import wire
 from underway.app import Underway
 from underway.errors import AppNotFound
 from underway.loading import load
+from underway.worker.child_log import ChildLog
 from underway.worker.conversation import Conversation, SupervisorGone
 from underway.worker.execute import Executor
 from underway.worker.guard import STOP_SIGNAL, Guard, end_everything
@@ -147,13 +148,15 @@ class LogForwarder(logging.Handler):
         self._conversation = conversation
         self._guard = guard
         self._pid = os.getpid()
+        self._child_log = ChildLog()
         self.token = 0
         self.setFormatter(logging.Formatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        if os.getpid() != self._pid:
-            return  # a forked child has no supervisor to talk to
         try:
+            if os.getpid() != self._pid:
+                self._child_log.write(record.levelno, record.name, self.format(record))
+                return
             text = shorten(self.format(record), _LONGEST_RECORD).encode(errors="replace")
             self._conversation.send(wire.Log(self.token, record.levelno, shorten(record.name, _LONGEST_NAME), text))
         except SupervisorGone:
