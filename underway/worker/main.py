@@ -14,6 +14,7 @@ from underway.errors import AppNotFound
 from underway.loading import load
 from underway.worker.child_log import ChildLog
 from underway.worker.conversation import Conversation, SupervisorGone
+from underway.worker.django import close_old_connections
 from underway.worker.execute import Executor
 from underway.worker.guard import STOP_SIGNAL, Guard, end_everything
 from underway.worker.isolation import Isolation
@@ -98,7 +99,9 @@ class Inbox:
                 self._title.busy()
             else:
                 self._title.task(task)
+            close_old_connections()
             outcome = self._executor.execute(task)
+            close_old_connections()
             self._isolation.restore(outcome[4], failed=outcome[0] not in _HANDED_OVER)
             self._take(self._guard.inbox)
             self._guard.inbox.clear()
