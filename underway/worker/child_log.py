@@ -10,13 +10,13 @@ _LONGEST_NAME = 200
 
 
 class ChildLog:
-    """Writes to what was stderr when the worker booted."""
+    """Writes to the worker's pipe, whatever the step has made of descriptor 2."""
 
-    def __init__(self) -> None:
-        self._descriptor = os.dup(2)
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
 
     def write(self, level: int, logger: str, message: str) -> None:
-        os.write(self._descriptor, _line(level, shorten(logger, _LONGEST_NAME), message))
+        os.write(self._pipe, _line(level, shorten(logger, _LONGEST_NAME), message))
 
 
 def _line(level: int, logger: str, message: str) -> bytes:

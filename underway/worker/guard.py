@@ -51,14 +51,13 @@ class Guard:
         signal.signal(STOP_SIGNAL, self._look)
         # Not SIG_IGN, which is inherited by exec: a step could not end its ffmpeg with a SIGINT.
         signal.signal(signal.SIGINT, lambda _number, _frame: None)
-        # To a descriptor of its own: a step that silences its native library points 2 at /dev/null.
-        self._faults = os.dup(2)
+        self.stderr = os.dup(2)  # a step that silences its native library points 2 at /dev/null
         self.watch_faults()
         _arrange_end(supervisor)
 
     def watch_faults(self) -> None:
         """Have a fatal signal print the stacks; again after a step that has changed that."""
-        faulthandler.enable(self._faults)
+        faulthandler.enable(self.stderr)
 
     @property
     def running(self) -> int | None:

@@ -151,7 +151,7 @@ class LogForwarder(logging.Handler):
         self._conversation = conversation
         self._guard = guard
         self._pid = os.getpid()
-        self._child_log = ChildLog()
+        self._child_log = ChildLog(guard.stderr)
         self.token = 0
         self.setFormatter(logging.Formatter("%(message)s"))
 
