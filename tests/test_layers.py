@@ -17,12 +17,13 @@ from underway import Underway
 PACKAGE = Path(underway.__file__).parent
 
 # Each room of the package, and the rooms below it. What a function imports when it is called is in LAZY.
-PURE = {"errors", "ids", "retry", "codec", "keys", "key_fields", "wire", "manifest", "handover"}
+PURE = {"errors", "ids", "retry", "codec", "keys", "key_fields", "wire", "manifest", "handover", "child_record"}
 DECLARING = PURE | {"context", "options", "loading", "job"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "ids": set(),
     "wire": set(),
+    "child_record": set(),
     "retry": {"errors"},
     "codec": {"errors"},
     "keys": {"errors"},
@@ -42,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "app": DECLARING | {"client", "dead_letters", "quarantine", "scheduling"},
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
-    "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
+    "supervisor": {"errors", "manifest", "wire", "child_record", "retry", "schedule", "ids", "postgres"},
     "cli": {"app", "client", "errors", "ids", "loading", "options", "postgres", "supervisor", "testing"},
     "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
     "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},

@@ -38,7 +38,9 @@ class Worker(Protocol):
 
 
 class Context(Generic[State]):
-    """Given to every step. Belongs to one attempt; of no use after it.
+    """Given to every step. Belongs to one attempt and to the step's own process; threads of the step may use it.
+
+    In a child process, and once the step has ended, `tx`, `enqueue` and `progress` raise InsideStep.
 
     `attempt` counts every try at this step that was begun, from 1, whatever became of it.
     """
@@ -63,6 +65,12 @@ class Context(Generic[State]):
         self._ends_at = ends_at
         self._scheduled_for = scheduled_for
         self._worker = worker
+
+    def __reduce__(self) -> Never:
+        raise InsideStep(
+            "cx cannot be passed to another process, which cannot talk to the supervisor: pass what the process needs "
+            "of it, such as cx.run_id"
+        )
 
     @property
     def run_id(self) -> UUID:

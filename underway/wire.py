@@ -152,13 +152,31 @@ class Revoke(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Worker: a revoked task was not run."""
+    """Worker: a task was not run, because it was revoked or because the worker is spoilt."""
 
     token: int
 
 
+class Spoilt(NamedTuple):
+    """Worker: a step has changed this process for good, so replace it. What it has not begun comes back as Skipped."""
+
+    reason: str
+
+
 Message: TypeAlias = (
-    Hello | BootFailed | Welcome | Task | Started | Progress | Log | Transaction | Result | Stop | Revoke | Skipped
+    Hello
+    | BootFailed
+    | Welcome
+    | Task
+    | Started
+    | Progress
+    | Log
+    | Transaction
+    | Result
+    | Stop
+    | Revoke
+    | Skipped
+    | Spoilt
 )
 
 _KINDS: tuple[type[Message], ...] = (
@@ -174,6 +192,7 @@ _KINDS: tuple[type[Message], ...] = (
     Stop,
     Revoke,
     Skipped,
+    Spoilt,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 _HAS_PAYLOAD = tuple("payload" in kind._fields for kind in _KINDS)

@@ -29,6 +29,7 @@ class WorkerLoop:
         self._unwritten: list[wire.Message] = []
         self._announced: int | None = None
         self._asleep = True
+        self._spoilt = self._asked = False
         self.clock.happen(self.rng.uniform(0.05, 0.5), self._boot)
 
     def _boot(self) -> None:
@@ -50,6 +51,8 @@ class WorkerLoop:
         if self.dead:
             return
         self._look()
+        if self._spoilt:
+            self._refuse()
         if not self._queue:
             self._skip.clear()
             self.write()
@@ -63,6 +66,13 @@ class WorkerLoop:
         self._announced = None  # once: it may be skipped, and come again
         # Between this and the look into the inbox a Revoke may come.
         self.clock.happen(self.rng.expovariate(20_000), lambda: self._begin(task))
+
+    def _refuse(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self._unwritten.append(wire.Spoilt("a step has spoilt it"))
+        while self._queue:
+            self._unwritten.append(wire.Skipped(self._queue.pop().token))
 
     def _look(self) -> None:
         while (message := self.process.take()) is not None:
@@ -105,7 +115,8 @@ class WorkerLoop:
         self.where.end(self, task)
         self.runs = None
         self._look()
-        self._announced = self._queue[0].token if self._queue else None
+        self._spoilt = self._spoilt or (not self.where.calm and self.rng.random() < 0.01)
+        self._announced = self._queue[0].token if self._queue and not self._spoilt else None
         if self._announced is not None:
             self.ledger.announced.add(self._announced)
         self._unwritten.append(result._replace(then=self._announced))

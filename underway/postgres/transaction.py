@@ -1,6 +1,7 @@
 """The transaction of a step: what `cx.tx` gives, and how the hand-over becomes the last thing in it."""
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -32,6 +33,10 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
 
     returned = False
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._pid = os.getpid()
+
     def commit(self) -> None:
         raise InsideStep("cx.tx.commit() inside a step: return from the step, and it is committed with its hand-over")
 
@@ -42,14 +47,27 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
         )
 
     def close(self) -> None:
-        if not self.returned:  # the session is the next step's now
+        if not self.returned and os.getpid() == self._pid:  # else the session is the next step's, or the parent's
             super().close()
+
+    def cursor(self, *args: Any, **options: Any) -> Any:
+        self._refuse_child()  # before the lock, which a thread of the parent may have held at the fork
+        return super().cursor(*args, **options)
 
     def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
         """All that talks to the server comes through here."""
+        self._refuse_child()
         if self.returned:
             raise InsideStep("this connection was lent to an attempt that has ended; take cx.tx anew in each step")
         return super().wait(gen, *args, **options)
+
+    def _refuse_child(self) -> None:
+        """(Parent and child wrote to the same socket, and each read answers that were the other's.)"""
+        if os.getpid() != self._pid:
+            raise InsideStep(
+                "cx.tx was used in a child process of the step, which shares the connection with its parent: use it in "
+                "the step's own process, or open a connection of the child's own"
+            )
 
     def anew(self) -> "StepConnection":
         """The same session for the next step. A thread that this one has left behind must not write into it there."""

@@ -23,7 +23,9 @@ log = getLogger("underway.supervisor")
 
 # A worker that has died idle, before its first task and sooner than this, has hardly booted.
 _PROVEN_SECONDS = 30.0
-_OF_BOOTS = frozenset((wire.Hello, wire.BootFailed))
+# What a worker says of itself, and not of a task.
+_OF_ITSELF = frozenset((wire.Hello, wire.BootFailed, wire.Spoilt))
+_LONGEST_REASON = 200
 
 
 class Crew:
@@ -131,8 +133,11 @@ class Crew:
     # What worker processes report
 
     def received(self, worker: WorkerProcess, message: wire.Message) -> None:
-        if type(message) in _OF_BOOTS:
-            self._hear_of_boot(worker, message)
+        if type(message) in _OF_ITSELF:
+            if isinstance(message, wire.Spoilt):
+                self._spoilt(worker, message.reason)
+            else:
+                self._hear_of_boot(worker, message)
         elif self.listener is not None:
             if isinstance(message, wire.Result):
                 worker.wear.tasks += 1
@@ -150,6 +155,14 @@ class Crew:
             self._booted(worker, message)
         elif isinstance(message, wire.BootFailed):
             self._boots.say_why(worker, message, aloud=self.manifest is not None)
+
+    def _spoilt(self, worker: WorkerProcess, reason: str) -> None:
+        """It runs nothing more, and gives back what it was handed."""
+        if worker in self._boots:
+            raise wire.BrokenFrame("Spoilt of a worker that has not booted")
+        worker.wear.spoilt = reason[:_LONGEST_REASON] or "a step has spoilt it"
+        worker.resting = True
+        self._look_at(worker, time.monotonic())
 
     def settled(self) -> None:
         self._relieve()
@@ -262,6 +275,8 @@ class Crew:
         self._place(spare)
         if self._is_old(spare):
             self._now_due(spare, "its code is old")
+        elif spare.wear.spoilt:  # it was at work before it was the spare, and has just said so
+            self._now_due(spare, spare.wear.spoilt)
 
     def _look_at(self, worker: WorkerProcess, now: float) -> None:
         if not worker.due and (mark := worker.wear.reached(now)):
@@ -278,8 +293,9 @@ class Crew:
         for worker in [worker for worker in self.active if worker.due and not worker.tasks]:
             spare = self._fresh_spare()
             if spare is None:
-                # It goes on meanwhile; only at its full mark it waits. But not for code that does not boot.
-                worker.resting = worker.wear.spent and not self.trouble
+                # It goes on meanwhile; only at its full mark it waits. But not for code that does not boot. A spoilt
+                # one waits in any case: it would skip whatever it was given.
+                worker.resting = bool(worker.wear.spoilt) or (worker.wear.spent and not self.trouble)
                 continue
             log.info("worker replaced: %s", worker.due, extra={"about": {"worker": worker.slot, "pid": worker.pid}})
             self._leave(worker)

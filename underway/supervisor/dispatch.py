@@ -187,7 +187,7 @@ class Dispatch:
                 self.add_first(self.take_back(worker))
 
     def skipped(self, worker: WorkerProcess, token: int) -> None:
-        """The worker has skipped a task that it had already said to have started."""
+        """The worker has not run a task: one that it had already said to have started, or it is spoilt."""
         worker.revoked.discard(token)
         task = worker.tasks.pop(token, None)
         if task is not None:

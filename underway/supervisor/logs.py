@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from underway import child_record
 from underway.supervisor.log_writer import LogWriter
 
 if TYPE_CHECKING:
@@ -151,8 +152,27 @@ class WorkerOutput:
 
     def evidence(self) -> str:
         """The last 8 KB of output, without what Postgres could not store."""
-        return self._tail.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
+        return (
+            self._tail.replace(child_record.MARK, b"")
+            .decode(errors="replace")
+            .replace("\0", "\N{REPLACEMENT CHARACTER}")
+            .strip()
+        )
 
-    def _log(self, line: bytes | bytearray) -> None:
+    def _log(self, text: bytes | bytearray) -> None:
+        if child_record.MARK not in text:
+            self._log_output(text)
+            return
+        for line in bytes(text).split(b"\n"):
+            if (found := child_record.find(line)) is None:
+                self._log_output(line)
+                continue
+            before, record = found
+            if before:
+                self._log_output(before)
+            extra = {"about": {**about(self._worker), "logger": record.logger}}
+            log.log(record.level, "%s", record.message, extra=extra)
+
+    def _log_output(self, line: bytes | bytearray) -> None:
         if log.isEnabledFor(logging.INFO):
             log.info("%s", line.decode(errors="replace"), extra={"about": about(self._worker)})

@@ -39,6 +39,7 @@ class Wear:
         self.tasks = 0  # that have ended
         self.rss = 0  # when last weighed, with all below the worker
         self.left = False  # a step that was interrupted has left processes below it
+        self.spoilt = ""  # what a step has done to it that cannot be undone, in words
 
     def begin(self) -> None:
         """It takes its place now; until then it was the spare, and did not age."""
@@ -52,6 +53,8 @@ class Wear:
 
     def reached(self, now: float) -> str:
         """The mark at which it is due to be replaced, in words; "" if it is at none."""
+        if self.spoilt:
+            return self.spoilt
         if self.left:
             return "a step that was interrupted has left processes"
         if self.tasks >= self.tasks_due:

@@ -1,6 +1,8 @@
 """Runs one task and says how it ended."""
 
 import functools
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Awaitable
@@ -19,6 +21,8 @@ from underway.ids import new_id
 from underway.job import Job
 from underway.manifest import Placement
 from underway.retry import LONGEST
+from underway.worker import forks
+from underway.worker.contexts import Contexts
 from underway.worker.conversation import Outbox
 from underway.worker.guard import Interrupts
 from underway.worker.measure import Meter
@@ -54,7 +58,10 @@ class Executor:
         self._progress_seconds = progress_seconds
         self._meter = Meter()
         self.transactions = Transactions(outbox)
-        self._states = States(lambda made: self._loop.run_factory(made))
+        self._contexts = Contexts()
+        self._states = States(self._contexts, lambda made: self._loop.run_factory(made))
+        self._spawning = threading.RLock()
+        self._forks = forks.depth
         self._steps: dict[tuple[str, str], tuple[Job[Any, Any, Any], int]] = {}
         for job in app.jobs.values():
             for index, step in enumerate(job.compiled):
@@ -64,13 +71,21 @@ class Executor:
     def execute(self, task: wire.Task) -> Outcome:
         """How the step ended, whatever it does short of ending the process."""
         self._meter.start()
-        attempt = _Attempt(self._app, self._outbox, self._guard, self.transactions, task.token, self._progress_seconds)
+        attempt = _Attempt(
+            self._app,
+            self._outbox,
+            self._guard,
+            self.transactions,
+            task.token,
+            self._progress_seconds,
+            self._spawning,
+        )
         ending: wire.Ending
         placement: wire.Placement | None = None
         retry_after: float | None = None
         try:
             job, index = self._steps[task.job, task.step]
-            ending, payload, placement = self._handed_over(job, index, self._call(job, index, task, attempt))
+            ending, payload, placement = self._contexts.fresh().run(self._handed_over, job, index, task, attempt)
         except Interrupt as error:
             ending, payload = "interrupted", _error_text(error, _text(error))
         except Fail as error:
@@ -83,7 +98,8 @@ class Executor:
             ending, payload = "retry", _error_text(error, f"the step raised {type(error).__name__}: {fix}")
         except BaseException as error:
             ending, payload = "retry", _error_text(error)
-        spawned = attempt.spawned if ending in ("next", "done") else []
+        with self._spawning:  # a thread that was just in cx.enqueue when the step ended is in time, or is told
+            spawned = attempt.spawned if ending in ("next", "done") else []
         outcome = (ending, placement, retry_after, spawned, *self._meter.stop(), payload)
         return self._end_transaction(task, outcome) if self.transactions.token == task.token else outcome
 
@@ -129,13 +145,16 @@ class Executor:
                     return self._loop.run_step(returned)
                 return returned
             finally:
+                if forks.depth != self._forks:
+                    forks.leave(sys.exc_info()[1])
                 self._guard.end()
         finally:
             context.enter(None)
 
     def _handed_over(
-        self, job: Job[Any, Any, Any], index: int, returned: Any
+        self, job: Job[Any, Any, Any], index: int, task: wire.Task, attempt: "_Attempt"
     ) -> tuple[wire.Ending, bytes, wire.Placement | None]:
+        returned = self._call(job, index, task, attempt)
         step = job.compiled[index]
         if not isinstance(returned, To):
             raise JobDefinitionError(
@@ -165,8 +184,8 @@ class _Attempt:
     """What a step does through its context while it runs."""
 
     __slots__ = (
-        *("_app", "_guard", "_outbox", "_progress_seconds", "_reported_at", "_spawned_bytes", "_token"),
-        "_transactions",
+        *("_app", "_forks", "_guard", "_outbox", "_progress_seconds", "_reported_at", "_spawned_bytes", "_spawning"),
+        *("_token", "_transactions"),
         *("spawned", "state"),
     )
 
@@ -177,11 +196,14 @@ class _Attempt:
         guard: Interrupts,
         transactions: Transactions,
         token: int,
-        progress_seconds: float = _PROGRESS_SECONDS,
+        progress_seconds: float,
+        spawning: threading.RLock,
     ) -> None:
         self._app = app
         self._outbox = outbox
         self._guard = guard
+        self._forks = forks.depth
+        self._spawning = spawning
         self._transactions = transactions
         self._token = token
         self._progress_seconds = progress_seconds
@@ -191,6 +213,7 @@ class _Attempt:
         self.state: Any = None
 
     def report(self, progress: dict[str, Any]) -> None:
+        self._check("cx.progress")
         now = time.monotonic()
         if now - self._reported_at >= self._progress_seconds:
             self._reported_at = now
@@ -209,38 +232,53 @@ class _Attempt:
                 f"enqueue it in the step's own transaction, job.enqueue(value, conn=cx.tx)"
             )
         payload = codec.encode(value, first.input_type)
-        size = self._spawned_bytes + len(payload)
-        if len(self.spawned) >= _MOST_SPAWNED or size > _MOST_SPAWNED_BYTES:
-            raise InvalidOption(
-                f"cx.enqueue takes {_MOST_SPAWNED:,} runs an attempt, and {_MOST_SPAWNED_BYTES >> 20} MiB of input: "
-                f"enqueue more in the step's own transaction, job.enqueue_many(values, conn=cx.tx)"
-            )
-        self._spawned_bytes = size
         run_id = new_id()
-        self.spawned.append(
-            {
-                "id": str(run_id),
-                "job": job.name,
-                "step": first.spec.name,
-                "queue": placed.queue,
-                "priority": placed.priority,
-                "delay": placed.delay.total_seconds(),
-                "keep": placed.keep.total_seconds(),
-                "concurrency_key": placed.concurrency_key and keys.fill(placed.concurrency_key, payload),
-                "key_limit": placed.concurrency_limit,
-                "input": payload.decode(),
-            }
-        )
+        spawn: wire.Spawn = {
+            "id": str(run_id),
+            "job": job.name,
+            "step": first.spec.name,
+            "queue": placed.queue,
+            "priority": placed.priority,
+            "delay": placed.delay.total_seconds(),
+            "keep": placed.keep.total_seconds(),
+            "concurrency_key": placed.concurrency_key and keys.fill(placed.concurrency_key, payload),
+            "key_limit": placed.concurrency_limit,
+            "input": payload.decode(),
+        }
+        self._add(spawn, len(payload))
         return Run(self._app, run_id, job.result_type)
 
+    def _add(self, spawn: wire.Spawn, size: int) -> None:
+        self._check("cx.enqueue")  # before the lock, which a thread of the parent may have held at the fork
+        with self._spawning:
+            self._check("cx.enqueue")
+            size += self._spawned_bytes
+            if len(self.spawned) >= _MOST_SPAWNED or size > _MOST_SPAWNED_BYTES:
+                raise InvalidOption(
+                    f"cx.enqueue takes {_MOST_SPAWNED:,} runs an attempt, and {_MOST_SPAWNED_BYTES >> 20} MiB of "
+                    f"input: enqueue more in the step's own transaction, job.enqueue_many(values, conn=cx.tx)"
+                )
+            self._spawned_bytes = size
+            self.spawned.append(spawn)
+
     def transaction(self) -> "psycopg.Connection[tuple[Any, ...]]":
-        connection = self._transactions.open(self._token, self._check_runs)
+        self._check("cx.tx")
+        connection = self._transactions.open(self._token, lambda: self._check("cx.tx"))
         self._guard.raise_postponed()
         return connection
 
-    def _check_runs(self) -> None:
+    def _check(self, call: str) -> None:
+        """Refuse what could not reach the supervisor. (A run that cx.enqueue returned in a child never existed.)"""
+        if self._forks != forks.depth:
+            raise InsideStep(
+                f"{call} was used in a child process of the step, which cannot talk to the supervisor: have the child "
+                f"return what it found, and use cx in the step's own process"
+            )
         if self._guard.running != self._token:
-            raise InsideStep("cx.tx belongs to an attempt that has ended; take it from the cx that the step is given")
+            raise InsideStep(
+                f"{call} belongs to an attempt that has ended: use the cx that the step is given, and wait in the step "
+                f"for threads that use it"
+            )
 
 
 def _error_text(error: BaseException, headline: str = "") -> bytes:

@@ -23,8 +23,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _KEEPER_SECONDS = 1.0
 _IMPORT_SECONDS = 0.05
-_STOP_SIGNAL = int(signal.SIGUSR1)
-_STOP_SIGNALS = (_STOP_SIGNAL,)
+STOP_SIGNAL = int(signal.SIGUSR1)
 
 
 class Interrupts(Protocol):
@@ -49,12 +48,16 @@ class Guard:
         self._will_call_again = False
         self._deliver: Callable[[str], None] = _raise_here
         self.inbox: list[wire.Message] = []
-        signal.signal(_STOP_SIGNAL, self._look)
+        signal.signal(STOP_SIGNAL, self._look)
         # Not SIG_IGN, which is inherited by exec: a step could not end its ffmpeg with a SIGINT.
         signal.signal(signal.SIGINT, lambda _number, _frame: None)
-        # To a descriptor of its own: a step that silences its native library points 2 at /dev/null.
-        faulthandler.enable(os.dup(2))
+        self.stderr = os.dup(2)  # a step that silences its native library points 2 at /dev/null
+        self.watch_faults()
         _arrange_end(supervisor)
+
+    def watch_faults(self) -> None:
+        """Have a fatal signal print the stacks; again after a step that has changed that."""
+        faulthandler.enable(self.stderr)
 
     @property
     def running(self) -> int | None:
@@ -66,7 +69,7 @@ class Guard:
         self._running = token
         if self._called_early:
             self._called_early = False
-            self._look(_STOP_SIGNAL, None)
+            self._look(STOP_SIGNAL, None)
 
     def end(self) -> None:
         """From here on no interrupt is raised."""
@@ -74,10 +77,9 @@ class Guard:
         self._postponed = None
 
     def _take_signal_back(self) -> None:
-        """A step before this one may have put another handler in our place, or blocked the signal."""
-        if _signal.getsignal(_STOP_SIGNAL) != self._look:
-            signal.signal(_STOP_SIGNAL, self._look)
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        """A step before this one may have put another handler in our place."""
+        if _signal.getsignal(STOP_SIGNAL) != self._look:
+            signal.signal(STOP_SIGNAL, self._look)
 
     def _look(self, _number: int, _frame: FrameType | None) -> None:
         self._will_call_again = False
@@ -143,7 +145,7 @@ def _importing() -> bool:
 
 def _call_again() -> None:
     time.sleep(_IMPORT_SECONDS)
-    os.kill(os.getpid(), _STOP_SIGNAL)
+    os.kill(os.getpid(), STOP_SIGNAL)
 
 
 def _raise_here(reason: str) -> None:

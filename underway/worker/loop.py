@@ -12,6 +12,7 @@ from typing import Any
 
 from underway.context import outliving
 from underway.errors import Interrupt
+from underway.worker import forks
 from underway.worker.guard import Interrupts
 
 log = getLogger("underway.worker")
@@ -77,6 +78,7 @@ class _Run:
         self._reason: str | None = None
         self._returned: Any = None
         self._error: BaseException | None = None
+        self._forks = forks.depth
 
     def to_its_end(self) -> Any:
         self._task = task = self._loop.create_task(self._record())
@@ -85,6 +87,8 @@ class _Run:
             try:
                 self._loop.run_until_complete(task)
             except BaseException as error:
+                if forks.depth != self._forks:
+                    forks.leave(error)
                 # asyncio lets a SystemExit out of whatever task or callback raises it, and the step still stands.
                 self._error = error
                 task.cancel()
@@ -97,6 +101,8 @@ class _Run:
             self._returned = await self._delivering(self._coroutine)
         except BaseException as error:
             self._error = self._error or _unwrapped(error)
+        if forks.depth != self._forks:
+            forks.leave(self._error)  # the tasks and the loop's descriptors are the parent's
         await self._end_tasks()
 
     async def _end_tasks(self) -> None:

@@ -12,14 +12,18 @@ from underway import wire
 from underway.app import Underway
 from underway.errors import AppNotFound
 from underway.loading import load
+from underway.worker.child_log import ChildLog
 from underway.worker.conversation import Conversation, SupervisorGone
+from underway.worker.django import close_old_connections
 from underway.worker.execute import Executor
-from underway.worker.guard import Guard, end_everything
+from underway.worker.guard import STOP_SIGNAL, Guard, end_everything
+from underway.worker.isolation import Isolation
 from underway.worker.shorten import shorten
 from underway.worker.title import Title
 from underway.worker.victim import stand_in_front
 
 _DID_NOT_BOOT = 3
+_HANDED_OVER = ("next", "done", "committed")
 _LONGEST_TRACEBACK = 32 * 1024
 _LONGEST_RECORD = 16 * 1024
 _LONGEST_NAME = 200
@@ -41,13 +45,14 @@ def main() -> None:
             raise AppNotFound(f"{app_name} is a {type(app).__name__}, not an Underway app")
         manifest = app.manifest().to_json()
         executor = Executor(app, conversation, guard)
+        isolation = Isolation(STOP_SIGNAL, guard.watch_faults)
     except BaseException:
         text = shorten(traceback.format_exc(), _LONGEST_TRACEBACK)
         conversation.send(wire.BootFailed(text.encode(errors="replace")))
         os._exit(_DID_NOT_BOOT)  # sys.exit would wait for the threads that the app has started, a minute at most
     conversation.send(wire.Hello(os.getpid(), manifest))
     try:
-        Inbox(conversation, guard, executor, forwarder, Title(int(slot))).work()
+        Inbox(conversation, guard, executor, isolation, forwarder, Title(int(slot))).work()
     except SupervisorGone:
         end_everything()
 
@@ -56,25 +61,29 @@ class Inbox:
     """Tasks handed to this worker, run in order unless they are revoked."""
 
     def __init__(
-        self, conversation: Conversation, guard: Guard, executor: Executor, forwarder: "LogForwarder", title: Title
+        self,
+        conversation: Conversation,
+        guard: Guard,
+        executor: Executor,
+        isolation: Isolation,
+        forwarder: "LogForwarder",
+        title: Title,
     ) -> None:
         self._conversation = conversation
         self._guard = guard
         self._executor = executor
+        self._isolation = isolation
         self._forwarder = forwarder
         self._title = title
         self._tasks: deque[wire.Task] = deque()
         self._revoked: set[int] = set()
-        self._pid = os.getpid()
+        self._asked = False  # to be replaced
 
     def work(self) -> None:
         announced: int | None = None
         while True:
-            while not self._tasks:
-                self._revoked.clear()  # they came too late, for tasks that are done
-                self._conversation.send()  # the last result, if nothing follows it
-                self._title.idle()
-                self._take(self._conversation.receive())
+            while not self._tasks or self._isolation.spoilt:
+                self._rest()
             task = self._tasks.popleft()
             # The result before and the start of this leave in one write. Then the inbox is read: whoever wrote a
             # Revoke before seeing our Started can rely on its being found here.
@@ -90,13 +99,32 @@ class Inbox:
                 self._title.busy()
             else:
                 self._title.task(task)
+            close_old_connections()
             outcome = self._executor.execute(task)
-            if os.getpid() != self._pid:
-                os._exit(1)  # a child that the step forked has come back out of it
+            close_old_connections()
+            self._isolation.restore(outcome[4], failed=outcome[0] not in _HANDED_OVER)
             self._take(self._guard.inbox)
             self._guard.inbox.clear()
-            announced = self._tasks[0].token if self._tasks else None
+            announced = self._tasks[0].token if self._tasks and not self._isolation.spoilt else None
             self._conversation.hold(wire.Result(task.token, announced, *outcome))
+
+    def _rest(self) -> None:
+        """Wait for something to do."""
+        self._revoked.clear()  # they came too late, for tasks that are done
+        self._isolation.restore_all()
+        if self._isolation.spoilt:
+            self._refuse()
+        self._conversation.send()  # the last result, if nothing follows it
+        self._title.idle()
+        self._take(self._conversation.receive())
+
+    def _refuse(self) -> None:
+        """Ask to be replaced, and give back all tasks, the last one first: each goes to the head of the line."""
+        if not self._asked:
+            self._asked = True
+            self._conversation.hold(wire.Spoilt(self._isolation.spoilt))
+        while self._tasks:
+            self._conversation.hold(wire.Skipped(self._tasks.pop().token))
 
     def _take(self, messages: Iterable[wire.Message]) -> None:
         for message in messages:
@@ -123,13 +151,15 @@ class LogForwarder(logging.Handler):
         self._conversation = conversation
         self._guard = guard
         self._pid = os.getpid()
+        self._child_log = ChildLog(guard.stderr)
         self.token = 0
         self.setFormatter(logging.Formatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        if os.getpid() != self._pid:
-            return  # a forked child has no supervisor to talk to
         try:
+            if os.getpid() != self._pid:
+                self._child_log.write(record.levelno, record.name, self.format(record))
+                return
             text = shorten(self.format(record), _LONGEST_RECORD).encode(errors="replace")
             self._conversation.send(wire.Log(self.token, record.levelno, shorten(record.name, _LONGEST_NAME), text))
         except SupervisorGone:

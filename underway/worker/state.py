@@ -1,10 +1,13 @@
 """What `state=` factories have made for this worker."""
 
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from underway.errors import Fail, Retry
 from underway.job import Job
+from underway.worker import forks
+from underway.worker.contexts import Contexts
 
 
 class StateFailed(Exception):
@@ -14,14 +17,17 @@ class StateFailed(Exception):
 class States:
     """Made at the first task of each job, kept as long as the worker lives: it is killed, so nothing is closed."""
 
-    def __init__(self, run_async: Callable[[Awaitable[Any]], Any]) -> None:
+    def __init__(self, contexts: Contexts, run_async: Callable[[Awaitable[Any]], Any]) -> None:
+        self._contexts = contexts
+        self._forks = forks.depth
         self._run_async = run_async
         self._made: dict[str, Any] = {}
 
     def of(self, job: Job[Any, Any, Any]) -> Any:
         """The state of a job that has a factory."""
         if job.name not in self._made:
-            self._made[job.name] = self._make(job)
+            # What it sets in context variables would otherwise be seen by the first task alone.
+            self._made[job.name] = self._contexts.fresh().run(self._make, job)
         return self._made[job.name]
 
     def _make(self, job: Job[Any, Any, Any]) -> Any:
@@ -35,3 +41,6 @@ class States:
         except Exception as error:
             name = getattr(factory, "__qualname__", repr(factory))
             raise StateFailed(f"state={name} of job {job.name!r} raised {type(error).__name__}: {error}") from error
+        finally:
+            if forks.depth != self._forks:
+                forks.leave(sys.exc_info()[1])  # else it would go on with the step

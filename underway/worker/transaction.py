@@ -52,8 +52,6 @@ class Transactions:
     def end(self, task: wire.Task, outcome: "Outcome") -> "Outcome":
         """Commit what the step wrote with its hand-over, or roll it back. Raises what has refused a hand-over."""
         ending, placement, _, spawned, seconds, cpu_seconds, peak_rss, payload = outcome
-        if os.getpid() != self._pid:
-            return outcome  # a child that the step forked has come back out of it; the connection is its parent's
         with self._opening:  # a thread that the step has left behind may be at it
             connection, self._connection, self.token = self._connection, None, None
         if self._own is None:

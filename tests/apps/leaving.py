@@ -1,0 +1,251 @@
+"""Steps that leave the state of their process changed, and one that says in which state it finds it."""
+
+import asyncio
+import contextlib
+import decimal
+import faulthandler
+import gc
+import io
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from decimal import Decimal
+from typing import Any
+
+from underway import Context, Done, To, Underway
+
+app = Underway()
+
+tenant: ContextVar[str] = ContextVar("tenant", default="-")
+decimal.getcontext()  # now the context of the worker has one, which copies of it would share
+_streams = (sys.stdin, sys.stdout, sys.stderr)
+_timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_signals = (signal.SIGALRM, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGPIPE)
+
+Deed = Callable[[], Any]
+deeds: dict[str, Deed] = {}
+
+
+def deed(function: Deed) -> Deed:
+    deeds[function.__name__] = function
+    return function
+
+
+@deed
+def a_deleted_folder() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+
+
+@deed
+def a_umask() -> None:
+    os.umask(0o277)
+
+
+@deed
+def context_variables() -> None:
+    tenant.set("tenant 7")
+    decimal.getcontext().prec = 4
+
+
+@deed
+def an_alarm() -> None:
+    signal.alarm(1)
+
+
+@deed
+def blocked_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+SHORT = tuple(deeds)  # these are undone however short the step was
+
+
+@deed
+def other_timers() -> None:
+    signal.setitimer(signal.ITIMER_PROF, 100)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 100)
+    faulthandler.dump_traceback_later(1, exit=True)
+
+
+@deed
+def signal_handlers() -> None:
+    for number in _signals:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@deed
+def a_wakeup_descriptor() -> None:
+    loop = asyncio.new_event_loop()
+    loop.add_signal_handler(signal.SIGUSR2, print)
+
+
+@deed
+def closed_descriptors() -> None:
+    for number in (0, 1, 2):
+        os.close(number)
+
+
+@deed
+def redirected_descriptors() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+
+
+@deed
+def replaced_streams() -> None:
+    sys.stdin = sys.stdout = sys.stderr = io.StringIO()
+
+
+@deed
+def no_faulthandler() -> None:
+    faulthandler.disable()
+
+
+@deed
+def a_low_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+
+
+@deed
+def tracing() -> None:
+    sys.settrace(lambda *_: None)
+    sys.setprofile(lambda *_: None)
+    threading.settrace(lambda *_: None)
+    threading.setprofile(lambda *_: None)
+
+
+@deed
+def no_garbage_collector() -> None:
+    gc.disable()
+
+
+@deed
+def a_low_recursion_limit() -> None:
+    sys.setrecursionlimit(150)
+
+
+RESTORED = tuple(deeds)
+
+
+@deed
+def closed_streams() -> None:
+    """Put back as other objects: what held on to these has lost them."""
+    for stream in _streams:
+        stream.close()
+
+
+@deed
+def a_limit_for_good() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if os.geteuid() == 0:  # who could raise it again
+        os.setresuid(65534, 65534, 65534)
+
+
+def leave(cx: Context, what: str) -> Done[int]:
+    deeds[what]()
+    if what not in SHORT:
+        time.sleep(0.002)  # longer than what is not looked at
+    return To.done(os.getpid())
+
+
+async def leave_async(cx: Context, what: str) -> Done[int]:
+    return leave(cx, what)
+
+
+def look(cx: Context, nothing: None) -> Done[dict[str, str]]:
+    return To.done(state())
+
+
+async def look_async(cx: Context, nothing: None) -> Done[dict[str, str]]:
+    return To.done(state())
+
+
+def state() -> dict[str, str]:
+    """What a step can see of the state of its process, each part in words."""
+    folder = None
+    with contextlib.suppress(FileNotFoundError):
+        folder = os.getcwd()
+    umask = os.umask(0)
+    os.umask(umask)
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    found = {
+        "pid": os.getpid(),
+        "folder": folder,
+        "umask": umask,
+        "tenant": tenant.get(),
+        "third": str(Decimal("123456.78") / 3),
+        "timers": [signal.getitimer(timer) for timer in _timers],
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "handlers": [repr(signal.getsignal(number)) for number in _signals],
+        "wakeup": wakeup,
+        "descriptors": [_file_behind(number) for number in (0, 1, 2)],
+        "streams": [now is then for now, then in zip((sys.stdin, sys.stdout, sys.stderr), _streams, strict=True)],
+        "faulthandler": faulthandler.is_enabled(),
+        "limits": {
+            name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")
+        },
+        "traced": [repr(look()) for look in (sys.gettrace, sys.getprofile, threading.gettrace, threading.getprofile)],
+        "collected": gc.isenabled(),
+        "recursion": sys.getrecursionlimit(),
+    }
+    return {name: str(value) for name, value in found.items()}
+
+
+def _file_behind(number: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(number)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def write(cx: Context, number: int) -> Done[int]:
+    """Write a file; the one who is asked for it first lowers the limit on files for good."""
+    if number < 0:
+        time.sleep(0.002)
+        deeds["a_limit_for_good"]()
+        return To.done(os.getpid())
+    with tempfile.NamedTemporaryFile(dir=os.environ["STAGE"]) as file:
+        file.write(b"x")
+        file.flush()
+    return To.done(os.getpid())
+
+
+def speak(cx: Context, text: str) -> Done:
+    print(text)
+    print(text, file=sys.stderr)
+    return To.done()
+
+
+class Made:
+    """A state whose factory sets context variables."""
+
+    def __init__(self) -> None:
+        tenant.set("of the factory")
+        decimal.getcontext().prec = 4
+
+
+async def made_async() -> Made:
+    return Made()
+
+
+leaves = app.job("leaves").step(leave)
+leaves_async = app.job("leaves-async").step(leave_async)
+looks = app.job("looks").step(look)
+looks_async = app.job("looks-async").step(look_async)
+looks_with_state = app.job("looks-with-state", state=Made).step(look)
+looks_with_async_state = app.job("looks-with-async-state", state=made_async).step(look)
+writes = app.job("writes").step(write)
+speaks = app.job("speaks").step(speak)

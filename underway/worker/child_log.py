@@ -1,0 +1,34 @@
+"""The log of processes that a step has forked. (Their records vanished: only the worker has the socket.)"""
+
+import os
+
+from underway import child_record
+from underway.child_record import Record
+from underway.worker.shorten import shorten
+
+_LONGEST_NAME = 200
+
+
+class ChildLog:
+    """Writes to the worker's pipe, whatever the step has made of descriptor 2."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+
+    def write(self, level: int, logger: str, message: str) -> None:
+        os.write(self._pipe, _line(level, shorten(logger, _LONGEST_NAME), message))
+
+
+def _line(level: int, logger: str, message: str) -> bytes:
+    """Shortened until it fits: some characters are written as six."""
+    most = child_record.LONGEST
+    while True:
+        record = Record(max(0, min(level, 100)), _storable(logger), _storable(shorten(message, most)))
+        line = child_record.encode(record)
+        if len(line) <= child_record.LONGEST:
+            return line
+        most -= most // 4
+
+
+def _storable(text: str) -> str:
+    return text.encode(errors="replace").decode()
