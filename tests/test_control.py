@@ -134,7 +134,7 @@ def test_who_asks_in_a_long_transaction_holds_up_nobody(database: str, connectio
         await store.register(pid=1, app="app", manifest_hash="")
         with psycopg.connect(database) as asking:
             assert control.shut_down(asking) == [US]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await store.set_idle(True)
                 await store.register(pid=1, app="app", manifest_hash="")
                 assert not await store.stop_requested()

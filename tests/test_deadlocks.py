@@ -1,7 +1,6 @@
 """No two statements of ours ever wait for each other, and no supervisor's for anybody (promise 14)."""
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -230,7 +229,7 @@ def test_no_statement_of_a_supervisor_waits_for_a_strangers_lock(interleaving: I
     assert waits == WAITS
 
 
-def test_what_waits_for_a_stranger_does_so_for_a_second(database: str, connection: Connection) -> None:
+def test_what_waits_for_a_stranger_is_ended_by_its_own_lock_timeout(database: str, connection: Connection) -> None:
     """Commits share the connection. And a job that is as it was waits for nobody."""
     run = insert(connection)
     connection.execute("select underway.cancel(%s)", [run])
@@ -247,13 +246,11 @@ def test_what_waits_for_a_stranger_does_so_for_a_second(database: str, connectio
             with psycopg.connect(database) as stranger:
                 stranger.execute("select from underway.job for update")
                 stranger.execute("select from underway.attempt for update")
-                began = time.monotonic()
                 await store.register_job("job", "step", Placement())
                 waits = (store.expire(100), other.register_job("job", "step", Placement(queue="other")))
                 for ended in await asyncio.gather(*waits, return_exceptions=True):
                     assert isinstance(ended, DatabaseAway)
                     assert "lock timeout" in str(ended)
-                assert time.monotonic() - began < 5
             assert await store.expire(100) == 1
             await other.register_job("job", "step", Placement(queue="other"))
             assert value(connection, "select queue from underway.job") == "other"

@@ -35,7 +35,7 @@ def test_the_committed_figures_are_well_formed(name: str) -> None:
     block = block_of(text)
     assert figures.rewritten(text, block) == text
     assert tables(block)
-    assert "Measured on" in block
+    assert len(re.findall("^Measured on ", block.partition("### Peers")[0], re.MULTILINE)) == 1
     for head, rule, *lines in tables(block):
         assert lines, head
         assert set("".join(rule)) == {"-"}
@@ -66,6 +66,14 @@ def test_the_short_table_has_the_rows_that_were_measured(tmp_path: Path) -> None
     assert [[cell.strip() for cell in line] for line in table[2:]] == [
         ["no-op runs a second", "16,000", "40,000", "8,000"],
     ]
+
+
+def test_a_table_from_several_results_says_once_where_it_was_measured(tmp_path: Path) -> None:
+    latest = result([row("no-op, two steps", 9_000)], at="2026-01-03T03:04:05+0000", options={"rounds": 2})
+    text = figures.in_short(given(tmp_path, result(ROWS), latest))
+    assert len(tables(text)[0]) == 4
+    (line,) = re.findall("^Measured on .*$", text, re.MULTILINE)
+    assert line.startswith("Measured on 2 January 2026 and 3 January 2026, medians of 2 to 3 rounds.")
 
 
 def test_the_full_tables(tmp_path: Path) -> None:

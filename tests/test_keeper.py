@@ -103,6 +103,23 @@ def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: p
     asyncio.run(main())
 
 
+def test_a_death_is_heard_of_without_a_look() -> None:
+    """Nothing ticks here: a death that is only seen at the next look at a worker would never be heard of."""
+
+    async def main() -> None:
+        overseer = Mourner()
+        workers, descendants = workers_of(overseer, 3)
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while len(overseer.died_of) < len(workers):
+                await overseer.heard.wait()
+                overseer.heard.clear()
+        descendants.dismiss_keeper()
+
+    asyncio.run(main())
+
+
 def test_one_that_has_died_with_others_can_still_be_killed_by_a_report_of_them() -> None:
     """A spare's, say, that is retired because the others are replaced: its descriptors are closed by then."""
 

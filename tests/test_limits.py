@@ -38,9 +38,9 @@ def test_a_timeout_interrupts_the_step_which_may_clean_up(
         assert (attempt.number, attempt.outcome) == (1, "timed_out")
         assert "Interrupt" in (attempt.error or "")
         assert attempt.started_at is not None
-        # The timeout of half a second counts from when the supervisor has heard of the start, the worker's clock from a
-        # little later: it said 0.497 once.
-        assert 0.4 <= (attempt.finished_at - attempt.started_at).total_seconds() < 5
+        # Not before its time. The timeout of half a second counts from when the supervisor has heard of the start, the
+        # worker's clock from a little later: it said 0.497 once.
+        assert (attempt.finished_at - attempt.started_at).total_seconds() >= 0.4
     assert _counters(connection, tidy) == (1, 0)
     # A step that has something to hand over in spite of it may do so.
     assert catching.result() == "partial result"
@@ -57,7 +57,7 @@ def test_what_an_interrupted_step_has_started_does_not_outlive_it(
     assert "Interrupt" in (run.attempts()[0].error or "")
     started = [int(file.name) for file in tmp_path.iterdir() if file.name.isdigit()]
     assert len(started) == 2
-    eventually(lambda: not any(map(psutil.pid_exists, started)), within=5)
+    eventually(lambda: not any(map(psutil.pid_exists, started)))
     assert "worker replaced: a step that was interrupted has left processes" in supervisor.log
     assert limits.calms.enqueue(1).wait(10) is Status.SUCCEEDED
 
@@ -111,8 +111,8 @@ def test_what_does_not_heed_the_interrupt_is_killed(
         )
         assert re.match(told, attempt.error or ""), how
         assert attempt.started_at is not None
-        # The timeout of half a second, five to clean up.
-        assert 5.4 < (attempt.finished_at - attempt.started_at).total_seconds() < 40, how
+        # Not before the timeout of half a second, and five to clean up.
+        assert (attempt.finished_at - attempt.started_at).total_seconds() > 5.4, how
         assert _counters(connection, run) == (1, 0), how
         # Neither the stopped nor the flooding one keeps the supervisor from others.
         (of_calm,) = calm.attempts()
@@ -207,16 +207,11 @@ def test_a_long_task_never_blocks_those_handed_ahead_behind_it(
     assert start_supervisor("limits", "--procs", "2", "--until-idle").wait() == 0
     assert outcomes(connection) == {"succeeded": 1201}
     (ending,) = long.attempts()
-    assert ending.started_at is not None
     row = connection.execute(
-        """select extract(epoch from max(finished_at) - %s)::float8, max(number)
-        from underway.attempt where run_id <> %s""",
-        (ending.started_at, long.id),
+        "select max(finished_at) < %s, max(number) from underway.attempt where run_id <> %s",
+        (ending.finished_at, long.id),
     ).fetchone()
-    assert row is not None
-    last_short, number = row
-    assert last_short < 2
-    assert number == 1
+    assert row == (True, 1), "the other worker has done all of them meanwhile"
 
 
 def test_a_step_that_holds_the_gil_for_three_leases_runs_once(
@@ -243,7 +238,7 @@ def _spinning() -> list[int]:
 
 def _one_daemon_is_gone(folder: Path) -> None:
     (pid,) = [int(file.name) for file in folder.iterdir() if file.name.isdigit()]
-    eventually(lambda: not psutil.pid_exists(pid), within=2)
+    eventually(lambda: not psutil.pid_exists(pid))
 
 
 def _counters(connection: psycopg.Connection[Any], run: Run[Any]) -> tuple[int, int]:

@@ -40,6 +40,6 @@ def test_work_whose_notification_is_lost_is_found_by_the_poll(
         eventually(lambda: value(connection, idle) == 1, what="it waits for a notification")
         proxy.silent = True
         for number in range(3):  # one may meet a poll that comes anyway
-            assert basic.numbers.enqueue(number).result(5) == number
+            assert basic.numbers.enqueue(number).result(20) == number
         assert proxy.lost
         supervisor.end()

@@ -115,6 +115,10 @@ async def _paused_queues(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.paused_queues()
 
 
+async def _still_here(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.still_here()  # type: ignore[func-returns-value]
+
+
 async def _expire(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.expire(500)
 
@@ -154,6 +158,7 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "fire_schedule": _fire,
     "cancel_requests": _cancel_requests,
     "paused_queues": _paused_queues,
+    "still_here": _still_here,
     "expire_runs": _expire,
     "line_up_runs": _line_up,
     "sweep_keys": _sweep,

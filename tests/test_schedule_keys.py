@@ -1,6 +1,5 @@
 """What a schedule enqueues has keys like any run; and a finished run still knows its schedule, for when it goes on."""
 
-import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -131,9 +130,7 @@ def test_a_slot_waits_while_the_unique_key_is_undecided_but_the_supervisor_does_
     before = firing.read("unique")
     with psycopg.connect(database) as caller:
         scheduled.unique.enqueue(Site(7), conn=caller)
-        began = time.monotonic()
-        assert fire(firing, scheduled.unique) is None
-        assert time.monotonic() - began < 5, "its statement would be given up after ten seconds"
+        assert fire(firing, scheduled.unique) is None  # a statement that waits is given up, and raises
         assert firing.read("unique").next_at == before.next_at
         getattr(caller, end)()
     assert fire(firing, scheduled.unique) == (1 if end == "rollback" else 0)

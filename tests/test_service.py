@@ -1,6 +1,7 @@
 """A whole service against a real database, with workers that do nothing: what it holds, hands on, and gives back."""
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
@@ -17,11 +18,12 @@ from underway.postgres import control
 from underway.postgres.endings import Attempt, succeed
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Claimed, Store
-from underway.supervisor import dispatch, service
+from underway.supervisor import claims, dispatch, promoter, schedules, service
 from underway.supervisor.commits import Ended
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.task import Task
+from underway.supervisor.verdict import Seen, settle
 
 # Longer than any of these tests: what a lapse would take back counts as stuck.
 POLICY = Policy(lease=timedelta(seconds=300))
@@ -36,11 +38,11 @@ class SilentWorker:
     slot = 1
     pid = 7
     ready = True
-    manifest = None
     most_handed = 1_000
 
     def __init__(self) -> None:
         self.lanes = LANES
+        self.manifest = Manifest((Job(LANE.job, STEPS),))
         self.tasks: dict[int, Task] = {}
         self.revoked: set[int] = set()
         self.handed: list[int] = []
@@ -343,3 +345,73 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
     assert serve(database, play)
     rows = connection.execute("select attempts, crashes, number from underway.run").fetchall()
     assert set(rows) == {(0, 0, 0)}
+
+
+@pytest.fixture
+def no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nothing wakes a loop for is not found in the length of a test."""
+    for loop, name in (
+        (claims, "POLL_SECONDS"),
+        (promoter, "_POLL_SECONDS"),
+        (promoter, "_SWEEP_SECONDS"),
+        (schedules, "_POLL_SECONDS"),
+    ):
+        monkeypatch.setattr(loop, name, 1000)
+
+
+@pytest.mark.usefixtures("no_polls")
+def test_a_retry_needs_no_poll(database: str, connection: Connection) -> None:
+    """It comes when it is due: the loop that promotes it sleeps until then."""
+
+    async def play(serving: Serving) -> None:
+        while not (serving.service._claims._listening() and serving.looked_in_vain and _sleeps(serving)):
+            await asyncio.sleep(0.002)
+        run = insert(connection)
+        serving.service._claims.wake()
+        task = await serving.running()
+        serving.silent.active[0].tasks.clear()
+        attempt = Attempt("failed", "not yet", started=ago(0.001), pid=7)
+        serving.service._commits.submit(
+            Ended(task, settle(task, Seen.RETRY, attempt, random.Random(1), retry_after=0.3), [])
+        )
+        again = await serving.running()
+        assert (again.run, again.attempts) == (run, 1)
+        serving.succeed(again, goes_on=False)
+
+    assert serve(database, play)
+
+
+def _sleeps(serving: Serving) -> bool:
+    """The promoter, until it is woken."""
+    return serving.service._promoter._next_look > time.monotonic() + 900
+
+
+@pytest.mark.usefixtures("no_polls")
+def test_a_slot_needs_no_poll(database: str, connection: Connection) -> None:
+    """The loop that fires schedules sleeps until the slot."""
+    connection.execute(
+        "insert into underway.schedule (job, name, cron, zone, input, next_at)"
+        " values (%s, 'yearly', '0 0 1 1 *', 'UTC', '1', now() + interval '1 second')",
+        [LANE.job],
+    )
+
+    async def play(serving: Serving) -> None:
+        task = await serving.running()
+        assert task.scheduled_for is not None
+        serving.succeed(task, goes_on=False)
+
+    assert serve(database, play)
+
+
+@pytest.mark.usefixtures("no_polls")
+def test_a_key_that_is_given_up_needs_no_poll(database: str, connection: Connection) -> None:
+    in_line = {"state": "waiting", "concurrency_key": "key", "key_limit": 1}
+    runs = [insert(connection, **in_line) for _ in range(3)]
+
+    async def play(serving: Serving) -> None:
+        for run in runs:
+            task = await serving.running()
+            assert task.run == run
+            serving.succeed(task, goes_on=False)
+
+    assert serve(database, play)

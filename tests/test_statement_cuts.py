@@ -217,9 +217,10 @@ def test_after_an_outage_others_have_time_to_come_back_before_they_are_reaped(
         while serving.work.opened == 1:
             await asyncio.sleep(0.001)
         back = time.monotonic()
-        while now(connection, run)["crashes"] == 0:
-            await asyncio.sleep(0.005)
-        assert 1.4 < time.monotonic() - back < 5.5
+        async with asyncio.timeout(20):
+            while now(connection, run)["crashes"] == 0:
+                await asyncio.sleep(0.005)
+        assert time.monotonic() - back > 1.4, "nobody was reaped before"
 
     assert serve(database, script)
 
@@ -279,7 +280,7 @@ def test_a_run_that_cannot_be_filed_keeps_no_other_from_being_taken_back(databas
     assert now(connection, filed)["state"] == "in_progress"
 
 
-def test_no_statement_waits_longer_than_a_second_for_a_lock_on_a_table(database: str) -> None:
+def test_a_statement_that_waits_for_a_lock_on_a_table_is_ended_by_its_own_lock_timeout(database: str) -> None:
     """The others on its connection have their turn, and whoever waited knows that nobody could do anything."""
 
     async def ask() -> None:
@@ -287,10 +288,8 @@ def test_no_statement_waits_longer_than_a_second_for_a_lock_on_a_table(database:
             await store.reap(1)
             with psycopg.connect(database) as stranger:
                 stranger.execute("lock table underway.run in share mode")
-                began = time.monotonic()
                 with pytest.raises(DatabaseAway, match="lock timeout"):
                     await store.rehearse_renewal()
-                assert time.monotonic() - began < 5
             assert store._work.opened == 1
             await store.rehearse_renewal()
 

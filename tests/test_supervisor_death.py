@@ -42,7 +42,7 @@ def test_nothing_outlives_a_killed_supervisor_and_another_finishes_its_work(
     assert len(below) >= 10 + 4  # the workers, the spare, the keeper
     supervisor.process.kill()
     supervisor.process.wait()
-    eventually(lambda: not [process for process in below if lives(process)], within=1, what=f"{below} end")
+    eventually(lambda: not [process for process in below if lives(process)], what=f"{below} end")
 
     start_supervisor(DOOMED, "--procs", "2", env=IMPORTABLE | {"HOSTILE_FOLDER": str(folder)})
     assert [run.result(40) for run in runs] == [2, 2]
@@ -105,7 +105,7 @@ def test_the_keeper_is_kept(bind: Callable[[Underway], Underway], start_supervis
     below = psutil.Process(supervisor.pid).children(recursive=True)
     supervisor.process.kill()
     supervisor.process.wait()
-    eventually(lambda: not [process for process in below if lives(process)], within=1)
+    eventually(lambda: not [process for process in below if lives(process)])
 
 
 def test_two_supervisors_share_the_work(

@@ -207,4 +207,4 @@ def test_a_queue_that_is_new_to_an_idle_supervisor_is_notified(
     placed = job_parameters("second", "works", Placement(queue="second"))
     connection.execute(statements()["register_job"], placed)
     run = value(connection, "select underway.enqueue('second')")
-    eventually(lambda: runs.status(connection, run) == "succeeded", within=5)
+    eventually(lambda: runs.status(connection, run) == "succeeded")

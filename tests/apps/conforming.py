@@ -5,7 +5,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from underway import Context, Done, Retry, RetryPolicy, To, Underway
+from underway import Context, Done, RetryPolicy, To, Underway
 
 app = Underway()
 
@@ -37,12 +37,6 @@ def later(cx: Context, name: str) -> Done:
     return To.done()
 
 
-def once_more(cx: Context, seconds: float) -> Done:
-    if cx.attempt == 1:
-        raise Retry("not yet", after=timedelta(seconds=seconds))
-    return To.done()
-
-
 def number(cx: Context, value: int) -> Done[int]:
     return To.done(value)
 
@@ -54,5 +48,4 @@ two = (
 )
 lasting = app.job("lasting").step(work, lease=second).step(later, delay=timedelta(hours=1))
 patient = app.job("patient").step(work, lease=12 * second).step(later, delay=timedelta(hours=1))
-retrying = app.job("retrying").step(once_more)
 numbers = app.job("numbers").step(number, retry=RetryPolicy(max_attempts=2, initial_interval=timedelta(0)))

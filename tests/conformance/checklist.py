@@ -203,7 +203,7 @@ _SECTIONS: dict[str, list[Line]] = {
         held("zoned_schedule_parses", "test_schedule::test_a_text_is_a_line_and_perhaps_a_zone"),
         held("wait_until_past_time", "test_schedule::test_which_slots_are_made_up_for", why=_SLEEPS),
         held("wait_until_exact_time", "test_schedules::test_a_running_supervisor_sees_changes", why=_SLEEPS),
-        held("wait_until_future_time", "test_schedules::test_a_slot_is_on_time", why=_SLEEPS),
+        held("wait_until_future_time", "test_service::test_a_slot_needs_no_poll", why=_SLEEPS),
     ],
     "workflow basics": [
         held("one_step", "test_client::test_enqueue_on_a_connection_of_the_apps_own"),

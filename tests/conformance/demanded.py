@@ -57,12 +57,12 @@ DEMANDED: dict[str, Line] = {
     "9": held(
         "workers that hold the GIL for three leases",
         "test_limits::test_a_step_that_holds_the_gil_for_three_leases_runs_once",
-        "test_floods::test_renewals_are_on_time_and_memory_bounded_while_all_workers_flood",
+        "test_floods::test_no_lease_lapses_and_memory_is_bounded_while_all_workers_flood",
         why="usleep without releasing the GIL stands for all code in C; a supervisor is another process and sees none",
     ),
     "10": held(
         "64 workers flood logs, results and progress",
-        "test_floods::test_renewals_are_on_time_and_memory_bounded_while_all_workers_flood",
+        "test_floods::test_no_lease_lapses_and_memory_is_bounded_while_all_workers_flood",
         "test_floods::test_64_workers_flood_for_a_while",
     ),
     "11": held(

@@ -124,7 +124,7 @@ WEAK_POINTS: dict[str, Line] = {
     ),
     "C2": held(
         "what becomes due is found by the next poll only",
-        "conformance/test_scenarios::test_a_retry_on_an_idle_queue_is_on_time",
+        "test_service::test_a_retry_needs_no_poll",
         "test_claims::test_the_promoter_knows_how_long_to_sleep",
     ),
     "C3": held(

@@ -31,7 +31,7 @@ REQUIREMENTS: dict[str, Line] = {
     ),
     "R5": held(
         "death is seen at once, a complete result before it counts",
-        "test_worker_processes::test_a_death_is_seen_at_once",
+        "test_keeper::test_a_death_is_heard_of_without_a_look",
         "test_worker_deaths::test_an_idle_worker_that_dies_is_replaced_and_nobody_is_charged",
         "test_wire::test_messages_survive_any_cut",
         "test_transactions::test_a_worker_killed_between_its_commit_and_its_report_has_succeeded",
@@ -171,7 +171,7 @@ REQUIREMENTS: dict[str, Line] = {
         "test_limits::test_what_does_not_heed_the_interrupt_is_killed",
         "test_worker_deaths::test_every_deed_is_charged_to_its_own_attempt",
         "test_dispatch::test_no_more_is_claimed_ahead_than_fits_by_the_size_of_what_came",
-        "test_floods::test_renewals_are_on_time_and_memory_bounded_while_all_workers_flood",
+        "test_floods::test_no_lease_lapses_and_memory_is_bounded_while_all_workers_flood",
         "test_floods::test_64_workers_flood_for_a_while",
         "test_floods::test_results_and_inputs_at_the_limit_pass_and_a_byte_more_fails_alone",
         "test_floods::test_what_is_far_too_long_is_cut_where_it_is_said",

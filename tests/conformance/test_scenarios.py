@@ -71,20 +71,6 @@ def test_commits_that_have_to_wait_hold_up_no_renewal(
     assert "lease" not in supervisor.log
 
 
-def test_a_retry_on_an_idle_queue_is_on_time(start: Callable[..., Supervisor]) -> None:
-    supervisor = start("--procs", "1")
-    supervisor.until("serving")
-    late = []
-    for seconds in (0.2, 0.35, 0.5):
-        run = conforming.retrying.enqueue(seconds)
-        assert run.wait(20) is Status.SUCCEEDED
-        early, again = run.attempts()
-        assert again.started_at is not None
-        late.append((again.started_at - early.finished_at).total_seconds() - seconds)
-    assert min(late) >= 0
-    assert sorted(late)[1] < 0.25, "by its due time, not by the poll of a second"
-
-
 def test_an_input_that_does_not_fit_is_a_failed_attempt(
     connection: Connection, start: Callable[..., Supervisor]
 ) -> None:
