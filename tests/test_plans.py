@@ -116,7 +116,7 @@ async def _paused_queues(store: Store, batch: list[tuple[str, int]]) -> object:
 
 
 async def _still_here(store: Store, batch: list[tuple[str, int]]) -> object:
-    return await store.still_here()  # type: ignore[func-returns-value]
+    return await store.still_here()
 
 
 async def _expire(store: Store, batch: list[tuple[str, int]]) -> object:
