@@ -1,14 +1,20 @@
-"""Log lines of the supervisor, and the output of its workers among them."""
+"""Log lines of the supervisor: as people read them, or as JSON.
+
+Messages hold text of steps and of rows. It can neither drive a terminal nor begin a line that looks like one of ours.
+"""
 
 import asyncio
+import json
 import logging
 import os
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from underway.printable import printable, printable_json
 from underway.supervisor.log_writer import LogWriter
 
 if TYPE_CHECKING:
@@ -22,20 +28,22 @@ _LONGEST_LINE = 16 * 1024
 # Of one chunk. A record costs as much as a kilobyte of text: of a flood of short lines, several go into one.
 _MOST_RECORDS = 64
 _FRESH_SECONDS = 0.25
+_INDENT = "\n    "
+_NEEDS_NO_QUOTES = re.compile(r"""[^\s="'\\]+""")
 
 
 class HumanFormatter(logging.Formatter):
-    """`12:34:56 INFO  message`, what the line is about behind it as `name=value`."""
+    """`12:34:56 INFO  message`, what the line is about behind it as `name=value`. Further lines are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         text = f"{clock} {record.levelname[:7]:7} {record.getMessage()}"
         about = getattr(record, "about", {})
         if about:
-            text += "  " + " ".join(f"{name}={value}" for name, value in about.items())
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        return text
+            text += "  " + " ".join(f"{_quoted(name)}={_quoted(value)}" for name, value in about.items())
+        if exception := _exception(self, record):
+            text += "\n" + exception
+        return printable(text).replace("\n", _INDENT)
 
 
 class JSONFormatter(logging.Formatter):
@@ -49,9 +57,26 @@ class JSONFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "about", {}),
         }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode(errors="replace")
+        if exception := _exception(self, record):
+            line["exception"] = exception
+        try:
+            return printable_json(orjson.dumps(line, default=str).decode())
+        except orjson.JSONEncodeError:  # half of a surrogate pair, from the name of a file
+            return printable_json(json.dumps(line, default=str))
+
+
+def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> str | None:
+    """Of the record itself, or as text of one that a worker has sent."""
+    text: str | None = getattr(record, "exception", None)
+    return formatter.formatException(record.exc_info) if record.exc_info else text
+
+
+def _quoted(value: object) -> str:
+    """The name of a job may hold whatever forges the rest of its line."""
+    text = str(value)
+    if text.isprintable() and _NEEDS_NO_QUOTES.fullmatch(text):
+        return text
+    return printable_json(json.dumps(text, ensure_ascii=False))
 
 
 def configure(*, json: bool, level: int) -> None:
