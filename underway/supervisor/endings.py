@@ -133,8 +133,8 @@ class Endings:
 
     def _started(self, worker: WorkerProcess, token: int) -> None:
         if task := worker.tasks.get(token):
-            task.started_at = time.monotonic()
             worker.output.forget()
+            task.started_at = time.monotonic()
 
     def _skipped(self, worker: WorkerProcess, token: int) -> None:
         task = worker.tasks.get(token)
@@ -216,7 +216,8 @@ class Endings:
         return Seen.KILLED_SHUTDOWN if worker.terminated and self._stopping() else Seen.DIED
 
     def _forward(self, worker: WorkerProcess, task: Task | None, level: int, logger: str, payload: bytes) -> None:
-        if worker_log.isEnabledFor(level):
+        lines = 1 + payload.count(b"\n")
+        if worker_log.isEnabledFor(level) and worker.output.allowance.take(len(payload), lines, level):
             about = about_task(worker, task) if task else {"worker": worker.slot}
             worker_log.log(level, "%s", payload.decode(errors="replace"), extra={"about": {**about, "logger": logger}})
 

@@ -13,11 +13,12 @@ from typing import Protocol
 
 from underway import wire
 from underway.manifest import Lane, Manifest, Step
+from underway.supervisor.allowance import OUTPUT_LIMIT
 from underway.supervisor.attention import WORDS, Attention
 from underway.supervisor.keeper import MARK, children_listed
-from underway.supervisor.logs import WorkerOutput
 from underway.supervisor.recycling import Wear
 from underway.supervisor.task import Task
+from underway.supervisor.worker_output import WorkerOutput
 
 log = getLogger("underway.supervisor")
 
@@ -66,6 +67,7 @@ class WorkerProcess:
         generation: int,
         wear: Wear,
         folder: str | None,
+        output_limit: int = OUTPUT_LIMIT,
     ) -> None:
         self.slot = slot
         self.mark = mark
@@ -120,7 +122,7 @@ class WorkerProcess:
         finally:
             theirs.close()
             os.close(their_output)
-        self.output = WorkerOutput(self._pipe, self)
+        self.output = WorkerOutput(self._pipe, self, output_limit)
         self._loop.add_reader(self._pidfd, hunter.bury, self)
         self._loop.add_reader(self._socket, self._on_readable)
         self._loop.add_reader(self._pipe, self._on_output)
