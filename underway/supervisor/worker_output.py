@@ -1,11 +1,13 @@
-"""A worker's stdout and stderr: logged line by line, the last of it kept as evidence."""
+"""What a worker prints, logged line by line and the last of it kept as evidence; and the records that it logs."""
 
 import asyncio
 import logging
 import os
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from underway import wire
 from underway.supervisor.allowance import Allowance
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ _MOST_RECORDS = 64
 _FRESH_SECONDS = 0.25
 # A progress bar rewrites its line ten times a second: its state is logged so often, and when the line ends.
 _REWRITTEN_SECONDS = 10.0
+# Members of a line in JSON, besides what it is about.
+_OURS = frozenset(("time", "level", "message", "exception"))
 
 
 class WorkerOutput:
@@ -132,6 +136,17 @@ class WorkerOutput:
         text = b"\n".join(map(_last_state, self._tail.split(b"\n"))).decode(errors="replace")
         return text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
 
+    def log_record(self, record: wire.Log) -> None:
+        """What the user's code logs, which may be at its import."""
+        if not log.isEnabledFor(record.level):
+            return
+        message = record.payload.decode(errors="replace")
+        if self.allowance.take(_size(record), 1 + message.count("\n"), record.level):
+            task = self._worker.tasks.get(record.token)
+            said = {"worker": self._worker.slot, **(task.about if task else {}), "logger": record.logger}
+            said |= {_unless_ours(name, said): value for name, value in record.extra.items()}
+            log.log(record.level, "%s", message, extra={"about": said, "exception": record.exception})
+
     def _log(self, lines: list[bytearray]) -> None:
         if not log.isEnabledFor(logging.INFO):
             return
@@ -144,6 +159,16 @@ def about(worker: "WorkerProcess") -> dict[str, Any]:
     """Which worker, and which attempt it is at."""
     task = worker.current
     return {"worker": worker.slot, **(task.about if task is not None else {})}
+
+
+def _unless_ours(name: str, said: Mapping[str, object]) -> str:
+    """No extra may pass for what we say ourselves of the line."""
+    return f"extra_{name}" if name in said or name in _OURS else name
+
+
+def _size(record: wire.Log) -> int:
+    extra = sum(len(name) + len(str(value)) for name, value in record.extra.items())
+    return len(record.payload) + len(record.exception or "") + len(record.logger) + extra
 
 
 def _last_state(line: bytearray) -> bytearray:

@@ -21,6 +21,7 @@ from underway.supervisor.task import Task
 from underway.supervisor.worker_output import WorkerOutput
 
 log = getLogger("underway.supervisor")
+worker_log = getLogger("underway.worker")
 
 # Read into, again and again: a buffer of its own for each read would be mapped and unmapped each time.
 _inbox = memoryview(bytearray(64 * 1024))
@@ -102,7 +103,8 @@ class WorkerProcess:
         # exec, never fork: the child has none of our memory, locks or descriptors. Its own session keeps Ctrl-C and
         # a TERM for our whole group away from it.
         command = [sys.executable, "-P", "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())]
-        command.append(str(slot).ljust(_ROOM_FOR_TITLE))
+        # What we would not log it need not send.
+        command += [str(worker_log.getEffectiveLevel()), str(slot).ljust(_ROOM_FOR_TITLE)]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -252,7 +254,10 @@ class WorkerProcess:
             for message in self._reader.feed(_inbox[:size]):
                 if type(message) in WORDS:
                     self._attention.words = True
-                self._overseer.received(self, message)
+                if type(message) is wire.Log:
+                    self.output.log_record(message)
+                else:
+                    self._overseer.received(self, message)
         except wire.BrokenFrame as error:
             self._hang_up()
             self.kill(

@@ -1,6 +1,5 @@
 """The worker's life: import the app, say hello, run tasks until the supervisor is gone."""
 
-import logging
 import os
 import socket
 import sys
@@ -15,32 +14,32 @@ from underway.loading import load
 from underway.worker.conversation import Conversation, SupervisorGone
 from underway.worker.execute import Executor
 from underway.worker.guard import Guard, end_everything
+from underway.worker.logs import ForwardedLogs, LogForwarder
 from underway.worker.shorten import shorten
 from underway.worker.title import Title
 from underway.worker.victim import stand_in_front
 
 _DID_NOT_BOOT = 3
 _LONGEST_TRACEBACK = 32 * 1024
-_LONGEST_RECORD = 16 * 1024
-_LONGEST_NAME = 200
 
 
 def main() -> None:
-    app_name, descriptor, supervisor, slot = sys.argv[1:]
+    app_name, descriptor, supervisor, log_level, slot = sys.argv[1:]
     stand_in_front()
     wire_end = socket.socket(fileno=int(descriptor))
     wire_end.set_inheritable(False)  # passed to us by exec; what the user's code starts must not have it
     conversation = Conversation(wire_end)
     guard = Guard(conversation, int(supervisor))
-    forwarder = LogForwarder(conversation, guard)
-    logging.getLogger().addHandler(forwarder)
-    logging.getLogger().setLevel(logging.INFO)
+    forwarder = LogForwarder(conversation, guard, int(log_level))
+    logs = ForwardedLogs(forwarder)
+    logs.begin_import()
     try:
         app = load(app_name)
         if not isinstance(app, Underway):
             raise AppNotFound(f"{app_name} is a {type(app).__name__}, not an Underway app")
         manifest = app.manifest().to_json()
-        executor = Executor(app, conversation, guard)
+        logs.end_import()
+        executor = Executor(app, conversation, guard, logs=logs)
     except BaseException:
         text = shorten(traceback.format_exc(), _LONGEST_TRACEBACK)
         conversation.send(wire.BootFailed(text.encode(errors="replace")))
@@ -56,7 +55,7 @@ class Inbox:
     """Tasks handed to this worker, run in order unless they are revoked."""
 
     def __init__(
-        self, conversation: Conversation, guard: Guard, executor: Executor, forwarder: "LogForwarder", title: Title
+        self, conversation: Conversation, guard: Guard, executor: Executor, forwarder: LogForwarder, title: Title
     ) -> None:
         self._conversation = conversation
         self._guard = guard
@@ -113,27 +112,3 @@ class Inbox:
                         self._conversation.hold(wire.Skipped(token))
                 case wire.Stop():
                     pass  # for a task that has ended meanwhile
-
-
-class LogForwarder(logging.Handler):
-    """Sends the log records of the user's code to the supervisor, which knows what they are about."""
-
-    def __init__(self, conversation: Conversation, guard: Guard) -> None:
-        super().__init__()
-        self._conversation = conversation
-        self._guard = guard
-        self._pid = os.getpid()
-        self.token = 0
-        self.setFormatter(logging.Formatter("%(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if os.getpid() != self._pid:
-            return  # a forked child has no supervisor to talk to
-        try:
-            text = shorten(self.format(record), _LONGEST_RECORD).encode(errors="replace")
-            self._conversation.send(wire.Log(self.token, record.levelno, shorten(record.name, _LONGEST_NAME), text))
-        except SupervisorGone:
-            end_everything()
-        except Exception:
-            self.handleError(record)
-        self._guard.raise_postponed()
