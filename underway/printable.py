@@ -16,7 +16,7 @@ def printable_json(document: str) -> str:
     JSON itself demands that only below U+0020. A terminal obeys U+009B as it obeys ESC [, and marks of bidirectional
     text turn around what follows them.
     """
-    if document.isprintable():
+    if document.isascii() and "\x7f" not in document:  # as most are, and JSON has escaped the other controls
         return document
     return "".join(char if char.isprintable() or char == "\n" else _escaped(char) for char in document)
 

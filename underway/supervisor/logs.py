@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -28,7 +29,7 @@ class HumanFormatter(logging.Formatter):
         text = f"{clock} {record.levelname[:7]:7} {record.getMessage()}"
         about = getattr(record, "about", {})
         if about:
-            text += "  " + " ".join(f"{_quoted(name)}={_quoted(value)}" for name, value in about.items())
+            text += "  " + " ".join(f"{_quoted(name)}={_quoted(str(value))}" for name, value in about.items())
         if exception := _exception(self, record):
             text += "\n" + exception
         return printable(text).replace("\n", _INDENT)
@@ -59,9 +60,9 @@ def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> str |
     return formatter.formatException(record.exc_info) if record.exc_info else text
 
 
-def _quoted(value: object) -> str:
+@lru_cache(512)  # the lines of an attempt have the same names and values
+def _quoted(text: str) -> str:
     """The name of a job may hold whatever forges the rest of its line."""
-    text = str(value)
     if text.isprintable() and _NEEDS_NO_QUOTES.fullmatch(text):
         return text
     return printable_json(json.dumps(text, ensure_ascii=False))
