@@ -1,5 +1,6 @@
 """Enqueueing on any connection, and what a handle of a run tells."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -457,6 +458,9 @@ class _NoWorker:
         return client.Run(job._app, UUID(int=0), None)
 
     def transaction(self) -> Connection:
+        raise NotImplementedError
+
+    def logger(self, name: str) -> logging.Logger:
         raise NotImplementedError
 
 

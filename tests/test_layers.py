@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "ids": set(),
     "wire": set(),
     "child_record": set(),
+    "printable": set(),
     "retry": {"errors"},
     "codec": {"errors"},
     "keys": {"errors"},
@@ -43,8 +44,8 @@ ROOMS: dict[str, set[str]] = {
     "app": DECLARING | {"client", "dead_letters", "quarantine", "scheduling"},
     "postgres": PURE,
     "worker": DECLARING | {"client", "app"},
-    "supervisor": {"errors", "manifest", "wire", "child_record", "retry", "schedule", "ids", "postgres"},
-    "cli": {"app", "client", "errors", "ids", "loading", "options", "postgres", "supervisor", "testing"},
+    "supervisor": {"errors", "manifest", "wire", "child_record", "retry", "schedule", "ids", "postgres", "printable"},
+    "cli": {"app", "client", "errors", "ids", "loading", "options", "postgres", "printable", "supervisor", "testing"},
     "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
     "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},
 }

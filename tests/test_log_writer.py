@@ -84,7 +84,7 @@ raise ValueError("of ours")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=10, check=False)
     assert done.returncode == 1
-    assert re.match(r"\S+ CRITICA the supervisor ends, by a fault of its own\nTraceback", done.stderr)
+    assert re.match(r"\S+ CRITICA the supervisor ends, by a fault of its own\n    Traceback", done.stderr)
     assert done.stderr.endswith("ValueError: of ours\n")
 
 

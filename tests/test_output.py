@@ -31,7 +31,7 @@ def test_output_and_log_lines_carry_what_they_are_about(
         ]:
             (line,) = [line for line in lines if text in line]
             assert re.fullmatch(rf"\d\d:\d\d:\d\d {level} +{text}  worker=\d+ {about}( logger=sayings\.say)?", line)
-        assert f"WARNING warned of {word}\nin two lines  worker=" in supervisor.log
+        assert f"WARNING warned of {word}\n    in two lines  worker=" in supervisor.log
     assert "too quiet" not in supervisor.log
 
 

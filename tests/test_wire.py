@@ -16,6 +16,9 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20)
 payloads = st.binary(max_size=300)
 tokens = st.integers(0, 2**63 - 1)
 seconds = st.floats(0, 1e9)
+extras = st.dictionaries(
+    texts, st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | seconds | texts, max_size=3
+)
 counts = st.integers(0, 2**31)
 json_values: st.SearchStrategy[Any] = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | texts
 placements = st.none() | st.tuples(
@@ -54,7 +57,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     ),
     st.builds(wire.Started, tokens),
     st.builds(wire.Progress, tokens, payloads),
-    st.builds(wire.Log, tokens, st.integers(0, 50), texts, payloads),
+    st.builds(wire.Log, tokens, st.integers(0, 50), texts, st.none() | texts, extras, payloads),
     st.builds(wire.Transaction, tokens),
     st.builds(
         wire.Result,
@@ -143,6 +146,7 @@ BROKEN = {
     "ones only": b"\xff" * 20,
     "no room for its own head": frame(3, b"", length=0),
     "a header longer than the frame": struct.pack("!IBI", 10, 3, 6) + b"[1]   ",
+    "an extra that is a list": frame(wire._NUMBERS[wire.Log], b'[1,20,"x",null,{"pages":[1]}]'),
     "a header that is no JSON": frame(3, b"]1["),
     "a header that is no text": frame(3, b"\xff\xfe"),
     "an empty header": frame(3, b""),

@@ -109,6 +109,7 @@ def test_a_task_that_was_skipped_and_comes_again_is_announced_again() -> None:
             f"{APPS / 'floods.py'}:app",
             str(theirs.fileno()),
             str(os.getpid()),
+            "20",
             "1",
         ],
         pass_fds=[theirs.fileno()],

@@ -35,6 +35,7 @@ class Worker(Protocol):
     def report(self, progress: dict[str, Any]) -> None: ...
     def spawn(self, job: "Job[Any, Any, Any]", value: Any) -> "Run[Any]": ...
     def transaction(self) -> "psycopg.Connection[tuple[Any, ...]]": ...
+    def logger(self, name: str) -> logging.Logger: ...
 
 
 class Context(Generic[State]):
@@ -97,8 +98,11 @@ class Context(Generic[State]):
 
     @property
     def log(self) -> logging.Logger:
-        """Forwards to the supervisor's log, with run, job, step and attempt."""
-        return logging.getLogger(f"{self.job}.{self.step}")
+        """Forwards to the supervisor's log, with run, job, step and attempt, however the app configures logging.
+
+        Handlers of the app get its records too, as those of the logger named "job.step".
+        """
+        return self._worker.logger(f"{self.job}.{self.step}")
 
     @property
     def tx(self) -> "psycopg.Connection[tuple[Any, ...]]":

@@ -78,10 +78,19 @@ class Progress(NamedTuple):
     payload: bytes
 
 
+Scalar: TypeAlias = str | int | float | bool | None
+
+
 class Log(NamedTuple):
+    """Worker: a record of the user's logging; `payload` is its message. `exception` is a traceback, `extra` what the
+    user's code has added to the record.
+    """
+
     token: int
     level: int
     logger: str
+    exception: str | None
+    extra: dict[str, Scalar]
     payload: bytes
 
 

@@ -163,7 +163,7 @@ def what_only_a_supervisor_says(cx: Context) -> None:
 
 @deed
 def a_log_without_level(cx: Context) -> None:
-    forge(wire.Log(token_of(cx), "high", 7, b"hello"))  # type: ignore[arg-type]
+    forge(wire.Log(token_of(cx), "high", 7, None, {}, b"hello"))  # type: ignore[arg-type]
     time.sleep(60)
 
 

@@ -9,10 +9,10 @@ import psycopg
 
 from underway.app import Underway
 from underway.cli.secrecy import hide_password
-from underway.cli.words import printable
 from underway.errors import NoDatabase, UnderwayError
 from underway.postgres import migrate, runs
 from underway.postgres.connect import conninfo
+from underway.printable import printable
 
 Connection = psycopg.Connection[Any]
 

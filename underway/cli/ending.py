@@ -11,6 +11,7 @@ from underway.cli.output import json_option, print_done
 from underway.cli.words import count
 from underway.client import Status
 from underway.postgres import control, people, runs
+from underway.printable import printable
 
 
 @click.command("cancel", short_help="Cancel a run, or all of a job.")
@@ -102,7 +103,7 @@ def _why_not(run: people.Row | None) -> str:
     if run is None:
         return "it has left just now, after its keep"
     if run["state"] == Status.FAILED:
-        return f"another run of {run['job']} is live under its key {run['unique_key']!r}"
+        return f"another run of {printable(run['job'])} is live under its key {run['unique_key']!r}"
     return f"it is {run['state']}; only a failed one can"
 
 

@@ -6,9 +6,9 @@ from uuid import UUID
 import click
 
 from underway.cli.database import Connection
-from underway.cli.words import printable
 from underway.ids import read_id
 from underway.postgres import people
+from underway.printable import printable
 
 
 def find_run(connection: Connection, given: str) -> UUID:

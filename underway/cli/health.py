@@ -12,7 +12,7 @@ from underway.cli.database import connect, database_option
 from underway.cli.find import find_supervisor
 from underway.cli.output import json_option, print_done
 from underway.cli.table import Row
-from underway.cli.words import age, count, printable
+from underway.cli.words import age, count
 from underway.errors import UnderwayError
 from underway.postgres import people, runs
 
@@ -35,7 +35,7 @@ def health(supervisor: str | None, database: str | None, as_json: bool) -> None:
         reason = " ".join(str(error).split())
     document = {"healthy": not reason, "reason": reason or None, "supervisors": meant}
     text = f"unhealthy: {reason}" if reason else f"healthy: {count(len(meant), 'supervisor')}"
-    print_done(document, printable(text), as_json)
+    print_done(document, text, as_json)
     sys.exit(1 if reason else 0)
 
 

@@ -9,9 +9,9 @@ import psycopg
 
 from underway.app import Underway
 from underway.cli.app_process import NAMED_DATABASE
-from underway.cli.words import printable
 from underway.errors import UnderwayError
 from underway.loading import load
+from underway.printable import printable
 
 
 @contextmanager

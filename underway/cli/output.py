@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import click
 
 from underway.cli.table import Column, Row, render, terminal_width
+from underway.printable import printable, printable_json
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -27,12 +28,12 @@ def print_done(document: Row, text: str, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        click.echo(text)
+        click.echo(printable(text))
 
 
 def print_json(document: object) -> None:
     """Instants are ISO 8601 in UTC, durations seconds, sizes bytes."""
-    click.echo(json.dumps(document, indent=2, default=_plain, ensure_ascii=False))
+    click.echo(printable_json(json.dumps(document, indent=2, default=_plain, ensure_ascii=False)))
 
 
 def _plain(value: object) -> str:

@@ -8,8 +8,9 @@ import click
 from underway.cli.database import connect, database_option
 from underway.cli.output import json_option, print_done, print_rows
 from underway.cli.table import Column
-from underway.cli.words import age, printable
+from underway.cli.words import age
 from underway.postgres import control, people, runs
+from underway.printable import printable
 
 
 @click.command("queues", short_help="Queues, and how many runs are in each.")

@@ -12,9 +12,10 @@ from underway.app import Underway
 from underway.cli.database import connect
 from underway.cli.find import find_run
 from underway.cli.loaded import loaded
-from underway.cli.words import printable, seconds
+from underway.cli.words import seconds
 from underway.postgres import people
 from underway.postgres.endings import Continue, Finish
+from underway.printable import printable
 from underway.testing.replay import replay
 
 
@@ -41,7 +42,7 @@ def _replay(app: Underway, given: str, *, debug: bool) -> int:
         raise click.ClickException(
             f"run {run_id} has {stored.state}, and its input is gone with that: nothing to replay"
         )
-    print(f"{stored.job} {stored.step}, run {run_id}, attempt {stored.number + 1}; its input:")
+    print(printable(f"{stored.job} {stored.step}, run {run_id}, attempt {stored.number + 1}; its input:"))
     _print_value(stored.input)
     sys.stdout.flush()  # before what the step prints through a descriptor of its own, or kills us
     replayed = replay(app, run_id, stored)
@@ -55,14 +56,14 @@ def _replay(app: Underway, given: str, *, debug: bool) -> int:
         return 1
     _print_hand_over(row)
     for spawn in replayed.spawned:
-        print(f"enqueues a run of {spawn['job']}:")
+        print(printable(f"enqueues a run of {spawn['job']}:"))
         _print_value(spawn["input"])
     return 0
 
 
 def _print_hand_over(row: Finish | Continue) -> None:
     if isinstance(row, Continue):
-        print(f"next step {row.step}{f' in {seconds(row.delay)}' if row.delay else ''}:")
+        print(printable(f"next step {row.step}{f' in {seconds(row.delay)}' if row.delay else ''}:"))
     else:
         print("done:")
     _print_value("null" if row.payload is None else row.payload.decode())

@@ -18,7 +18,6 @@ from underway.cli.words import (
     fitting,
     last_death,
     moment,
-    printable,
     progress,
     seconds,
     size,
@@ -26,6 +25,7 @@ from underway.cli.words import (
 )
 from underway.client import Attempt, Status
 from underway.postgres import people, runs
+from underway.printable import printable
 
 # Of an input or a result; --json has all of it.
 _MOST_LINES = 60

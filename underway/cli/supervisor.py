@@ -42,6 +42,8 @@ def _size(_context: click.Context, option: click.Parameter, value: str | None) -
               help="Replace a worker that has been at work for so long.")  # fmt: skip
 @click.option("--max-memory", callback=_size, metavar="SIZE",
               help='Replace a worker that has become so large, with all below it: bytes, or like "1 GiB".')  # fmt: skip
+@click.option("--output-limit", callback=_size, default="1 MiB", show_default=True, metavar="SIZE",
+              help="Of what an attempt prints and logs, drop what is more.")  # fmt: skip
 @click.option("--until-idle", is_flag=True, help="Stop when no run is pending, in progress or due for a retry.")
 @click.option("--log-format", type=click.Choice(["human", "json"]), default="human", show_default=True)
 @click.option("--verbose", is_flag=True, help="Log more.")
@@ -54,6 +56,7 @@ def main(
     max_tasks: int | None,
     max_age: float | None,
     max_memory: int | None,
+    output_limit: int,
     until_idle: bool,
     log_format: str,
     verbose: bool,
@@ -67,7 +70,7 @@ def main(
     hide_password(database)
     logs.configure(json=log_format == "json", level=logging.DEBUG if verbose else logging.INFO)
     marks = Marks(max_tasks, max_age, max_memory)
-    sys.exit(supervise(Settings(app, procs, database, grace, until_idle, marks)))
+    sys.exit(supervise(Settings(app, procs, database, grace, until_idle, marks, output_limit)))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 import sys
 
 from underway.cli.loaded import loaded
+from underway.printable import printable
 
 
 def main() -> None:
     with loaded(sys.argv[1]) as app:
         names = app.sync()
         for name in names:
-            print(f"registered {name}")
+            print(printable(f"registered {name}"))
         if not names:
             print(f"{sys.argv[1]} declares no jobs: import the modules that declare them where the app is")
 

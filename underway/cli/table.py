@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from underway.cli.words import fitting, printable, width_of
+from underway.cli.words import fitting, width_of
+from underway.printable import printable
 
 Row = dict[str, Any]
 

@@ -82,11 +82,6 @@ def charges(run: dict[str, Any]) -> str:
     return ", ".join(count(run[what], *word) for what, word in words.items() if run[what])
 
 
-def printable(text: str) -> str:
-    """Without what drives a terminal: errors and names are other people's text."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
 def width_of(text: str) -> int:
     """In columns of a terminal, where East Asian characters take two and combining ones none."""
     return sum(map(_columns, text))

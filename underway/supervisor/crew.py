@@ -14,6 +14,7 @@ from logging import getLogger
 
 from underway import wire
 from underway.manifest import Lane, Manifest, Step
+from underway.supervisor.allowance import OUTPUT_LIMIT
 from underway.supervisor.booting import BootError, Boots, working_folder
 from underway.supervisor.descendants import Descendants
 from underway.supervisor.recycling import NO_MARKS, Marks, Scales, Wear
@@ -31,7 +32,9 @@ _LONGEST_REASON = 200
 class Crew:
     """Keeps `size` workers at work and one more booted and idle. `manifest` is that of the newest that has booted."""
 
-    def __init__(self, app: str, size: int, supervisor_id: str, marks: Marks = NO_MARKS) -> None:
+    def __init__(
+        self, app: str, size: int, supervisor_id: str, marks: Marks = NO_MARKS, output_limit: int = OUTPUT_LIMIT
+    ) -> None:
         self.size = size
         self.listener: Overseer | None = None  # hears what is said of tasks
         self.active: list[WorkerProcess] = []  # those that came last stand last
@@ -47,6 +50,7 @@ class Crew:
         self._serial = itertools.count(1)
         self._rng = random.Random()  # noqa: S311 - spreads boots and replacements
         self._marks = marks
+        self._output_limit = output_limit
         self._scales = Scales(self._marks)
         self._boots = Boots(self._start_worker, self._rng)
         self._descendants = Descendants(f"{supervisor_id}/", lambda: {worker.pid for worker in self.workers})
@@ -210,6 +214,7 @@ class Crew:
             generation=self._generation,
             wear=wear,
             folder=self._folder,
+            output_limit=self._output_limit,
         )
 
     def _booted(self, worker: WorkerProcess, hello: wire.Hello) -> None:

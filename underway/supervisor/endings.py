@@ -16,14 +16,12 @@ from underway.supervisor.commits import Commits, Ended
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.headline import headline
 from underway.supervisor.kernel_kills import KernelKills
-from underway.supervisor.limits import about_task
 from underway.supervisor.shutdown import until_unheard
 from underway.supervisor.task import Task
 from underway.supervisor.verdict import VERDICTS, Seen, settle, what_follows
 from underway.supervisor.worker_process import WorkerProcess
 
 log = getLogger("underway.supervisor")
-worker_log = getLogger("underway.worker")
 
 _LONGEST_HEADLINE = 200
 
@@ -80,8 +78,6 @@ class Endings:
             case wire.Transaction(token):
                 if task := worker.tasks.get(token):
                     task.transaction = True
-            case wire.Log(token, level, logger, payload):
-                self._forward(worker, worker.tasks.get(token), level, logger, payload)
             case _:
                 raise wire.BrokenFrame(f"{type(message).__name__} of a worker")
 
@@ -133,8 +129,8 @@ class Endings:
 
     def _started(self, worker: WorkerProcess, token: int) -> None:
         if task := worker.tasks.get(token):
-            task.started_at = time.monotonic()
             worker.output.forget()
+            task.started_at = time.monotonic()
 
     def _skipped(self, worker: WorkerProcess, token: int) -> None:
         task = worker.tasks.get(token)
@@ -221,11 +217,6 @@ class Endings:
         if worker.exit_code == -signal.SIGKILL and self._kernel_kills.explains_one():
             return Seen.OUT_OF_MEMORY
         return Seen.KILLED_SHUTDOWN if worker.terminated and self._stopping() else Seen.DIED
-
-    def _forward(self, worker: WorkerProcess, task: Task | None, level: int, logger: str, payload: bytes) -> None:
-        if worker_log.isEnabledFor(level):
-            about = about_task(worker, task) if task else {"worker": worker.slot}
-            worker_log.log(level, "%s", payload.decode(errors="replace"), extra={"about": {**about, "logger": logger}})
 
 
 def _seen_of_error(task: Task, ending: str) -> Seen:

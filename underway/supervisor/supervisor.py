@@ -16,6 +16,7 @@ from underway.errors import EmbeddedPostgresError, InvalidOption, NoDatabase, Sc
 from underway.postgres.connect import conninfo, label
 from underway.postgres.session import DatabaseAway, Session
 from underway.postgres.store import Store
+from underway.supervisor.allowance import OUTPUT_LIMIT
 from underway.supervisor.booting import BootError
 from underway.supervisor.crew import Crew
 from underway.supervisor.recycling import NO_MARKS, Marks
@@ -37,6 +38,7 @@ class Settings:
     grace: float = 30.0
     until_idle: bool = False
     marks: Marks = NO_MARKS
+    output_limit: int = OUTPUT_LIMIT  # bytes of what an attempt prints and logs
 
 
 def supervise(settings: Settings) -> int:
@@ -47,7 +49,7 @@ def supervise(settings: Settings) -> int:
 async def _live(settings: Settings) -> int:
     # Its identity is new at every start: a host or a pid may come back, and what it left behind is not ours.
     identity = uuid4()
-    crew = Crew(settings.app, settings.procs, str(identity), settings.marks)
+    crew = Crew(settings.app, settings.procs, str(identity), settings.marks, settings.output_limit)
     stop = StopRequest()
     stop.listen(on_reload=crew.reload)
     sessions: list[Session] = []

@@ -13,13 +13,15 @@ from typing import Protocol
 
 from underway import wire
 from underway.manifest import Lane, Manifest, Step
+from underway.supervisor.allowance import OUTPUT_LIMIT
 from underway.supervisor.attention import WORDS, Attention
 from underway.supervisor.keeper import MARK, children_listed
-from underway.supervisor.logs import WorkerOutput
 from underway.supervisor.recycling import Wear
 from underway.supervisor.task import Task
+from underway.supervisor.worker_output import WorkerOutput
 
 log = getLogger("underway.supervisor")
+worker_log = getLogger("underway.worker")
 
 # Read into, again and again: a buffer of its own for each read would be mapped and unmapped each time.
 _inbox = memoryview(bytearray(64 * 1024))
@@ -66,6 +68,7 @@ class WorkerProcess:
         generation: int,
         wear: Wear,
         folder: str | None,
+        output_limit: int = OUTPUT_LIMIT,
     ) -> None:
         self.slot = slot
         self.mark = mark
@@ -100,7 +103,8 @@ class WorkerProcess:
         # exec, never fork: the child has none of our memory, locks or descriptors. Its own session keeps Ctrl-C and
         # a TERM for our whole group away from it.
         command = [sys.executable, "-P", "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())]
-        command.append(str(slot).ljust(_ROOM_FOR_TITLE))
+        # What we would not log it need not send.
+        command += [str(worker_log.getEffectiveLevel()), str(slot).ljust(_ROOM_FOR_TITLE)]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -120,7 +124,7 @@ class WorkerProcess:
         finally:
             theirs.close()
             os.close(their_output)
-        self.output = WorkerOutput(self._pipe, self)
+        self.output = WorkerOutput(self._pipe, self, output_limit)
         self._loop.add_reader(self._pidfd, hunter.bury, self)
         self._loop.add_reader(self._socket, self._on_readable)
         self._loop.add_reader(self._pipe, self._on_output)
@@ -250,7 +254,10 @@ class WorkerProcess:
             for message in self._reader.feed(_inbox[:size]):
                 if type(message) in WORDS:
                     self._attention.words = True
-                self._overseer.received(self, message)
+                if type(message) is wire.Log:
+                    self.output.log_record(message)
+                else:
+                    self._overseer.received(self, message)
         except wire.BrokenFrame as error:
             self._hang_up()
             self.kill(

@@ -1,6 +1,7 @@
 """Runs one task and says how it ended."""
 
 import functools
+import logging
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from underway.worker import forks
 from underway.worker.contexts import Contexts
 from underway.worker.conversation import Outbox
 from underway.worker.guard import Interrupts
+from underway.worker.logs import PLAIN_LOGS, Logs
 from underway.worker.measure import Meter
 from underway.worker.shorten import shorten
 from underway.worker.state import States
@@ -50,12 +52,19 @@ class Executor:
     """Executes the steps of one app, one task at a time."""
 
     def __init__(
-        self, app: Underway, outbox: Outbox, guard: Interrupts, *, progress_seconds: float = _PROGRESS_SECONDS
+        self,
+        app: Underway,
+        outbox: Outbox,
+        guard: Interrupts,
+        *,
+        progress_seconds: float = _PROGRESS_SECONDS,
+        logs: Logs = PLAIN_LOGS,
     ) -> None:
         self._app = app
         self._outbox = outbox
         self._guard = guard
         self._progress_seconds = progress_seconds
+        self._logs = logs
         self._meter = Meter()
         self.transactions = Transactions(outbox)
         self._contexts = Contexts()
@@ -79,6 +88,7 @@ class Executor:
             task.token,
             self._progress_seconds,
             self._spawning,
+            self._logs,
         )
         ending: wire.Ending
         placement: wire.Placement | None = None
@@ -88,16 +98,22 @@ class Executor:
             ending, payload, placement = self._contexts.fresh().run(self._handed_over, job, index, task, attempt)
         except Interrupt as error:
             ending, payload = "interrupted", _error_text(error, _text(error))
+            if _text(error) == "timeout":  # a cancel or a stop is no failure
+                self._logs.attempt_failed(task, error)
         except Fail as error:
             ending, payload = "fail", _error_text(error)
+            self._logs.attempt_failed(task, error)
         except Retry as error:
             ending, payload = "retry", _error_text(error)
             retry_after = _seconds(error)
+            self._logs.attempt_failed(task, error, logging.WARNING)
         except (SystemExit, KeyboardInterrupt) as error:
             fix = "a step ends by returning To.next(...) or To.done(...), or by raising Fail or Retry"
             ending, payload = "retry", _error_text(error, f"the step raised {type(error).__name__}: {fix}")
+            self._logs.attempt_failed(task, error)
         except BaseException as error:
             ending, payload = "retry", _error_text(error)
+            self._logs.attempt_failed(task, error)
         with self._spawning:  # a thread that was just in cx.enqueue when the step ended is in time, or is told
             spawned = attempt.spawned if ending in ("next", "done") else []
         outcome = (ending, placement, retry_after, spawned, *self._meter.stop(), payload)
@@ -107,6 +123,7 @@ class Executor:
         try:
             return self.transactions.end(task, outcome)
         except Exception as error:
+            self._logs.attempt_failed(task, error)
             return ("retry", None, None, [], *outcome[4:7], _error_text(error))
 
     def close(self) -> None:
@@ -120,7 +137,7 @@ class Executor:
         """Made for the first step that is async; a worker without such never imports asyncio."""
         from underway.worker.loop import WorkerLoop
 
-        return WorkerLoop(self._guard)
+        return WorkerLoop(self._guard, self._logs.logger("underway.worker"))
 
     def _call(self, job: Job[Any, Any, Any], index: int, task: wire.Task, attempt: "_Attempt") -> Any:
         step = job.compiled[index]
@@ -184,8 +201,8 @@ class _Attempt:
     """What a step does through its context while it runs."""
 
     __slots__ = (
-        *("_app", "_forks", "_guard", "_outbox", "_progress_seconds", "_reported_at", "_spawned_bytes", "_spawning"),
-        *("_token", "_transactions"),
+        *("_app", "_forks", "_guard", "_logs", "_outbox", "_progress_seconds", "_reported_at", "_spawned_bytes"),
+        *("_spawning", "_token", "_transactions"),
         *("spawned", "state"),
     )
 
@@ -198,6 +215,7 @@ class _Attempt:
         token: int,
         progress_seconds: float,
         spawning: threading.RLock,
+        logs: Logs,
     ) -> None:
         self._app = app
         self._outbox = outbox
@@ -206,6 +224,7 @@ class _Attempt:
         self._spawning = spawning
         self._transactions = transactions
         self._token = token
+        self._logs = logs
         self._progress_seconds = progress_seconds
         self._reported_at = 0.0
         self._spawned_bytes = 0
@@ -266,6 +285,9 @@ class _Attempt:
         connection = self._transactions.open(self._token, lambda: self._check("cx.tx"))
         self._guard.raise_postponed()
         return connection
+
+    def logger(self, name: str) -> logging.Logger:
+        return self._logs.logger(name)
 
     def _check(self, call: str) -> None:
         """Refuse what could not reach the supervisor. (A run that cx.enqueue returned in a child never existed.)"""

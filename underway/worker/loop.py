@@ -7,15 +7,13 @@ import inspect
 import types
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from logging import getLogger
+from logging import Logger
 from typing import Any
 
 from underway.context import outliving
 from underway.errors import Interrupt
 from underway.worker import forks
 from underway.worker.guard import Interrupts
-
-log = getLogger("underway.worker")
 
 
 class AsyncInterrupt(Interrupt, asyncio.CancelledError):
@@ -28,21 +26,22 @@ class AsyncInterrupt(Interrupt, asyncio.CancelledError):
 class WorkerLoop:
     """Runs one step at a time. Tasks of a state live on, but stand still while no step runs."""
 
-    def __init__(self, guard: Interrupts) -> None:
+    def __init__(self, guard: Interrupts, log: Logger) -> None:
         self._guard = guard
+        self._log = log
         self._loop = asyncio.new_event_loop()
         self._loop.set_task_factory(self._begin)
         self._lasting: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def run_step(self, step: Awaitable[Any]) -> Any:
         """What the step returns, when it and all tasks it has started have ended."""
-        return self._run(_Run(self._loop, step, self._lasting))
+        return self._run(_Run(self._loop, step, self._lasting, self._log))
 
     def run_factory(self, factory: Awaitable[Any]) -> Any:
         """What the factory returns; tasks it has started go on, and so does what they start, whenever that is."""
         lasting = contextvars.copy_context()
         lasting.run(outliving.set, True)
-        return lasting.run(self._run, _Run(self._loop, factory, self._lasting))
+        return lasting.run(self._run, _Run(self._loop, factory, self._lasting, self._log))
 
     def _begin(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         task = asyncio.Task(coroutine, loop=loop, **options)
@@ -69,9 +68,14 @@ class _Run:
     """One awaitable on the loop, and the interrupt that may come for it at any moment."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, awaitable: Awaitable[Any], lasting: "weakref.WeakSet[asyncio.Task[Any]]"
+        self,
+        loop: asyncio.AbstractEventLoop,
+        awaitable: Awaitable[Any],
+        lasting: "weakref.WeakSet[asyncio.Task[Any]]",
+        log: Logger,
     ) -> None:
         self._loop = loop
+        self._log = log
         self._lasting = lasting
         self._coroutine = _awaited(awaitable)
         self._task: asyncio.Task[None] | None = None
@@ -109,7 +113,7 @@ class _Run:
         """What is still here afterwards would run on in the steps to come: so an interrupt cannot cut this short."""
         while left := [task for task in asyncio.all_tasks() if task is not self._task and task not in self._lasting]:
             names = ", ".join(sorted(task.get_name() for task in left))
-            log.warning("the step has ended, tasks that it left running are cancelled: %s", names)
+            self._log.warning("the step has ended, tasks that it left running are cancelled: %s", names)
             for task in left:
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -1,6 +1,5 @@
 """The worker's life: import the app, say hello, run tasks until the supervisor is gone."""
 
-import logging
 import os
 import socket
 import sys
@@ -12,12 +11,12 @@ from underway import wire
 from underway.app import Underway
 from underway.errors import AppNotFound
 from underway.loading import load
-from underway.worker.child_log import ChildLog
 from underway.worker.conversation import Conversation, SupervisorGone
 from underway.worker.django import close_old_connections
 from underway.worker.execute import Executor
 from underway.worker.guard import STOP_SIGNAL, Guard, end_everything
 from underway.worker.isolation import Isolation
+from underway.worker.logs import ForwardedLogs, LogForwarder
 from underway.worker.shorten import shorten
 from underway.worker.title import Title
 from underway.worker.victim import stand_in_front
@@ -25,26 +24,25 @@ from underway.worker.victim import stand_in_front
 _DID_NOT_BOOT = 3
 _HANDED_OVER = ("next", "done", "committed")
 _LONGEST_TRACEBACK = 32 * 1024
-_LONGEST_RECORD = 16 * 1024
-_LONGEST_NAME = 200
 
 
 def main() -> None:
-    app_name, descriptor, supervisor, slot = sys.argv[1:]
+    app_name, descriptor, supervisor, log_level, slot = sys.argv[1:]
     stand_in_front()
     wire_end = socket.socket(fileno=int(descriptor))
     wire_end.set_inheritable(False)  # passed to us by exec; what the user's code starts must not have it
     conversation = Conversation(wire_end)
     guard = Guard(conversation, int(supervisor))
-    forwarder = LogForwarder(conversation, guard)
-    logging.getLogger().addHandler(forwarder)
-    logging.getLogger().setLevel(logging.INFO)
+    forwarder = LogForwarder(conversation, guard, int(log_level))
+    logs = ForwardedLogs(forwarder)
+    logs.begin_import()
     try:
         app = load(app_name)
         if not isinstance(app, Underway):
             raise AppNotFound(f"{app_name} is a {type(app).__name__}, not an Underway app")
         manifest = app.manifest().to_json()
-        executor = Executor(app, conversation, guard)
+        logs.end_import()
+        executor = Executor(app, conversation, guard, logs=logs)
         isolation = Isolation(STOP_SIGNAL, guard.watch_faults)
     except BaseException:
         text = shorten(traceback.format_exc(), _LONGEST_TRACEBACK)
@@ -66,7 +64,7 @@ class Inbox:
         guard: Guard,
         executor: Executor,
         isolation: Isolation,
-        forwarder: "LogForwarder",
+        forwarder: LogForwarder,
         title: Title,
     ) -> None:
         self._conversation = conversation
@@ -141,29 +139,3 @@ class Inbox:
                         self._conversation.hold(wire.Skipped(token))
                 case wire.Stop():
                     pass  # for a task that has ended meanwhile
-
-
-class LogForwarder(logging.Handler):
-    """Sends the log records of the user's code to the supervisor, which knows what they are about."""
-
-    def __init__(self, conversation: Conversation, guard: Guard) -> None:
-        super().__init__()
-        self._conversation = conversation
-        self._guard = guard
-        self._pid = os.getpid()
-        self._child_log = ChildLog(guard.stderr)
-        self.token = 0
-        self.setFormatter(logging.Formatter("%(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            if os.getpid() != self._pid:
-                self._child_log.write(record.levelno, record.name, self.format(record))
-                return
-            text = shorten(self.format(record), _LONGEST_RECORD).encode(errors="replace")
-            self._conversation.send(wire.Log(self.token, record.levelno, shorten(record.name, _LONGEST_NAME), text))
-        except SupervisorGone:
-            end_everything()
-        except Exception:
-            self.handleError(record)
-        self._guard.raise_postponed()

@@ -1,0 +1,211 @@
+"""Logging in a worker: the supervisor hears what the user's code logs, and the app's own handlers work as ever.
+
+An app configures logging as it likes and when it likes: `basicConfig` does nothing if the root logger has a handler,
+and `dictConfig` removes, closes and disables what it finds. (With our handler on the root logger the first was ignored.
+The second removed it: errors arrived as lines of level info, and no alert fired.) So nothing of ours is where an app
+configures: `cx.log` is not registered with logging, and the records of all other loggers are taken above the root.
+"""
+
+import contextlib
+import logging
+import os
+import traceback
+from typing import Any, Protocol
+
+from underway import wire
+from underway.worker.child_log import ChildLog
+from underway.worker.conversation import Conversation, SupervisorGone
+from underway.worker.guard import Guard, end_everything
+from underway.worker.shorten import shorten
+
+_LONGEST_RECORD = 16 * 1024
+_LONGEST_NAME = 200
+_LONGEST_EXTRA = 1000
+_MOST_EXTRAS = 32
+# What a record has of itself, and what formatters leave in it.
+_STANDARD = frozenset((*vars(logging.makeLogRecord({})), "asctime", "message"))
+# For the app's handlers and agents only: the supervisor has a line of its own for each failed attempt.
+_FAILURES = "underway.step"
+_FORWARDED = "_forwarded_to_supervisor"
+
+_root = logging.getLogger()
+
+
+class Logs(Protocol):
+    """Whoever logs for the steps that an executor runs."""
+
+    def logger(self, name: str) -> logging.Logger: ...
+    def attempt_failed(self, task: wire.Task, error: BaseException, level: int = logging.ERROR) -> None: ...
+
+
+class _PlainLogs:
+    """In the process of a test, which has logging of its own and sees errors itself."""
+
+    def logger(self, name: str) -> logging.Logger:
+        return logging.getLogger(name)
+
+    def attempt_failed(self, task: wire.Task, error: BaseException, level: int = logging.ERROR) -> None:
+        pass
+
+
+PLAIN_LOGS = _PlainLogs()
+
+
+class ForwardedLogs:
+    """In a worker. Between `begin_import` and `end_import` the app may configure logging."""
+
+    def __init__(self, forwarder: "LogForwarder") -> None:
+        self._forwarder = forwarder
+        self._loggers: dict[str, _StepLogger] = {}
+        # The root's own default would keep back what is below a warning. Told from a level that the app has set.
+        self._our_root_level = forwarder.level - 1
+
+    def begin_import(self) -> None:
+        _root.setLevel(self._our_root_level)
+        above = logging.Logger("above the root logger")
+        above.addHandler(_Unconfigured(self._forwarder))
+        _root.parent = above
+
+    def end_import(self) -> None:
+        if _root.handlers and _root.level == self._our_root_level:
+            _root.setLevel(logging.WARNING)  # as it is without us
+
+    def logger(self, name: str) -> logging.Logger:
+        """Of a step. It reaches the supervisor whatever becomes of the loggers of the app."""
+        logger = self._loggers.get(name)
+        if logger is None:
+            logger = self._loggers[name] = _StepLogger(name, self._forwarder)
+        return logger
+
+    def attempt_failed(self, task: wire.Task, error: BaseException, level: int = logging.ERROR) -> None:
+        """Say so where handlers and agents of the app listen. They cannot change how the attempt ends."""
+        logger = logging.getLogger(_FAILURES)
+        logger.disabled = False  # dictConfig disables all loggers that it does not name, unless it is told not to
+        about = {"run": task.run, "job": task.job, "step": task.step, "attempt": task.attempt}
+        try:
+            logger.log(level, "attempt %d at %s.%s failed", task.attempt, task.job, task.step,
+                       exc_info=error, extra=about)  # fmt: skip
+        except BaseException:  # a handler that exits, too
+            with contextlib.suppress(Exception):
+                traceback.print_exc()
+
+
+class LogForwarder(logging.Handler):
+    """Sends records to the supervisor, which knows what they are about."""
+
+    def __init__(self, conversation: Conversation, guard: Guard, level: int) -> None:
+        super().__init__(level)
+        self._conversation = conversation
+        self._guard = guard
+        self._pid = os.getpid()
+        self._child_log = ChildLog(guard.stderr)
+        self.token = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if os.getpid() != self._pid:
+                self._child_log.write(record.levelno, record.name, _with_traceback(record))
+                return
+            self._conversation.send(_message(self.token, record))
+        except SupervisorGone:
+            end_everything()
+        except Exception:
+            self.handleError(record)
+        self._guard.raise_postponed()
+
+
+class _StepLogger(logging.Logger):
+    """Forwards, and then hands each record to the registered logger of its name, as far as that is enabled.
+
+    So the level, handlers and filters that the app has set for that name or those above it hold for its own handlers.
+    """
+
+    def __init__(self, name: str, forwarder: LogForwarder) -> None:
+        super().__init__(name)
+        self._forwarder = forwarder
+        self._registered = logging.getLogger(name)
+        self.parent = self._registered
+
+    def __reduce__(self) -> Any:
+        return logging.getLogger, (self.name,)  # in another process there is nothing else
+
+    def isEnabledFor(self, level: int) -> bool:  # logging.disable() in one step would silence all steps after it
+        if self.level:
+            return level >= self.level
+        return level >= self._forwarder.level or self._registered.isEnabledFor(level)
+
+    def handle(self, record: logging.LogRecord) -> None:
+        kept: object = self.filter(record)
+        if self.disabled or not kept:
+            return
+        if isinstance(kept, logging.LogRecord):
+            record = kept
+        if record.levelno >= (self.level or self._forwarder.level):
+            self._forwarder.handle(record)
+        if self._registered.isEnabledFor(record.levelno):
+            record.__dict__[_FORWARDED] = True
+            self._registered.handle(record)
+
+    def addHandler(self, hdlr: logging.Handler) -> None:
+        self._registered.addHandler(hdlr)
+
+    def removeHandler(self, hdlr: logging.Handler) -> None:
+        self._registered.removeHandler(hdlr)
+
+
+class _Unconfigured(logging.Handler):
+    """Above the root logger: forwards what is logged as long as the app has given the root no handler of its own."""
+
+    def __init__(self, forwarder: LogForwarder) -> None:
+        super().__init__(forwarder.level)
+        self._forwarder = forwarder
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        if not _root.handlers and record.name != _FAILURES and _FORWARDED not in record.__dict__:
+            self._forwarder.handle(record)
+        return True
+
+
+def _message(token: int, record: logging.LogRecord) -> wire.Log:
+    text = shorten(record.getMessage(), _LONGEST_RECORD).encode(errors="replace")
+    name = _cut(record.name, _LONGEST_NAME)
+    return wire.Log(token, record.levelno, name, _traceback(record), _extra(record), text)
+
+
+def _with_traceback(record: logging.LogRecord) -> str:
+    message, error = record.getMessage(), _traceback(record)
+    return message if error is None else f"{message}\n{error}"
+
+
+def _traceback(record: logging.LogRecord) -> str | None:
+    """Never left in the record, where a formatter of the app would find it and take it for its own."""
+    parts = [record.exc_text, record.stack_info]
+    if record.exc_info:
+        parts[0] = logging.Formatter().formatException(record.exc_info)
+    text = "\n".join(part for part in parts if part)
+    return _cut(text, _LONGEST_RECORD) if text else None
+
+
+def _extra(record: logging.LogRecord) -> dict[str, wire.Scalar]:
+    """What the user's code has added to a record: numbers as they are, everything else as text."""
+    added = [(name, value) for name, value in record.__dict__.items() if name not in _STANDARD and name[:1] != "_"]
+    extra = {_cut(name, _LONGEST_NAME): _scalar(value) for name, value in added[:_MOST_EXTRAS]}
+    if len(added) > _MOST_EXTRAS:
+        extra["left_out"] = len(added) - _MOST_EXTRAS
+    return extra
+
+
+def _scalar(value: object) -> wire.Scalar:
+    if value is None or isinstance(value, bool):
+        return value
+    if type(value) is float or (type(value) is int and -(2**63) <= value < 2**63):
+        return value
+    try:
+        return _cut(str(value), _LONGEST_EXTRA)
+    except Exception:  # the user's code says what its text is
+        return f"{type(value).__name__} (it cannot be printed)"
+
+
+def _cut(text: str, most: int) -> str:
+    """Short enough, and without half of a surrogate pair, which has no UTF-8."""
+    return shorten(text, most).encode(errors="replace").decode()
