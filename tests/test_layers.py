@@ -17,11 +17,13 @@ from underway import Underway
 PACKAGE = Path(underway.__file__).parent
 
 # Each room of the package, and the rooms below it. What a function imports when it is called is in LAZY.
-PURE = {"errors", "ids", "retry", "codec", "keys", "key_fields", "wire", "manifest", "handover"}
+PURE = {"errors", "ids", "retry", "codec", "keys", "key_fields", "wire", "manifest", "handover", "lease_clock"}
 DECLARING = PURE | {"context", "options", "loading", "job"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "ids": set(),
+    "keeper": set(),
+    "lease_clock": set(),
     "wire": set(),
     "retry": {"errors"},
     "codec": {"errors"},
@@ -41,8 +43,8 @@ ROOMS: dict[str, set[str]] = {
     "quarantine": {"client"},
     "app": DECLARING | {"client", "dead_letters", "quarantine", "scheduling"},
     "postgres": PURE,
-    "worker": DECLARING | {"client", "app"},
-    "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "postgres"},
+    "worker": DECLARING | {"client", "app", "keeper"},
+    "supervisor": {"errors", "manifest", "wire", "retry", "schedule", "ids", "keeper", "lease_clock", "postgres"},
     "cli": {"app", "client", "errors", "ids", "loading", "options", "postgres", "supervisor", "testing"},
     "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
     "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},

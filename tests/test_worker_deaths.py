@@ -116,7 +116,7 @@ def test_nothing_a_worker_started_outlives_it(
     supervisor = start_supervisor("hostile", "--procs", "1", env={"HOSTILE_FOLDER": str(daemons)})
     assert run.wait(30) is Status.SUCCEEDED
     assert len(os.listdir(daemons)) == 5
-    eventually(lambda: not any(_lives(int(pid)) for pid in os.listdir(daemons)), within=1, what="the daemons end")
+    eventually(lambda: not any(_lives(int(pid)) for pid in os.listdir(daemons)), what="the daemons end")
     eventually(lambda: not zombies(psutil.Process(supervisor.pid)), what="they are collected")
 
 

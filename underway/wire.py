@@ -7,7 +7,9 @@ their annotations say: user code can write into a worker's socket, and a number 
 supervisor.
 """
 
+import signal
 import struct
+import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 
@@ -18,6 +20,9 @@ from typing_extensions import TypedDict
 # A payload is at most 8 MiB; the rest is room for the header of a step that enqueues many runs (their inputs travel
 # there). Anything longer is not ours: a stray write into our socket, so the peer is treated as broken.
 MAX_FRAME = 256 * 1024 * 1024
+# Beside the frames: at this signal a worker writes the stacks of its threads, also out of a call that never returns.
+# One of the last real-time signals, which hardly anything else uses; 0 where there are none.
+STACK_SIGNAL = int(signal.SIGRTMAX) - 3 if sys.platform == "linux" else 0
 
 
 class Hello(NamedTuple):
@@ -155,8 +160,24 @@ class Skipped(NamedTuple):
     token: int
 
 
+class End(NamedTuple):
+    """Supervisor: end by yourself, as there is nothing more to do. Sent to a worker that has no tasks."""
+
+
 Message: TypeAlias = (
-    Hello | BootFailed | Welcome | Task | Started | Progress | Log | Transaction | Result | Stop | Revoke | Skipped
+    Hello
+    | BootFailed
+    | Welcome
+    | Task
+    | Started
+    | Progress
+    | Log
+    | Transaction
+    | Result
+    | Stop
+    | Revoke
+    | Skipped
+    | End
 )
 
 _KINDS: tuple[type[Message], ...] = (
@@ -172,6 +193,7 @@ _KINDS: tuple[type[Message], ...] = (
     Stop,
     Revoke,
     Skipped,
+    End,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 _HAS_PAYLOAD = tuple("payload" in kind._fields for kind in _KINDS)
@@ -192,11 +214,12 @@ class BrokenFrame(Exception):
 
 def encode(message: Message) -> bytes:
     number = _NUMBERS[type(message)]
+    fields: tuple[Any, ...] = message
     if _HAS_PAYLOAD[number]:
-        header, payload = orjson.dumps(message[:-1]), message[-1]
+        header, payload = orjson.dumps(fields[:-1]), fields[-1]
         assert isinstance(payload, bytes)
     else:
-        header, payload = orjson.dumps(tuple(message)), b""
+        header, payload = orjson.dumps(tuple(fields)), b""
     return _HEAD.pack(5 + len(header) + len(payload), number, len(header)) + header + payload
 
 

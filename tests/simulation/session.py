@@ -25,7 +25,7 @@ class Session:
         self.on_broken: Callable[[], None] | None = None
         self.opened = 0
         self.away_until = 0.0
-        self.sent_at = 0.0
+        self.sent_at = self.leased_from = 0.0
         self._database = database
         self._schedules = schedules
         self._loop = database.loop
@@ -56,7 +56,7 @@ class Session:
         rng = self._loop.rng
         async with self._lock:
             await self._open_patiently()
-            self.sent_at = self._loop.time()
+            self.sent_at = self.leased_from = self._loop.time()
             answer: asyncio.Future[T] = self._loop.create_future()
             there, back = self._database.lateness(), self._database.lateness()
             fate = rng.random() if self._database.lossy else 1.0

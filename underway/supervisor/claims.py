@@ -132,7 +132,7 @@ class Claims:
             now = time.monotonic()
             self._head_at = now + (now - sent_at) / HEAD_SHARE
         self._short = len(claimed) < tasks
-        held = [from_claim(run, steps[run.lane], sent_at) for run in claimed]
+        held = [from_claim(run, steps[run.lane], self._store.claim_leased_from) for run in claimed]
         self._held.update((task.token, task) for task in held)
         self._dispatch.add(held)
         self._dispatch.pump()

@@ -192,7 +192,7 @@ class Commits:
         with self._dispatch.expecting(len(policies) - policies.count(None)):
             tokens = await self._store.continue_([row for _, row in group], spawned, policies)
         stayed = [
-            from_hand_over(task, row, token, step, self._store.commit_sent_at)
+            from_hand_over(task, row, token, step, self._store.commit_leased_from)
             for (task, row), step in zip(group, staying, strict=True)
             if step is not None and (token := tokens.get(task.token)) is not None
         ]

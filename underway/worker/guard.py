@@ -17,14 +17,18 @@ from typing import NoReturn, Protocol
 
 from underway import wire
 from underway.errors import Interrupt
+from underway.keeper import MARK, children_of, kill_below
 from underway.worker.conversation import Conversation, SupervisorGone
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _KEEPER_SECONDS = 1.0
+_MOST_LOOKS = 10
+# Read before the app can change it: a shorter one would be that of other workers, too.
+_MARKS = [os.environ[MARK]] if os.environ.get(MARK) else []
 _IMPORT_SECONDS = 0.05
 _STOP_SIGNAL = int(signal.SIGUSR1)
-_STOP_SIGNALS = (_STOP_SIGNAL,)
+_OUR_SIGNALS = (_STOP_SIGNAL, wire.STACK_SIGNAL) if wire.STACK_SIGNAL else (_STOP_SIGNAL,)
 
 
 class Interrupts(Protocol):
@@ -53,7 +57,10 @@ class Guard:
         # Not SIG_IGN, which is inherited by exec: a step could not end its ffmpeg with a SIGINT.
         signal.signal(signal.SIGINT, lambda _number, _frame: None)
         # To a descriptor of its own: a step that silences its native library points 2 at /dev/null.
-        faulthandler.enable(os.dup(2))
+        output = os.dup(2)
+        faulthandler.enable(output)
+        if wire.STACK_SIGNAL:  # its handler is in C, and runs where one in Python waits for a call to return
+            faulthandler.register(wire.STACK_SIGNAL, output)
         _arrange_end(supervisor)
 
     @property
@@ -74,10 +81,10 @@ class Guard:
         self._postponed = None
 
     def _take_signal_back(self) -> None:
-        """A step before this one may have put another handler in our place, or blocked the signal."""
+        """A step before this one may have put another handler in our place, or blocked the signals."""
         if _signal.getsignal(_STOP_SIGNAL) != self._look:
             signal.signal(_STOP_SIGNAL, self._look)
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _OUR_SIGNALS)
 
     def _look(self, _number: int, _frame: FrameType | None) -> None:
         self._will_call_again = False
@@ -154,9 +161,13 @@ def end_everything() -> NoReturn:
     """The supervisor is gone: do nothing more, and be killed by the keeper with everything below.
 
     It finds by their parent those of our children that hide from it otherwise, so we must not end before them. Only
-    if it is gone too, we end this worker and its session ourselves.
+    if it is gone too, or stands still, we do its work: as a subreaper we are the parent of all that hides.
     """
     time.sleep(_KEEPER_SECONDS)
+    with contextlib.suppress(OSError):  # of a system that has no descriptor left
+        for _ in range(_MOST_LOOKS):  # a thread of the step may start one after the other
+            if not kill_below(_MARKS, children_of(os.getpid())):
+                break
     os.killpg(0, signal.SIGKILL)
     os._exit(1)
 

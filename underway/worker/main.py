@@ -12,7 +12,9 @@ from underway import wire
 from underway.app import Underway
 from underway.errors import AppNotFound
 from underway.loading import load
+from underway.worker.children import Children
 from underway.worker.conversation import Conversation, SupervisorGone
+from underway.worker.ending import end_in_order
 from underway.worker.execute import Executor
 from underway.worker.guard import Guard, end_everything
 from underway.worker.shorten import shorten
@@ -23,6 +25,8 @@ _DID_NOT_BOOT = 3
 _LONGEST_TRACEBACK = 32 * 1024
 _LONGEST_RECORD = 16 * 1024
 _LONGEST_NAME = 200
+# A shorter task may have left zombies only through Python, which we know, or they wait until the worker is idle.
+_SECONDS_OF_INTEREST = 0.01
 
 
 def main() -> None:
@@ -32,6 +36,7 @@ def main() -> None:
     wire_end.set_inheritable(False)  # passed to us by exec; what the user's code starts must not have it
     conversation = Conversation(wire_end)
     guard = Guard(conversation, int(supervisor))
+    children = Children()
     forwarder = LogForwarder(conversation, guard)
     logging.getLogger().addHandler(forwarder)
     logging.getLogger().setLevel(logging.INFO)
@@ -47,7 +52,8 @@ def main() -> None:
         os._exit(_DID_NOT_BOOT)  # sys.exit would wait for the threads that the app has started, a minute at most
     conversation.send(wire.Hello(os.getpid(), manifest))
     try:
-        Inbox(conversation, guard, executor, forwarder, Title(int(slot))).work()
+        Inbox(conversation, guard, executor, forwarder, Title(int(slot)), children).work()
+        end_in_order(app)
     except SupervisorGone:
         end_everything()
 
@@ -56,25 +62,37 @@ class Inbox:
     """Tasks handed to this worker, run in order unless they are revoked."""
 
     def __init__(
-        self, conversation: Conversation, guard: Guard, executor: Executor, forwarder: "LogForwarder", title: Title
+        self,
+        conversation: Conversation,
+        guard: Guard,
+        executor: Executor,
+        forwarder: "LogForwarder",
+        title: Title,
+        children: Children,
     ) -> None:
         self._conversation = conversation
         self._guard = guard
         self._executor = executor
         self._forwarder = forwarder
         self._title = title
+        self._children = children
+        self._told_to_end = False
         self._tasks: deque[wire.Task] = deque()
         self._revoked: set[int] = set()
         self._pid = os.getpid()
 
     def work(self) -> None:
+        """Until it is told to end."""
         announced: int | None = None
         while True:
             while not self._tasks:
                 self._revoked.clear()  # they came too late, for tasks that are done
                 self._conversation.send()  # the last result, if nothing follows it
                 self._title.idle()
+                self._children.collect()
                 self._take(self._conversation.receive())
+                if self._told_to_end:
+                    return
             task = self._tasks.popleft()
             # The result before and the start of this leave in one write. Then the inbox is read: whoever wrote a
             # Revoke before seeing our Started can rely on its being found here.
@@ -93,6 +111,8 @@ class Inbox:
             outcome = self._executor.execute(task)
             if os.getpid() != self._pid:
                 os._exit(1)  # a child that the step forked has come back out of it
+            if self._children.news or outcome[4] > _SECONDS_OF_INTEREST:
+                self._children.collect()
             self._take(self._guard.inbox)
             self._guard.inbox.clear()
             announced = self._tasks[0].token if self._tasks else None
@@ -113,6 +133,8 @@ class Inbox:
                         self._conversation.hold(wire.Skipped(token))
                 case wire.Stop():
                     pass  # for a task that has ended meanwhile
+                case wire.End():
+                    self._told_to_end = True
 
 
 class LogForwarder(logging.Handler):
