@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from underway import wire
+from underway import lease_clock, wire
 from underway.manifest import Lane, Step
 from underway.supervisor.dispatch import (
     AHEAD_BYTES,
@@ -24,6 +24,7 @@ from underway.supervisor.dispatch import (
 from underway.supervisor.endings import Endings
 from underway.supervisor.limits import LEASE_MARGIN, Limits
 from underway.supervisor.task import Task
+from underway.supervisor.verdict import Seen
 from underway.supervisor.worker_process import WorkerProcess
 
 LANE = Lane("queue", "job", "step")
@@ -72,6 +73,10 @@ class StubWorker:
 class StubCrew:
     def __init__(self, *workers: StubWorker) -> None:
         self.active = list(workers)
+        self.vouched_until: list[float] = []
+
+    def vouch_until(self, lapses_at: float) -> None:
+        self.vouched_until.append(lapses_at)
 
 
 def on(*workers: StubWorker) -> Dispatch:
@@ -92,7 +97,7 @@ def task(token: int, *, lane: Lane = LANE, crashes: int = 0, age: float = 0.0, l
         releases=0,
         input=b"input",
         claimed_at=now - age,
-        lease_deadline=now - age + lease,
+        lease_deadline=lease_clock.now() - age + lease,
     )
 
 
@@ -652,6 +657,42 @@ def test_the_watch_wakes_up_before_the_lease_of_a_running_task_lapses() -> None:
     line.add([task(1, lease=2.0)])
     line.pump()
     running = worker.start()
-    due_at = Limits().due_at([worker])  # type: ignore[list-item]
-    assert due_at == pytest.approx(running.lease_deadline, abs=running.step.policy.lease.total_seconds() * LEASE_MARGIN)
-    assert due_at < running.lease_deadline
+    due_in = Limits().due_in([worker], time.monotonic())  # type: ignore[list-item]
+    left = running.lease_deadline - lease_clock.now()
+    assert due_in == pytest.approx(left, abs=running.step.policy.lease.total_seconds() * LEASE_MARGIN)
+    assert due_in < left
+
+
+def test_a_lease_lapses_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the monotonic clock stands still then, and by that the lease was fresh."""
+
+    class Killed(StubWorker):
+        doomed = False
+        kill_words = ""
+        reasons: list[str]
+
+        def kill_task(self, task: Task, seen: str, why: str, *, last_words: float) -> bool:
+            self.reasons = [seen]
+            return False
+
+    worker = Killed()
+    line = on(worker)
+    line.add([task(1), task(2)])
+    line.pump()
+    worker.start()
+    assert line.overdue(time.monotonic()) == []
+    slept = lease_clock.now() + 60
+    monkeypatch.setattr(lease_clock, "now", lambda: slept)
+    assert [waiting.token for waiting in line.overdue(time.monotonic())] == [2]
+    Limits().enforce([worker], time.monotonic())  # type: ignore[list-item]
+    assert worker.reasons == [Seen.KILLED_LEASE]
+
+
+def test_the_keeper_knows_of_a_lease_before_the_task_is_sent() -> None:
+    worker = StubWorker()
+    line = on(worker)
+    line.add([task(1, lease=60.0), task(2, lease=2.0)])
+    learn(line, 0.0001)
+    line.pump()
+    crew: Any = line._crew
+    assert min(crew.vouched_until) == min(task.lease_deadline for task in worker.tasks.values())

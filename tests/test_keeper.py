@@ -17,10 +17,9 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from underway import wire
-from underway.supervisor import keeper
+from underway import keeper, wire
+from underway.keeper import kill_below
 from underway.supervisor.descendants import Descendants
-from underway.supervisor.keeper import kill_below
 from underway.supervisor.recycling import NO_MARKS, Wear
 from underway.supervisor.worker_process import WorkerProcess
 
@@ -48,17 +47,17 @@ def test_a_worker_is_killed_even_where_nobody_can_look_what_is_below_it() -> Non
 def test_a_keeper_that_cannot_be_started_is_tried_again() -> None:
     descendants = Descendants("nobody's mark/", set)
     try:
-        first = descendants._keeper
+        first = descendants.keeper._process
         first.kill()
         first.wait()
         with no_descriptors():
-            descendants.keep_keeper()
+            descendants.keeper.check()
             descendants._search()  # cannot look, and ends nobody either
-        descendants.keep_keeper()
-        assert descendants._keeper.pid != first.pid
-        assert descendants._keeper.poll() is None
+        descendants.keeper.check()
+        assert descendants.keeper.pid != first.pid
+        assert descendants.keeper._process.poll() is None
     finally:
-        descendants.dismiss_keeper()
+        descendants.dismiss()
 
 
 def workers_of(overseer: "Mourner", count: int) -> tuple[list[WorkerProcess], Descendants]:
@@ -98,7 +97,7 @@ def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: p
                 overseer.heard.clear()
         assert overseer.died_of == ["signal SIGKILL"] * 5
         assert not any(child.is_running() for child in children)
-        descendants.dismiss_keeper()
+        descendants.dismiss()
 
     asyncio.run(main())
 
@@ -115,7 +114,7 @@ def test_a_death_is_heard_of_without_a_look() -> None:
             while len(overseer.died_of) < len(workers):
                 await overseer.heard.wait()
                 overseer.heard.clear()
-        descendants.dismiss_keeper()
+        descendants.dismiss()
 
     asyncio.run(main())
 
@@ -134,7 +133,7 @@ def test_one_that_has_died_with_others_can_still_be_killed_by_a_report_of_them()
             while len(overseer.died_of) < len(workers):
                 await overseer.heard.wait()
                 overseer.heard.clear()
-        descendants.dismiss_keeper()
+        descendants.dismiss()
 
     asyncio.run(main())
 

@@ -17,11 +17,14 @@ from underway import Underway
 PACKAGE = Path(underway.__file__).parent
 
 # Each room of the package, and the rooms below it. What a function imports when it is called is in LAZY.
-PURE = {"errors", "ids", "retry", "codec", "keys", "key_fields", "wire", "manifest", "handover", "child_record"}
+PURE = {"errors", "ids", "retry", "codec", "keys", "key_fields", "wire", "manifest", "handover"}
+PURE |= {"child_record", "lease_clock"}
 DECLARING = PURE | {"context", "options", "loading", "job"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "ids": set(),
+    "keeper": set(),
+    "lease_clock": set(),
     "wire": set(),
     "child_record": set(),
     "printable": set(),
@@ -43,8 +46,9 @@ ROOMS: dict[str, set[str]] = {
     "quarantine": {"client"},
     "app": DECLARING | {"client", "dead_letters", "quarantine", "scheduling"},
     "postgres": PURE,
-    "worker": DECLARING | {"client", "app"},
-    "supervisor": {"errors", "manifest", "wire", "child_record", "retry", "schedule", "ids", "postgres", "printable"},
+    "worker": DECLARING | {"client", "app", "keeper"},
+    "supervisor": {"errors", "manifest", "wire", "child_record", "retry", "schedule", "ids", "keeper", "lease_clock"}
+    | {"postgres", "printable"},
     "cli": {"app", "client", "errors", "ids", "loading", "options", "postgres", "printable", "supervisor", "testing"},
     "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
     "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},

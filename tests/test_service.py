@@ -82,6 +82,21 @@ class SilentCrew:
     def keep_house(self) -> None:
         pass
 
+    def vouch_until(self, lapses_at: float) -> None:
+        pass
+
+    def vouch(self) -> None:
+        pass
+
+    def stand_down(self) -> None:
+        pass
+
+    def retire_all(self) -> None:
+        pass
+
+    def retired(self) -> bool:
+        return True
+
     def look(self, now: float) -> None:
         pass
 

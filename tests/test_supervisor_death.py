@@ -1,7 +1,10 @@
 """A supervisor that dies, or only seems to: nothing runs on below it, nothing is lost, nothing is done twice."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +14,7 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
-from apps import doomed
+from apps import doomed, leavings
 from harness import APPS, Supervisor, eventually, lives, outcomes, states
 
 from underway import Status, Underway
@@ -72,9 +75,9 @@ def test_a_supervisor_that_was_stopped_for_too_long_changes_nothing(
     assert not pids & workers
     before = connection.execute("select * from underway.finished_run order by id").fetchall()
     stopped.send(signal.SIGCONT)
-    # It kills what still runs on without a lease, and drops what has ended without one.
-    eventually(lambda: any(text in stopped.log for text in ("could not be renewed in time", "lease lost")))
-    eventually(lambda: len(workers & {worker.pid for worker in stopped.workers()}) == 2, what="one of three is killed")
+    # Its keeper has killed what ran on without a lease, before others might take it.
+    stopped.until("the keeper has killed all workers")
+    eventually(lambda: len({worker.pid for worker in stopped.workers()} - workers) == 3, what="all are replaced")
     # Both are well and go on to work.
     doomed.shorts.enqueue_many(range(500))
     eventually(lambda: states(connection) == {"succeeded": 502})
@@ -89,15 +92,102 @@ def test_a_supervisor_that_was_stopped_for_too_long_changes_nothing(
         assert supervisor.wait() == 0
 
 
+def test_no_two_bodies_run_when_a_run_is_cancelled_beside_a_supervisor_that_stands_still(
+    bind: Callable[[Underway], Underway],
+    connection: psycopg.Connection[Any],
+    start_supervisor: Callable[..., Supervisor],
+    stage: Path,
+) -> None:
+    """The cancel closed the run and passed its key on, while the old body still ran."""
+    bind(leavings.app)
+
+    def begun() -> list[str]:
+        return (stage / "begun").read_text().split() if (stage / "begun").exists() else []
+
+    first, patient = leavings.lonely.enqueue("first"), leavings.patient.enqueue("patient")
+    frozen = start_supervisor("leavings", "--procs", "2", env={"LEAVINGS": str(stage)})
+    eventually(lambda: sorted(begun()) == ["first", "patient"])
+    frozen.send(signal.SIGSTOP)
+    first.cancel()
+    second = leavings.lonely.enqueue("second")
+    other = start_supervisor("leavings", "--procs", "1", env={"LEAVINGS": str(stage)})
+    eventually(lambda: "second" in begun())
+    assert not (stage / "two bodies").exists()
+    (stage / "second.end").touch()
+    assert second.result(20) == "second"
+    assert first.wait(20) is Status.CANCELLED
+    other.send(signal.SIGTERM)
+    assert other.wait() == 0
+    # What had a lease that was far from its end is released when the supervisor goes on: nobody's step has crashed.
+    frozen.send(signal.SIGCONT)
+    frozen.until("the keeper has killed all workers")
+    (stage / "patient.end").touch()
+    assert patient.result(20) == 2
+    assert [(attempt.number, attempt.outcome) for attempt in patient.attempts()] == [(1, "released"), (2, "succeeded")]
+    row = connection.execute("select crashes from underway.finished_run where id = %s", (patient.id,)).fetchone()
+    assert row == (0,)
+    assert not (stage / "two bodies").exists()
+
+
+def test_leases_are_renewed_on_a_machine_that_has_slept(
+    bind: Callable[[Underway], Underway], database: str, stage: Path
+) -> None:
+    """Its clock of leases is ahead of the monotonic one: a comparison of the two would lose or never lose a lease."""
+    slept = ["unshare", "--time", "--boottime", "86400", "--fork"]
+    if shutil.which("unshare") is None or subprocess.run([*slept, "true"], capture_output=True).returncode:
+        pytest.skip("no clocks of one's own")
+    bind(doomed.app)
+    run = doomed.firsts.enqueue(2.5)
+    supervisor = [sys.executable, "-m", "underway.cli.supervisor", DOOMED, "--until-idle"]
+    environment = {**os.environ, "UNDERWAY_DATABASE_URL": database, "HOSTILE_FOLDER": str(stage)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(APPS.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([*slept, *supervisor], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert [(attempt.number, attempt.outcome) for attempt in run.attempts()] == [(1, "succeeded")]
+
+
+def test_a_keeper_that_is_stopped_is_replaced(
+    bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
+) -> None:
+    bind(doomed.app)
+    supervisor = start_supervisor(DOOMED, "--procs", "1", env=IMPORTABLE)
+    busy = doomed.c_code.enqueue(60)
+    eventually(lambda: busy.status() is Status.IN_PROGRESS)
+    stopped = supervisor.keeper()
+    stopped.suspend()
+    supervisor.until("the keeper does not run, starting another")
+    eventually(lambda: not lives(stopped))
+    below = psutil.Process(supervisor.pid).children(recursive=True)
+    supervisor.process.kill()
+    supervisor.process.wait()
+    eventually(lambda: not [process for process in below if lives(process)], what=f"{below} end")
+
+
+def test_nothing_outlives_a_supervisor_and_its_keeper_that_are_killed_together(
+    bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor], stage: Path, tmp_path: Path
+) -> None:
+    """Their workers do what the keeper would have done: they are the parents of all that hides."""
+    temporary = tmp_path / "t"  # no supervisor of another test comes to help
+    temporary.mkdir()
+    bind(doomed.app)
+    doomed.parents.enqueue("in Python")
+    environment = IMPORTABLE | {"HOSTILE_FOLDER": str(stage), "TMPDIR": str(temporary)}
+    supervisor = start_supervisor(DOOMED, "--procs", "2", env=environment)
+    eventually(lambda: len(os.listdir(stage)) == 5, what="the children run")
+    below = psutil.Process(supervisor.pid).children(recursive=True)
+    supervisor.kill_with_keeper()
+    eventually(lambda: not [process for process in below if lives(process)], what=f"{below} end")
+
+
 def test_the_keeper_is_kept(bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]) -> None:
     bind(doomed.app)
     supervisor = start_supervisor(DOOMED, "--procs", "1", env=IMPORTABLE)
     assert doomed.shorts.enqueue(1).result(30) == 1
-    keeper = _keeper(supervisor)
+    keeper = supervisor.keeper()
     keeper.kill()
     supervisor.until("the keeper is gone")
     assert doomed.shorts.enqueue(2).result(30) == 2
-    another = eventually(lambda: _keeper(supervisor))
+    another = eventually(supervisor.keeper)
     assert another.pid != keeper.pid
     # The new one does its duty.
     busy = doomed.c_code.enqueue(60)
@@ -125,12 +215,3 @@ def test_two_supervisors_share_the_work(
     by_worker = Counter(pid for pid, _, _ in rows)
     for supervisor in supervisors:
         assert sum(by_worker[worker.pid] for worker in supervisor.workers()) > 100, by_worker
-
-
-def _keeper(supervisor: Supervisor) -> psutil.Process:
-    (keeper,) = [
-        child
-        for child in psutil.Process(supervisor.pid).children()
-        if child.status() != psutil.STATUS_ZOMBIE and any("keeper.py" in word for word in child.cmdline())
-    ]
-    return keeper

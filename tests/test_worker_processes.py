@@ -91,7 +91,7 @@ def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason(
         async with asyncio.timeout(20):
             await overseer.gone.wait()
         assert worker.death == "was killed: memory: too much"
-        descendants.dismiss_keeper()
+        descendants.dismiss()
 
     asyncio.run(main())
 

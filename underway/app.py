@@ -1,5 +1,6 @@
 """The registry of jobs, and the door to one database."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 S = TypeVar("S")
+Hook = TypeVar("Hook", bound=Callable[[], object])
 
 
 class Underway:
@@ -45,6 +47,7 @@ class Underway:
         # By process: a child that is forked must not talk, or say goodbye, on the connections of its parent.
         self._pools: dict[int, psycopg_pool.ConnectionPool] = {}
         self._opening = threading.Lock()
+        self._worker_end_hooks: list[Callable[[], object]] = []
 
     @overload
     def job(self, name: str) -> NewJob: ...
@@ -80,6 +83,21 @@ class Underway:
         )
         if self._queues.setdefault(name, declared) != declared:
             raise InvalidOption(f"queue {name!r} is declared twice, with different dead letters")
+
+    def on_worker_end(self, hook: Hook) -> Hook:
+        """Have a function called in each worker that ends in order, to flush spans and events or close a state.
+
+        A decorator, or a plain call. Several hooks are called in reverse order; an error is logged, and the next one is
+        called. All together have 5 seconds, then the worker is killed. A worker that is killed, for its timeout, its
+        memory or by a crash, calls none.
+        """
+        if not callable(hook) or inspect.iscoroutinefunction(hook):
+            raise InvalidOption(
+                f"on_worker_end takes a plain function without arguments, not {hook!r}: "
+                f"no event loop runs at a worker's end; call asyncio.run(...) in it"
+            )
+        self._worker_end_hooks.append(hook)
+        return hook
 
     @property
     def jobs(self) -> dict[str, Job[Any, Any, Any]]:

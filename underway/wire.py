@@ -7,7 +7,9 @@ their annotations say: user code can write into a worker's socket, and a number 
 supervisor.
 """
 
+import signal
 import struct
+import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 
@@ -20,6 +22,9 @@ from typing_extensions import TypedDict
 MAX_FRAME = 128 * 1024 * 1024
 # Of a task, whose frame holds little else. The database refuses much smaller ones.
 MAX_INPUT = MAX_FRAME - 1024 * 1024
+# Beside the frames: at this signal a worker writes the stacks of its threads, also out of a call that never returns.
+# One of the last real-time signals, which hardly anything else uses; 0 where there are none.
+STACK_SIGNAL = int(signal.SIGRTMAX) - 3 if sys.platform == "linux" else 0
 
 
 class Hello(NamedTuple):
@@ -172,6 +177,10 @@ class Spoilt(NamedTuple):
     reason: str
 
 
+class End(NamedTuple):
+    """Supervisor: end by yourself, as there is nothing more to do. Sent to a worker that has no tasks."""
+
+
 Message: TypeAlias = (
     Hello
     | BootFailed
@@ -186,6 +195,7 @@ Message: TypeAlias = (
     | Revoke
     | Skipped
     | Spoilt
+    | End
 )
 
 _KINDS: tuple[type[Message], ...] = (
@@ -202,6 +212,7 @@ _KINDS: tuple[type[Message], ...] = (
     Revoke,
     Skipped,
     Spoilt,
+    End,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 _HAS_PAYLOAD = tuple("payload" in kind._fields for kind in _KINDS)
@@ -222,11 +233,12 @@ class BrokenFrame(Exception):
 
 def encode(message: Message) -> bytes:
     number = _NUMBERS[type(message)]
+    fields: tuple[Any, ...] = message
     if _HAS_PAYLOAD[number]:
-        header, payload = orjson.dumps(message[:-1]), message[-1]
+        header, payload = orjson.dumps(fields[:-1]), fields[-1]
         assert isinstance(payload, bytes)
     else:
-        header, payload = orjson.dumps(tuple(message)), b""
+        header, payload = orjson.dumps(tuple(fields)), b""
     return _HEAD.pack(5 + len(header) + len(payload), number, len(header)) + header + payload
 
 

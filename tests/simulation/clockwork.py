@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from underway import lease_clock
+
 
 class Clockwork(asyncio.BaseEventLoop):
     """Nothing waits: the clock jumps to the next event. One seed, one history.
@@ -95,17 +97,19 @@ class Clockwork(asyncio.BaseEventLoop):
 def made_up_time(seed: int) -> Iterator[Clockwork]:
     """All monotonic clocks and all dice of this process are those of the loop."""
     loop = Clockwork(seed)
-    monotonic, unseeded, state = time.monotonic, random.Random, random.getstate()
+    monotonic, leases, unseeded, state = time.monotonic, lease_clock.now, random.Random, random.getstate()
 
     class Seeded(unseeded):  # type: ignore[misc, valid-type]
         def __init__(self, given: int | None = None) -> None:
             super().__init__(loop.rng.getrandbits(32) if given is None else given)
 
     time.monotonic, random.Random = loop.time, Seeded  # type: ignore[misc, assignment]
+    lease_clock.now = loop.time
     random.seed(seed)
     try:
         yield loop
     finally:
         time.monotonic, random.Random = monotonic, unseeded  # type: ignore[misc]
+        lease_clock.now = leases
         random.setstate(state)
         loop.close()

@@ -25,7 +25,7 @@ class Session:
         self.on_broken: Callable[[], None] | None = None
         self.opened = 0
         self.away_until = 0.0
-        self.sent_at = 0.0
+        self.sent_at = self.leased_from = 0.0
         self._seconds = self._transfer = 0.0  # that the statement under way may take, and that its answer takes
         self._database = database
         self._schedules = schedules
@@ -58,7 +58,7 @@ class Session:
         rng = self._loop.rng
         async with self._lock:
             await self._open_patiently()
-            self.sent_at = self._loop.time()
+            self.sent_at = self.leased_from = self._loop.time()
             answer: asyncio.Future[T] = self._loop.create_future()
             self._seconds, self._transfer = seconds, 0.0
             sending = sent / self._database.bytes_per_second

@@ -54,8 +54,16 @@ class FakeStore:
         return self._leases.sent_at
 
     @property
+    def claim_leased_from(self) -> float:
+        return self._leases.leased_from
+
+    @property
     def commit_sent_at(self) -> float:
         return self._work.sent_at
+
+    @property
+    def commit_leased_from(self) -> float:
+        return self._work.leased_from
 
     async def finish(
         self, rows: Sequence[Finish], spawned: list[dict[str, Any]], *, seconds: float = STATEMENT_SECONDS

@@ -10,7 +10,7 @@ from simulation.whereabouts import Whereabouts
 from simulation.worker_loop import WorkerLoop
 from underway import wire
 from underway.manifest import Manifest
-from underway.supervisor.worker_process import WorkerProcess
+from underway.supervisor.worker_process import END_SECONDS, WorkerProcess
 
 # Three quarters of what is between the kill of a worker and its lapse, by the lease.
 SLOWEST_DEATH = 0.05 * 0.75
@@ -49,6 +49,7 @@ class FakeWorker(WorkerProcess):
         self.kill_reason = None
         self.kill_words = ""
         self.doomed = False
+        self.has_last_words = False
         self.died_writing = False
         self.peak_rss = 0
         self.output: Any = NoOutput()
@@ -142,11 +143,16 @@ class FakeWorker(WorkerProcess):
     def has_children(self) -> bool:
         return bool(self._rng.random() < 0.5)
 
-    def kill(self, words: str = "") -> None:
+    def kill(self, words: str = "", *, last_words: float = 0.0) -> None:
+        """What it may write in its last moment is not simulated."""
         self.doomed = True
         lease = min((task.step.policy.lease.total_seconds() for task in self.tasks.values()), default=0.0)
         slowest = max(0.01, lease * SLOWEST_DEATH)
         self.die(-signal.SIGKILL, self._rng.uniform(0, 0.01 if self._rng.random() < 0.95 else slowest))
+
+    def end(self) -> None:
+        self.send(wire.End())
+        self._clock.call_later(END_SECONDS, self.kill)
 
     def die(self, code: int, seen_after: float) -> None:
         if not self._mind.dead:

@@ -85,6 +85,10 @@ class WorkerLoop:
                         self._queue.remove(found[0])
                         self._skip.discard(token)
                         self._unwritten.append(wire.Skipped(token))
+                case wire.End():
+                    # In order, or killed because an end hook takes too long.
+                    if self.rng.random() < 0.9:
+                        self.process.die(0, self.rng.uniform(0, 0.05))
                 case wire.Stop(token):
                     if self.runs is not None and self.runs.token == token:
                         self._steps.stop(self.runs)

@@ -14,6 +14,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, tuple_row
 
+from underway import lease_clock
 from underway.errors import SchemaError
 from underway.postgres import columns, migrate
 from underway.postgres.queries import statements
@@ -110,6 +111,7 @@ class Session:
         self._pauses: dict[str, float] = {}  # how long to wait when this statement fails once more
         self.opened = 0  # how often: whoever keeps state in the session compares this
         self.sent_at = 0.0  # when the latest statement left, monotonic: it may have waited for a connection
+        self.leased_from = 0.0  # the same on the clock of leases
 
     async def open(self) -> psycopg.AsyncConnection[TupleRow]:
         """The connection, after one try to open it if it is not.
@@ -191,7 +193,7 @@ class Session:
         async with self._lock:
             connection = await self._open_patiently()
             self._unwatch()
-            self.sent_at = time.monotonic()
+            self.sent_at, self.leased_from = time.monotonic(), lease_clock.now()
             patience = asyncio.get_running_loop().call_later(seconds + ANSWER_SECONDS, _hang_up, connection)
             try:
                 if seconds <= STATEMENT_SECONDS:

@@ -123,13 +123,23 @@ class Store:
 
     @property
     def claim_sent_at(self) -> float:
-        """When the claim left that has returned just now: its leases began no earlier."""
+        """When the claim left that has returned just now."""
         return self._leases.sent_at
 
     @property
+    def claim_leased_from(self) -> float:
+        """The same on the clock of leases: those that it took began no earlier."""
+        return self._leases.leased_from
+
+    @property
     def commit_sent_at(self) -> float:
-        """The same of a hand-over, for the runs that stayed; or of whatever else commits were waiting for."""
+        """When a hand-over left, or whatever else commits were waiting for."""
         return self._work.sent_at
+
+    @property
+    def commit_leased_from(self) -> float:
+        """The same on the clock of leases, for the runs that stayed."""
+        return self._work.leased_from
 
     async def finish(
         self, rows: Sequence[Finish], spawned: list[dict[str, Any]], *, seconds: float = STATEMENT_SECONDS

@@ -8,6 +8,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING
 
 from underway import wire
+from underway.supervisor.worker_process import LAST_WORDS_SECONDS
 
 if TYPE_CHECKING:
     from underway.supervisor.worker_process import WorkerProcess
@@ -52,7 +53,7 @@ class Boots:
         """A boot may take its time, but not for ever."""
         if worker in self._booting:
             log.error("worker did not boot within %.0f s", BOOT_SECONDS, extra={"about": {"worker": worker.slot}})
-            worker.kill(f"killed: it did not boot within {BOOT_SECONDS:.0f} s")
+            worker.kill(f"killed: it did not boot within {BOOT_SECONDS:.0f} s", last_words=LAST_WORDS_SECONDS)
 
     def say_why(self, worker: "WorkerProcess", failure: wire.BootFailed, *, aloud: bool) -> None:
         self._booting[worker] = failure.payload.decode(errors="replace").rstrip()

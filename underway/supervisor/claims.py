@@ -149,7 +149,7 @@ class Claims:
         carried = sum([len(run.input) for run in claimed])
         self._batch.succeeded(len(claimed), carried, seconds=time.monotonic() - sent_at)
         self._short = len(claimed) < tasks and carried * 2 < size
-        held = [from_claim(run, steps[run.lane], sent_at) for run in claimed]
+        held = [from_claim(run, steps[run.lane], self._store.claim_leased_from) for run in claimed]
         self._held.update((task.token, task) for task in held)
         for task in held:
             if len(task.input) > wire.MAX_INPUT:

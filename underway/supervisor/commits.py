@@ -209,7 +209,7 @@ class Commits:
                 [row for _, row in group], spawned, policies, seconds=self._batch.seconds
             )
         stayed = [
-            from_hand_over(task, row, token, step, self._store.commit_sent_at)
+            from_hand_over(task, row, token, step, self._store.commit_leased_from)
             for (task, row), step in zip(group, staying, strict=True)
             if step is not None and (token := tokens.get(task.token)) is not None
         ]

@@ -7,6 +7,7 @@ costs no more than a hand-over, and while replacements do not boot the old ones 
 
 import asyncio
 import itertools
+import math
 import random
 import time
 from collections.abc import Iterable, Iterator
@@ -42,7 +43,7 @@ class Crew:
         self.lanes: dict[Lane, Step] = {}
         self.manifest: Manifest | None = None
         self.first_manifest: asyncio.Future[Manifest] = asyncio.get_running_loop().create_future()
-        self._retired: list[WorkerProcess] = []  # replaced and killed, not yet dead
+        self._retired: list[WorkerProcess] = []  # replaced and asked to end, not yet dead
         self._welcome: wire.Welcome | None = None
         self._app = app
         self._folder = working_folder()
@@ -126,8 +127,23 @@ class Crew:
         self._fill()
         return spare
 
+    def vouch_until(self, lapses_at: float) -> None:
+        """A worker is given what has a lease: the keeper kills it if we should stand still beyond that."""
+        self._descendants.keeper.expect_word_by(lapses_at)
+
+    def vouch(self) -> None:
+        """In every tick: for all that workers have by now."""
+        alive = (worker for worker in self.active if not worker.doomed)
+        self.vouch_until(
+            min((task.lease_deadline for worker in alive for task in worker.tasks.values()), default=math.inf)
+        )
+
+    def stand_down(self) -> None:
+        """No worker has anything."""
+        self._descendants.keeper.stand_down()
+
     def keep_house(self) -> None:
-        self._descendants.keep_keeper()
+        self._descendants.keeper.check()
         self._descendants.collect_adopted()
 
     def disown_strangers(self) -> None:
@@ -202,7 +218,8 @@ class Crew:
 
     def _start_worker(self, slot: int) -> WorkerProcess:
         # The mark ends in a character that no number has: worker 1 must not be taken for worker 10.
-        mark = f"{self._supervisor_id}/{next(self._serial)};"
+        serial = next(self._serial)
+        mark = f"{self._supervisor_id}/{serial};"
         wear = Wear(self._marks, self._rng)
         return WorkerProcess(
             self._app,
@@ -215,6 +232,7 @@ class Crew:
             wear=wear,
             folder=self._folder,
             output_limit=self._output_limit,
+            temporary=self._descendants.temporary.for_worker(serial),
         )
 
     def _booted(self, worker: WorkerProcess, hello: wire.Hello) -> None:
@@ -313,9 +331,9 @@ class Crew:
         self._fill()
 
     def _retire(self, worker: WorkerProcess) -> None:
-        """End a worker that has nothing to do."""
+        """End a worker that has nothing to do, in order if it can."""
         self._retired.append(worker)
-        worker.kill()
+        worker.end()
 
     def _fresh_spare(self) -> WorkerProcess | None:
         """The spare, if it is as good as new."""
@@ -331,6 +349,19 @@ class Crew:
         self._stopping = True
         self._boots.stop()
 
+    def retire_all(self) -> None:
+        """Ask all that have nothing to do to end."""
+        for worker in [worker for worker in self.active if not worker.tasks]:
+            self._leave(worker)
+            self._retire(worker)
+        if self.spare is not None:
+            self._retire(self.spare)
+            self.spare = None
+
+    def retired(self) -> bool:
+        """Whether all have ended that were asked to."""
+        return not self._retired
+
     async def kill_all(self) -> None:
         """Nothing that we started outlives this."""
         self.stop_booting()
@@ -338,7 +369,8 @@ class Crew:
             worker.kill()
         while any(True for _ in self.workers):
             await asyncio.sleep(0.002)
-        self._descendants.dismiss_keeper()
+        await self._descendants.settle()
+        self._descendants.dismiss()
 
 
 def _union(workers: Iterable[WorkerProcess]) -> dict[Lane, Step]:

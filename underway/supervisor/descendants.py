@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import os
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from logging import getLogger
 
-from underway.supervisor import keeper
+from underway import keeper
+from underway.supervisor.keeper_process import KeeperProcess
+from underway.supervisor.temporary import Temporary, remove
 from underway.supervisor.worker_process import WorkerProcess
 
 log = getLogger("underway.supervisor")
@@ -18,37 +19,14 @@ class Descendants:
     """`mark` begins the marks of all workers; `workers` tells the processes that are no orphans."""
 
     def __init__(self, mark: str, workers: Callable[[], set[int]]) -> None:
-        self._mark = mark
         self._workers = workers
         self._strangers: set[int] = set()
         self._doomed: list[WorkerProcess] = []
         self._dead: list[WorkerProcess] = []
-        self._start_keeper()
-
-    def _start_keeper(self) -> None:
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", keeper.__file__, self._mark],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def keep_keeper(self) -> None:
-        if self._keeper.poll() is not None:
-            log.error("the keeper is gone, starting another")
-            self._let_go()
-            try:
-                self._start_keeper()
-            except OSError as error:  # a step may have used up what processes we may have; the next tick tries again
-                log.error("no keeper can be started: %s", error)
-
-    def dismiss_keeper(self) -> None:
-        self._let_go()
-        self._keeper.wait()
-
-    def _let_go(self) -> None:
-        assert self._keeper.stdin is not None
-        self._keeper.stdin.close()
+        self._struck: set[int] = set()  # workers that the keeper has killed, or is about to
+        self._spared: set[int] = set()  # resource trackers of dead workers, which have a moment to clean up
+        self.temporary = Temporary(mark)
+        self.keeper = KeeperProcess(mark, self.temporary.folder, self.temporary.lock)
 
     def disown_strangers(self) -> None:
         """Leave alone what is here by now: what a shell has left to us, as in `sidecar & exec underway-supervisor ...`,
@@ -76,24 +54,62 @@ class Descendants:
         """
         doomed, dead, self._doomed, self._dead = self._doomed, self._dead, [], []
         dead = [worker for worker in dead if worker.collect()]
+        self._tell_whom_the_keeper_killed(dead)
+        spared: set[int] = set()
         try:
             keeper.kill_below(
-                [worker.mark for worker in doomed + dead], [worker.pid for worker in doomed if worker.alive]
+                [worker.mark for worker in doomed + dead], [worker.pid for worker in doomed if worker.alive], spared
             )
             if dead:
-                self._kill_adopted()
+                self._kill_adopted(spared)
         except OSError as error:  # with every descriptor in use, only what we know by its number is killed
             log.error("what workers have started may survive them: %s", error)
+        self._spare(spared)
         self.collect_adopted()
         for worker in dead:
+            remove(worker.temporary)
             worker.report_death()
 
-    def _kill_adopted(self) -> None:
+    def _tell_whom_the_keeper_killed(self, dead: list[WorkerProcess]) -> None:
+        """It says so before it kills: whoever it has killed is still on our list then."""
+        if self.keeper.has_struck():
+            self._struck |= self._workers()
+        for worker in dead:
+            if worker.pid in self._struck:
+                self._struck.discard(worker.pid)
+                if worker.exit_code == -signal.SIGKILL:
+                    worker.cut_off()
+
+    # What may live on for a moment
+
+    def _spare(self, spared: set[int]) -> None:
+        if news := spared - self._spared:
+            self._spared |= news
+            asyncio.get_running_loop().call_later(keeper.TRACKER_SECONDS, self._end_spared, news)
+
+    def _end_spared(self, spared: set[int]) -> None:
+        """Kill those that only call themselves trackers, and all they have started meanwhile."""
+        late = spared & self._spared
+        self._spared -= late
+        try:
+            if living := keeper.living(late):
+                keeper.kill_below([], living)
+                self._kill_adopted(set())
+        except OSError as error:
+            log.error("what a worker has started may survive it: %s", error)
+
+    async def settle(self) -> None:
+        """Until none of them lives any more."""
+        with contextlib.suppress(OSError):
+            while self._spared and keeper.living(self._spared):
+                await asyncio.sleep(0.005)
+
+    def _kill_adopted(self, spared: set[int]) -> None:
         """What was re-parented to us: whatever a dead worker left behind that hid from the search.
 
         Only a dead worker's orphans come to us, since living workers are subreapers themselves.
         """
-        if orphans := keeper.children_of(os.getpid()) - self._ours() - self._strangers:
+        if orphans := keeper.children_of(os.getpid()) - self._ours() - self._strangers - self._spared - spared:
             keeper.kill_below([], orphans)
 
     def collect_adopted(self) -> None:
@@ -104,6 +120,12 @@ class Descendants:
                 if exited.si_pid in ours:
                     return  # its pidfd will tell; it hides the others, who are collected at the next tick
                 os.waitpid(exited.si_pid, os.WNOHANG)
+                self._spared.discard(exited.si_pid)
+
+    def dismiss(self) -> None:
+        """All workers have ended."""
+        self.keeper.dismiss()
+        self.temporary.close()
 
     def _ours(self) -> set[int]:
-        return self._workers() | {self._keeper.pid}
+        return self._workers() | {self.keeper.pid}

@@ -1,12 +1,13 @@
 """Which worker gets which task, how many at once, and how many to claim."""
 
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 
-from underway import wire
+from underway import lease_clock, wire
 from underway.manifest import Lane, Step
 from underway.supervisor.crew import Crew
 from underway.supervisor.task import Task, message
@@ -143,11 +144,15 @@ class Dispatch:
         return chosen
 
     def _hand(self, worker: WorkerProcess, tasks: list[Task]) -> None:
+        lapses_at = math.inf
         for task in tasks:
+            if task.lease_deadline < lapses_at:
+                lapses_at = task.lease_deadline
             task.worker = worker
             task.revoking = False
             task.step = worker.lanes[task.lane]  # as its own code has it, beside another generation of the app
             worker.tasks[task.token] = task
+        self._crew.vouch_until(lapses_at)  # before it can begin
         worker.send(*map(message, tasks))
 
     # Taking back
@@ -197,8 +202,8 @@ class Dispatch:
 
     def overdue(self, now: float) -> list[Task]:
         """Tasks to give back: waiting too long while all workers are busy, or under a lease that may have lapsed."""
-        waiting = [*self.ready, *self.suspects]
-        overdue = [task for task in waiting if now - task.claimed_at > STALE_SECONDS or now >= task.lease_deadline]
+        waiting, lapsed = [*self.ready, *self.suspects], lease_clock.now()
+        overdue = [task for task in waiting if now - task.claimed_at > STALE_SECONDS or lapsed >= task.lease_deadline]
         self._boldness = max(self._boldness * _FEWER, _FEWEST) if overdue else min(self._boldness * _MORE, 1.0)
         for task in overdue:
             self.drop(task)

@@ -17,6 +17,7 @@ from underway.supervisor.limits import CLEANUP_SECONDS, about_task, interrupt
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.task import Task
 from underway.supervisor.verdict import Seen
+from underway.supervisor.worker_process import END_SECONDS
 
 log = getLogger("underway.supervisor")
 
@@ -27,7 +28,7 @@ _LABEL_SECONDS = 1.0
 
 
 class Drain:
-    """Takes at most grace + 5 s to clean up + 5 s to die + 12 s to write; 7 s after a request to stop now."""
+    """Takes at most grace + 5 s to clean up + 5 s to die + 12 s to write, while idle workers end; 7 s to stop now."""
 
     def __init__(
         self,
@@ -63,7 +64,12 @@ class Drain:
             await self._kill()
         # Workers that died of the very signal that told us to stop have not let it finish, either.
         finished = finished and not self._endings.ends[Seen.KILLED_SHUTDOWN]
-        return await self._flush() and finished
+        # Workers end while the last is written. Those that do not in time are killed, or at once after a stop "now".
+        if not self._stop.now.is_set():
+            self._crew.retire_all()
+        flushed = await self._flush()
+        await self._stop.settled(self._crew.retired, END_SECONDS)
+        return flushed and finished
 
     def _release_waiting(self) -> None:
         for task in self._dispatch.take_all():

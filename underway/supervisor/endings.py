@@ -141,6 +141,8 @@ class Endings:
 
     def _ended(self, worker: WorkerProcess, result: wire.Result) -> None:
         worker.output.read_to_end_of_task()
+        if result.ending != "committed" and worker.speaks_its_last(result.token):
+            return
         task = worker.tasks.pop(result.token, None)
         if task is not None and task.transaction and result.ending != "committed":
             # Rolled back, if the worker still could. It can not in the middle of a query that was interrupted, nor on a

@@ -8,6 +8,7 @@ from logging import getLogger
 
 import psycopg
 
+from underway import lease_clock
 from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Renewal, Store
 from underway.postgres.wakeup import Wakeup
@@ -49,10 +50,10 @@ class Leases:
         renewed_at = 0.0
         while True:
             period = self._shortest_lease() / RENEWALS_PER_LEASE
-            due = renewed_at + period - time.monotonic()
+            due = renewed_at + period - lease_clock.now()
             try:
                 if due <= 0:
-                    renewed_at = time.monotonic()
+                    renewed_at = lease_clock.now()
                     await self.renew([task for task in self._held.values() if _should_be_renewed(task, renewed_at)])
                 elif reporting := [
                     task for task in self._held.values() if task.progress is not None and not task.transaction
@@ -78,7 +79,7 @@ class Leases:
             Renewal(task.run, task.token, task.step.policy.lease.total_seconds(), _take_progress(task))
             for task in tasks
         ]
-        sent_at = time.monotonic()
+        sent_at = lease_clock.now()
         try:
             with self._batch.smaller_if_interrupted(len(renewals)):
                 renewed = await self._store.renew(renewals)
@@ -87,7 +88,7 @@ class Leases:
             raise
         except psycopg.Error as error:
             log.warning("progress cannot be stored: %s", error)
-            sent_at = time.monotonic()
+            sent_at = lease_clock.now()
             # Progress may be lost; it must cost nobody a lease.
             renewed = await self._store.renew([renewal._replace(progress=None) for renewal in renewals])
         self._batch.succeeded(len(renewals), seconds=time.monotonic() - self._store.claim_sent_at)

@@ -5,11 +5,11 @@ import signal
 from collections.abc import Iterable
 from logging import getLogger
 
-from underway import wire
+from underway import lease_clock, wire
 from underway.supervisor.memory import SAMPLE_SECONDS, Memory
 from underway.supervisor.task import Task
 from underway.supervisor.verdict import Seen
-from underway.supervisor.worker_process import WorkerProcess
+from underway.supervisor.worker_process import LAST_WORDS_SECONDS, WorkerProcess
 
 log = getLogger("underway.supervisor")
 
@@ -18,6 +18,8 @@ CLEANUP_SECONDS = 5.0
 _KILLED = {"timeout": Seen.KILLED_TIMEOUT, "cancel": Seen.KILLED_CANCEL, "shutdown": Seen.KILLED_SHUTDOWN}
 # A worker is killed before its lease lapses, so that the kill is over when somebody else may begin.
 LEASE_MARGIN = 0.05
+# One that grows gets less time for its last words: at a gigabyte a second that is 10 MB.
+_HURRIED_WORDS_SECONDS = 0.01
 # A worker that has nothing before a task says at once that it has begun.
 BEGIN_SECONDS = 10.0
 
@@ -35,21 +37,22 @@ class Limits:
         running = [worker for worker in workers if worker.tasks]
         for worker in running:
             task = worker.current
-            if task is not None and not self._kill_before_lapse(worker, task, now):
+            if task is not None and not self._kill_before_lapse(worker, task):
                 self._enforce_stop(worker, task, now)
         self._enforce_begin(running, now)
         if now >= self._sample_at:
             self._enforce_memory([worker for worker in running if _runs_longer_than_a_sample(worker, now)])
             self._sample_at = now + self._memory.pause
 
-    def due_at(self, workers: Iterable[WorkerProcess]) -> float:
-        """When the first time limit of a running task is reached, its lease's included, on the monotonic clock."""
+    def due_in(self, workers: Iterable[WorkerProcess], now: float) -> float:
+        """Seconds until the first time limit of a running task is reached, its lease's included."""
         running = [task for worker in workers if (task := worker.current) is not None]
-        return min((min(_limit_of(task), _lapse_of(task)) for task in running), default=math.inf)
+        lease_now = lease_clock.now()
+        return min((min(_limit_of(task) - now, _lapse_of(task) - lease_now) for task in running), default=math.inf)
 
-    def _kill_before_lapse(self, worker: WorkerProcess, task: Task, now: float) -> bool:
+    def _kill_before_lapse(self, worker: WorkerProcess, task: Task) -> bool:
         """Self-fencing: counted on our own clock from the sending of the last renewal that was accepted."""
-        if now < _lapse_of(task):
+        if lease_clock.now() < _lapse_of(task):
             return False
         _kill(worker, task, Seen.KILLED_LEASE, "it could not be renewed in time")
         return True
@@ -67,7 +70,9 @@ class Limits:
             assert task.started_at is not None
             ran = task.stop_sent_at - task.started_at
             why = f"it did not end within {CLEANUP_SECONDS:.1f} s of its interrupt, which came after {ran:,.1f} s"
-            _kill(worker, task, _KILLED[task.stop_reason], why)
+            # A step that a shutdown cuts off is not to blame, and needs no evidence.
+            last_words = 0.0 if task.stop_reason == "shutdown" else LAST_WORDS_SECONDS
+            _kill(worker, task, _KILLED[task.stop_reason], why, last_words)
 
     def _enforce_begin(self, workers: list[WorkerProcess], now: float) -> None:
         """Kill a worker that does not take up its next task: it was stopped while it was idle, or something that a step
@@ -85,7 +90,7 @@ class Limits:
             if worker.current is None and token in worker.tasks and not worker.doomed:
                 log.error("killed: it has not begun its next task within %.0f s; that goes to another", BEGIN_SECONDS,
                           extra={"about": {"worker": worker.slot, "pid": worker.pid}})  # fmt: skip
-                worker.kill_between_tasks()
+                worker.kill_between_tasks(last_words=LAST_WORDS_SECONDS)
 
     def _enforce_memory(self, workers: list[WorkerProcess]) -> None:
         sizes = self._memory.sample(worker.pid for worker in workers)
@@ -97,12 +102,13 @@ class Limits:
             limit = task.step.policy.memory_limit
             if limit is not None and rss > limit:
                 why = f"{mebibytes(rss)} resident, more than its limit of {mebibytes(limit)}"
-                _kill(worker, task, Seen.KILLED_MEMORY, why)
+                _kill(worker, task, Seen.KILLED_MEMORY, why, _HURRIED_WORDS_SECONDS)
 
 
-def _kill(worker: WorkerProcess, task: Task, seen: Seen, why: str) -> None:
+def _kill(worker: WorkerProcess, task: Task, seen: Seen, why: str, last_words: float = 0.0) -> None:
     """What the log says is what the attempt's error will say."""
-    if worker.kill_task(task, seen, why):
+    in_time = lease_clock.now() + last_words < _lapse_of(task)
+    if worker.kill_task(task, seen, why, last_words=last_words if in_time else 0.0):
         log.error("%s", worker.kill_words, extra={"about": about_task(worker, task)})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
-from underway.supervisor import keeper
+from underway import keeper
 
 SAMPLE_SECONDS = 0.25
 # To find who is below a worker may take a pass over the whole process table, milliseconds on a busy host: done less

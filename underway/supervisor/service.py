@@ -220,6 +220,7 @@ class Service:
             self._crew.look(now)
             if self._held:
                 self._limits.enforce(self._crew.active, now)
+                self._crew.vouch()
                 self._cancels.pursue(now)
                 self._pauses.pursue()
                 self._dispatch.take_back_waiting(now)
@@ -230,6 +231,7 @@ class Service:
     async def _until_next_look(self) -> None:
         """While nothing is held, not before a worker has begun something: its limits count from then on."""
         if not self._held:
+            self._crew.stand_down()
             self._begun.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_HOUSEKEEPING_SECONDS):
@@ -240,7 +242,7 @@ class Service:
         """Each costs a tenth of a millisecond: seldom enough that it does not show beside long steps."""
         if any(len(worker.tasks) > 1 for worker in self._crew.active):
             return _PATIENT_TICK_SECONDS
-        to_limit = self._limits.due_at(self._crew.active) - time.monotonic()
+        to_limit = self._limits.due_in(self._crew.active, time.monotonic())
         return min(_TICK_SECONDS, max(to_limit, _SHORTEST_TICK_SECONDS))
 
     async def _stop_when_idle(self) -> None:

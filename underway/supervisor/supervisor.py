@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 import sys
+import threading
 from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
@@ -22,6 +23,7 @@ from underway.supervisor.crew import Crew
 from underway.supervisor.recycling import NO_MARKS, Marks
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import ExitCode, StopRequest, until_unheard
+from underway.supervisor.temporary import remove_leftovers
 
 log = getLogger("underway.supervisor")
 
@@ -54,6 +56,7 @@ async def _live(settings: Settings) -> int:
     stop.listen(on_reload=crew.reload)
     sessions: list[Session] = []
     try:
+        threading.Thread(target=remove_leftovers, daemon=True).start()
         crew.start()
         if not await _unless_stopped(stop, crew.first_manifest):
             return ExitCode.CLEAN

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """One attempt in the making. Times are of the monotonic clock."""
+    """One attempt in the making. Times are of the monotonic clock, `lease_deadline` of the clock of leases."""
 
     run: str
     token: int
@@ -67,8 +67,8 @@ class Task:
         return self.number + 1
 
 
-def from_claim(claimed: Claimed, step: manifest.Step, sent_at: float) -> Task:
-    """`sent_at` is when the claim was sent: the lease began no earlier, so counting from it is on the safe side."""
+def from_claim(claimed: Claimed, step: manifest.Step, leased_from: float) -> Task:
+    """`leased_from` is when the claim was sent: the lease began no earlier, so counting from it is on the safe side."""
     return Task(
         claimed.run,
         claimed.token,
@@ -80,13 +80,13 @@ def from_claim(claimed: Claimed, step: manifest.Step, sent_at: float) -> Task:
         claimed.releases,
         claimed.input,
         claimed_at=time.monotonic(),
-        lease_deadline=sent_at + step.policy.lease.total_seconds(),
+        lease_deadline=leased_from + step.policy.lease.total_seconds(),
         scheduled_for=claimed.scheduled_for,
         holds_key=claimed.holds_key,
     )
 
 
-def from_hand_over(last: Task, row: Continue, token: int, step: manifest.Step, sent_at: float) -> Task:
+def from_hand_over(last: Task, row: Continue, token: int, step: manifest.Step, leased_from: float) -> Task:
     """The next step of a run that stays with its supervisor."""
     assert row.queue is not None
     assert row.payload is not None
@@ -101,7 +101,7 @@ def from_hand_over(last: Task, row: Continue, token: int, step: manifest.Step, s
         row.releases,
         row.payload,
         claimed_at=time.monotonic(),
-        lease_deadline=sent_at + step.policy.lease.total_seconds(),
+        lease_deadline=leased_from + step.policy.lease.total_seconds(),
         scheduled_for=last.scheduled_for,
     )
 

@@ -12,12 +12,13 @@ from logging import getLogger
 from typing import Protocol
 
 from underway import wire
+from underway.keeper import MARK, children_listed
 from underway.manifest import Lane, Manifest, Step
 from underway.supervisor.allowance import OUTPUT_LIMIT
 from underway.supervisor.attention import WORDS, Attention
-from underway.supervisor.keeper import MARK, children_listed
 from underway.supervisor.recycling import Wear
 from underway.supervisor.task import Task
+from underway.supervisor.verdict import Seen
 from underway.supervisor.worker_output import WorkerOutput
 
 log = getLogger("underway.supervisor")
@@ -29,6 +30,10 @@ _inbox = memoryview(bytearray(64 * 1024))
 _MOST_BUFFERED = 512 * 1024
 # Between the end of what it says and its own, if it ends by itself.
 _ENDING_SECONDS = 0.05
+# Before the kill a worker may write its stacks, which belong to the evidence.
+LAST_WORDS_SECONDS = 0.05
+# A worker that was asked to end may take so long.
+END_SECONDS = 5.0
 # A kill_reason that is nothing a task has done.
 NO_TASK = (0, "")
 # Blanks in a worker's command line, which it overwrites with what it does: `ps` shows that (worker/title.py).
@@ -69,6 +74,7 @@ class WorkerProcess:
         wear: Wear,
         folder: str | None,
         output_limit: int = OUTPUT_LIMIT,
+        temporary: str | None = None,
     ) -> None:
         self.slot = slot
         self.mark = mark
@@ -84,8 +90,10 @@ class WorkerProcess:
         self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and what was seen of it
         self.kill_words = ""  # what people are told of why we killed it
         self.doomed = False  # we have killed it, and it stands still
+        self.has_last_words = False  # before it stands still, it writes its stacks
         self.died_writing = False
         self.peak_rss = 0  # known at its death
+        self.temporary = temporary  # its TMPDIR
         self._overseer = overseer
         self._hunter = hunter
         self._loop = asyncio.get_running_loop()
@@ -114,7 +122,7 @@ class WorkerProcess:
                 stderr=their_output,
                 start_new_session=True,
                 cwd=folder,
-                env={**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1"},
+                env=_environment(mark, temporary),
             )
             self._pidfd = _watchable(self._process)
         except OSError:
@@ -289,7 +297,7 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
-    def kill_task(self, task: Task, seen: str, why: str = "") -> bool:
+    def kill_task(self, task: Task, seen: str, why: str = "", *, last_words: float = 0.0) -> bool:
         """Kill the worker because of this task, unless its result has come in the meantime, or it is being killed
         already: with much memory to give back it may take a while to die, and of the first reason.
         """
@@ -297,25 +305,54 @@ class WorkerProcess:
         if self.doomed or task.token not in self.tasks:
             return False
         self.kill_reason = (task.token, seen)
-        self.kill(f"{seen}: {why}" if why else seen)
+        self.kill(f"{seen}: {why}" if why else seen, last_words=last_words)
         return True
 
-    def kill(self, words: str = "") -> None:
+    def kill(self, words: str = "", *, last_words: float = 0.0) -> None:
         """SIGKILL the worker and everything below it; its death is reported later, like any other.
 
-        From now on it stands still, before it takes up its next task.
+        From now on it stands still, before it takes up its next task: at once, or after so many seconds in which it may
+        write the stacks of its threads, which belong to the evidence.
         """
         if self.doomed or not self.alive:
             return
         self.doomed = True
         self.kill_words = words
-        self.signal(signal.SIGSTOP)
-        self._hunter.kill(self)
+        if last_words and wire.STACK_SIGNAL:
+            self.has_last_words = True
+            self.signal(wire.STACK_SIGNAL)
+            self._loop.call_later(last_words, self._strike)
+        else:
+            self._strike()
 
-    def kill_between_tasks(self) -> None:
+    def speaks_its_last(self, token: int) -> bool:
+        """It is being killed for this task, and was given time for its stacks. The signal for that may end a call in C
+        that nothing has ended before: what was seen of the task stands all the same, and has been said.
+        """
+        return self.has_last_words and self.kill_reason is not None and self.kill_reason[0] == token
+
+    def _strike(self) -> None:
+        if self.alive:
+            self.signal(signal.SIGSTOP)
+            self._hunter.kill(self)
+
+    def end(self) -> None:
+        """Ask a worker that has nothing to do to end by itself; kill it if it has not done so in time."""
+        if self.alive and not self.doomed:
+            self.send(wire.End())
+            self._loop.call_later(END_SECONDS, self.kill)
+
+    def cut_off(self) -> None:
+        """The keeper has killed it, since we stood still: of nothing that it ran."""
+        if self.kill_reason is None:
+            task = self.current
+            self.kill_reason = NO_TASK if task is None else (task.token, Seen.KILLED_LEASE)
+            self.kill_words = f"{Seen.KILLED_LEASE}: the supervisor stood still, and could not renew it"
+
+    def kill_between_tasks(self, *, last_words: float = 0.0) -> None:
         """For nothing that it runs: what it begins in this very moment is not charged."""
         self.kill_reason = self.kill_reason or NO_TASK
-        self.kill()
+        self.kill(last_words=last_words)
 
     def collect(self) -> bool:
         """Hear how it ended, and its last words; False if it has not ended."""
@@ -339,6 +376,11 @@ class WorkerProcess:
         """When nothing is left of it."""
         self._overseer.died(self)
         self._overseer.settled()
+
+
+def _environment(mark: str, temporary: str | None) -> dict[str, str]:
+    environment = {**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1"}
+    return environment if temporary is None else {**environment, "TMPDIR": temporary}
 
 
 def _watchable(process: "subprocess.Popen[bytes]") -> int:

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 from uuid import uuid4
 
-from underway import wire
+from underway import lease_clock, wire
 from underway.app import Underway
 from underway.errors import UnderwayError
 from underway.ids import new_id
@@ -74,9 +74,9 @@ class _Queue:
     async def next(self) -> Task | None:
         """The next task; None when there is none, and none comes due."""
         while True:
-            sent_at = time.monotonic()
+            leased_from = lease_clock.now()
             for claimed in await self._store.claim(self._lanes, 1, candidates=1, suspects=1):
-                return from_claim(claimed, self._steps[claimed.lane], sent_at)
+                return from_claim(claimed, self._steps[claimed.lane], leased_from)
             if not await self._bring_about():
                 return None
 

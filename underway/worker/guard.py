@@ -17,13 +17,19 @@ from typing import NoReturn, Protocol
 
 from underway import wire
 from underway.errors import Interrupt
+from underway.keeper import MARK, children_of, kill_below
 from underway.worker.conversation import Conversation, SupervisorGone
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _KEEPER_SECONDS = 1.0
+_MOST_LOOKS = 10
+# Read before the app can change it: a shorter one would be that of other workers, too.
+_MARKS = [os.environ[MARK]] if os.environ.get(MARK) else []
 _IMPORT_SECONDS = 0.05
 STOP_SIGNAL = int(signal.SIGUSR1)
+# Those of the supervisor, which are never blocked.
+SIGNALS = {STOP_SIGNAL, wire.STACK_SIGNAL} if wire.STACK_SIGNAL else {STOP_SIGNAL}
 
 
 class Interrupts(Protocol):
@@ -56,8 +62,10 @@ class Guard:
         _arrange_end(supervisor)
 
     def watch_faults(self) -> None:
-        """Have a fatal signal print the stacks; again after a step that has changed that."""
+        """Print the stacks at a fatal signal, and when the supervisor asks; again after a step that has changed that."""
         faulthandler.enable(self.stderr)
+        if wire.STACK_SIGNAL:  # its handler is in C, and runs where one in Python waits for a call to return
+            faulthandler.register(wire.STACK_SIGNAL, self.stderr)
 
     @property
     def running(self) -> int | None:
@@ -156,9 +164,13 @@ def end_everything() -> NoReturn:
     """The supervisor is gone: do nothing more, and be killed by the keeper with everything below.
 
     It finds by their parent those of our children that hide from it otherwise, so we must not end before them. Only
-    if it is gone too, we end this worker and its session ourselves.
+    if it is gone too, or stands still, we do its work: as a subreaper we are the parent of all that hides.
     """
     time.sleep(_KEEPER_SECONDS)
+    with contextlib.suppress(OSError):  # of a system that has no descriptor left
+        for _ in range(_MOST_LOOKS):  # a thread of the step may start one after the other
+            if not kill_below(_MARKS, children_of(os.getpid())):
+                break
     os.killpg(0, signal.SIGKILL)
     os._exit(1)
 

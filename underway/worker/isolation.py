@@ -34,16 +34,16 @@ class Kept(NamedTuple):
 
 
 class Isolation:
-    """Made when the app is imported. `stop_signal` is the supervisor's, which is never blocked; `watch_faults` enables
+    """Made when the app is imported. `signals` are the supervisor's, which are never blocked; `watch_faults` enables
     faulthandler again.
     """
 
-    def __init__(self, stop_signal: int, watch_faults: Callable[[], None]) -> None:
+    def __init__(self, signals: set[int], watch_faults: Callable[[], None]) -> None:
         self.spoilt = ""  # what cannot be put back: this process must run nothing more
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._folder = _working_folder()
-        self._mask = tuple(signal.pthread_sigmask(signal.SIG_BLOCK, ()) - {stop_signal})
+        self._mask = tuple(signal.pthread_sigmask(signal.SIG_BLOCK, ()) - signals)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         # A timer that the app has started at import, as some profilers do, is left alone.
         self._timers = tuple(timer for timer in _TIMERS if _signal.getitimer(timer) == (0.0, 0.0))

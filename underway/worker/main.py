@@ -11,10 +11,12 @@ from underway import wire
 from underway.app import Underway
 from underway.errors import AppNotFound
 from underway.loading import load
+from underway.worker.children import Children
 from underway.worker.conversation import Conversation, SupervisorGone
 from underway.worker.django import close_old_connections
+from underway.worker.ending import end_in_order
 from underway.worker.execute import Executor
-from underway.worker.guard import STOP_SIGNAL, Guard, end_everything
+from underway.worker.guard import SIGNALS, Guard, end_everything
 from underway.worker.isolation import Isolation
 from underway.worker.logs import ForwardedLogs, LogForwarder
 from underway.worker.shorten import shorten
@@ -24,6 +26,8 @@ from underway.worker.victim import stand_in_front
 _DID_NOT_BOOT = 3
 _HANDED_OVER = ("next", "done", "committed")
 _LONGEST_TRACEBACK = 32 * 1024
+# A shorter task may have left zombies only through Python, which we know, or they wait until the worker is idle.
+_SECONDS_OF_INTEREST = 0.01
 
 
 def main() -> None:
@@ -33,6 +37,7 @@ def main() -> None:
     wire_end.set_inheritable(False)  # passed to us by exec; what the user's code starts must not have it
     conversation = Conversation(wire_end)
     guard = Guard(conversation, int(supervisor))
+    children = Children()
     forwarder = LogForwarder(conversation, guard, int(log_level))
     logs = ForwardedLogs(forwarder)
     logs.begin_import()
@@ -43,14 +48,15 @@ def main() -> None:
         manifest = app.manifest().to_json()
         logs.end_import()
         executor = Executor(app, conversation, guard, logs=logs)
-        isolation = Isolation(STOP_SIGNAL, guard.watch_faults)
+        isolation = Isolation(SIGNALS, guard.watch_faults)
     except BaseException:
         text = shorten(traceback.format_exc(), _LONGEST_TRACEBACK)
         conversation.send(wire.BootFailed(text.encode(errors="replace")))
         os._exit(_DID_NOT_BOOT)  # sys.exit would wait for the threads that the app has started, a minute at most
     conversation.send(wire.Hello(os.getpid(), manifest))
     try:
-        Inbox(conversation, guard, executor, isolation, forwarder, Title(int(slot))).work()
+        Inbox(conversation, guard, executor, isolation, children, forwarder, Title(int(slot))).work()
+        end_in_order(app)
     except SupervisorGone:
         end_everything()
 
@@ -64,6 +70,7 @@ class Inbox:
         guard: Guard,
         executor: Executor,
         isolation: Isolation,
+        children: Children,
         forwarder: LogForwarder,
         title: Title,
     ) -> None:
@@ -73,15 +80,20 @@ class Inbox:
         self._isolation = isolation
         self._forwarder = forwarder
         self._title = title
+        self._children = children
+        self._told_to_end = False
         self._tasks: deque[wire.Task] = deque()
         self._revoked: set[int] = set()
         self._asked = False  # to be replaced
 
     def work(self) -> None:
+        """Until it is told to end."""
         announced: int | None = None
         while True:
             while not self._tasks or self._isolation.spoilt:
                 self._rest()
+                if self._told_to_end:
+                    return
             task = self._tasks.popleft()
             # The result before and the start of this leave in one write. Then the inbox is read: whoever wrote a
             # Revoke before seeing our Started can rely on its being found here.
@@ -101,6 +113,8 @@ class Inbox:
             outcome = self._executor.execute(task)
             close_old_connections()
             self._isolation.restore(outcome[4], failed=outcome[0] not in _HANDED_OVER)
+            if self._children.news or outcome[4] > _SECONDS_OF_INTEREST:
+                self._children.collect()
             self._take(self._guard.inbox)
             self._guard.inbox.clear()
             announced = self._tasks[0].token if self._tasks and not self._isolation.spoilt else None
@@ -114,6 +128,7 @@ class Inbox:
             self._refuse()
         self._conversation.send()  # the last result, if nothing follows it
         self._title.idle()
+        self._children.collect()
         self._take(self._conversation.receive())
 
     def _refuse(self) -> None:
@@ -139,3 +154,5 @@ class Inbox:
                         self._conversation.hold(wire.Skipped(token))
                 case wire.Stop():
                     pass  # for a task that has ended meanwhile
+                case wire.End():
+                    self._told_to_end = True

@@ -1,0 +1,31 @@
+"""The end of a worker that has nothing more to do. One that is killed never comes to it."""
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+from typing import NoReturn
+
+from underway.app import Underway
+
+log = logging.getLogger("underway.worker")
+
+
+def end_in_order(app: Underway) -> NoReturn:
+    """Call the app's hooks, then what libraries have registered with atexit, and exit.
+
+    The supervisor kills a worker for which this takes too long. The rest of an interpreter's end is left out: it would
+    wait for threads of the app, and native libraries crash in it.
+    """
+    for hook in reversed(app._worker_end_hooks):
+        try:
+            hook()
+        except BaseException:
+            log.exception("%s, called at the worker's end, raised an error", getattr(hook, "__qualname__", repr(hook)))
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BaseException):
+            stream.flush()
+    os._exit(0)
