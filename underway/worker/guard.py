@@ -62,7 +62,7 @@ class Guard:
         _arrange_end(supervisor)
 
     def watch_faults(self) -> None:
-        """Print the stacks at a fatal signal, and when the supervisor asks; again after a step that has changed that."""
+        """Print the stacks at a fatal signal and at the supervisor's; again after a step that has changed that."""
         faulthandler.enable(self.stderr)
         if wire.STACK_SIGNAL:  # its handler is in C, and runs where one in Python waits for a call to return
             faulthandler.register(wire.STACK_SIGNAL, self.stderr)
