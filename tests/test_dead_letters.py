@@ -338,3 +338,56 @@ def test_what_cannot_be_redriven_says_so(app: Underway, connection: Connection) 
         with pytest.raises(RunCancelled, match="enqueue its input again"):
             app.redrive(cancelled, input=given)
     assert run.status() is Status.FAILED
+
+
+# Very many
+
+
+def many_failed(connection: Connection, count: int) -> None:
+    connection.execute(
+        "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, state,"
+        " priority, queue, job, step, dead_letter, quarantined, input) select gen_random_uuid(), now(), now(), '1 day',"
+        " 0, 0, 0, 'failed', 0, 'default', 'job', 'step', 'dead', true, '1' from generate_series(1, %s)",
+        [count],
+    )
+
+
+@pytest.mark.parametrize(
+    "redrive",
+    [
+        lambda connection, limit: control.redrive_label(connection, "dead", limit),
+        lambda connection, limit: control.release_quarantined(connection, None, limit),
+    ],
+    ids=["a label", "the quarantine"],
+)
+@pytest.mark.parametrize(("limit", "redriven", "parts"), [(None, 2500, 3), (2100, 2100, 3), (1000, 1000, 1)])
+def test_very_many_are_redriven_in_parts_of_which_none_takes_long(
+    connection: Connection,
+    redrive: Callable[[Connection, int | None], int],
+    limit: int | None,
+    redriven: int,
+    parts: int,
+) -> None:
+    many_failed(connection, 2500)
+    assert redrive(connection, limit) == redriven
+    assert value(connection, "select count(*) from underway.run") == redriven
+    assert value(connection, "select count(distinct xmin::text) from underway.run") == parts
+
+
+def test_very_many_are_redriven_in_the_callers_transaction(database: str, connection: Connection) -> None:
+    many_failed(connection, 2500)
+    with psycopg.connect(database) as callers:
+        assert control.redrive_label(callers, "dead") == 2500
+        assert value(connection, "select count(*) from underway.run") == 0
+        callers.rollback()
+    assert value(connection, "select count(*) from underway.run") == 0
+
+
+def test_those_that_stay_where_they_are_keep_none_of_very_many_from_going_on(connection: Connection) -> None:
+    insert(connection, unique_key="taken")
+    many_failed(connection, 2500)
+    connection.execute(
+        "update underway.finished_run set unique_key = 'taken', finished_at = now() - interval '1 hour'"
+        " where id in (select id from underway.finished_run limit 1200)"
+    )
+    assert control.redrive_label(connection, "dead") == 1300

@@ -5,12 +5,14 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from underway.errors import RunCancelled
 from underway.postgres.asking import fetch
 from underway.postgres.runs import instant
 
 _CANCEL_IS_FINAL = "UW004"
+_TOGETHER = 1000
 
 
 def pause(connection: psycopg.Connection[Any], queue: str) -> bool:
@@ -70,7 +72,7 @@ def _cancelled(run_id: UUID) -> RunCancelled:
 
 
 def redrive_label(connection: psycopg.Connection[Any], label: str, limit: int | None = None) -> int:
-    return int(fetch(connection, "redrive_label", {"label": label, "limit": limit})[0][0])
+    return _in_parts(connection, "redrive_label", {"label": label}, limit)
 
 
 def discard(connection: psycopg.Connection[Any], run_id: UUID) -> bool:
@@ -83,7 +85,28 @@ def discard_label(connection: psycopg.Connection[Any], label: str) -> int:
 
 
 def release_quarantined(connection: psycopg.Connection[Any], job: str | None, limit: int | None = None) -> int:
-    return int(fetch(connection, "release_quarantined", {"job": job, "limit": limit})[0][0])
+    return _in_parts(connection, "release_quarantined", {"job": job}, limit)
+
+
+def _in_parts(
+    connection: psycopg.Connection[Any], statement: str, parameters: dict[str, Any], limit: int | None
+) -> int:
+    """Redrive these runs in transactions of a thousand, or in the one that the caller has opened.
+
+    A single statement for a million runs meets the statement_timeout of its role, each time that it is repeated.
+    """
+    redriven = 0
+    while _commits_alone(connection) and (limit is None or limit - redriven > _TOGETHER):
+        ((part,),) = fetch(connection, statement, {**parameters, "limit": _TOGETHER})
+        redriven += part
+        if part < _TOGETHER:  # the end; or some cannot be redriven, and would be looked at again
+            break
+    left = None if limit is None else limit - redriven
+    return redriven + int(fetch(connection, statement, {**parameters, "limit": left})[0][0])
+
+
+def _commits_alone(connection: psycopg.Connection[Any]) -> bool:
+    return connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE
 
 
 def stranded_lanes(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
