@@ -38,12 +38,15 @@ class World:
         self.held: list[tuple[str, int]] = []
         self.runs: dict[str, list[str]] = {}
         self._fill()
+        columns = "select string_agg(attname, ', ') from pg_attribute where attrelid = %s::regclass and attnum > 0"
+        columns += " and not attisdropped and attgenerated = ''"
+        statements = []
         for table in TABLES:
             connection.execute(f"create table world_{table} as table underway.{table}")
-        self._reset = ";".join(
-            f"delete from underway.{table}; insert into underway.{table} select * from world_{table}"
-            for table in TABLES
-        )
+            written = value(connection, columns, [f"underway.{table}"])
+            statements.append(f"delete from underway.{table}")
+            statements.append(f"insert into underway.{table} ({written}) select {written} from world_{table}")
+        self._reset = ";".join(statements)
 
     def reset(self) -> None:
         self._connection.execute(self._reset)
