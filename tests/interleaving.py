@@ -40,10 +40,16 @@ class World:
         self._fill()
         for table in TABLES:
             connection.execute(f"create table world_{table} as table underway.{table}")
-        self._reset = ";".join(
-            f"delete from underway.{table}; insert into underway.{table} select * from world_{table}"
-            for table in TABLES
+        self._reset = ";".join(map(self._reset_of, TABLES))
+
+    def _reset_of(self, table: str) -> str:
+        columns = value(
+            self._connection,
+            "select string_agg(quote_ident(attname), ', ') from pg_attribute"
+            " where attrelid = %s::regclass and attnum > 0 and not attisdropped and attgenerated = ''",
+            [f"underway.{table}"],
         )
+        return f"delete from underway.{table}; insert into underway.{table} ({columns}) select {columns} from world_{table}"
 
     def reset(self) -> None:
         self._connection.execute(self._reset)
