@@ -38,18 +38,15 @@ class World:
         self.held: list[tuple[str, int]] = []
         self.runs: dict[str, list[str]] = {}
         self._fill()
+        columns = "select string_agg(attname, ', ') from pg_attribute where attrelid = %s::regclass and attnum > 0"
+        columns += " and not attisdropped and attgenerated = ''"
+        statements = []
         for table in TABLES:
             connection.execute(f"create table world_{table} as table underway.{table}")
-        self._reset = ";".join(map(self._reset_of, TABLES))
-
-    def _reset_of(self, table: str) -> str:
-        columns = value(
-            self._connection,
-            "select string_agg(quote_ident(attname), ', ') from pg_attribute"
-            " where attrelid = %s::regclass and attnum > 0 and not attisdropped and attgenerated = ''",
-            [f"underway.{table}"],
-        )
-        return f"delete from underway.{table}; insert into underway.{table} ({columns}) select {columns} from world_{table}"
+            written = value(connection, columns, [f"underway.{table}"])
+            statements.append(f"delete from underway.{table}")
+            statements.append(f"insert into underway.{table} ({written}) select {written} from world_{table}")
+        self._reset = ";".join(statements)
 
     def reset(self) -> None:
         self._connection.execute(self._reset)

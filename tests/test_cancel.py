@@ -91,12 +91,12 @@ def test_the_live_run_with_a_unique_key_is_cancelled(any_database: str) -> None:
 def test_the_live_runs_with_a_concurrency_key_are_cancelled(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         key: dict[str, Any] = {"concurrency_key": "tenant 1", "key_limit": 2}
-        in_line = [insert(connection, state="waiting", due="infinity", **key) for _ in range(2)]
+        in_line = [insert(connection, state="waiting", due="9999-12-31 00:00+00", **key) for _ in range(2)]
         pending = insert(connection, holds_key=True, **key)
         running, _ = insert_held(connection, US, holds_key=True, **key)
         others = [
             insert(connection, holds_key=True, concurrency_key="tenant 2"),
-            insert(connection, job="another", state="waiting", due="infinity", **key),
+            insert(connection, job="another", state="waiting", due="9999-12-31 00:00+00", **key),
             insert(connection, unique_key="tenant 1"),
         ]
         assert runs.cancel_key(connection, LANE.job, concurrency_key="tenant 1") == 4
@@ -127,10 +127,11 @@ def busy(database: str, *writes: str) -> Iterator[Connection]:
             f"update underway.run set state = 'in_progress', owner = '{US}', token = 7, lease_until = now()",
             True, ("in_progress", True), id="claimed",
         ),
-        pytest.param("update underway.run set state = 'waiting', owner = null", True, ("cancelled", None), id="retry"),
+        pytest.param("update underway.run set state = 'waiting'", True, ("cancelled", None), id="retry"),
         pytest.param("update underway.run set step = 'next', state = 'pending'", True, ("cancelled", None), id="next"),
         pytest.param(
-            f"update underway.run set step = 'next', state = 'in_progress', owner = '{US}', token = 8",
+            f"update underway.run set step = 'next', state = 'in_progress', owner = '{US}', token = 8,"
+            " lease_until = now()",
             True, ("in_progress", True), id="next that stays",
         ),
         pytest.param("delete from underway.run", False, (None, None), id="finished"),

@@ -359,7 +359,7 @@ def test_a_server_that_has_forgotten_the_last_tokens_does_not_give_them_out_agai
         connection.execute("delete from underway.run")
         insert(connection)
         (claimed,) = await store.claim(LANES, 1, candidates=1, suspects=1)
-        assert claimed.token == last + 1
+        assert claimed.token > last
         await work.close()
         await leases.close()
 

@@ -49,7 +49,7 @@ def test_cancel_by_id_job_and_key(connection: Connection, database: str) -> None
     assert document("cancel", "--job", "keyed", database=database)["cancelled"] == 2
     assert count_states(connection) == {"cancelled": 5, "pending": 1}
     insert(connection, job="keyed", unique_key="a")
-    insert(connection, job="keyed", concurrency_key="a")
+    insert(connection, job="keyed", concurrency_key="a", holds_key=True)
     done = document("cancel", "--job", "keyed", "--concurrency-key", "a", database=database)
     assert done == {"job": "keyed", "key": None, "concurrency_key": "a", "cancelled": 1}
     assert count_states(connection) == {"cancelled": 6, "pending": 2}

@@ -360,7 +360,9 @@ def test_a_transaction_that_sees_old_slots_gives_none_away(
         third, fourth = wait_for(connection, limit=2, age=40), wait_for(connection, limit=2, age=30)
         await store.line_up(100)
         (_, held) = await claim(store)
-        connection.execute("update underway.run set state = 'pending' where id = %s", [first])
+        connection.execute(
+            "update underway.run set state = 'pending', owner = null, lease_until = null where id = %s", [first]
+        )
         with psycopg.connect(any_database) as mine:
             mine.isolation_level = level
             mine.execute("select count(*) from underway.run")

@@ -30,7 +30,7 @@ def app(bind: Callable[[Underway], Underway]) -> Underway:
 
 def failed(connection: Connection, label: str | None = "dead", **columns: Any) -> str:
     """A run that has failed for good."""
-    run = insert(connection, **columns)
+    run = insert(connection, **columns, state="waiting")
     assert runs.cancel(connection, UUID(run))
     connection.execute(
         "update underway.finished_run set state = 'failed', error = 'oh', dead_letter = %s where id = %s", [label, run]
@@ -176,6 +176,13 @@ def test_a_limit_takes_the_oldest_and_another_input_replaces_the_old(any_databas
         nothing = failed(connection)
         assert control.redrive(connection, UUID(nothing), b"null")
         assert value(connection, "select input::text = 'null' from underway.run where id = %s", [nothing])
+
+
+def test_another_input_is_kept_as_it_is_written(database: str, connection: Connection) -> None:
+    """jsonb would write 9.5e18 as an integer, which is no float to the step."""
+    run = failed(connection)
+    assert control.redrive(connection, UUID(run), b"[9.5e18, 1.0, -0.0]")
+    assert value(connection, "select input::text from underway.run where id = %s", [run]) == "[9.5e18, 1.0, -0.0]"
 
 
 def test_a_run_in_line_for_its_key_waits_like_a_new_one(database: str, connection: Connection) -> None:

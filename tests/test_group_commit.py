@@ -114,12 +114,29 @@ def test_a_payload_that_cannot_be_stored_fails_the_run_when_no_attempt_is_left(
     assert attempts_of(connection, run) == [("failed", most)]
 
 
-def test_an_ending_that_cannot_be_written_at_all_is_let_go(database: str, connection: Connection) -> None:
-    """Nothing of it can be left out, so the reaper must find it; it must not be tried again for ever."""
+def test_an_error_that_cannot_be_stored_is_spelled_in_ascii(database: str, connection: Connection) -> None:
+    """The lease of such an attempt lapsed, three times, until its run was quarantined and the error was nowhere."""
     bad, good = insert(connection), insert(connection)
 
     async def script(committing: Committing) -> None:
-        committing.fail(bad, error="a\0b")
+        committing.fail(bad, error="a\0\N{DUCK}")
+        committing.fail(good)
+
+    committing = play(database, script)
+    assert committing.held == {}
+    assert attempts_of(connection, bad) == attempts_of(connection, good) == [("failed", 1)]
+    attempt = row_of(connection, "attempt", bad)
+    assert attempt is not None
+    assert attempt["error"] == r"a\x00\U0001f986"
+
+
+def test_an_ending_that_cannot_be_written_at_all_is_let_go(database: str, connection: Connection) -> None:
+    """Nothing of it can be left out, so the reaper must find it; it must not be tried again for ever."""
+    connection.execute("alter table underway.attempt add check (error <> 'refused')")
+    bad, good = insert(connection), insert(connection)
+
+    async def script(committing: Committing) -> None:
+        committing.fail(bad, error="refused")
         committing.fail(good)
 
     committing = play(database, script)

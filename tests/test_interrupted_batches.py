@@ -76,7 +76,7 @@ Turn = Callable[[], Awaitable[object]]
 def reaping(side: Side) -> Turn:
     backends: Any = Backends(side.store)
     loop = Reaper(side.store, side.work, backends, shortest_lease=lambda: 60.0, on_reaped=lambda: None)
-    return lambda: loop._reap(4e9)
+    return lambda: loop._look(4e9)
 
 
 def promoting(side: Side) -> Turn:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -238,6 +239,32 @@ def test_a_schema_that_does_not_fit_is_refused_with_advice(
             pass
     finally:
         app.close()
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_store_any_text_is_refused(server: str, encoding: str) -> None:
+    """An error with an emoji could not be recorded there: the run was quarantined without a word of it."""
+    name = sql.Identifier(f"other_{uuid4().hex}")
+    advice = f"the encoding of the database is {encoding}, .* encoding 'UTF8' template template0"
+    with psycopg.connect(server, autocommit=True) as superuser:
+        create = "create database {} encoding {} locale 'C' template template0"
+        superuser.execute(sql.SQL(create).format(name, sql.Literal(encoding)))
+        try:
+            url = make_conninfo(server, dbname=name.as_string().strip('"'))
+            with psycopg.connect(url) as connection, pytest.raises(SchemaError, match=advice):
+                migrate.migrate(connection)
+
+            async def supervisor() -> None:
+                session = Session(url)
+                try:
+                    await session.open()
+                finally:
+                    await session.close()
+
+            with pytest.raises(SchemaError, match=advice):
+                asyncio.run(supervisor())
+        finally:
+            superuser.execute(sql.SQL("drop database {} with (force)").format(name))
 
 
 def test_code_that_is_too_old_does_not_migrate_either(connection: Connection) -> None:

@@ -340,7 +340,8 @@ def test_what_has_left_is_in_nobodys_way_while_a_snapshot_is_held(any_database: 
         session = Explaining(any_database, ", analyze, buffers")
         try:
             for name in ("seconds_until_due", "promote_runs", "line_up_runs", "expire_runs"):
-                await session.fetch(name, {"since": since, "limit": 500, "queues": [], "keys": []})
+                given = {"since": since, "limit": 500, "passing_over": 0, "queues": [], "keys": []}
+                await session.fetch(name, given)
         finally:
             await session.close()
         return {name: plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for name, plan in session.plans.items()}

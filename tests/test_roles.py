@@ -117,8 +117,8 @@ def refused_functions(connection: Connection, owner: str) -> set[str]:
         some = {
             "uuid": value(own, "select id from underway.run where state = 'pending' limit 1"),
             "uuid[]": own.execute("select array_agg(id) from underway.run").fetchone()[0],  # type: ignore[index]
-            "text": "1", "text[]": ["default"], "json": "{}", "jsonb": "{}", "integer": 1, "boolean": True,
-            "interval": "0",
+            "text": "1", "text[]": ["default"], "json": "{}", "jsonb": "{}", "integer": 1, "bigint": 10**15,
+            "interval": "0", "boolean": True,
             "double precision": 0, "smallint": 1, "timestamp with time zone[]": [],
         }  # fmt: skip
     refused = set()

@@ -156,6 +156,30 @@ def test_bad_values_are_refused(sql: Connection, argument: str, sqlstate: str) -
     assert sql.execute("select count(*) from underway.run").fetchone() == (0,)
 
 
+@pytest.mark.parametrize(
+    "large",
+    [
+        pytest.param("to_jsonb(repeat('x', 8388607))", id="a byte too much"),
+        # 1e131071 is stored in a few bytes, and printed in 131,072 digits. The second is too large for any text.
+        pytest.param("(select jsonb_agg('1e131071'::jsonb) from generate_series(1, 100))", id="13 MB in 2 kB"),
+        pytest.param("(select jsonb_agg('1e131071'::jsonb) from generate_series(1, 9000))", id="1.2 GB in 160 kB"),
+    ],
+)
+def test_an_input_that_is_too_large_as_text_is_refused(sql: Connection, large: str) -> None:
+    failed = enqueued(sql, "underway.enqueue('echoes')")
+    assert sql.execute("select underway.cancel(%s)", [failed]).fetchone() == (True,)
+    sql.execute("update underway.finished_run set state = 'failed'")
+    for call in (f"underway.enqueue('echoes', {large})", f"underway.redrive('{failed}', {large})"):
+        with pytest.raises(psycopg.Error) as raised:
+            sql.execute(f"select {call}")
+        assert raised.value.sqlstate == "UW005"
+        assert "bytes as JSON text, and at most 8388608 are allowed" in str(raised.value)
+    assert sql.execute("select count(*) from underway.run").fetchone() == (0,)
+    most = enqueued(sql, "underway.enqueue('echoes', to_jsonb(repeat('x', 8388606)))")
+    size = "select input_bytes, octet_length(input::text) from underway.run where id = %s"
+    assert sql.execute(size, [most]).fetchone() == (8388608, 8388608)
+
+
 @pytest.mark.parametrize("option", ["delay", "keep"])
 @pytest.mark.parametrize("value", ["infinity", "-infinity"])
 def test_for_ever_is_no_duration(sql: Connection, option: str, value: str) -> None:

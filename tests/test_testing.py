@@ -532,9 +532,9 @@ def test_time_passes_for_everything_that_waits_and_nothing_else(connection: Conn
 
 
 def test_a_run_in_line_for_a_key_stays_in_line(connection: Connection) -> None:
-    insert(connection, state="waiting", due="infinity", concurrency_key="one")
+    insert(connection, state="waiting", due="9999-12-31 00:00+00", concurrency_key="one")
     advance(connection, HOUR)
-    assert value(connection, "select due = 'infinity' from underway.run")
+    assert value(connection, "select due = '9999-12-31 00:00+00' from underway.run")
 
 
 def test_an_app_is_given_back_as_it_was(database: str) -> None:

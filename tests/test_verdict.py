@@ -68,6 +68,7 @@ def test_the_table_cell_by_cell() -> None:
         Seen.OUT_OF_MEMORY: ("out_of_memory", Charge.CRASH),
         Seen.NEVER_STARTED: ("released", Charge.RELEASE),
         Seen.UNSTORABLE: ("failed", Charge.ATTEMPT),
+        Seen.TOO_LARGE: ("failed", Charge.FAILURE),
         Seen.CANCELLED: ("cancelled", Charge.CANCEL),
         Seen.KILLED_CANCEL: ("cancelled", Charge.CANCEL),
     } == VERDICTS

@@ -214,7 +214,7 @@ def test_a_statement_that_fails_leaves_the_session_with_its_ears(
         pid = await listening.pid()
         if how == "refused for its data":
             with pytest.raises(psycopg.DataError):
-                await listening.session.fetch("promote_runs", {"limit": "no number", "since": 0})
+                await listening.session.fetch("promote_runs", {"limit": "no number", "since": 0, "passing_over": 0})
         else:
             with psycopg.connect(database) as stranger:
                 stranger.execute("lock table underway.supervisor")

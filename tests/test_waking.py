@@ -100,8 +100,8 @@ def _step_hands_over(database: str, connection: Connection) -> None:
 def _key_is_passed_on(database: str, connection: Connection) -> None:
     key = {"queue": "ours", "concurrency_key": "key"}
     held, _ = insert_held(connection, OURS, holds_key=True, **key)
-    insert(connection, state="waiting", due="infinity", **key)
-    connection.execute("update underway.run set state = 'pending', owner = null where id = %s", [held])
+    insert(connection, state="waiting", due="9999-12-31 00:00+00", **key)
+    connection.execute("update underway.run set state = 'pending', owner = null, lease_until = null where holds_key")
     connection.execute("select underway.cancel(%s)", [held])
 
 

@@ -17,7 +17,9 @@ from typing_extensions import TypedDict
 
 # A payload is at most 8 MiB; the rest is room for the header of a step that enqueues many runs (their inputs travel
 # there). Anything longer is not ours: a stray write into our socket, so the peer is treated as broken.
-MAX_FRAME = 256 * 1024 * 1024
+MAX_FRAME = 128 * 1024 * 1024
+# Of a task, whose frame holds little else. The database refuses much smaller ones.
+MAX_INPUT = MAX_FRAME - 1024 * 1024
 
 
 class Hello(NamedTuple):

@@ -306,7 +306,7 @@ MENDED: dict[str, Line] = {
         "test_claims::test_tokens_grow_and_never_come_back",
         "test_claims::test_many_claimers_share_all_runs_and_none_is_claimed_twice",
     ),
-    "19": held("#107: a migration lost what was there", "test_upgrade::test_what_is_there_outlives_the_migrations"),
+    "19": held("#107: a migration lost what was there", "test_migrate::test_an_upgrade_applies_only_what_is_missing"),
     "20": held(
         "#97, #128: a stop reaches everybody, or only one's own process",
         "test_control::test_one_supervisor_or_all_are_asked_to_stop_and_leave",

@@ -178,7 +178,7 @@ def test_whatever_fails_at_once_makes_no_busy_loop(
         time.sleep(1.5)
         lines, cpu = supervisor.log.count("\n") - lines, sum(process.cpu_times()[:2]) - cpu
     assert cpu < 0.75
-    assert 0 < lines < 100
+    assert 0 < lines < 200
     assert supervisor.process.poll() is None
     assert conforming.numbers.enqueue(2).result(20) == 2
 

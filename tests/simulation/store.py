@@ -124,10 +124,10 @@ class FakeStore:
         self._note_locked_keys(locked)
         return reaped
 
-    async def promote(self, limit: int, *, from_head: bool = True) -> int:
+    async def promote(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
         return await self._work.do("promote", lambda: claims.promote(self._database))
 
-    async def line_up(self, limit: int, *, from_head: bool = True) -> int:
+    async def line_up(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
         before, self.locked_keys = self.locked_keys, set()
         looked_at, locked = await self._work.do("line up", lambda: self._database.keys.line_up(before))
         self._note_locked_keys(locked)
@@ -161,7 +161,7 @@ class FakeStore:
     async def has_work(self, jobs: Iterable[str]) -> bool:
         return bool(self._database.live)
 
-    async def expire(self, limit: int, *, from_head: bool = True) -> int:
+    async def expire(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
         return 0
 
     async def stranded_lanes(self) -> list[Lane]:

@@ -128,6 +128,7 @@ class Session:
         except psycopg.Error as error:
             raise DatabaseAway(str(error).strip()) from error
         try:
+            migrate.check_encoding(connection)
             migrate.check(await _applied_migrations(connection))
             if self.on_open is not None:
                 await self.on_open(connection)

@@ -91,7 +91,8 @@ class Store:
         self.on_locked_keys: Callable[[], None] = lambda: None
 
     async def _pass_tokens(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
-        """Let no token come twice to us: this may be another server, which has not heard of the last ones."""
+        """Let no token come twice: this may be another server, which has not heard of the last ones."""
+        await connection.execute(statements()["recover_tokens"])
         if self._last_token:
             await connection.execute(statements()["pass_tokens"], {"last": self._last_token})
 
@@ -223,26 +224,30 @@ class Store:
         self._note_locked_keys(rows)
         return [(run, token, final) for run, token, final, _ in rows]
 
-    async def expire(self, limit: int, *, from_head: bool = True) -> int:
+    # Like reap, these raise psycopg.Error if the data of a row is refused, and can pass over the first so many.
+
+    async def expire(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
         """Remove so many finished runs whose keep has passed; unless `from_head`, only those behind the last ones."""
         since = -math.inf if from_head else self._expired_since
-        rows = await self._work.fetch("expire_runs", {"limit": limit, "since": since})
+        rows = await self._work.fetch("expire_runs", {"limit": limit, "since": since, "passing_over": passing_over})
         self._expired_since = max((expires_at for (expires_at,) in rows), default=since)
         return len(rows)
 
-    async def promote(self, limit: int, *, from_head: bool = True) -> int:
+    async def promote(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
         since = -math.inf if from_head else self._due_since
-        return len(await self._work.fetch("promote_runs", {"limit": limit, "since": since}))
+        parameters = {"limit": limit, "since": since, "passing_over": passing_over}
+        return len(await self._work.fetch("promote_runs", parameters))
 
-    async def line_up(self, limit: int, *, from_head: bool = True) -> int:
+    async def line_up(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
         """Let due runs get in line for their keys; pass on these keys and those that were locked.
 
         How many it looked at: if none, nothing has become pending.
         """
         since = -math.inf if from_head else self._due_since
         locked, self.locked_keys = self.locked_keys, set()
-        parameters = {"queues": Texts(queue for queue, _ in locked), "keys": Texts(key for _, key in locked)}
-        rows = await self._work.fetch("line_up_runs", {**parameters, "limit": limit, "since": since})
+        keys = {"queues": Texts(queue for queue, _ in locked), "keys": Texts(key for _, key in locked)}
+        parameters = {**keys, "limit": limit, "since": since, "passing_over": passing_over}
+        rows = await self._work.fetch("line_up_runs", parameters)
         self._note_locked_keys(rows)
         return int(rows[0][0]) if rows else 0
 

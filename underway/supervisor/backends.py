@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterable
 from logging import getLogger
 
-from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
+from underway.supervisor.faults import FAILED
 
 log = getLogger("underway.supervisor")
 
@@ -38,7 +38,7 @@ class Backends:
             tokens = set(self._tokens)
             try:
                 await self._store.terminate(tokens)
-            except DatabaseAway as error:
+            except FAILED as error:
                 tries += 1
                 if tries < _MOST_TRIES:
                     continue

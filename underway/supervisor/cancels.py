@@ -3,10 +3,13 @@
 import time
 from logging import getLogger
 
+import psycopg
+
 from underway.postgres.endings import Attempt, Finish
 from underway.postgres.store import Store
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.endings import Endings
+from underway.supervisor.faults import Faults
 from underway.supervisor.limits import about_task, interrupt
 from underway.supervisor.task import Task
 from underway.supervisor.verdict import Seen
@@ -27,6 +30,7 @@ class Cancels:
         self._endings = endings
         self._held = held
         self._stopping: list[Task] = []
+        self._faults = Faults("closing a cancelled run")
 
     async def look(self) -> bool:
         """Ask for requests; False if there is one for a task that we are about to hear of: ask again. May raise
@@ -44,7 +48,10 @@ class Cancels:
             else:
                 # A claim or hand-over whose answer was lost: no worker has it, and none will.
                 closing = Finish(run, token, "cancelled", None, attempts, crashes, Attempt("cancelled", "cancelled"))
-                await self._store.finish([closing], [])
+                try:
+                    await self._store.finish([closing], [])
+                except psycopg.Error as error:
+                    self._faults.note(error)
         self.pursue(time.monotonic())
         return found_all
 

@@ -4,17 +4,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from logging import getLogger
 
+from underway import wire
 from underway.manifest import Lane, Step
-from underway.postgres.session import ANSWER_SECONDS, DatabaseAway
+from underway.postgres.session import ANSWER_SECONDS
 from underway.postgres.store import Lanes, Store
 from underway.supervisor.batch import Batch
 from underway.supervisor.crew import Crew
 from underway.supervisor.dispatch import MOST_CLAIMED, Dispatch
+from underway.supervisor.faults import FAILED, Faults
 from underway.supervisor.task import Task, from_claim
-
-log = getLogger("underway.supervisor")
 
 POLL_SECONDS = 1.0
 POLL_SECONDS_DEAF = 0.2
@@ -44,14 +43,17 @@ class Claims:
         full: Callable[[], bool],
         listening: Callable[[], bool],
         on_empty: Callable[[], None],
+        on_too_large: Callable[[Task], None],
     ) -> None:
         self._store = store
         self._crew = crew
         self._dispatch = dispatch
+        self._faults = Faults("claim")
         self._held = held
         self._full = full
         self._listening = listening
         self._on_empty = on_empty
+        self._on_too_large = on_too_large
         self._woken = asyncio.Event()
         self._idle = False
         self._full_claims = 0
@@ -135,8 +137,8 @@ class Claims:
                     from_head=self._from_head,
                     seconds=self._batch.seconds,
                 )
-        except DatabaseAway as error:
-            log.warning("claim of up to %d runs interrupted: %s", tasks, error)
+        except FAILED as error:
+            self._faults.note(error)
             self.expect_unknown()
             return 0
         # Not when it was wanted: it may have waited for the database to come back, much longer than a lease.
@@ -149,7 +151,10 @@ class Claims:
         self._short = len(claimed) < tasks and carried * 2 < size
         held = [from_claim(run, steps[run.lane], sent_at) for run in claimed]
         self._held.update((task.token, task) for task in held)
-        self._dispatch.add(held)
+        for task in held:
+            if len(task.input) > wire.MAX_INPUT:
+                self._on_too_large(task)
+        self._dispatch.add(task for task in held if not task.ended)
         self._dispatch.pump()
         return len(claimed)
 
@@ -177,7 +182,7 @@ class Claims:
         """
         if not self._unknown_until:
             return
-        with contextlib.suppress(DatabaseAway):
+        with contextlib.suppress(*FAILED):
             await self._store.release_unknown(self._known())
             if time.monotonic() > self._unknown_until:
                 self._unknown_until = 0.0
@@ -199,14 +204,14 @@ class Claims:
             return False
         try:
             await self._store.set_idle(True, self._queues)
-        except DatabaseAway:
+        except FAILED:
             return False
         self._idle = True
         return await self._claim(tasks, from_head=True) > 0
 
     async def _declare_busy(self) -> None:
         self._idle = False
-        with contextlib.suppress(DatabaseAway):
+        with contextlib.suppress(*FAILED):
             await self._store.set_idle(False)
 
     def forget_idle(self) -> None:

@@ -17,6 +17,7 @@ from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
 from underway.supervisor.batch import Batch
 from underway.supervisor.dispatch import Dispatch
+from underway.supervisor.faults import FAILED
 from underway.supervisor.pace import Pace
 from underway.supervisor.task import Task, from_hand_over
 from underway.supervisor.verdict import Seen, settle
@@ -233,15 +234,20 @@ class Commits:
                 await self._commit_group([ended])
             return
         (ended,) = group
-        message = f"what this attempt handed over cannot be stored: {error}"
-        log.error("%s", message, extra={"about": {"run": ended.task.run}})
-        attempt = ended.row.attempt._replace(outcome="failed", error=message.replace("\0", "\N{REPLACEMENT CHARACTER}"))
-        if ended.row.payload is None and not ended.spawned:
-            # Without payload and children there is nothing left to leave out; the reaper will take the run back.
+        attempt = ended.row.attempt
+        if ended.row.payload is not None or ended.spawned:
+            message = f"what this attempt handed over cannot be stored: {error}"
+            log.error("%s", message, extra={"about": {"run": ended.task.run}})
+            attempt = attempt._replace(outcome="failed", error=message.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+            self.submit(Ended(ended.task, settle(ended.task, Seen.UNSTORABLE, attempt, self._rng), []))
+        elif attempt.error is not None and (plain := _plain(attempt.error)) != attempt.error:
+            log.error(
+                "the error of this attempt cannot be stored as it is: %s", error, extra={"about": ended.task.about}
+            )
+            self.submit(ended._replace(row=ended.row._replace(attempt=attempt._replace(error=plain))))
+        else:  # nothing is left to leave out; the reaper will take the run back
             log.error("this ending cannot be written at all, its lease will lapse", exc_info=error)
             self._held.pop(ended.task.token, None)
-            return
-        self.submit(Ended(ended.task, settle(ended.task, Seen.UNSTORABLE, attempt, self._rng), []))
 
     async def _sort_out(self, missing: list[Ended]) -> None:
         """Judge per run: already recorded (done), lost (dropped), locked by a stranger or cancelled (again later)."""
@@ -249,7 +255,7 @@ class Commits:
         try:
             owned = await self._store.owned([run for run, _ in keys])
             recorded = await self._store.recorded(keys)
-        except DatabaseAway:
+        except FAILED:
             self._repeat(missing)
             return
         locked = []
@@ -298,6 +304,11 @@ class Commits:
 
     def _is_held(self, task: Task) -> bool:
         return task.token in self._held
+
+
+def _plain(text: str) -> str:
+    """What any database can store: ASCII without NUL."""
+    return text.encode("ascii", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _size(ended: Ended) -> int:

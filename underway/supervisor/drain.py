@@ -6,13 +6,13 @@ import time
 from collections.abc import Mapping
 from logging import getLogger
 
-from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
 from underway.supervisor.backends import Backends
 from underway.supervisor.commits import Commits
 from underway.supervisor.crew import Crew
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.endings import Endings
+from underway.supervisor.faults import FAILED
 from underway.supervisor.limits import CLEANUP_SECONDS, about_task, interrupt
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.task import Task
@@ -105,7 +105,7 @@ class Drain:
         writing.result()
         # A label that stays behind does no harm, and is no reason to call the stop unclean; and what a last claim or
         # hand-over has taken without our hearing of it comes back with its lease, if not now.
-        with contextlib.suppress(TimeoutError, DatabaseAway):
+        with contextlib.suppress(TimeoutError, *FAILED):
             async with asyncio.timeout(_LABEL_SECONDS):
                 await self._store.release_unknown({task.run for task in self._held.values()})
                 await self._store.deregister()

@@ -194,6 +194,13 @@ class Endings:
         """Give back a task that was never started; nobody is charged."""
         self.settle(task, Seen.NEVER_STARTED, "")
 
+    def too_large(self, task: Task) -> None:
+        """No worker could read the frame of this task: each that was sent it died, and nobody was charged."""
+        now = time.monotonic()
+        error = f"the input has {len(task.input):,} bytes, and a worker takes at most {wire.MAX_INPUT:,}"
+        log.error("%s", error, extra={"about": task.about})
+        self.settle(task, Seen.TOO_LARGE, error, attempt=Attempt("failed", started=now, ended=now))
+
     def lost(self, task: Task) -> None:
         """The run is somebody else's now: nothing of ours may be written, and nothing may run on."""
         self._held.pop(task.token, None)

@@ -10,9 +10,10 @@ from logging import getLogger
 from msgspec.structs import replace
 
 from underway.manifest import Lane, Manifest, Step
-from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.session import Session
 from underway.postgres.store import Store
 from underway.supervisor.crew import Crew
+from underway.supervisor.faults import FAILED, Faults
 
 log = getLogger("underway.supervisor")
 
@@ -30,6 +31,7 @@ class Labels:
         self._app = app
         self._crew = crew
         self._on_label = on_label
+        self._faults = Faults("writing what Postgres has to know of the app")
         self._stranded: set[Lane] = set()
         self._written: object = None
         self.known = asyncio.Event()  # what Postgres has to know of the app, before anything of it runs
@@ -57,8 +59,8 @@ class Labels:
                 await self.write()
                 await self._store.forget_supervisors()
                 await self._warn_of_stranded()
-            except DatabaseAway as error:
-                log.warning("what Postgres has to know of the app could not be written: %s", error)
+            except FAILED as error:
+                self._faults.note(error)
                 # Perhaps a row that has changed is locked, for a second each time: commits need the connection too.
                 await asyncio.sleep(1)
             opened, again_at = self._work.opened, time.monotonic() + _LABEL_SECONDS

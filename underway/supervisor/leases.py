@@ -12,6 +12,7 @@ from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Renewal, Store
 from underway.postgres.wakeup import Wakeup
 from underway.supervisor.batch import Batch
+from underway.supervisor.faults import FAILED, Faults
 from underway.supervisor.task import Task
 
 log = getLogger("underway.supervisor")
@@ -42,6 +43,7 @@ class Leases:
         self._shortest_lease = shortest_lease
         self._on_lost = on_lost
         self._batch = Batch(MOST_RENEWED)
+        self._faults = Faults("renewal")
 
     async def run(self) -> None:
         renewed_at = 0.0
@@ -58,8 +60,8 @@ class Leases:
                     await self.renew(reporting)
                 await self._wakeup.subscribe()
                 await self._wakeup.rest(min(max(due, 0.01), PROGRESS_SECONDS))
-            except DatabaseAway as error:
-                log.warning("leases could not be renewed: %s", error)
+            except FAILED as error:
+                self._faults.note(error)
                 renewed_at = 0.0
                 # No busy loop while the database is away, and a fleet must not come back in step.
                 await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311

@@ -9,13 +9,10 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from logging import getLogger
 
-from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
 from underway.supervisor.batch import Batch
-
-log = getLogger("underway.supervisor")
+from underway.supervisor.faults import FAILED, Faults
 
 _LIMIT = 1000
 # Each run that gets in line takes a lock for its key: sixteen supervisors with a thousand of them each filled the table
@@ -44,6 +41,7 @@ class Promoter:
         self._swept_at = 0.0
         self._swept_to = ("", "")
         self._promotion, self._line_up, self._swept = Batch(_LIMIT), Batch(_LINED_UP), Batch(_SWEPT_KEYS)
+        self._faults = Faults("promotion")
         store.on_locked_keys = lambda: self.hint(_LOCKED_PAUSE)
 
     def hint(self, delay: float) -> None:
@@ -60,8 +58,8 @@ class Promoter:
             try:
                 pause = await self._look()
                 await self._sweep()
-            except DatabaseAway as error:
-                log.warning("promotion interrupted: %s", error)
+            except FAILED as error:
+                self._faults.note(error)
             self.hint(pause)
             await self._sleep()
 
@@ -73,25 +71,29 @@ class Promoter:
             now = time.monotonic()
             self._head_at = now + (now - self._store.commit_sent_at) / _HEAD_SHARE
         if self._store.locked_keys or (due is not None and due <= 0):
-            if await self._bring_in_line(from_head=from_head) + await self._promote(from_head=from_head):
+            if await self._promote(from_head=from_head):
                 self._on_promoted()
+            if self._faults.passed_over:
+                return _POLL_SECONDS  # they are due, and stay so
             due = await self._store.seconds_until_due(from_head=False)
         pause = _POLL_SECONDS if due is None else min(max(due, _SHORTEST_PAUSE), _POLL_SECONDS)
         return min(pause, _LOCKED_PAUSE) if self._store.locked_keys else pause
 
-    async def _bring_in_line(self, *, from_head: bool) -> int:
-        limit = self._line_up.rows
-        with self._line_up.smaller_if_interrupted(limit):
-            looked_at = await self._store.line_up(limit, from_head=from_head)
-        self._line_up.succeeded(looked_at, seconds=self._took())
-        return looked_at
-
-    async def _promote(self, *, from_head: bool) -> int:
-        limit = self._promotion.rows
-        with self._promotion.smaller_if_interrupted(limit):
-            promoted = await self._store.promote(limit, from_head=from_head)
-        self._promotion.succeeded(promoted, seconds=self._took())
-        return promoted
+    async def _promote(self, *, from_head: bool) -> bool:
+        """Whether anything may have become pending."""
+        looked_at = await self._faults.isolate(
+            lambda limit, passing_over: self._store.line_up(limit, from_head=from_head, passing_over=passing_over),
+            self._line_up,
+            self._sent_at,
+        )
+        passed_over = self._faults.passed_over
+        promoted = await self._faults.isolate(
+            lambda limit, passing_over: self._store.promote(limit, from_head=from_head, passing_over=passing_over),
+            self._promotion,
+            self._sent_at,
+        )
+        self._faults.passed_over += passed_over
+        return looked_at + promoted > 0
 
     async def _sweep(self) -> None:
         if time.monotonic() >= self._swept_at + _SWEEP_SECONDS:
@@ -99,11 +101,10 @@ class Promoter:
             limit = self._swept.rows
             with self._swept.smaller_if_interrupted(limit):
                 self._swept_to = await self._store.sweep_keys(self._swept_to, limit)
-            self._swept.succeeded(limit, seconds=self._took())
+            self._swept.succeeded(limit, seconds=time.monotonic() - self._sent_at())
 
-    def _took(self) -> float:
-        """How long the statement took that has returned just now."""
-        return time.monotonic() - self._store.commit_sent_at
+    def _sent_at(self) -> float:
+        return self._store.commit_sent_at
 
     async def _sleep(self) -> None:
         # Under a stream of hints there are commits between two looks, too.

@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable
 from logging import getLogger
 
-import psycopg
-
-from underway.postgres.session import LONGEST_PAUSE, DatabaseAway, Session
+from underway.postgres.session import LONGEST_PAUSE, Session
 from underway.postgres.store import Store
 from underway.supervisor.backends import Backends
 from underway.supervisor.batch import Batch
 from underway.supervisor.database_clock import DatabaseClock
+from underway.supervisor.faults import FAILED, Faults
 
 log = getLogger("underway.supervisor")
 
@@ -52,7 +51,7 @@ class Reaper:
         self._opened = work.opened
         self._well_at = 0.0
         self._not_before = 0.0
-        self._said = ""
+        self._faults = Faults("reaping")
 
     async def run(self) -> None:
         self._well_at = time.monotonic()
@@ -61,8 +60,8 @@ class Reaper:
                 could_renew_at = await self._rehearse()
                 if time.monotonic() >= self._not_before:
                     await self._look(could_renew_at)
-            except DatabaseAway as error:
-                log.warning("reaping interrupted: %s", error)
+            except FAILED as error:
+                self._faults.note(error)
                 self._well_at = -math.inf
             await asyncio.sleep(min(self._shortest_lease() / 4, _LONGEST_PERIOD))
 
@@ -90,39 +89,20 @@ class Reaper:
 
     async def _look(self, expired_by: float) -> None:
         """Take back no more than what had expired while all was well: an outage may come before this is let in."""
-        try:
-            await self._reap(expired_by)
-        except psycopg.Error as error:
-            await self._one_by_one(expired_by, error)
-
-    async def _reap(self, expired_by: float) -> None:
         took = 0.0
+
+        async def reap(limit: int, passing_over: int) -> int:
+            nonlocal took
+            reaped = await self._store.reap(limit, expired_by, passing_over=passing_over)
+            took += time.monotonic() - self._work.sent_at  # not the wait for a connection, or for commits on it
+            self._taken_back(reaped)
+            return len(reaped)
+
         while True:
             limit = self._batch.rows
-            with self._batch.smaller_if_interrupted(limit):
-                reaped = await self._store.reap(limit, expired_by)
-            seconds = time.monotonic() - self._work.sent_at  # not the wait for a connection, or for commits on it
-            self._batch.succeeded(len(reaped), seconds=seconds)
-            took += seconds
-            self._taken_back(reaped)
-            if len(reaped) < limit:
+            if await self._faults.isolate(reap, self._batch, lambda: self._work.sent_at) < limit:
                 break
         self._not_before = time.monotonic() + took / _SHARE
-
-    async def _one_by_one(self, expired_by: float, error: psycopg.Error) -> None:
-        """Somebody's hand has written what cannot be filed. Whatever that is, it keeps no other run waiting."""
-        if str(error) != self._said:  # and not at each turn
-            self._said = str(error)
-            log.error("a run whose lease has expired can be neither taken back nor closed: %s", error)
-        passed_over, reaped = 0, True
-        while reaped and passed_over < _LIMIT:
-            try:
-                taken_back = await self._store.reap(1, expired_by, passing_over=passed_over)
-            except psycopg.Error:
-                passed_over += 1
-            else:
-                self._taken_back(taken_back)
-                reaped = bool(taken_back)
 
     def _taken_back(self, reaped: list[tuple[str, int, str | None]]) -> None:
         if reaped:

@@ -5,9 +5,9 @@ import contextlib
 from collections.abc import Callable
 from logging import getLogger
 
-from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
 from underway.supervisor.cancels import Cancels
+from underway.supervisor.faults import FAILED, Faults
 from underway.supervisor.shutdown import StopRequest
 
 log = getLogger("underway.supervisor")
@@ -27,6 +27,7 @@ class Requests:
         self._cancels = cancels
         self._stop = stop
         self._listening = listening
+        self._faults = Faults("reading requests")
         self._woken = asyncio.Event()
 
     def hear(self, payload: str) -> None:
@@ -43,7 +44,7 @@ class Requests:
                 if not self._stop.draining.is_set() and await self._store.stop_requested():
                     log.info("asked to stop: finishing what runs, claiming nothing more")
                     self._stop.drain()
-            except DatabaseAway as error:
-                log.warning("requests could not be read: %s", error)
+            except FAILED as error:
+                self._faults.note(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), pause)

@@ -2,14 +2,10 @@
 
 import asyncio
 import random
-import time
-from logging import getLogger
 
-from underway.postgres.session import DatabaseAway
 from underway.postgres.store import Store
 from underway.supervisor.batch import Batch
-
-log = getLogger("underway.supervisor")
+from underway.supervisor.faults import FAILED, Faults
 
 _LIMIT = 500
 _PERIOD = 60.0
@@ -23,23 +19,25 @@ class Retention:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._batch = Batch(_LIMIT)
+        self._faults = Faults("retention")
 
     async def run(self) -> None:
         from_head = True
         while True:
             pause = _PERIOD * random.uniform(0.8, 1.2)  # noqa: S311 - a fleet need not look in step
             try:
-                from_head = await self._expire(from_head=from_head)
+                limit = self._batch.rows
+                from_head = await self._expire(from_head=from_head) < limit
                 if not from_head:
                     pause = _PAUSE
-            except DatabaseAway as error:
-                log.warning("retention interrupted: %s", error)
+            except FAILED as error:
+                self._faults.note(error)
             await asyncio.sleep(pause)
 
-    async def _expire(self, *, from_head: bool) -> bool:
-        """Remove a batch; whether that was all there is to remove for now."""
-        limit = self._batch.rows
-        with self._batch.smaller_if_interrupted(limit):
-            removed = await self._store.expire(limit, from_head=from_head)
-        self._batch.succeeded(removed, seconds=time.monotonic() - self._store.commit_sent_at)
-        return removed < limit
+    async def _expire(self, *, from_head: bool) -> int:
+        """How many were removed."""
+        return await self._faults.isolate(
+            lambda limit, passing_over: self._store.expire(limit, from_head=from_head, passing_over=passing_over),
+            self._batch,
+            lambda: self._store.commit_sent_at,
+        )

@@ -12,10 +12,11 @@ from underway.errors import InvalidOption
 from underway.ids import new_id
 from underway.postgres import schedules
 from underway.postgres.schedules import Upcoming
-from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.session import Session
 from underway.schedule import Cron, due
 from underway.supervisor.batch import Batch
 from underway.supervisor.crew import Crew
+from underway.supervisor.faults import FAILED, Faults
 
 log = getLogger("underway.supervisor")
 
@@ -37,6 +38,7 @@ class Schedules:
         self._crew = crew
         self._on_enqueued = on_enqueued
         self._batch = Batch(_MOST_SLOTS)
+        self._faults = Faults("schedules")
         self._complaints: set[tuple[str, ...]] = set()
 
     async def run(self) -> None:
@@ -44,8 +46,8 @@ class Schedules:
             pause = _POLL_SECONDS
             try:
                 pause = await self._turn()
-            except DatabaseAway as error:
-                log.warning("schedules interrupted: %s", error)
+            except FAILED as error:
+                self._faults.note(error)
             await asyncio.sleep(pause)
 
     async def _turn(self) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from logging import getLogger
 from typing import Any
 
-from underway.postgres.session import DatabaseAway, Session
+from underway.postgres.session import Session
 from underway.postgres.store import Store
 from underway.postgres.wakeup import Wakeup
 from underway.supervisor.backends import Backends
@@ -19,6 +19,7 @@ from underway.supervisor.crew import Crew
 from underway.supervisor.dispatch import Dispatch
 from underway.supervisor.drain import Drain
 from underway.supervisor.endings import Endings
+from underway.supervisor.faults import FAILED
 from underway.supervisor.kernel_kills import KernelKills
 from underway.supervisor.labels import Labels
 from underway.supervisor.leases import Leases
@@ -86,6 +87,7 @@ class Service:
             full=self._commits.full,
             listening=lambda: wakeup.listening,
             on_empty=self._looked_in_vain.set,
+            on_too_large=self._endings.too_large,
         )
         self._promoter = Promoter(store, on_promoted=self._claims.wake)
         self._leases = Leases(
@@ -245,7 +247,7 @@ class Service:
             if self._held or self._commits.uncommitted():
                 continue
             assert self._crew.manifest is not None
-            with contextlib.suppress(DatabaseAway):
+            with contextlib.suppress(*FAILED):
                 if not await self._store.has_work([job.name for job in self._crew.manifest.jobs]):
                     log.info("nothing left to do")
                     self._stop.drain()

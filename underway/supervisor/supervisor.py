@@ -11,8 +11,6 @@ from logging import getLogger
 from typing import Any
 from uuid import uuid4
 
-import psycopg
-
 from underway import wire
 from underway.errors import EmbeddedPostgresError, InvalidOption, NoDatabase, SchemaError
 from underway.postgres.connect import conninfo, label
@@ -66,13 +64,13 @@ async def _live(settings: Settings) -> int:
         url = conninfo(database)
         work, leases = Session(url), Session(url)
         sessions += work, leases
+        store = Store(work, leases, identity, socket.gethostname())  # before they open: it looks at the tokens first
         for session in sessions:
             if not await _unless_stopped(stop, asyncio.ensure_future(session.open())):
                 return ExitCode.CLEAN
         # Not before: an embedded Postgres that was started just now must not become ours to bury.
         crew.disown_strangers()
         _become_subreaper()
-        store = Store(work, leases, identity, socket.gethostname())
         crew.welcome(wire.Welcome(str(identity), socket.gethostname(), url))
         # What is here now stays; and hundreds of tasks claimed together are not garbage to look for.
         gc.freeze()
@@ -98,7 +96,7 @@ async def _live(settings: Settings) -> int:
     except (NoDatabase, InvalidOption) as error:
         log.error("%s", error)
         return ExitCode.USAGE
-    except (DatabaseAway, EmbeddedPostgresError, psycopg.Error) as error:
+    except (DatabaseAway, EmbeddedPostgresError) as error:
         log.error("cannot reach the database: %s", error)
         return ExitCode.DATABASE_UNREACHABLE
     finally:

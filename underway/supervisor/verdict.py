@@ -36,6 +36,7 @@ class Seen(StrEnum):
     OUT_OF_MEMORY = "out of memory"
     NEVER_STARTED = "never started"
     UNSTORABLE = "result cannot be stored"
+    TOO_LARGE = "input too large for a worker"
     CANCELLED = "cancelled"
     KILLED_CANCEL = "killed: cancelled"
 
@@ -70,6 +71,7 @@ VERDICTS: dict[Seen, Verdict] = {
     Seen.OUT_OF_MEMORY: Verdict("out_of_memory", Charge.CRASH),
     Seen.NEVER_STARTED: Verdict("released", Charge.RELEASE),
     Seen.UNSTORABLE: Verdict("failed", Charge.ATTEMPT),
+    Seen.TOO_LARGE: Verdict("failed", Charge.FAILURE),
     Seen.CANCELLED: Verdict("cancelled", Charge.CANCEL),
     Seen.KILLED_CANCEL: Verdict("cancelled", Charge.CANCEL),
 }

@@ -4,6 +4,26 @@
 create sequence underway.token as bigint;
 comment on sequence underway.token is 'fencing tokens: grows at each claim, never comes back';
 
+-- What a run can have. The tables refuse anything else, since one row with an impossible value ends a statement for all rows
+-- beside it: a due time of 4714 BC from which a priority was subtracted, or a keep of 178 million years, ended each
+-- supervisor that looked at the row. Domains, not constraints of the table: they are checked where a value is written, and
+-- cost a claim nothing.
+create domain underway.name as text constraint name_length check (length(value) between 1 and 200);
+create domain underway.key as text constraint key_length check (length(value) between 1 and 400);
+create domain underway.key_limit as smallint constraint key_limit_positive check (value >= 1);
+create domain underway.instant as timestamptz constraint instant_range
+    check (value between '1000-01-01 00:00+00' and '9999-12-31 00:00+00');
+-- due - priority * 1 minute, at most 23 days outside the range of due.
+create domain underway.rank as timestamptz constraint rank_range
+    check (value between '0999-11-01 00:00+00' and '10000-03-01 00:00+00' or value = 'infinity');
+-- Compared as if a month had 30 days: parts that undo each other, as '292000 years -105110000 days', overflow when they are
+-- added to an instant.
+create domain underway.duration as interval constraint duration_range
+    check (value between '0' and '365000 days'
+        and abs(date_part('year', value)) <= 2000 and abs(date_part('day', value)) <= 730000);
+-- Far below the largest int4: statements add 1.
+create domain underway.count as int constraint count_range check (value between 0 and 2000000000);
+
 -- Payloads are json, not jsonb: jsonb prints each number in full, so that 8 MiB of 1e308 came back as 357 MB.
 --
 -- Live runs only. fillfactor leaves room for renewals on the same page; no index may contain lease_until, or not one
@@ -11,27 +31,27 @@ comment on sequence underway.token is 'fencing tokens: grows at each claim, neve
 create table underway.run (
     id uuid primary key,
     token bigint not null default 0,
-    created_at timestamptz not null default clock_timestamp(),
-    due timestamptz not null,
-    rank timestamptz not null,
-    lease_until timestamptz,
-    scheduled_for timestamptz,
+    created_at underway.instant not null default clock_timestamp(),
+    due underway.instant not null,
+    rank underway.rank not null,
+    lease_until underway.instant,
+    scheduled_for underway.instant,
     owner uuid,
-    keep interval not null,
-    number int not null default 0,
-    attempts int not null default 0,
-    crashes int not null default 0,
-    releases int not null default 0,
-    max_crashes int not null default 3,
+    keep underway.duration not null,
+    number underway.count not null default 0,
+    attempts underway.count not null default 0,
+    crashes underway.count not null default 0,
+    releases underway.count not null default 0,
+    max_crashes underway.count not null default 3,
     priority smallint not null default 0,
-    key_limit smallint,
+    key_limit underway.key_limit,
     cancel_requested boolean not null default false,
-    state text not null check (state in ('pending', 'waiting', 'in_progress')),
-    queue text not null,
-    job text not null,
-    step text not null,
-    unique_key text,
-    concurrency_key text,
+    state text not null,
+    queue underway.name not null,
+    job underway.name not null,
+    step underway.name not null,
+    unique_key underway.key,
+    concurrency_key underway.key,
     progress json,
     input json not null,
     input_bytes int not null generated always as (octet_length(input::text)) stored
@@ -103,6 +123,52 @@ create table underway.attempt (
 );
 comment on table underway.attempt is 'one row per attempt that started, written once, at its end';
 
+-- Tokens stay ahead of all that the rows know, also where the sequence does not come along with them.
+
+-- The lock of ALTER SEQUENCE keeps others from drawing tokens until the transaction ends: they go forwards only.
+create function underway.pass_tokens(last bigint) returns void
+language plpgsql strict
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if last <= coalesce(pg_sequence_last_value('underway.token'), 0) then
+        return;
+    end if;
+    alter sequence underway.token no cycle;
+    if last > coalesce(pg_sequence_last_value('underway.token'), 0) then
+        perform setval('underway.token', last);
+    end if;
+end
+$$;
+comment on function underway.pass_tokens is 'lets the next token be greater than this one';
+
+-- Logical replication copies no sequences, and a partial restore may not either: the new server began with token 1 again,
+-- and the second attempt at a run could not be recorded, since it had the token of the first.
+--
+-- The largest token is not searched for among millions of rows. The runs in progress, the newest runs and the newest
+-- attempts tell whether the sequence is behind; then it goes on a thousand million tokens further, which is more than
+-- have been drawn for older runs since.
+create function underway.recover_tokens() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known bigint;
+begin
+    select max(token) into known from (
+        (select token from underway.run where state = 'in_progress' order by id desc limit 1000)
+        union all
+        (select token from underway.run order by id desc limit 1000)
+        union all
+        (select token from underway.attempt order by run_id desc, token desc limit 1000)
+    ) newest;
+    if known > coalesce(pg_sequence_last_value('underway.token'), 0) then
+        perform underway.pass_tokens(known + 1000000000);
+    end if;
+end
+$$;
+comment on function underway.recover_tokens is 'lets the next token be greater than those of the newest runs and attempts';
+
 create table underway.job (
     name text primary key,
     step text not null,
@@ -132,14 +198,14 @@ create table underway.key_slot (
 );
 
 create table underway.schedule (
-    job text not null,
-    name text not null,
+    job underway.name not null,
+    name underway.name not null,
     cron text not null,
     zone text not null,
     catch_up text not null default 'last' check (catch_up in ('none', 'last', 'all')),
     overlap boolean not null default true,
-    input json not null,
-    next_at timestamptz not null,
+    input json not null constraint schedule_input_bytes check (octet_length(input::text) <= 8388608),
+    next_at underway.instant not null,
     primary key (job, name)
 );
 create index schedule_next on underway.schedule (next_at);

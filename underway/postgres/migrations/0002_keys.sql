@@ -15,6 +15,18 @@ alter table underway.run add column holds_key boolean not null default false;
 comment on column underway.run.holds_key is
     'has one of the key_limit slots of (queue, concurrency_key): from pending on, through retries and crashes';
 
+-- A run in progress always has an owner and a lease, or the reaper would never take it back; and none with a key becomes
+-- pending without one of its slots.
+alter table underway.run add constraint run_state check (
+    case state
+        when 'pending' then owner is null and (concurrency_key is null or holds_key)
+        when 'waiting' then owner is null
+        when 'in_progress' then owner is not null and lease_until is not null
+            and (concurrency_key is null or holds_key)
+        else false
+    end
+);
+
 create index run_holds_key on underway.run (queue, concurrency_key) where holds_key;
 create index run_key_due on underway.run (due, id)
     where state = 'waiting' and concurrency_key is not null and not holds_key;

@@ -1,7 +1,7 @@
 -- A run knows the schedule that enqueued it: so a schedule whose runs must not overlap finds the one that is live.
 -- oldest code: 1
 
-alter table underway.run add column schedule text;
+alter table underway.run add column schedule underway.name;
 comment on column underway.run.schedule is 'the name of the schedule, of the same job, that enqueued it';
 
 create index run_schedule on underway.run (job, schedule) where schedule is not null;

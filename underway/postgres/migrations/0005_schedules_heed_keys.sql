@@ -83,6 +83,7 @@ begin
         select id, created_at, now() + keep, scheduled_for, keep, attempts, crashes, releases, priority, key_limit,
             'cancelled', queue, job, step, schedule, unique_key, concurrency_key, 'cancelled', input
         from gone
+        on conflict (id) do nothing
     )
     select count(*), (
         select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key

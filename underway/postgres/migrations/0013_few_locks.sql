@@ -3,7 +3,7 @@
 -- failed with "out of shared memory", as did others meanwhile.
 -- oldest code: 1
 
--- As before, but for the thousand. The other keys are among those that are returned.
+-- As before, but for the thousand, and for a run that cannot be admitted. The other keys are among those that are returned.
 create or replace function underway.pass_keys(queues text[], keys text[]) returns text[]
 language plpgsql strict
 set search_path = pg_catalog, pg_temp
@@ -29,36 +29,49 @@ begin
             group by g.queue, g.key
         ) wanted
     ) tried;
-    with admitted as (
-        update underway.run r
-        set state = 'pending', holds_key = true, due = r.rank + r.priority * interval '1 minute'
-        where r.ctid = any(array(
-            select next.ctid
-            from unnest(ours_queues, ours_keys) as g (queue, key)
-            cross join lateral (
-                select coalesce(w.key_limit, 1) - (
-                        select count(*) from underway.run h
-                        where h.holds_key and h.queue = g.queue and h.concurrency_key = g.key
-                    ) as slots
-                from underway.run w
-                where w.queue = g.queue and w.concurrency_key = g.key and w.state = 'waiting' and not w.holds_key
-                    and w.rank < 'infinity'
-                order by w.rank, w.id
-                limit 1
-            ) line
-            cross join lateral (
-                select w.ctid
-                from underway.run w
-                where w.queue = g.queue and w.concurrency_key = g.key and w.state = 'waiting' and not w.holds_key
-                    and w.rank < 'infinity'
-                order by w.rank, w.id
-                limit greatest(line.slots, 0)
-                for no key update skip locked
-            ) next
-        ))
-        returning r.queue
-    )
-    select array_agg(distinct queue) into woken from admitted;
+    begin
+        with admitted as (
+            update underway.run r
+            set state = 'pending', holds_key = true,
+                due = greatest(least(r.rank + r.priority * interval '1 minute', '9999-12-31 00:00+00'), '1000-01-01 00:00+00')
+            where r.ctid = any(array(
+                select next.ctid
+                from unnest(ours_queues, ours_keys) as g (queue, key)
+                cross join lateral (
+                    select coalesce(w.key_limit, 1) - (
+                            select count(*) from underway.run h
+                            where h.holds_key and h.queue = g.queue and h.concurrency_key = g.key
+                        ) as slots
+                    from underway.run w
+                    where w.queue = g.queue and w.concurrency_key = g.key and w.state = 'waiting' and not w.holds_key
+                        and w.rank < 'infinity'
+                    order by w.rank, w.id
+                    limit 1
+                ) line
+                cross join lateral (
+                    select w.ctid
+                    from underway.run w
+                    where w.queue = g.queue and w.concurrency_key = g.key and w.state = 'waiting' and not w.holds_key
+                        and w.rank < 'infinity'
+                    order by w.rank, w.id
+                    limit greatest(line.slots, 0)
+                    for no key update skip locked
+                ) next
+            ))
+            returning r.queue
+        )
+        select array_agg(distinct queue) into woken from admitted;
+    exception
+        -- A run that cannot be admitted holds up its own key, but no other, and never undoes the commit that gave up the
+        -- key: that run has succeeded. (Runs in line at the end of time failed their neighbours.)
+        when data_exception or integrity_constraint_violation or program_limit_exceeded then
+            if cardinality(ours_keys) = 1 then
+                raise warning 'underway: a run in line for the key % cannot be admitted: %', ours_keys[1], sqlerrm;
+            else
+                perform underway.pass_keys(array[g.queue], array[g.key])
+                from unnest(ours_queues, ours_keys) as g (queue, key);
+            end if;
+    end;
     perform underway.wake(queue) from unnest(woken) as w (queue);
     return others;
 end

@@ -21,9 +21,6 @@ end
 $$;
 comment on function underway.checked_duration is 'the same duration; an error if no run can have it';
 
--- Those that are there already.
-update underway.run set keep = '365000 days' where keep > '365000 days';
-
 -- As before, but for the check of delay and keep, and of the input.
 create or replace function underway.enqueue(
     job text,

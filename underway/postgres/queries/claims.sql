@@ -81,10 +81,15 @@ order by rank, claimed.id;
 -- pass_tokens: go on behind the last token that this supervisor has seen
 --
 -- An asynchronous standby that was promoted may never have heard of it, and would hand it out again: what ends under the
--- old one, in a worker that has not heard of the failover, would be taken for the end of another run. Only ever forwards:
--- others draw tokens meanwhile.
-select count(nextval('underway.token'))
-from generate_series(1, %(last)s - coalesce(pg_sequence_last_value('underway.token'), 0));
+-- old one, in a worker that has not heard of the failover, would be taken for the end of another run.
+select underway.pass_tokens(%(last)s::int8);
+
+-- recover_tokens: go on behind the tokens that the rows know, on a server to which the sequence has not come along
+--
+-- Only its owner may move a sequence.
+select underway.recover_tokens()
+from pg_class
+where oid = 'underway.token'::regclass and pg_has_role(relowner, 'usage');
 
 -- promote_runs: make waiting runs pending whose time has come, but for those that have yet to get a key
 --
@@ -99,6 +104,7 @@ with promoted as (
         where w.state = 'waiting' and w.due <= now() and w.due >= to_timestamp(%(since)s)
             and (w.concurrency_key is null or w.holds_key)
         order by w.due, w.id
+        offset %(passing_over)s
         limit %(limit)s
         for no key update skip locked
     ))
@@ -122,6 +128,7 @@ with lined_up as (
             and w.due <= now() and w.due >= to_timestamp(%(since)s)
             and pg_try_advisory_xact_lock(hashtextextended(w.queue || chr(31) || w.concurrency_key, 0))
         order by w.due, w.id
+        offset %(passing_over)s
         limit %(limit)s
         for no key update skip locked
     ))

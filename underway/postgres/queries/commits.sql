@@ -5,6 +5,8 @@
 -- Of a run that somebody has cancelled no other end is written than that. What an attempt has spawned names its token,
 -- so that of two attempts at one run only the one that holds it has children.
 --
+-- Who inserts a run under the id of a finished one leaves no trace of it beside that one, and holds up no other's commit.
+--
 -- The time is the statement's, since in a step's own transaction now() is when that began.
 with gone as (
     delete from underway.run r
@@ -33,6 +35,7 @@ filed as (
         error, case when final = 'succeeded' then payload::json end,
         case when final <> 'succeeded' then input end
     from gone
+    on conflict (id) do nothing
 ),
 noted as (
     insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,
@@ -84,10 +87,10 @@ continued as (
         priority = coalesce(g.priority, r.priority),
         keep = coalesce(make_interval(secs => g.keep), r.keep),
         input = coalesce(g.payload::json, r.input),
-        number = g.number,
-        attempts = g.attempts,
-        crashes = g.crashes,
-        releases = g.releases,
+        number = least(g.number, 2000000000),
+        attempts = least(g.attempts, 2000000000),
+        crashes = least(g.crashes, 2000000000),
+        releases = least(g.releases, 2000000000),
         due = case when g.delay > 0 then statement_timestamp() + make_interval(secs => g.delay) else r.due end,
         rank = case
             when g.delay > 0 and g.concurrency_key is not null and not underway.keeps_key(r.holds_key, r.queue,

@@ -33,7 +33,7 @@ select date_part('epoch', statement_timestamp()),
 -- One that somebody has cancelled is closed: whoever had to stop it is gone.
 -- What has expired since an instant that is given is left for the next look.
 with lapsed as materialized (
-    select id, token, owner, least(crashes, 2147483646) + 1 as crashes, least(number, 2147483646) + 1 as number,
+    select id, token, owner, least(crashes, 1999999999) + 1 as crashes, least(number, 1999999999) + 1 as number,
         case when cancel_requested then 'cancelled' when crashes > 0 and crashes >= max_crashes - 1 then 'failed'
             end as final
     from underway.run
@@ -75,6 +75,7 @@ filed as (
             else format('quarantined after %%s crashes: the lease expired, its supervisor is gone', all_crashes) end,
         input
     from gone
+    on conflict (id) do nothing
 ),
 noted as (
     insert into underway.attempt (run_id, token, number, pid, finished_at, step, outcome, host, error)
@@ -103,7 +104,7 @@ where state = 'in_progress' and owner = %(owner)s and not cancel_requested;
 -- By their tokens: it may take effect late, in a backend that has not noticed yet that we are gone. When it named those
 -- that are known instead, it then gave back what had been claimed meanwhile, and steps ran twice at a time.
 update underway.run r
-set state = 'pending', owner = null, lease_until = null, releases = least(r.releases, 2147483646) + 1
+set state = 'pending', owner = null, lease_until = null, releases = least(r.releases, 1999999999) + 1
 from unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token)
 where r.id = any(array(
         select l.id from underway.run l where l.id = any(%(ids)s::uuid[]) order by l.id for no key update skip locked

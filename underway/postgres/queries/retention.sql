@@ -7,6 +7,7 @@ with expired as (
         select id from underway.finished_run
         where expires_at < now() and expires_at >= to_timestamp(%(since)s)
         order by expires_at
+        offset %(passing_over)s
         limit %(limit)s
         for update skip locked
     ))
