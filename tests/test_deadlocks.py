@@ -112,7 +112,7 @@ CLIENTS = [
     Statement("enqueue", lambda s: runs.insert_run(s.client, new_id(), "job", "step", Placement(), b"null"), held=True),
     Statement(
         "enqueue many",
-        lambda s: runs.copy_runs(s.client, [(new_id(), b"null")], "job", "step", Placement()),
+        lambda s: runs.copy_runs(s.client, [(new_id(), b"null")], "job", "step", Placement(), True),
         held=True,
     ),
     Statement(

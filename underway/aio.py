@@ -145,7 +145,8 @@ async def enqueue_many(
     Values are encoded between one write to the database and the next, so other tasks go on meanwhile.
     """
     client.refuse_enqueue(conn)
-    question, arguments = client.many_runs(job, values, given)
+    # What iterates over values cannot await, so it cannot use this connection.
+    question, arguments = client.many_runs(job, values, given, in_one=True)
     async with _connection(job._app, conn) as one:
         placed = await question.on(one, *arguments)
     return [AsyncRun(job._app, run_id, job.result_type, created=created) for run_id, created in placed]

@@ -175,7 +175,7 @@ def enqueue_many(
     given: RunOptions,
 ) -> list[Run[R]]:
     refuse_enqueue(conn)
-    question, arguments = many_runs(job, values, given)
+    question, arguments = many_runs(job, values, given, in_one=conn is None)
     with app._given_or_own(conn) as connection:
         placed = question(connection, *arguments)
     result_type = job.result_type
@@ -231,9 +231,9 @@ def one_run(
 
 
 def many_runs(
-    job: Job[Any, Any, Any], values: Iterable[Any], given: RunOptions
+    job: Job[Any, Any, Any], values: Iterable[Any], given: RunOptions, *, in_one: bool
 ) -> "tuple[Question[..., list[tuple[UUID, bool]]], tuple[Any, ...]]":
-    """Like one_run; values without keys are encoded only as they are sent."""
+    """Like one_run; values without keys are encoded only as they are sent. `in_one`: see copy_runs."""
     from underway.postgres import runs
 
     first = job.compiled[0]
@@ -242,7 +242,7 @@ def many_runs(
     if placement.keyed:
         keyed = [_with_keys(run_id, payload, placement, index) for index, (run_id, payload) in enumerate(rows)]
         return runs.insert_keyed_runs, (keyed, job.name, first.spec.name, placement)
-    return runs.copy_runs, (rows, job.name, first.spec.name, placement)
+    return runs.copy_runs, (rows, job.name, first.spec.name, placement, in_one)
 
 
 def _encoded(typed: codec.Codec, values: Iterable[Any]) -> Iterator[tuple[UUID, bytes]]:

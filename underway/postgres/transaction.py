@@ -9,11 +9,10 @@ from uuid import UUID
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
 
 from underway.errors import InsideStep, UnderwayError
-from underway.postgres import columns
 from underway.postgres.columns import UUIDs
+from underway.postgres.cursors import OwnClientCursor, OwnCursor
 from underway.postgres.endings import Continue, Finish, continue_parameters, finish_parameters
 from underway.postgres.queries import statements
 
@@ -58,7 +57,6 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
         fresh = StepConnection(self.pgconn)
         fresh._prepared = self._prepared  # the session has them still
         fresh.prepare_threshold = None
-        columns.register(fresh)
         return fresh
 
     def __del__(self, *_: Any) -> None:
@@ -84,12 +82,11 @@ class StepTransactions:
                 return self._begin_on(self._connection, token)
         self.close()
         self._connection = StepConnection.connect(self._conninfo, prepare_threshold=None)
-        columns.register(self._connection)
         return self._begin_on(self._connection, token)
 
     def _begin_on(self, connection: StepConnection, token: int) -> StepConnection:
         # Merged by the client, since SET takes no parameters.
-        psycopg.ClientCursor(connection).execute(
+        OwnClientCursor(connection).execute(
             statements()["mark_transaction"], {"token": token, "name": transaction_name(token)}
         )
         return connection
@@ -170,7 +167,7 @@ class StepTransactions:
         self._connection = self._connection.anew()
         try:
             self._connection.autocommit = True
-            psycopg.ClientCursor(self._connection).execute(statements()["forget_step"])
+            OwnClientCursor(self._connection).execute(statements()["forget_step"])
             self._connection.autocommit = False
         except psycopg.Error:  # among them that of a thread that was quicker, and has begun something
             self._connection.close()
@@ -178,5 +175,5 @@ class StepTransactions:
     def _fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Planned for these very parameters: a plan for any may have been made while the table was empty."""
         assert self._connection is not None
-        with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
+        with OwnCursor(self._connection) as cursor:
             return cursor.execute(statements()[statement], parameters, prepare=False).fetchall()
