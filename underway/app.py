@@ -25,7 +25,8 @@ from underway.options import RunOptions
 
 if TYPE_CHECKING:
     import psycopg
-    import psycopg_pool
+
+    from underway.postgres.pools import Pools
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -43,8 +44,8 @@ class Underway:
         self._jobs: dict[str, Job[Any, Any, Any]] = {}
         self._queues: dict[str, Queue] = {}
         # By process: a child that is forked must not talk, or say goodbye, on the connections of its parent.
-        self._pools: dict[int, psycopg_pool.ConnectionPool] = {}
-        self._opening = threading.Lock()
+        self._pools: dict[int, Pools] = {}
+        self._locks: dict[int, threading.RLock] = {}
 
     @overload
     def job(self, name: str) -> NewJob: ...
@@ -106,19 +107,14 @@ class Underway:
 
         Opens the pool at first use. Raises NoDatabase, SchemaMissing and its siblings, psycopg.OperationalError.
         """
-        with self._open_pool().connection() as connection:
+        with self._connections().held() as connection:
             yield connection
 
     @contextmanager
     def _own(self) -> "Iterator[psycopg.Connection[Any]]":
-        """Ours for single statements, each a transaction of its own: without BEGIN and COMMIT it has one way to go."""
-        with self.connection() as connection:
-            connection.autocommit = True
-            try:
-                yield connection
-            finally:
-                if not connection.closed:
-                    connection.autocommit = False
+        """Ours for single statements, each a transaction of its own."""
+        with self._connections().statement() as connection:
+            yield connection
 
     @contextmanager
     def _given_or_own(self, conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
@@ -134,17 +130,30 @@ class Underway:
             hint = "; underway.aio takes async connections" if isinstance(conn, psycopg.AsyncConnection) else ""
             raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}{hint}")
 
-    def _open_pool(self) -> "psycopg_pool.ConnectionPool":
+    def _connections(self) -> "Pools":
+        """Those of this process, after one has shown that the address is right and the schema fits."""
         pid = os.getpid()
-        with self._opening:
-            if pid not in self._pools:
-                import psycopg_pool
+        if (pools := self._pools.get(pid)) is not None:
+            return pools
+        with self._opening():  # or threads that are the first would each open one
+            return self._pools.get(pid) or self._open_pools(pid)
 
-                self._pools[pid] = psycopg_pool.ConnectionPool(self._checked_url(), min_size=0, max_size=4, open=True)
-                # Left to the interpreter's end, it waits there for threads that are gone already: from Python 3.13
-                # on a program that had enqueued never ended.
-                weakref.finalize(self, _close, self._pools, pid)
-            return self._pools[pid]
+    def _open_pools(self, pid: int) -> "Pools":
+        from underway.postgres.pools import Pools
+
+        pools = Pools(self._checked_url())
+        # What has interrupted this thread meanwhile, such as a signal handler that enqueues, may have been first.
+        known = self._pools.setdefault(pid, pools)
+        if known is pools:
+            # Left to the interpreter's end, they wait there for threads that are gone already: from Python 3.13 on a
+            # program that had enqueued never ended.
+            weakref.finalize(self, _close, self._pools, pid)
+        return known
+
+    def _opening(self) -> threading.RLock:
+        """Reentrant, for handlers of signals and of log records that enqueue; and of this process, since one that was
+        held while another thread forked is held in the child for ever."""
+        return self._locks.setdefault(os.getpid(), threading.RLock())
 
     def _checked_url(self) -> str:
         """What to connect with, once a connection has shown that the address is right and the schema fits.
@@ -162,7 +171,7 @@ class Underway:
 
     def close(self) -> None:
         """Close the app's connections; they open again when needed."""
-        with self._opening:
+        with self._opening():
             _close(self._pools, os.getpid())
 
     def migrate(self) -> list[str]:
@@ -348,7 +357,7 @@ class Underway:
         )
 
 
-def _close(pools: "dict[int, psycopg_pool.ConnectionPool]", pid: int) -> None:
+def _close(pools: "dict[int, Pools]", pid: int) -> None:
     if pid == os.getpid() and pid in pools:
         pools.pop(pid).close()
 
