@@ -98,6 +98,11 @@ SUPERVISORS = [
 ]
 STEPS = [
     Statement(
+        "wait of a step's own",
+        in_step("lock_run", lambda s: dict(zip(("id", "token"), s.world.held[1], strict=True)) | {"owner": US}),
+        held=True,
+    ),
+    Statement(
         "commit of a step's own",
         in_step("finish_runs", lambda s: finish_parameters([finish(*s.world.held[1])], [], US, "testhost")),
         held=True,

@@ -53,7 +53,7 @@ class Executor:
         self._guard = guard
         self._progress_seconds = progress_seconds
         self._meter = Meter()
-        self.transactions = Transactions(outbox)
+        self.transactions = Transactions(outbox, guard)
         self._states = States(lambda made: self._loop.run_factory(made))
         self._steps: dict[tuple[str, str], tuple[Job[Any, Any, Any], int]] = {}
         for job in app.jobs.values():
@@ -90,6 +90,10 @@ class Executor:
     def _end_transaction(self, task: wire.Task, outcome: Outcome) -> Outcome:
         try:
             return self.transactions.end(task, outcome)
+        except Interrupt as error:
+            return ("interrupted", None, None, [], *outcome[4:7], _error_text(error, _text(error)))
+        except Fail as error:
+            return ("fail", None, None, [], *outcome[4:7], _error_text(error))
         except Exception as error:
             return ("retry", None, None, [], *outcome[4:7], _error_text(error))
 

@@ -20,6 +20,12 @@ select current_setting('underway.token', true),
     set_config('tcp_keepalives_interval', '2', true),
     set_config('tcp_keepalives_count', '3', true);
 
+-- lock_run: wait for a run that another transaction has locked; no row if it is not this attempt's any more
+select true as locked
+from underway.run
+where id = %(id)s and token = %(token)s and owner = %(owner)s and state = 'in_progress' and not cancel_requested
+for update;
+
 -- check_constraints: all that are deferred to the COMMIT, as that would
 set constraints all immediate;
 
