@@ -17,7 +17,7 @@ from typing_extensions import TypeVar
 from underway import client, options, quarantine, scheduling
 from underway import dead_letters as letters
 from underway.context import refuse_inside_step
-from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, UnderwayError
+from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, SupervisorFailed, UnderwayError
 from underway.job import Job, NewJob
 from underway.loading import refuse_while_loading
 from underway.manifest import Manifest, Queue
@@ -45,6 +45,7 @@ class Underway:
         self._queues: dict[str, Queue] = {}
         # By process: a child that is forked must not talk, or say goodbye, on the connections of its parent.
         self._pools: dict[int, Pools] = {}
+        self._made_in = str(sys._getframe(1).f_globals.get("__name__"))
         self._locks: dict[int, threading.RLock] = {}
 
     @overload
@@ -330,7 +331,10 @@ class Underway:
     # Running
 
     def run(self, procs: int = 2, *, until_idle: bool = False) -> int:
-        """Migrate, then run a supervisor with so many workers until it is stopped; returns its exit code.
+        """Migrate, then run a supervisor with so many workers until it is stopped.
+
+        Returns 0 if it stopped with nothing running, 1 if running steps were interrupted by a stop, and given back.
+        Raises SupervisorFailed if it did not start, as where the workers cannot import the app, or was killed.
 
         The supervisor is a process of its own (`underway-supervisor FILE:NAME`), as in production: nothing is
         supervised in here. With `until_idle` it stops when no run of this app is pending, in progress or waiting for
@@ -343,11 +347,14 @@ class Underway:
         command = [sys.executable, "-P", "-m", "underway.cli.supervisor", address, "--procs", str(procs)]
         if until_idle:
             command.append("--until-idle")
-        return _run_in_foreground(command)
+        code = _run_in_foreground(command)
+        if code not in (0, 1):
+            raise SupervisorFailed(f"the supervisor of {address} {_ended(code)}; its log says more", code)
+        return code
 
     def _address(self) -> str:
         """APP, under which another process finds this very app."""
-        for module in [sys.modules["__main__"], *list(sys.modules.values())]:
+        for module in self._modules():
             for name, value in list(getattr(module, "__dict__", {}).items()):
                 if value is self and name.isidentifier():
                     return f"{_module_source(module)}:{name}"
@@ -356,6 +363,12 @@ class Underway:
             "put it into a file, as in: app = Underway()"
         )
 
+    def _modules(self) -> list[Any]:
+        """That which made this app first, and the program last: it may have imported the app from another."""
+        main = sys.modules["__main__"]
+        others = [module for module in list(sys.modules.values()) if module is not main]
+        return [sys.modules.get(self._made_in, main), *others, main]
+
 
 def _close(pools: "dict[int, Pools]", pid: int) -> None:
     if pid == os.getpid() and pid in pools:
@@ -363,15 +376,42 @@ def _close(pools: "dict[int, Pools]", pid: int) -> None:
 
 
 def _module_source(module: Any) -> str:
-    spec = getattr(module, "__spec__", None)
-    if module.__name__ != "__main__":
-        return str(module.__name__)
-    if spec is not None:  # python -m package.module
+    """How a new process imports this module, whatever folder the program was started from: by name, or by its file."""
+    name, file, spec = module.__name__, getattr(module, "__file__", None), getattr(module, "__spec__", None)
+    program = name in ("__main__", "__mp_main__")
+    if program and spec is not None:  # python -m package.module
         return str(spec.name)
-    file = getattr(module, "__file__", None)
-    if file is None:
-        raise UnderwayError("app.run() starts a supervisor that imports this app; a REPL has no file to import")
-    return str(Path(file).resolve())
+    if file is None or not Path(file).is_file():
+        if program:
+            raise UnderwayError(
+                "app.run() starts a supervisor that imports this app, and what is typed into a REPL or a notebook, or "
+                "given to python -c, cannot be imported: put the app and its steps into a file, and import them"
+            )
+        return str(name)
+    known, root = _name_by_file(Path(file).resolve())
+    if "." in name and known != name:  # a package without __init__.py
+        return str(name)
+    return name if root == Path.cwd() and known == name else str(Path(file).resolve())
+
+
+def _name_by_file(file: Path) -> tuple[str, Path]:
+    """The name under which a file is imported, and the folder from which."""
+    parts = [] if file.stem == "__init__" else [file.stem]
+    root = file.parent
+    while (root / "__init__.py").exists():
+        parts.insert(0, root.name)
+        root = root.parent
+    return ".".join(parts), root
+
+
+def _ended(code: int) -> str:
+    from underway.supervisor.shutdown import EXIT_CODES, ExitCode
+
+    if code < 0:
+        return f"was killed by signal {-code} ({signal.strsignal(-code)})"
+    if code not in EXIT_CODES:
+        return f"ended with exit code {code}"
+    return f"ended with exit code {code}, {ExitCode(code).name.lower().replace('_', '-')}: {EXIT_CODES[ExitCode(code)]}"
 
 
 def _run_in_foreground(command: list[str]) -> int:
