@@ -1,7 +1,12 @@
 """Enqueueing on a psycopg connection of the caller's, sync or async: part of its transaction, whatever its kind."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, Never, Protocol
 from uuid import UUID
 
@@ -9,11 +14,13 @@ import psycopg
 import pytest
 from apps import clients
 from apps.clients import Order
+from db import value
 from harness import Supervisor
 from psycopg.pq import TransactionStatus
 from psycopg.rows import RowFactory, dict_row, namedtuple_row, scalar_row
+from psycopg.types.string import StrDumper, TextLoader
 
-from underway import Job, PayloadError, SchemaMissing, Status, Underway, aio
+from underway import Context, Done, Job, PayloadError, SchemaMissing, Status, To, Underway, aio
 
 Connection = psycopg.Connection[Any]
 Bind = Callable[[Underway], Underway]
@@ -203,6 +210,219 @@ def test_the_row_factory_does_not_matter(
     made = {caller.enqueue(clients.orders, Order(1)), *caller.enqueue_many(clients.orders, [Order(2)])}
     caller.commit()
     assert ids(connection) == made
+
+
+# Connections as applications have them
+
+
+def text_loaders(connection: Any) -> None:
+    for kind in ("uuid", "bool", "int8", "timestamptz"):
+        connection.adapters.register_loader(kind, TextLoader)
+
+
+class Loud(StrDumper):
+    def dump(self, obj: str) -> bytes:
+        return obj.upper().encode()
+
+
+def other_dumpers(connection: Any) -> None:
+    connection.adapters.register_dumper(str, Loud)
+    connection.adapters.register_dumper(UUID, Loud)
+
+
+def nothing(connection: Any) -> None:
+    pass
+
+
+# How the caller has opened it, and what it has done to it since.
+SHAPES: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
+    "plain": ({}, nothing),
+    "rows as dictionaries": ({"row_factory": dict_row}, nothing),
+    "prepares everything": ({"prepare_threshold": 0}, nothing),
+    "autocommit": ({"autocommit": True}, nothing),
+    "loads text": ({}, text_loaders),
+    "dumps in capitals": ({}, other_dumpers),
+    "LATIN1": ({"client_encoding": "latin1"}, nothing),
+    "SQL_ASCII": ({"client_encoding": "sql_ascii"}, nothing),
+    "German dates": ({"options": "-c datestyle=German"}, nothing),
+    "no search path": ({"options": "-c search_path="}, nothing),
+    "serializable": ({"options": "-c default_transaction_isolation=serializable"}, nothing),
+}
+SHAPES_OF_SYNC: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
+    "client cursors": ({"cursor_factory": psycopg.ClientCursor}, nothing),
+    "raw cursors": ({"cursor_factory": psycopg.RawCursor}, nothing),
+}
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, *SHAPES_OF_SYNC])
+def test_whatever_the_callers_connection_is_like(bind: Bind, database: str, connection: Connection, shape: str) -> None:
+    """Every call that takes conn= answers as on a plain one, and what it writes is the same."""
+    bind(clients.app)
+    options, prepare = (SHAPES | SHAPES_OF_SYNC)[shape]
+    text = "ä€🦆\\"
+    with psycopg.connect(database, **options) as caller:
+        prepare(caller)
+        runs = [clients.echoes.enqueue(text, conn=caller), *clients.echoes.enqueue_many([text, text], conn=caller)]
+        keyed = clients.echoes.enqueue(text, unique_key="key", concurrency_key="c", conn=caller)
+        again = clients.echoes.enqueue_many([text, text], unique_key="key", conn=caller)
+        gone = clients.echoes.enqueue(text, delay=timedelta(days=1), conn=caller)
+        assert gone.cancel(conn=caller) is True
+        assert clients.echoes.cancel(unique_key="none", conn=caller) == 0
+        schedule = clients.echoes.schedule("@daily", text, conn=caller)
+        assert clients.app.pause("queue", conn=caller) is True
+        assert clients.app.resume("queue", conn=caller) is True
+    assert [run.created for run in [*runs, keyed, *again]] == [True, True, True, True, False, False]
+    assert again == [keyed, keyed]
+    assert schedule.next_slots() == [schedule.next_at]
+    assert ids(connection) == {run.id for run in [*runs, keyed]}
+    stored = "select input #>> '{}' from underway.run union all select input #>> '{}' from underway.schedule"
+    assert connection.execute(stored).fetchall() == [(text,)] * 5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_whatever_the_callers_async_connection_is_like(
+    bind: Bind, database: str, connection: Connection, shape: str
+) -> None:
+    bind(clients.app)
+    options, prepare = SHAPES[shape]
+    text = "ä€🦆\\"
+
+    async def use() -> list[aio.AsyncRun[Any]]:
+        async with await psycopg.AsyncConnection.connect(database, **options) as caller:
+            prepare(caller)
+            runs = [await aio.enqueue(clients.echoes, text, unique_key="key", conn=caller)]
+            runs += await aio.enqueue_many(clients.echoes, [text, text], conn=caller)
+            runs += await aio.enqueue_many(clients.echoes, [text], unique_key="key", conn=caller)
+            await aio.schedule(clients.echoes, "@daily", text, conn=caller)
+            assert await runs[1].cancel(conn=caller) is True
+            return runs
+
+    runs = asyncio.run(use())
+    assert [run.created for run in runs] == [True, True, True, False]
+    assert ids(connection) == {runs[0].id, runs[2].id}
+    stored = "select input #>> '{}' from underway.run union all select input #>> '{}' from underway.schedule"
+    assert connection.execute(stored).fetchall() == [(text,)] * 3
+
+
+def test_what_the_process_has_registered_globally_does_not_matter(database: str) -> None:
+    """In a process of its own, since psycopg.adapters is the whole process's."""
+    program = """
+import psycopg
+from psycopg.types.json import set_json_loads
+from psycopg.types.string import TextLoader
+for kind in ("uuid", "bool", "int8", "text", "jsonb"):
+    psycopg.adapters.register_loader(kind, TextLoader)
+set_json_loads(lambda data: "mine")
+from apps import clients
+run = clients.echoes.enqueue(1, unique_key="key")
+again = clients.echoes.enqueue(1, unique_key="key")
+print(type(run.id).__name__, run.created, again.created, run == again, clients.app.quarantined(), run.attempts())
+"""
+    environment = {"PATH": "/usr/bin:/bin", "UNDERWAY_DATABASE_URL": database, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "UUID True False True [] []\n", done.stderr
+
+
+# The values of enqueue_many are the caller's code
+
+
+def numbers(database: str) -> Connection:
+    caller: Connection = psycopg.connect(database)
+    caller.execute("create table number as select generate_series(1, 5000) as n")
+    return caller
+
+
+def look_ups(caller: Connection) -> Iterator[str]:
+    """What a lazy load of an ORM comes to."""
+    for (n,) in caller.execute("select n from number").fetchall():
+        (found,) = caller.execute("select n from number where n = %s", [n]).fetchone() or (None,)
+        yield f"{found} {'x' * 200}"  # some COPYs of them
+
+
+def from_the_server(caller: Connection) -> Iterator[str]:
+    with caller.cursor(name="numbers") as rows:
+        for (n,) in rows.execute("select n from number"):
+            yield f"{n} {'x' * 200}"
+
+
+def in_a_savepoint(caller: Connection) -> Iterator[str]:
+    with caller.transaction():
+        yield from look_ups(caller)
+
+
+@pytest.mark.parametrize("values", [look_ups, from_the_server, in_a_savepoint])
+@pytest.mark.parametrize("given", [{}, {"unique_key": "all of them"}], ids=["by copy", "with a key"])
+def test_values_that_are_read_on_the_way_on_the_same_connection(
+    bind: Bind, database: str, connection: Connection, values: Callable[[Connection], Iterator[str]], given: Any
+) -> None:
+    bind(clients.app)
+    with numbers(database) as caller:
+        runs = clients.echoes.enqueue_many(values(caller), conn=caller, **given)
+        assert len(runs) == 5000
+        assert ids(connection) == set()
+    assert ids(connection) == {run.id for run in runs}
+    assert [run.created for run in runs[:2]] == [True, "unique_key" not in given]
+    assert value(connection, "select input #>> '{}' from underway.run where id = %s", [runs[0].id]).startswith("1 ")
+
+
+def test_values_that_fail_on_the_way_leave_none(bind: Bind, database: str, connection: Connection) -> None:
+    bind(clients.app)
+
+    def breaking(caller: Connection) -> Iterator[str]:
+        yield from look_ups(caller)
+        raise LookupError
+
+    with numbers(database) as caller:
+        with pytest.raises(LookupError):
+            clients.echoes.enqueue_many(breaking(caller), conn=caller)
+        clients.echoes.enqueue("there", conn=caller)
+    assert len(ids(connection)) == 1
+
+
+def test_values_that_use_the_apps_own_connections(bind: Bind, connection: Connection) -> None:
+    bind(clients.app)
+
+    def enqueueing() -> Iterator[str]:
+        for n in range(3000):
+            if n % 1000 == 0:
+                clients.echoes.enqueue("in between")
+                clients.echoes.enqueue_many(["one", "two"])
+                with clients.app.connection() as own:
+                    own.execute("select 1")
+            yield f"{n} {'x' * 200}"
+
+    clients.echoes.enqueue_many(enqueueing())
+    assert len(ids(connection)) == 3000 + 3 * 3
+
+
+@dataclass
+class Lazy:
+    """As an ORM maps dataclasses: it reads the column when asked."""
+
+    n: int
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "n" and lenders:
+            return (lenders[0].execute("select 7").fetchone() or (None,))[0]
+        return super().__getattribute__(name)
+
+
+lenders: list[Connection] = []
+
+
+def lazy(cx: Context, value: Lazy) -> Done:
+    return To.done()
+
+
+def test_values_that_are_lazy_themselves(bind: Bind, database: str) -> None:
+    app = bind(Underway())
+    job = app.job("lazy").step(lazy)
+    with psycopg.connect(database) as caller:
+        lenders.append(caller)
+        try:
+            assert len(job.enqueue_many([Lazy(1), Lazy(2)], conn=caller)) == 2
+        finally:
+            lenders.clear()
 
 
 def test_in_a_pipeline(connect: Connect, connection: Connection) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import psutil
 import psycopg
 import pytest
 from apps import clients
@@ -610,20 +611,114 @@ def test_app_run_passes_signals_on_and_the_exit_code_back(database: str, tmp_pat
         assert states(look) == {"pending": 1}
 
 
-def test_app_run_needs_an_app_that_others_can_import(database: str) -> None:
-    program = """
-from underway import Underway
-def main():
-    app = Underway()
-    app.run()
-main()
-"""
+def run_program(database: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": "/usr/bin:/bin", "UNDERWAY_DATABASE_URL": database}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=60)
+
+
+SHOP = """
+from underway import Context, Done, To, Underway
+
+def work(cx: Context, value: int) -> Done[int]:
+    return To.done(value + 1)
+"""
+APP = (
+    SHOP
+    + """
+app = Underway()
+job = app.job("job").step(work)
+"""
+)
+RUN = """
+run = job.enqueue(41)
+assert app.run(procs=1, until_idle=True) == 0
+print("result", run.result())
+"""
+# A program, and the modules beside it. Without a guard: a worker that imported it would enqueue again.
+PROGRAMS = {
+    "imports the app": ("from shop import app, job" + RUN, {"shop.py": APP}),
+    "imports it from a package": ("from pkg.shop import app, job" + RUN, {"pkg/__init__.py": "", "pkg/shop.py": APP}),
+    "imports it from a package's init": ("from pkg import app, job" + RUN, {"pkg/__init__.py": APP}),
+    "imports it from a package without an init": ("from pkg.shop import app, job" + RUN, {"pkg/shop.py": APP}),
+    "imports it by another name": ("import shop as s\nfrom shop import job\napp = s.the_app" + RUN,
+                                   {"shop.py": APP.replace("app", "the_app")}),
+    "imports it from a module that has imported it": ("from middle import app, job" + RUN,
+                                                      {"middle.py": "from shop import *", "shop.py": APP}),
+    "loads it from a file": (
+        "import importlib.util, pathlib, sys\n"
+        "spec = importlib.util.spec_from_file_location('loaded', pathlib.Path(__file__).parent / 'shop.py')\n"
+        "shop = sys.modules['loaded'] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(shop)\napp, job = shop.app, shop.job" + RUN, {"shop.py": APP}),
+    "has it made elsewhere": (
+        "from factory import make\nfrom shop import work\napp = make()\njob = app.job('job').step(work)\n"
+        "if __name__ == '__main__':\n" + RUN.replace("\n", "\n    "),
+        {"factory.py": "from underway import Underway\ndef make(): return Underway()", "shop.py": SHOP}),
+    "hands it on": (
+        APP + "import extension\nextension.current = app\nif __name__ == '__main__':\n" + RUN.replace("\n", "\n    "),
+        {"extension.py": "current = None"}),
+}  # fmt: skip
+
+
+# From elsewhere, a package without an __init__ cannot be told from a folder.
+STARTED = [(what, where) for what in PROGRAMS for where in ("its folder", "elsewhere")]
+STARTED.remove(("imports it from a package without an init", "elsewhere"))
+
+
+@pytest.mark.parametrize(("what", "where"), STARTED)
+def test_app_run_finds_the_module_that_has_the_app(database: str, tmp_path: Path, what: str, where: str) -> None:
+    program, modules = PROGRAMS[what]
+    for name, text in {"program.py": program, **modules}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    done = run_program(database, str(tmp_path / "program.py"), cwd=tmp_path if where == "its folder" else APPS)
+    assert (done.returncode, done.stdout) == (0, "result 42\n"), done.stderr
+
+
+def test_app_run_in_a_repl_runs_an_app_that_was_imported(database: str, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(APP)
+    done = run_program(database, "-c", "from shop import app, job" + RUN, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "result 42\n"), done.stderr
+
+
+def test_app_run_needs_an_app_that_others_can_import(database: str) -> None:
+    done = run_program(database, "-c", "from underway import Underway\ndef main(): Underway().run()\nmain()")
     assert "no module has it as a global: put it into a file" in done.stderr
-    program = "from underway import Underway; app = Underway(); app.run()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert "a REPL has no file to import" in done.stderr
+    done = run_program(database, "-c", "from underway import Underway; app = Underway(); app.run()")
+    assert "what is typed into a REPL or a notebook, or given to python -c, cannot be imported" in done.stderr
+
+
+def test_app_run_raises_if_the_supervisor_does_not_start(database: str, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(APP)
+    program = "import shop, sys\nopen('shop.py', 'a').write('raise RuntimeError(\"no such setting\")')\n"
+    program += "try:\n    shop.app.run(until_idle=True)\n"
+    program += "except __import__('underway').SupervisorFailed as error:\n    print(error.exit_code, error)"
+    done = run_program(database, "-c", program, cwd=tmp_path)
+    assert done.stdout.startswith(
+        "3 the supervisor of shop:app ended with exit code 3, app-does-not-boot: the app does"
+    )
+    assert "no such setting" in done.stderr
+
+
+def test_app_run_raises_if_the_supervisor_is_killed(database: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(APP + "if __name__ == '__main__':\n    app.run()\n")
+    process = subprocess.Popen(
+        [sys.executable, str(program)],
+        env={"PATH": "/usr/bin:/bin", "UNDERWAY_DATABASE_URL": database},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "serving" in line:
+            break
+    (supervisor,) = psutil.Process(process.pid).children()
+    supervisor.kill()
+    said = process.stderr.read()
+    assert process.wait(20) == 1
+    process.stderr.close()
+    assert f"SupervisorFailed: the supervisor of {program}:app was killed by signal 9" in said
 
 
 def test_a_program_that_enqueued_ends_by_itself(database: str, tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ SUPERVISORS = [
 ]
 STEPS = [
     Statement(
+        "wait of a step's own",
+        in_step("lock_run", lambda s: dict(zip(("id", "token"), s.world.held[1], strict=True)) | {"owner": US}),
+        held=True,
+    ),
+    Statement(
         "commit of a step's own",
         in_step("finish_runs", lambda s: finish_parameters([finish(*s.world.held[1])], [], US, "testhost")),
         held=True,
@@ -111,7 +116,7 @@ CLIENTS = [
     Statement("enqueue", lambda s: runs.insert_run(s.client, new_id(), "job", "step", Placement(), b"null"), held=True),
     Statement(
         "enqueue many",
-        lambda s: runs.copy_runs(s.client, [(new_id(), b"null")], "job", "step", Placement()),
+        lambda s: runs.copy_runs(s.client, [(new_id(), b"null")], "job", "step", Placement(), True),
         held=True,
     ),
     Statement(

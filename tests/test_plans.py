@@ -85,6 +85,11 @@ async def _owned(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.owned([run for run, _ in batch])
 
 
+async def _lock(store: Store, batch: list[tuple[str, int]]) -> object:
+    run, token = batch[0]
+    return await store._work.fetch("lock_run", {"id": run, "token": token, "owner": US})
+
+
 async def _recorded(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.recorded(batch)
 
@@ -149,6 +154,7 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "continue_runs": _continue,
     "renew_leases": _renew,
     "owned_runs": _owned,
+    "lock_run": _lock,
     "recorded_attempts": _recorded,
     "claimed_runs": _claimed,
     "release_unknown": _release_unknown,

@@ -41,6 +41,7 @@ NAMES = [
     "SchemaTooNew",
     "SchemaTooOld",
     "Status",
+    "SupervisorFailed",
     "To",
     "Underway",
     "UnderwayError",

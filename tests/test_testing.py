@@ -433,6 +433,23 @@ def test_a_lapsed_lease_is_a_crash(bound: Underway, connection: Connection) -> N
     assert [a.outcome for a in app.get_run(run).attempts()] == ["lost", "succeeded"]
 
 
+@pytest.mark.parametrize("what", ["app", "job"])
+def test_what_a_supervisor_tells_postgres_of_the_app_is_told(database: str, connection: Connection, what: str) -> None:
+    fresh = Underway(database)
+    fresh.queue("pdf", dead_letter="pdf-dead")
+    job = fresh.job("labelled").step(fails_for_good, queue="pdf")
+    with using_database(fresh, database):
+        run = job.enqueue(1)
+        drain(fresh if what == "app" else job)
+        assert [letter.run for letter in fresh.dead_letters("pdf-dead")] == [run]
+        connection.execute("select underway.enqueue('labelled', '2')")
+        assert drain(fresh) == 1
+
+
+def fails_for_good(cx: Context, n: int) -> Done:
+    raise Fail("no")
+
+
 def test_schedules_fire_when_their_time_has_come(bound: Underway, connection: Connection) -> None:
     slot = daily.schedule("@daily").next_at
     assert drain(app) == 0

@@ -19,6 +19,7 @@ from harness import Supervisor, eventually, outcomes
 from pgbouncer import pgbouncer
 from proxy import Proxy
 from psycopg.conninfo import make_conninfo
+from test_crossing import waits
 from test_fence import SITUATIONS, TOKENS, US, pair
 
 from underway import RunFailed, Status, Underway, UnderwayError
@@ -351,20 +352,11 @@ def test_a_row_that_is_locked_for_a_moment_is_waited_for(database: str, connecti
         stranger.execute("select from underway.run for update")
         committing = threading.Thread(target=own.commit, args=[finish(run, token), []])
         committing.start()
-        eventually(lambda: asks(connection, "select id::text, token%owner = "), what="it has asked whose the run is")
+        eventually(lambda: waits(connection), what="it waits for the row")
         stranger.rollback()
     committing.join(10)
     own.close()
     assert connection.execute("select state from underway.finished_run").fetchall() == [("succeeded",)]
-
-
-def asks(connection: Connection, text: str) -> bool:
-    """Whether some backend in a transaction has such a query for its last one."""
-    query = (
-        "select from pg_stat_activity"
-        " where datname = current_database() and state like 'idle in transaction%%' and query like %s"
-    )
-    return bool(connection.execute(query, [f"%{text}%"]).fetchall())
 
 
 def test_a_delay_counts_from_the_hand_over(database: str, connection: Connection) -> None:

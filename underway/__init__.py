@@ -23,6 +23,7 @@ from underway.errors import (
     SchemaMissing,
     SchemaTooNew,
     SchemaTooOld,
+    SupervisorFailed,
     UnderwayError,
     UnknownJob,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "SchemaTooNew",
     "SchemaTooOld",
     "Status",
+    "SupervisorFailed",
     "To",
     "Underway",
     "UnderwayError",

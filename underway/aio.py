@@ -30,9 +30,9 @@ from underway.scheduling import CatchUp, Schedule
 
 if TYPE_CHECKING:
     import psycopg
-    import psycopg_pool
 
     from underway.app import Underway
+    from underway.postgres.pools import AsyncPools
 
 __all__ = [
     "AsyncRun",
@@ -61,7 +61,7 @@ class AsyncRun(Handle[R]):
         """Raises RunNotFound if it was never committed, or has left after its `keep`."""
         from underway.postgres import runs
 
-        async with connection(self._app) as own:
+        async with _own(self._app) as own:
             return client.known_status(self.id, await runs.status.on(own, self.id))
 
     async def wait(self, timeout: timedelta | float | None = None) -> Status:
@@ -82,7 +82,7 @@ class AsyncRun(Handle[R]):
         from underway.postgres import runs
 
         await self.wait(timeout)
-        async with connection(self._app) as own:
+        async with _own(self._app) as own:
             outcome = await runs.outcome.on(own, self.id)
         value: R = client.result_of(self.id, outcome, self._result_type)
         return value
@@ -91,7 +91,7 @@ class AsyncRun(Handle[R]):
         """All attempts so far that have ended, in order."""
         from underway.postgres import runs
 
-        async with connection(self._app) as own:
+        async with _own(self._app) as own:
             return [Attempt(*row) for row in await runs.attempts.on(own, self.id)]
 
     async def cancel(self, *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> bool:
@@ -145,7 +145,8 @@ async def enqueue_many(
     Values are encoded between one write to the database and the next, so other tasks go on meanwhile.
     """
     client.refuse_enqueue(conn)
-    question, arguments = client.many_runs(job, values, given)
+    # What iterates over values cannot await, so it cannot use this connection.
+    question, arguments = client.many_runs(job, values, given, in_one=True)
     async with _connection(job._app, conn) as one:
         placed = await question.on(one, *arguments)
     return [AsyncRun(job._app, run_id, job.result_type, created=created) for run_id, created in placed]
@@ -189,7 +190,7 @@ async def get_run(app: "Underway", run_id: UUID | str) -> AsyncRun[Any]:
     from underway.postgres import runs
 
     run_id = options.checked_id(run_id)
-    async with connection(app) as own:
+    async with _own(app) as own:
         name = await runs.job_of.on(own, run_id)
     return AsyncRun(app, run_id, app._result_type(client.known_job(run_id, name)), created=False)
 
@@ -249,21 +250,21 @@ async def schedules(app: "Underway") -> list[Schedule]:
     """All schedules in the database, also those of jobs that this app does not know; by job and name."""
     from underway.postgres.schedules import every
 
-    async with connection(app) as own:
+    async with _own(app) as own:
         return [scheduling.made(row) for row in await every.on(own)]
 
 
 # The app's connections. A pool belongs to the event loop on which it was opened.
 
 
-class _Pool:
+class _Opened:
     def __init__(self) -> None:
         self.opening = asyncio.Lock()
         self.database: str | None = None
-        self.pool: psycopg_pool.AsyncConnectionPool | None = None
+        self.pools: AsyncPools | None = None
 
 
-_pools: "WeakKeyDictionary[Underway, dict[asyncio.AbstractEventLoop, _Pool]]" = WeakKeyDictionary()
+_pools: "WeakKeyDictionary[Underway, dict[asyncio.AbstractEventLoop, _Opened]]" = WeakKeyDictionary()
 
 
 @asynccontextmanager
@@ -272,41 +273,46 @@ async def connection(app: "Underway") -> "AsyncIterator[psycopg.AsyncConnection[
 
     Opens the pool at first use; `close` it before the loop ends.
     """
-    pool = await _open_pool(app)
-    async with pool.connection() as own:
+    async with (await _connections(app)).held() as own:
+        yield own
+
+
+@asynccontextmanager
+async def _own(app: "Underway") -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
+    """Ours for single statements, each a transaction of its own."""
+    async with (await _connections(app)).statement() as own:
         yield own
 
 
 async def close(app: "Underway") -> None:
     """Close the app's connections on this event loop, as at the end of a service; they open again when needed."""
     mine = _pools.get(app, {}).pop(asyncio.get_running_loop(), None)
-    if mine is not None and mine.pool is not None:
-        await mine.pool.close()
+    if mine is not None and mine.pools is not None:
+        await mine.pools.close()
 
 
-async def _open_pool(app: "Underway") -> "psycopg_pool.AsyncConnectionPool":
+async def _connections(app: "Underway") -> "AsyncPools":
     pools = _pools.setdefault(app, {})
     for loop in [loop for loop in pools if loop.is_closed()]:
         del pools[loop]
-    mine = pools.setdefault(asyncio.get_running_loop(), _Pool())
+    mine = pools.setdefault(asyncio.get_running_loop(), _Opened())
     async with mine.opening:
-        if mine.pool is not None and mine.database != app.database:  # pointed elsewhere, as by a test on the same loop
-            await mine.pool.close()
-            mine.pool = None
-        if mine.pool is None:
-            import psycopg_pool
+        if mine.pools is not None and mine.database != app.database:  # pointed elsewhere, as by a test on the same loop
+            await mine.pools.close()
+            mine.pools = None
+        if mine.pools is None:
+            from underway.postgres.pools import AsyncPools
 
             mine.database = app.database
             # In a thread: it may start the embedded Postgres, and connects.
-            url = await asyncio.to_thread(app._checked_url)
-            pool = psycopg_pool.AsyncConnectionPool(url, min_size=0, max_size=4, open=False)
-            before = outliving.set(True)  # or the pool's tasks would end with the step that opens it
+            opened = AsyncPools(await asyncio.to_thread(app._checked_url))
+            before = outliving.set(True)  # or the pools' tasks would end with the step that opens them
             try:
-                await pool.open()
+                await opened.open()
             finally:
                 outliving.reset(before)
-            mine.pool = pool
-        return mine.pool
+            mine.pools = opened
+        return mine.pools
 
 
 @asynccontextmanager
@@ -317,13 +323,8 @@ async def _connection(
     import psycopg
 
     if conn is None:
-        async with connection(app) as own:
-            await own.set_autocommit(True)
-            try:
-                yield own
-            finally:
-                if not own.closed:
-                    await own.set_autocommit(False)
+        async with _own(app) as own:
+            yield own
     elif isinstance(conn, psycopg.AsyncConnection):
         yield conn
     else:

@@ -18,7 +18,7 @@ from typing_extensions import TypeVar
 from underway import client, options, quarantine, scheduling
 from underway import dead_letters as letters
 from underway.context import refuse_inside_step
-from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, UnderwayError
+from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, SupervisorFailed, UnderwayError
 from underway.job import Job, NewJob
 from underway.loading import refuse_while_loading
 from underway.manifest import Manifest, Queue
@@ -26,7 +26,8 @@ from underway.options import RunOptions
 
 if TYPE_CHECKING:
     import psycopg
-    import psycopg_pool
+
+    from underway.postgres.pools import Pools
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -44,10 +45,11 @@ class Underway:
         self._database = database
         self._jobs: dict[str, Job[Any, Any, Any]] = {}
         self._queues: dict[str, Queue] = {}
-        # By process: a child that is forked must not talk, or say goodbye, on the connections of its parent.
-        self._pools: dict[int, psycopg_pool.ConnectionPool] = {}
-        self._opening = threading.Lock()
         self._worker_end_hooks: list[Callable[[], object]] = []
+        # Keyed by PID: a forked child must not use or close its parent's connections.
+        self._pools: dict[int, Pools] = {}
+        self._made_in = str(sys._getframe(1).f_globals.get("__name__"))
+        self._locks: dict[int, threading.RLock] = {}
 
     @overload
     def job(self, name: str) -> NewJob: ...
@@ -124,19 +126,14 @@ class Underway:
 
         Opens the pool at first use. Raises NoDatabase, SchemaMissing and its siblings, psycopg.OperationalError.
         """
-        with self._open_pool().connection() as connection:
+        with self._connections().held() as connection:
             yield connection
 
     @contextmanager
     def _own(self) -> "Iterator[psycopg.Connection[Any]]":
-        """Ours for single statements, each a transaction of its own: without BEGIN and COMMIT it has one way to go."""
-        with self.connection() as connection:
-            connection.autocommit = True
-            try:
-                yield connection
-            finally:
-                if not connection.closed:
-                    connection.autocommit = False
+        """Ours for single statements, each a transaction of its own."""
+        with self._connections().statement() as connection:
+            yield connection
 
     @contextmanager
     def _given_or_own(self, conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
@@ -152,17 +149,30 @@ class Underway:
             hint = "; underway.aio takes async connections" if isinstance(conn, psycopg.AsyncConnection) else ""
             raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}{hint}")
 
-    def _open_pool(self) -> "psycopg_pool.ConnectionPool":
+    def _connections(self) -> "Pools":
+        """Those of this process, after one has shown that the address is right and the schema fits."""
         pid = os.getpid()
-        with self._opening:
-            if pid not in self._pools:
-                import psycopg_pool
+        if (pools := self._pools.get(pid)) is not None:
+            return pools
+        with self._opening():  # or threads that are the first would each open one
+            return self._pools.get(pid) or self._open_pools(pid)
 
-                self._pools[pid] = psycopg_pool.ConnectionPool(self._checked_url(), min_size=0, max_size=4, open=True)
-                # Left to the interpreter's end, it waits there for threads that are gone already: from Python 3.13
-                # on a program that had enqueued never ended.
-                weakref.finalize(self, _close, self._pools, pid)
-            return self._pools[pid]
+    def _open_pools(self, pid: int) -> "Pools":
+        from underway.postgres.pools import Pools
+
+        pools = Pools(self._checked_url())
+        # What has interrupted this thread meanwhile, such as a signal handler that enqueues, may have been first.
+        known = self._pools.setdefault(pid, pools)
+        if known is pools:
+            # Left to the interpreter's end, they wait there for threads that are gone already: from Python 3.13 on a
+            # program that had enqueued never ended.
+            weakref.finalize(self, _close, self._pools, pid)
+        return known
+
+    def _opening(self) -> threading.RLock:
+        """Reentrant, for handlers of signals and of log records that enqueue; and of this process, since one that was
+        held while another thread forked is held in the child for ever."""
+        return self._locks.setdefault(os.getpid(), threading.RLock())
 
     def _checked_url(self) -> str:
         """What to connect with, once a connection has shown that the address is right and the schema fits.
@@ -180,7 +190,7 @@ class Underway:
 
     def close(self) -> None:
         """Close the app's connections; they open again when needed."""
-        with self._opening:
+        with self._opening():
             _close(self._pools, os.getpid())
 
     def migrate(self) -> list[str]:
@@ -339,7 +349,10 @@ class Underway:
     # Running
 
     def run(self, procs: int = 2, *, until_idle: bool = False) -> int:
-        """Migrate, then run a supervisor with so many workers until it is stopped; returns its exit code.
+        """Migrate, then run a supervisor with so many workers until it is stopped.
+
+        Returns 0 if it stopped with nothing running, 1 if running steps were interrupted by a stop, and given back.
+        Raises SupervisorFailed if it did not start, as where the workers cannot import the app, or was killed.
 
         The supervisor is a process of its own (`underway-supervisor FILE:NAME`), as in production: nothing is
         supervised in here. With `until_idle` it stops when no run of this app is pending, in progress or waiting for
@@ -352,11 +365,14 @@ class Underway:
         command = [sys.executable, "-P", "-m", "underway.cli.supervisor", address, "--procs", str(procs)]
         if until_idle:
             command.append("--until-idle")
-        return _run_in_foreground(command)
+        code = _run_in_foreground(command)
+        if code not in (0, 1):
+            raise SupervisorFailed(f"the supervisor of {address} {_ended(code)}; its log says more", code)
+        return code
 
     def _address(self) -> str:
         """APP, under which another process finds this very app."""
-        for module in [sys.modules["__main__"], *list(sys.modules.values())]:
+        for module in self._modules():
             for name, value in list(getattr(module, "__dict__", {}).items()):
                 if value is self and name.isidentifier():
                     return f"{_module_source(module)}:{name}"
@@ -365,22 +381,55 @@ class Underway:
             "put it into a file, as in: app = Underway()"
         )
 
+    def _modules(self) -> list[Any]:
+        """That which made this app first, and the program last: it may have imported the app from another."""
+        main = sys.modules["__main__"]
+        others = [module for module in list(sys.modules.values()) if module is not main]
+        return [sys.modules.get(self._made_in, main), *others, main]
 
-def _close(pools: "dict[int, psycopg_pool.ConnectionPool]", pid: int) -> None:
+
+def _close(pools: "dict[int, Pools]", pid: int) -> None:
     if pid == os.getpid() and pid in pools:
         pools.pop(pid).close()
 
 
 def _module_source(module: Any) -> str:
-    spec = getattr(module, "__spec__", None)
-    if module.__name__ != "__main__":
-        return str(module.__name__)
-    if spec is not None:  # python -m package.module
+    """How a new process imports this module, whatever folder the program was started from: by name, or by its file."""
+    name, file, spec = module.__name__, getattr(module, "__file__", None), getattr(module, "__spec__", None)
+    program = name in ("__main__", "__mp_main__")
+    if program and spec is not None:  # python -m package.module
         return str(spec.name)
-    file = getattr(module, "__file__", None)
-    if file is None:
-        raise UnderwayError("app.run() starts a supervisor that imports this app; a REPL has no file to import")
-    return str(Path(file).resolve())
+    if file is None or not Path(file).is_file():
+        if program:
+            raise UnderwayError(
+                "app.run() starts a supervisor that imports this app, and what is typed into a REPL or a notebook, or "
+                "given to python -c, cannot be imported: put the app and its steps into a file, and import them"
+            )
+        return str(name)
+    known, root = _name_by_file(Path(file).resolve())
+    if "." in name and known != name:  # a package without __init__.py
+        return str(name)
+    return name if root == Path.cwd() and known == name else str(Path(file).resolve())
+
+
+def _name_by_file(file: Path) -> tuple[str, Path]:
+    """The name under which a file is imported, and the folder from which."""
+    parts = [] if file.stem == "__init__" else [file.stem]
+    root = file.parent
+    while (root / "__init__.py").exists():
+        parts.insert(0, root.name)
+        root = root.parent
+    return ".".join(parts), root
+
+
+def _ended(code: int) -> str:
+    from underway.supervisor.shutdown import EXIT_CODES, ExitCode
+
+    if code < 0:
+        return f"was killed by signal {-code} ({signal.strsignal(-code)})"
+    if code not in EXIT_CODES:
+        return f"ended with exit code {code}"
+    return f"ended with exit code {code}, {ExitCode(code).name.lower().replace('_', '-')}: {EXIT_CODES[ExitCode(code)]}"
 
 
 def _run_in_foreground(command: list[str]) -> int:

@@ -11,9 +11,9 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway import codec, keys, options
+from underway import codec, context, keys, options
 from underway.context import refuse_inside_step
-from underway.errors import InvalidOption, PayloadError, RunCancelled, RunFailed, RunNotFound
+from underway.errors import InsideStep, InvalidOption, PayloadError, RunCancelled, RunFailed, RunNotFound
 from underway.ids import new_id
 from underway.job import Job
 from underway.loading import refuse_while_loading
@@ -145,10 +145,14 @@ class Run(Handle[R]):
         A run that is not in progress is closed at once. Of one in progress nothing is written any more from the commit
         of this on: no result, no next step, no retry. Its step gets an Interrupt, is killed 5 seconds later, and then
         the run is closed.
+
+        A step may cancel its own run in this way, and gets the Interrupt itself; with conn=cx.tx it cannot, which
+        raises InsideStep.
         """
         from underway.postgres import runs
 
         refuse_while_loading("Run.cancel")
+        _refuse_own_end("Run.cancel", self.id, conn)
         with self._app._given_or_own(conn) as connection:
             return runs.cancel(connection, self.id)
 
@@ -175,7 +179,7 @@ def enqueue_many(
     given: RunOptions,
 ) -> list[Run[R]]:
     refuse_enqueue(conn)
-    question, arguments = many_runs(job, values, given)
+    question, arguments = many_runs(job, values, given, in_one=conn is None)
     with app._given_or_own(conn) as connection:
         placed = question(connection, *arguments)
     result_type = job.result_type
@@ -186,6 +190,7 @@ def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None"
     from underway.postgres import runs
 
     refuse_while_loading("cancel_all")
+    _refuse_own_end("cancel_all", job, conn)
     with app._given_or_own(conn) as connection:
         return runs.cancel_job(connection, job)
 
@@ -202,6 +207,20 @@ def cancel_key(
     refuse_while_loading("cancel")
     with app._given_or_own(conn) as connection:
         return runs.cancel_key(connection, job, unique_key=unique_key, concurrency_key=concurrency_key)
+
+
+def _refuse_own_end(call: str, run_or_job: UUID | str, conn: object) -> None:
+    """Raise InsideStep for a step that cancels its own run, or all of its job, in the transaction of its hand-over."""
+    cx = context.current()
+    if cx is None or conn is None or run_or_job not in (cx.run_id, cx.job):
+        return
+    from underway.postgres.transaction import StepConnection
+
+    if isinstance(conn, StepConnection):
+        raise InsideStep(
+            f"{call}(conn=cx.tx) by a step of the run itself ({cx.job}.{cx.step}): the step hands over in that "
+            f"transaction, so neither could be committed: raise Fail to end the run, or cancel it without conn="
+        )
 
 
 # What the async client does in the same way
@@ -231,9 +250,9 @@ def one_run(
 
 
 def many_runs(
-    job: Job[Any, Any, Any], values: Iterable[Any], given: RunOptions
+    job: Job[Any, Any, Any], values: Iterable[Any], given: RunOptions, *, in_one: bool
 ) -> "tuple[Question[..., list[tuple[UUID, bool]]], tuple[Any, ...]]":
-    """Like one_run; values without keys are encoded only as they are sent."""
+    """Like one_run; values without keys are encoded only as they are sent. `in_one`: see copy_runs."""
     from underway.postgres import runs
 
     first = job.compiled[0]
@@ -242,7 +261,7 @@ def many_runs(
     if placement.keyed:
         keyed = [_with_keys(run_id, payload, placement, index) for index, (run_id, payload) in enumerate(rows)]
         return runs.insert_keyed_runs, (keyed, job.name, first.spec.name, placement)
-    return runs.copy_runs, (rows, job.name, first.spec.name, placement)
+    return runs.copy_runs, (rows, job.name, first.spec.name, placement, in_one)
 
 
 def _encoded(typed: codec.Codec, values: Iterable[Any]) -> Iterator[tuple[UUID, bytes]]:

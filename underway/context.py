@@ -142,3 +142,8 @@ def refuse_inside_step(call: str, instead: str) -> None:
     """Raise InsideStep if this process is in a step."""
     if _current is not None:
         raise InsideStep(f"{call} inside a step ({_current.job}.{_current.step}): {instead}")
+
+
+def current() -> Context | None:
+    """Of the step that this process is in."""
+    return _current

@@ -9,6 +9,7 @@ UnderwayError
 │   └── SchemaTooNew        the database no longer supports code this old
 ├── AppNotFound             APP names no module, file or attribute that could be imported
 ├── ImportSideEffect        importing the app tried to do something
+├── SupervisorFailed        app.run(): the supervisor did not start, or did not end by itself
 ├── InsideStep              a call that makes no sense inside a step
 ├── JobDefinitionError      a job whose steps do not fit together
 ├── InvalidOption           an option with a value it cannot take
@@ -73,6 +74,17 @@ class ImportSideEffect(UnderwayError):
 
     Workers import the app again and again; whatever happens at import would happen each time.
     """
+
+
+class SupervisorFailed(UnderwayError):
+    """The supervisor of `app.run()` did not start serving, or was killed. Its own log says more.
+
+    `exit_code` is that of `underway-supervisor`; negative: the signal that killed it.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class InsideStep(UnderwayError):

@@ -37,6 +37,6 @@ class Quarantined:
 def listed(app: "Underway", job: str | None, limit: int) -> list[Quarantined]:
     from underway.postgres import people
 
-    with app.connection() as connection:
+    with app._own() as connection:
         rows = people.list_quarantine(connection, job, limit)
     return [Quarantined(run=app._handle(UUID(row.pop("id")), row["job"]), **row) for row in rows]

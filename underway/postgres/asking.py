@@ -10,9 +10,9 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
 
 from underway.errors import SchemaMissing
+from underway.postgres.cursors import AsyncOwnCursor, OwnCursor
 from underway.postgres.queries import statements
 
 P = ParamSpec("P")
@@ -22,7 +22,11 @@ Rows: TypeAlias = list[tuple[Any, ...]]
 
 
 class Statement(NamedTuple):
-    """One of `queries/*.sql`, by name. With `lines` it is a COPY that is fed with them."""
+    """One of `queries/*.sql`, by name. With `lines` it is a COPY that is fed with them.
+
+    The driver holds the connection's lock for the length of a COPY, so whatever makes `lines` must not use the
+    connection: it would wait for ever.
+    """
 
     name: str
     parameters: Any = None
@@ -94,13 +98,13 @@ def fetch(connection: psycopg.Connection[Any], name: str, parameters: Any = None
         return _answer(connection, Statement(name, parameters))
 
 
-# Whatever row factory the caller's connection has, rows are tuples here. Nothing is ever prepared: see Session.
+# Nothing is ever prepared: see Session.
 # In a pipeline nobody knows whether there are rows before asking for them; every question's statements have some.
 
 
 def _answer(connection: psycopg.Connection[Any], statement: Statement) -> Rows:
     text = statements()[statement.name]
-    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+    with OwnCursor(connection) as cursor:
         if statement.lines is not None:
             with cursor.copy(text) as copy:
                 for line in statement.lines:
@@ -112,7 +116,7 @@ def _answer(connection: psycopg.Connection[Any], statement: Statement) -> Rows:
 
 async def _answer_async(connection: psycopg.AsyncConnection[Any], statement: Statement) -> Rows:
     text = statements()[statement.name]
-    async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
+    async with AsyncOwnCursor(connection) as cursor:
         if statement.lines is not None:
             async with cursor.copy(text) as copy:
                 for line in statement.lines:

@@ -99,7 +99,7 @@ class _ColumnDumper(Dumper):
         return _HEAD.pack(1, 1, self._element_oid, len(obj), 1) + obj.encoded()
 
 
-def register(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
-    """Make this connection take columns."""
+def register(context: psycopg.abc.AdaptContext) -> None:
+    """Make this connection, or whatever else adapts values, take columns."""
     for kind in (Int2s, Int4s, Int8s, Float4s, Float8s, Texts, UUIDs):
-        connection.adapters.register_dumper(kind, _ColumnDumper)
+        context.adapters.register_dumper(kind, _ColumnDumper)

@@ -9,6 +9,7 @@ from psycopg.pq import TransactionStatus
 
 from underway.errors import RunCancelled
 from underway.postgres.asking import fetch
+from underway.postgres.cursors import Json
 from underway.postgres.runs import instant
 
 _CANCEL_IS_FINAL = "UW004"
@@ -58,7 +59,7 @@ def failed_step(connection: psycopg.Connection[Any], run_id: UUID) -> tuple[str,
 
 def redrive(connection: psycopg.Connection[Any], run_id: UUID, payload: bytes | None = None) -> bool:
     """Whether it goes on: it had failed, and no other run is live under its unique key. Raises RunCancelled."""
-    given = None if payload is None else payload.decode()
+    given = None if payload is None else Json(payload.decode())
     try:
         return bool(fetch(connection, "redrive_run", {"id": run_id, "input": given})[0][0])
     except psycopg.DatabaseError as error:

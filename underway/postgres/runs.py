@@ -10,6 +10,7 @@ import psycopg
 from underway.errors import InvalidOption, SchemaMissing
 from underway.manifest import Placement
 from underway.postgres.asking import Asking, Statement, atomic_question, fetch, question
+from underway.postgres.cursors import Json
 from underway.postgres.store import job_parameters
 
 _COPY_CHUNK = 256 * 1024
@@ -42,7 +43,7 @@ def insert_run(
         "priority": placement.priority,
         "keep": placement.keep,
         "delay": placement.delay.total_seconds(),
-        "input": payload.decode(),
+        "input": Json(payload.decode()),
     }
     yield Statement("enqueue_run", parameters)
     return [(run_id, True)]
@@ -87,7 +88,7 @@ def _chunk_length(rows: Sequence[KeyedRun]) -> int:
 def _keyed(rows: Sequence[KeyedRun], job: str, step: str, placement: Placement) -> dict[str, Any]:
     return {
         "ids": [row.id for row in rows],
-        "inputs": [row.payload.decode() for row in rows],
+        "inputs": [Json(row.payload.decode()) for row in rows],
         "unique_keys": [row.unique_key for row in rows],
         "concurrency_keys": [row.concurrency_key for row in rows],
         "job": job,
@@ -102,13 +103,19 @@ def _keyed(rows: Sequence[KeyedRun], job: str, step: str, placement: Placement) 
 
 @atomic_question
 def copy_runs(
-    rows: Iterable[tuple[UUID, bytes]], job: str, step: str, placement: Placement
+    rows: Iterable[tuple[UUID, bytes]], job: str, step: str, placement: Placement, in_one: bool
 ) -> Asking[list[tuple[UUID, bool]]]:
-    """Many runs at once by COPY: all of them or none."""
+    """Many runs at once by COPY: all of them or none.
+
+    `in_one` COPY, rows are made while the server writes those before them, which is half as fast again; but the
+    caller's code that makes them must not use this connection (see Statement). Else it may, between one and the next.
+    """
     ((now,),) = yield Statement("clock")
     columns = _constant_columns(instant(now), job, step, placement)
     made: list[UUID] = []
-    yield Statement("copy_runs", lines=_copy_chunks(rows, columns, made))
+    chunks = _copy_chunks(rows, columns, made)
+    for lines in [chunks] if in_one else ([chunk] for chunk in chunks):
+        yield Statement("copy_runs", lines=lines)
     yield Statement("wake_supervisors", {"queue": placement.queue})
     return [(run_id, True) for run_id in made]
 

@@ -8,6 +8,7 @@ from uuid import UUID
 from underway.manifest import Placement
 from underway.postgres.asking import Asking, Statement, question
 from underway.postgres.columns import Int8s, UUIDs
+from underway.postgres.cursors import Json
 from underway.postgres.runs import instant, microseconds
 from underway.postgres.session import Session
 
@@ -45,7 +46,8 @@ def put(row_at: Callable[[datetime], Row]) -> Asking[Row]:
     """Create or change the schedule that `row_at` makes of the database's time; returns it as it stands then."""
     ((now,),) = yield Statement("clock")
     row = row_at(instant(now))
-    ((next_at,),) = yield Statement("put_schedule", {**row._asdict(), "next_at": microseconds(row.next_at)})
+    given = {**row._asdict(), "input": Json(row.input), "next_at": microseconds(row.next_at)}
+    ((next_at,),) = yield Statement("put_schedule", given)
     return row._replace(next_at=instant(next_at))
 
 

@@ -9,7 +9,7 @@ import orjson
 import psycopg
 from psycopg.rows import TupleRow
 
-from underway.manifest import Lane, Placement, Policy
+from underway.manifest import Lane, Manifest, Placement, Policy
 from underway.postgres.columns import Column, Float8s, Int4s, Int8s, Texts, UUIDs
 from underway.postgres.endings import Continue, Finish, continue_parameters, finish_parameters
 from underway.postgres.queries import statements
@@ -310,6 +310,13 @@ class Store:
             "trouble": trouble or None,
         }
         await self._work.fetch("register_supervisor", {"id": self._owner, **label})
+
+    async def register_app(self, manifest: Manifest) -> None:
+        """What `underway.enqueue` and dead letters need to know of an app."""
+        for job in manifest.jobs:
+            await self.register_job(job.name, job.steps[0].name, job.steps[0].placement)
+        for queue in manifest.queues:
+            await self.register_queue(queue.name, queue.dead_letter)
 
     async def register_queue(self, name: str, dead_letter: str | None) -> None:
         await self._work.fetch("register_queue", {"name": name, "dead_letter": dead_letter})

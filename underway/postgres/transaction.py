@@ -2,25 +2,24 @@
 
 import contextlib
 import os
-import time
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
 
-from underway.errors import InsideStep, UnderwayError
-from underway.postgres import columns
+from underway.errors import Fail, InsideStep, UnderwayError
 from underway.postgres.columns import UUIDs
+from underway.postgres.cursors import OwnClientCursor, OwnCursor
 from underway.postgres.endings import Continue, Finish, continue_parameters, finish_parameters
 from underway.postgres.queries import statements
 
 RV = TypeVar("RV")
 
-_LOCKED_PAUSE = 0.01
+_NO_INTERRUPTS = contextlib.nullcontext()
 
 
 def transaction_name(token: int) -> str:
@@ -76,7 +75,6 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
         fresh = StepConnection(self.pgconn)
         fresh._prepared = self._prepared  # the session has them still
         fresh.prepare_threshold = None
-        columns.register(fresh)
         return fresh
 
     def __del__(self, *_: Any) -> None:
@@ -102,39 +100,58 @@ class StepTransactions:
                 return self._begin_on(self._connection, token)
         self.close()
         self._connection = StepConnection.connect(self._conninfo, prepare_threshold=None)
-        columns.register(self._connection)
         return self._begin_on(self._connection, token)
 
     def _begin_on(self, connection: StepConnection, token: int) -> StepConnection:
         # Merged by the client, since SET takes no parameters.
-        psycopg.ClientCursor(connection).execute(
+        OwnClientCursor(connection).execute(
             statements()["mark_transaction"], {"token": token, "name": transaction_name(token)}
         )
         return connection
 
-    def commit(self, row: Finish | Continue, spawned: list[dict[str, Any]]) -> None:
+    def commit(
+        self,
+        row: Finish | Continue,
+        spawned: list[dict[str, Any]],
+        interruptible: AbstractContextManager[None] = _NO_INTERRUPTS,
+    ) -> None:
         """Hand over, and commit that with what the step has written.
 
         If this raises, nothing is committed, but for a connection that breaks during COMMIT itself: then only the
-        attempt's row can tell.
+        attempt's row can tell. `interruptible` surrounds what may take long. Raises Fail if the step itself is why.
         """
         self._check(row.token)
         if isinstance(row, Finish):
             statement, parameters = "finish_runs", finish_parameters([row], spawned, self._owner, self._host)
         else:
             statement, parameters = "continue_runs", continue_parameters([row], spawned, self._owner, self._host)
-        while not self._fetch(statement, parameters):
-            # Locked for a moment by our own supervisor, which renews the lease; or not ours any more.
-            owned = self._fetch("owned_runs", {"ids": UUIDs([row.run]), "owner": self._owner})
-            if (row.run, row.token, False) not in owned:
-                raise UnderwayError(
-                    "the run was cancelled, or taken over since its lease had expired; what the step wrote through "
-                    "cx.tx is rolled back"
-                )
-            time.sleep(_LOCKED_PAUSE)
+        if not self._fetch(statement, parameters):
+            # Not ours any more, or locked: for a moment by our own supervisor, which renews the lease, or by a
+            # transaction that may be waiting for what this one has locked. So this must be a wait that Postgres can
+            # see: two steps that had cancelled each other's run polled here until both were killed.
+            with interruptible:
+                locked = self._fetch("lock_run", {"id": row.run, "token": row.token, "owner": self._owner})
+            if not locked or not self._fetch(statement, parameters):
+                self._refuse(row)
         assert self._connection is not None
         super(StepConnection, self._connection).commit()
         self._rest()
+
+    def _refuse(self, row: Finish | Continue) -> NoReturn:
+        """Say why the run is not handed over. What the step itself has done to it is gone with the transaction."""
+        self.roll_back()
+        if self._connection is not None and (row.run, row.token, False) in self._fetch(
+            "owned_runs", {"ids": UUIDs([row.run]), "owner": self._owner}
+        ):
+            raise Fail(
+                "the step has cancelled its own run through cx.tx, or written to its row: it hands over in the same "
+                "transaction, so neither could be committed. All of it is rolled back, and the run was not cancelled. "
+                "Raise Fail to end the run, or cancel it without conn="
+            )
+        raise UnderwayError(
+            "the run was cancelled, or taken over since its lease had expired; what the step wrote through cx.tx is "
+            "rolled back"
+        )
 
     def rehearse(self, token: int) -> None:
         """Refuse what `commit` would refuse, deferred constraints among it; then roll back."""
@@ -188,7 +205,7 @@ class StepTransactions:
         self._connection = self._connection.anew()
         try:
             self._connection.autocommit = True
-            psycopg.ClientCursor(self._connection).execute(statements()["forget_step"])
+            OwnClientCursor(self._connection).execute(statements()["forget_step"])
             self._connection.autocommit = False
         except psycopg.Error:  # among them that of a thread that was quicker, and has begun something
             self._connection.close()
@@ -196,5 +213,5 @@ class StepTransactions:
     def _fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Planned for these very parameters: a plan for any may have been made while the table was empty."""
         assert self._connection is not None
-        with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
+        with OwnCursor(self._connection) as cursor:
             return cursor.execute(statements()[statement], parameters, prepare=False).fetchall()

@@ -45,10 +45,7 @@ class Labels:
         # Without the database: whoever may read labels could try out passwords on the digest.
         digest = hashlib.sha256(replace(manifest, database=None).to_json()).hexdigest()
         await self._store.register(pid=os.getpid(), app=self._app, manifest_hash=digest, lanes=lanes, trouble=trouble)
-        for job in manifest.jobs:
-            await self._store.register_job(job.name, job.steps[0].name, job.steps[0].placement)
-        for queue in manifest.queues:
-            await self._store.register_queue(queue.name, queue.dead_letter)
+        await self._store.register_app(manifest)
         self._written = written
         self.known.set()
         self._on_label()

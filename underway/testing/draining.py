@@ -31,9 +31,9 @@ _LOCKED_SECONDS = 5.0
 def drain(work: Underway | Job[Any, Any, Any, Any], *, database: str | None = None, most: int = 1000) -> int:
     """Run whatever is claimable of an app, or of one job, in this process; returns how many attempts were made.
 
-    By the statements of a supervisor: what it claims, commits, promotes, reaps, fires for schedules and removes after
-    `keep` is what a supervisor would. Nothing is waited for: runs that are delayed or back off stay (see `advance`).
-    Timeouts and memory limits are not enforced.
+    By the statements of a supervisor: what it registers, claims, commits, promotes, reaps, fires for schedules and
+    removes after `keep` is what a supervisor would. Nothing is waited for: runs that are delayed or back off stay (see
+    `advance`). Timeouts and memory limits are not enforced.
 
     The database is the app's unless named. Raises UnderwayError if there is still work after `most` attempts, and what
     the app's own calls raise for a database that is not there or not migrated.
@@ -41,10 +41,11 @@ def drain(work: Underway | Job[Any, Any, Any, Any], *, database: str | None = No
     refuse_event_loop("drain")
     app, jobs = (work, list(work.jobs.values())) if isinstance(work, Underway) else (work._app, [work])
     url = Underway(database or app.database)._checked_url()
-    manifest = Manifest(tuple(job.manifest() for job in jobs))
+    manifest = Manifest(tuple(job.manifest() for job in jobs), queues=tuple(app._queues.values()))
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner, closing(LocalWorker(app)) as worker:
         queue = _Queue(url, manifest, worker)
         try:
+            runner.run(queue.register())
             made = 0
             # Steps run outside of the loop: they may have one of their own.
             while (task := runner.run(queue.next())) is not None:
@@ -70,6 +71,10 @@ class _Queue:
         owner, host = uuid4(), socket.gethostname()
         self._store = Store(self._work, self._leases, owner, host)
         worker.executor.transactions.welcome = wire.Welcome(str(owner), host, url)
+
+    async def register(self) -> None:
+        """What Postgres has to know of the app before anything of it runs: without its queues there are no labels."""
+        await self._store.register_app(self._manifest)
 
     async def next(self) -> Task | None:
         """The next task; None when there is none, and none comes due."""

@@ -43,23 +43,23 @@ class LocalWorker:
     """Runs tasks, and judges their endings as a supervisor does. Nobody watches limits, and nobody interrupts."""
 
     def __init__(self, app: Underway) -> None:
-        self._guard = _Unguarded()
+        self.guard = _Unguarded()
         self.outbox = _Outbox()
-        self.executor = Executor(app, self.outbox, self._guard, progress_seconds=0)
+        self.executor = Executor(app, self.outbox, self.guard, progress_seconds=0)
         self.progress = self.outbox.progress
         self.rng = random.Random()  # noqa: S311 - spreads retries
 
     @property
     def raised(self) -> BaseException | None:
         """What has left the step, if it has not returned."""
-        return self._guard.raised
+        return self.guard.raised
 
     def run(self, task: Task) -> Ended:
         """One attempt. What was meant for the test and not for the step passes through: Ctrl-C, pytest.fail, a time-out
         of the test."""
         outcome = self.executor.execute(message(task))
-        if self._guard.passing is not None:
-            raise self._guard.passing
+        if self.guard.passing is not None:
+            raise self.guard.passing
         return self._judged(task, outcome)
 
     def _judged(self, task: Task, outcome: Outcome) -> Ended:

@@ -54,7 +54,7 @@ def replay(app: Underway, run_id: UUID, stored: StoredAttempt) -> Replayed:
     task = first_task(run_id, _NO_TOKEN, lane, specs[0], stored.input.encode())
     task.number, task.scheduled_for = stored.number, stored.scheduled_for
     with closing(LocalWorker(app)) as worker:
-        transactions = worker.executor.transactions = UndoneTransactions(worker.outbox)
+        transactions = worker.executor.transactions = UndoneTransactions(worker.outbox, worker.guard)
         transactions.welcome = wire.Welcome(str(uuid4()), socket.gethostname(), app._checked_url())
         row, spawned = worker.run(task)
         assert row is not None

@@ -66,7 +66,7 @@ class Executor:
         self._progress_seconds = progress_seconds
         self._logs = logs
         self._meter = Meter()
-        self.transactions = Transactions(outbox)
+        self.transactions = Transactions(outbox, guard)
         self._contexts = Contexts()
         self._states = States(self._contexts, lambda made: self._loop.run_factory(made))
         self._spawning = threading.RLock()
@@ -122,6 +122,11 @@ class Executor:
     def _end_transaction(self, task: wire.Task, outcome: Outcome) -> Outcome:
         try:
             return self.transactions.end(task, outcome)
+        except Interrupt as error:
+            return ("interrupted", None, None, [], *outcome[4:7], _error_text(error, _text(error)))
+        except Fail as error:
+            self._logs.attempt_failed(task, error)
+            return ("fail", None, None, [], *outcome[4:7], _error_text(error))
         except Exception as error:
             self._logs.attempt_failed(task, error)
             return ("retry", None, None, [], *outcome[4:7], _error_text(error))

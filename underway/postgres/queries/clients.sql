@@ -44,7 +44,9 @@ union all
 select null, null, null from woken;
 
 -- copy_runs: many new runs at once; the constant columns travel with each row
-copy underway.run (id, input, job, step, queue, priority, keep, due, rank, state) from stdin;
+--
+-- In UTF-8 whatever encoding the caller's connection has: under LATIN1 each umlaut arrived as two characters.
+copy underway.run (id, input, job, step, queue, priority, keep, due, rank, state) from stdin (encoding 'utf8');
 
 -- clock: the database's time, which copy_runs cannot ask for; a number, for the caller's DateStyle may be any
 select (extract(epoch from clock_timestamp()) * 1000000)::int8 as microseconds;

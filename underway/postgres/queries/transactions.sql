@@ -11,11 +11,20 @@ set local application_name = %(name)s;
 -- The hand-over comes next, and locks the run until COMMIT. If we vanish in between without a word, as behind a pulled
 -- cable, the server must notice, or nobody could take the run back: left to itself it took a quarter of an hour. Only
 -- from here on: a step may take its time to read what the server has for it, which the first of these would not allow.
+--
+-- A step may have chosen another encoding; what is handed over is UTF-8, and would be stored as something else.
 select current_setting('underway.token', true),
+    set_config('client_encoding', 'utf8', true),
     set_config('tcp_user_timeout', '10000', true),
     set_config('tcp_keepalives_idle', '5', true),
     set_config('tcp_keepalives_interval', '2', true),
     set_config('tcp_keepalives_count', '3', true);
+
+-- lock_run: wait for a run that another transaction has locked; no row if it is not this attempt's any more
+select true as locked
+from underway.run
+where id = %(id)s and token = %(token)s and owner = %(owner)s and state = 'in_progress' and not cancel_requested
+for update;
 
 -- check_constraints: all that are deferred to the COMMIT, as that would
 set constraints all immediate;

@@ -1,0 +1,163 @@
+"""Steps whose hand-over waits for another transaction, for each other, or cannot be: they cancel runs through cx.tx."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from apps import crossing
+from apps.crossing import Rival
+from db import Connection, value
+from harness import Supervisor, eventually
+
+from underway import Run, Status, Underway
+from underway.supervisor.shutdown import ExitCode
+from underway.testing import drain
+
+Start = Callable[..., Supervisor]
+
+
+@pytest.fixture(autouse=True)
+def app(bind: Callable[[Underway], Underway], connection: Connection) -> Underway:
+    connection.execute("create table witness (n int)")
+    return bind(crossing.app)
+
+
+def ended(run: Run[Any]) -> list[str]:
+    return [attempt.outcome for attempt in run.attempts()]
+
+
+def errors(run: Run[Any]) -> str:
+    return " ".join(attempt.error or "" for attempt in run.attempts())
+
+
+def witnesses(connection: Connection) -> int:
+    return int(value(connection, "select count(*) from witness"))
+
+
+def test_two_that_cancel_each_other_in_their_own_transactions(start_supervisor: Start, tmp_path: Path) -> None:
+    """Postgres sees the cycle and fails one of the two; the other has won. Their timeout is the default, 15 minutes."""
+    runs = {}
+    for name, other in (("a", "b"), ("b", "a")):
+        runs[name] = crossing.racing.enqueue(Rival(name, other, str(tmp_path)))
+        (tmp_path / name).write_text(str(runs[name].id))
+    supervisor = start_supervisor("crossing", "--procs", "2")
+    ends = {name: run.wait(60) for name, run in runs.items()}
+    assert sorted(ends.values()) == [Status.CANCELLED, Status.SUCCEEDED]
+    (winner,) = [name for name, status in ends.items() if status is Status.SUCCEEDED]
+    assert (runs[winner].result(), ended(runs[winner])) == (winner, ["succeeded"])
+    assert "killed" not in supervisor.log
+
+
+def lock(stranger: Connection, run: Run[Any]) -> None:
+    stranger.execute("select from underway.run where id = %s for update", [run.id])
+
+
+def waits(connection: Connection) -> bool:
+    """Whether a step's transaction waits for a row, for all to see."""
+    waiting = (
+        "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and application_name ~ '^underway [0-9]'"
+    )
+    return bool(value(connection, waiting))
+
+
+def begin(start: Start, run: Run[Any], folder: Path, stranger: Connection, look: Connection) -> Supervisor:
+    """A supervisor whose step has returned, and whose hand-over waits for the stranger."""
+    supervisor = start("crossing", "--procs", "1", "--grace", "0.2")
+    eventually(lambda: (folder / "here").exists())
+    lock(stranger, run)
+    (folder / "go").touch()
+    eventually(lambda: waits(look))
+    return supervisor
+
+
+def test_a_hand_over_that_waits_for_a_client_is_interrupted_by_its_timeout(
+    database: str, connection: Connection, start_supervisor: Start, tmp_path: Path
+) -> None:
+    run = crossing.waiting.enqueue(str(tmp_path))
+    with psycopg.connect(database) as stranger:
+        supervisor = begin(start_supervisor, run, tmp_path, stranger, connection)
+        supervisor.until("timed_out")
+        eventually(lambda: not waits(connection))
+    assert run.result(20) == 2
+    assert ended(run) == ["timed_out", "succeeded"]
+    assert "killed" not in supervisor.log
+    first, second = run.attempts()
+    assert first.pid == second.pid
+
+
+def test_a_hand_over_that_waits_for_a_client_is_interrupted_by_a_stop(
+    database: str, connection: Connection, start_supervisor: Start, tmp_path: Path
+) -> None:
+    run = crossing.patient.enqueue(str(tmp_path))
+    with psycopg.connect(database) as stranger:
+        supervisor = begin(start_supervisor, run, tmp_path, stranger, connection)
+        supervisor.send(signal.SIGTERM)
+        eventually(lambda: not waits(connection))
+    assert supervisor.wait() == ExitCode.KILLED_WORK
+    assert ended(run) == ["released"]
+
+
+def test_a_hand_over_that_waits_for_a_client_goes_on_after_it(
+    database: str, connection: Connection, start_supervisor: Start, tmp_path: Path
+) -> None:
+    run = crossing.patient.enqueue(str(tmp_path))
+    with psycopg.connect(database) as stranger:
+        begin(start_supervisor, run, tmp_path, stranger, connection)
+    assert run.result(20) == 1
+
+
+def test_a_hand_over_that_waits_for_a_cancel_is_refused_after_it(
+    database: str, connection: Connection, start_supervisor: Start, tmp_path: Path
+) -> None:
+    run = crossing.patient.enqueue(str(tmp_path))
+    with psycopg.connect(database) as stranger:
+        begin(start_supervisor, run, tmp_path, stranger, connection)
+        assert run.cancel(conn=stranger)
+    assert run.wait(20) is Status.CANCELLED
+    assert ended(run) == ["cancelled"]
+
+
+@pytest.mark.parametrize("deed", ["own_by_handle", "own_by_id", "own_with_its_job"])
+def test_a_step_that_cancels_its_own_run_in_its_transaction_is_told_at_the_call(
+    connection: Connection, deed: str
+) -> None:
+    run = crossing.ending.enqueue(deed)
+    drain(crossing.ending)
+    assert "(conn=cx.tx) by a step of the run itself (ending.end_oneself)" in errors(run)
+    assert "raise Fail to end the run, or cancel it without conn=" in errors(run)
+    assert (run.status() is Status.CANCELLED, witnesses(connection)) == (False, 0)
+
+
+@pytest.mark.parametrize("deed", ["own_by_key", "own_in_sql", "own_in_a_savepoint", "own_row", "own_row_deleted"])
+def test_what_is_seen_only_at_the_hand_over_fails_at_once(
+    connection: Connection, start_supervisor: Start, deed: str
+) -> None:
+    run = crossing.ending.enqueue(deed, unique_key=deed)
+    start_supervisor("crossing", "--procs", "1", "--until-idle").wait()
+    assert (run.status(), ended(run)) == (Status.FAILED, ["failed"])
+    assert "the step has cancelled its own run through cx.tx, or written to its row" in errors(run)
+    assert "All of it is rolled back, and the run was not cancelled" in errors(run)
+    assert witnesses(connection) == 0
+
+
+@pytest.mark.parametrize("deed", ["own_priority", "own_undone", "own_redrive"])
+def test_what_leaves_the_run_in_its_hands_does_not_matter(
+    connection: Connection, start_supervisor: Start, deed: str
+) -> None:
+    run = crossing.ending.enqueue(deed)
+    start_supervisor("crossing", "--procs", "1", "--until-idle").wait()
+    assert (run.status(), ended(run), witnesses(connection)) == (Status.SUCCEEDED, ["succeeded"], 1)
+
+
+@pytest.mark.parametrize("deed", ["own_without_conn", "own_without_conn_and_return"])
+def test_a_step_that_cancels_its_own_run_without_its_transaction_ends_as_cancelled(
+    connection: Connection, start_supervisor: Start, deed: str
+) -> None:
+    run = crossing.ending.enqueue(deed)
+    supervisor = start_supervisor("crossing", "--procs", "1", "--until-idle")
+    supervisor.wait()
+    assert (run.status(), ended(run), witnesses(connection)) == (Status.CANCELLED, ["cancelled"], 0)
+    assert "killed" not in supervisor.log

@@ -1,0 +1,219 @@
+"""The connections of an app in a client's process, for sync and for async callers.
+
+There are two pools. One lends for statements of ours; the other lends to app.connection(), whose caller keeps a
+connection for as long as it likes. With one pool for both, four threads that each held a connection and enqueued
+without conn= waited for each other until the pool gave up.
+
+A connection is looked at before it is lent again. A restart of the server, its idle_session_timeout, a pooler or a
+proxy closes connections that rest, and each of them would fail one caller.
+"""
+
+import asyncio
+import select
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.pq.abc import PGconn
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
+
+_SIZE = 4
+# What has rested for so long must answer: a proxy or a firewall may have dropped it without a word.
+_RESTED_SECONDS = 5.0
+_ANSWER_SECONDS = 2.0
+
+_STATEMENTS_BUSY = (
+    f"all {_SIZE} connections that the app has for its own statements were busy for 30 s: is a transaction open that "
+    f"has enqueued the same unique key, or do the values of enqueue_many enqueue, in {_SIZE} threads at once?"
+)
+_HELD_BUSY = (
+    f"all {_SIZE} connections that app.connection() lends were in use for 30 s: leave each `with app.connection()` "
+    f"soon, open none inside another, and pass the one you have as conn="
+)
+
+
+class _Lent(psycopg.Connection[tuple[Any, ...]]):
+    rests_since = 0.0
+
+
+class _AsyncLent(psycopg.AsyncConnection[tuple[Any, ...]]):
+    rests_since = 0.0
+
+
+class Pools:
+    """Those of a process. Threads and connections are started when they are first needed."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._statements = _pool(conninfo, autocommit=True)
+        self._held = _pool(conninfo, autocommit=False)
+
+    @contextmanager
+    def statement(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """For single statements, each a transaction of its own: without BEGIN and COMMIT it has one way to go."""
+        connection = _get(self._statements, _STATEMENTS_BUSY)
+        try:
+            yield connection
+        finally:
+            connection.rests_since = time.monotonic()
+            self._statements.putconn(connection)
+
+    @contextmanager
+    def held(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """In a transaction: committed at the end, rolled back by an exception."""
+        connection = _get(self._held, _HELD_BUSY)
+        try:
+            with connection:  # its transaction: the pool keeps it from being closed
+                yield connection
+        finally:
+            connection.rests_since = time.monotonic()
+            self._held.putconn(connection)
+
+    def close(self) -> None:
+        self._statements.close()
+        self._held.close()
+
+
+class AsyncPools:
+    """The same for an event loop. Their tasks begin with `open`."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._statements = _async_pool(conninfo, autocommit=True)
+        self._held = _async_pool(conninfo, autocommit=False)
+
+    async def open(self) -> None:
+        await self._statements.open()
+        await self._held.open()
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
+        """For single statements, each a transaction of its own."""
+        connection = await _get_async(self._statements, _STATEMENTS_BUSY)
+        try:
+            yield connection
+        finally:
+            connection.rests_since = time.monotonic()
+            await self._statements.putconn(connection)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
+        """In a transaction: committed at the end, rolled back by an exception."""
+        connection = await _get_async(self._held, _HELD_BUSY)
+        try:
+            async with connection:
+                yield connection
+        finally:
+            connection.rests_since = time.monotonic()
+            await self._held.putconn(connection)
+
+    async def close(self) -> None:
+        await self._statements.close()
+        await self._held.close()
+
+
+def _pool(conninfo: str, *, autocommit: bool) -> ConnectionPool[_Lent]:
+    def check(connection: _Lent) -> None:
+        if not _is_fine(connection):
+            connection.close()
+            pool.drain()  # the others broke with it; the pool would find that out one by one, with pauses
+            raise psycopg.OperationalError("the connection broke while it rested")
+
+    given = {"autocommit": autocommit}
+    pool = ConnectionPool(
+        conninfo, connection_class=_Lent, kwargs=given, min_size=0, max_size=_SIZE, check=check, open=False
+    )
+    return pool
+
+
+def _get(pool: ConnectionPool[_Lent], busy: str) -> _Lent:
+    if pool.closed:  # not used yet
+        pool.open()
+    try:
+        return pool.getconn()
+    except PoolTimeout as error:
+        psycopg.connect(str(pool.conninfo)).close()  # raises what keeps the pool from connecting
+        raise PoolTimeout(busy) from error
+
+
+def _async_pool(conninfo: str, *, autocommit: bool) -> AsyncConnectionPool[_AsyncLent]:
+    async def check(connection: _AsyncLent) -> None:
+        if not await _is_fine_async(connection):
+            await connection.close()
+            await pool.drain()
+            raise psycopg.OperationalError("the connection broke while it rested")
+
+    given = {"autocommit": autocommit}
+    pool = AsyncConnectionPool(
+        conninfo, connection_class=_AsyncLent, kwargs=given, min_size=0, max_size=_SIZE, check=check, open=False
+    )
+    return pool
+
+
+async def _get_async(pool: AsyncConnectionPool[_AsyncLent], busy: str) -> _AsyncLent:
+    try:
+        return await pool.getconn()
+    except PoolTimeout as error:
+        await (await psycopg.AsyncConnection.connect(str(pool.conninfo))).close()
+        raise PoolTimeout(busy) from error
+
+
+# Whether a connection that has rested is still one
+
+
+def _is_fine(connection: _Lent) -> bool:
+    try:
+        if _is_quiet(connection):
+            return True
+        until = time.monotonic() + _ANSWER_SECONDS
+        return all(_readable(connection.fileno(), until - time.monotonic()) for _ in _asking(connection.pgconn))
+    except psycopg.OperationalError:
+        return False
+
+
+async def _is_fine_async(connection: _AsyncLent) -> bool:
+    try:
+        if _is_quiet(connection):
+            return True
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            for _ in _asking(connection.pgconn):
+                await _until_readable(connection.fileno())
+        return True
+    except (psycopg.OperationalError, TimeoutError):
+        return False
+
+
+def _is_quiet(connection: _Lent | _AsyncLent) -> bool:
+    """Whether it was used a moment ago, and the server has said nothing since: not that it goes, not that it is gone.
+
+    A microsecond, where an answer takes as long as an enqueue.
+    """
+    rested = time.monotonic() - connection.rests_since > _RESTED_SECONDS
+    return not rested and not _readable(connection.fileno(), 0)
+
+
+def _asking(pgconn: PGconn) -> Iterator[None]:
+    """Ask for an answer, and read it: each time there must be something to read. Raises OperationalError."""
+    pgconn.send_query(b"")
+    pgconn.flush()
+    while True:
+        yield
+        pgconn.consume_input()
+        while not pgconn.is_busy():
+            if pgconn.get_result() is None:
+                return
+
+
+def _readable(socket: int, seconds: float) -> bool:
+    waiting = select.poll()
+    waiting.register(socket, select.POLLIN)
+    return bool(waiting.poll(max(0.0, seconds) * 1000))
+
+
+async def _until_readable(socket: int) -> None:
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(socket, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(socket)
