@@ -29,6 +29,7 @@ from db import (
     next_token,
     open_store,
     spawn,
+    value,
 )
 from psycopg import sql
 
@@ -118,6 +119,7 @@ BY_SITUATION: dict[str, set[str]] = {
     "expire_runs": {"expired"},
     "reap_runs": {"lapsed, ours", "lapsed, others'"},
     "rehearse_renewal": set(),
+    "drop_run": set(),  # only one that has a finished twin
     "release_unknown": {"in progress", "lapsed, ours"},
 }
 
@@ -298,6 +300,8 @@ async def _write_by_situation(name: str, store: Store, connection: Connection, r
         await store.line_up(100)
     elif name == "sweep_keys":
         await store.sweep_keys(("", ""), 100)
+    elif name == "drop_run":
+        await store.drop(run, int(value(connection, "select coalesce(max(token), 1) from underway.run")))
     elif name == "cancel_run":
         runs.cancel(connection, UUID(run))
     elif name == "cancel_job":

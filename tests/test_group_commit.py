@@ -3,12 +3,12 @@
 import asyncio
 import random
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from committing import Committing, attempts_of, play
-from db import STEP, Connection, claim, insert, next_token, row_of, spawn, value
+from db import STEP, Connection, claim, insert, insert_held, next_token, row_of, spawn, value, with_store
 
 from underway.postgres import runs
 from underway.postgres.endings import Attempt
@@ -112,6 +112,41 @@ def test_a_payload_that_cannot_be_stored_fails_the_run_when_no_attempt_is_left(
     assert outcome[0] == "failed"
     assert "cannot be stored" in (outcome[2] or "")
     assert attempts_of(connection, run) == [("failed", most)]
+
+
+def test_a_run_under_the_id_of_a_finished_one_is_dropped(any_database: str) -> None:
+    """It could neither end nor be taken back, and kept its key."""
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        finished = insert(connection)
+        assert runs.cancel(connection, UUID(finished))
+        twin = insert(connection, id=finished, concurrency_key="key", holds_key=True)
+        good = insert(connection)
+        following = insert(connection, state="waiting", concurrency_key="key")
+
+        async def script(committing: Committing) -> None:
+            committing.submit(twin)
+            committing.submit(good)
+
+        committing = play(any_database, script)
+        assert committing.held == {}
+        assert value(connection, "select count(*) from underway.run where id = %s", [twin]) == 0
+        assert runs.status(connection, UUID(finished)) == "cancelled"
+        assert runs.status(connection, UUID(good)) == "succeeded"
+        assert runs.status(connection, UUID(following)) == "pending"
+
+
+@pytest.mark.parametrize("token", ["older", "newer", "another's"])
+def test_a_run_with_a_finished_twin_is_fenced_too(any_database: str, token: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        finished = insert(connection)
+        assert runs.cancel(connection, UUID(finished))
+        owner = uuid4()
+        twin, own = insert_held(connection, owner, id=finished)
+        wrong = {"older": own - 1, "newer": own + 1}.get(token, own)
+        asking = uuid4() if token == "another's" else owner
+        assert not with_store(any_database, lambda store: store.drop(twin, wrong), asking)
+        assert value(connection, "select count(*) from underway.run") == 1
+        assert with_store(any_database, lambda store: store.drop(twin, own), owner)
 
 
 def test_an_error_that_cannot_be_stored_is_spelled_in_ascii(database: str, connection: Connection) -> None:

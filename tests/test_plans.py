@@ -81,6 +81,10 @@ async def _renew(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.renew([Renewal(run, token, 60.0, None) for run, token in batch])
 
 
+async def _drop(store: Store, batch: list[tuple[str, int]]) -> object:
+    return await store.drop(*batch[0])
+
+
 async def _owned(store: Store, batch: list[tuple[str, int]]) -> object:
     return await store.owned([run for run, _ in batch])
 
@@ -153,6 +157,7 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "finish_runs": _finish,
     "continue_runs": _continue,
     "renew_leases": _renew,
+    "drop_run": _drop,
     "owned_runs": _owned,
     "lock_run": _lock,
     "recorded_attempts": _recorded,

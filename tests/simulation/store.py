@@ -100,6 +100,9 @@ class FakeStore:
         if lost := [row.token for row in rows if row.token not in self.holds()]:
             raise Broken(f"something is to be written for {lost}, which are not held any more")
 
+    async def drop(self, run: str, token: int) -> bool:
+        return await self._work.do("drop", lambda: False)  # ids here are given once
+
     async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> dict[tuple[str, int], bool]:
         return await self._session(on_leases).do("owned", lambda: commits.owned(self._database, self._owner, runs))
 

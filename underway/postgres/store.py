@@ -169,6 +169,12 @@ class Store:
         self._last_token = max(self._last_token, *(kept or 0 for _, kept, *_ in done), 0)
         return {token: kept for token, kept, *_ in done}
 
+    async def drop(self, run: str, token: int) -> bool:
+        """Take away a run that has the id of a finished one; whether it was such a run, and ours under this token."""
+        rows = await self._work.fetch("drop_run", {"id": run, "token": token, "owner": self._owner})
+        self._note_locked_keys(rows)
+        return bool(rows)
+
     async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> dict[tuple[str, int], bool]:
         """Which of these runs are still ours, with their tokens, and whether somebody has cancelled them.
 

@@ -237,6 +237,9 @@ class Commits:
                 await self._commit_group([ended])
             return
         (ended,) = group
+        if error.diag.constraint_name == "finished_run_pkey":
+            await self._drop(ended)
+            return
         attempt = ended.row.attempt
         if ended.row.payload is not None or ended.spawned:
             message = f"what this attempt handed over cannot be stored: {error}"
@@ -250,6 +253,16 @@ class Commits:
             self.submit(ended._replace(row=ended.row._replace(attempt=attempt._replace(error=plain))))
         else:  # nothing is left to leave out; the reaper will take the run back
             log.error("this ending cannot be written at all, its lease will lapse", exc_info=error)
+            self._held.pop(ended.task.token, None)
+
+    async def _drop(self, ended: Ended) -> None:
+        """Its run was inserted under the id of a finished one, and cannot end beside that."""
+        log.error("it has the id of a run that has finished before: it is dropped", extra={"about": ended.task.about})
+        try:
+            await self._store.drop(ended.task.run, ended.task.token)
+        except FAILED:
+            self._repeat([ended])
+        else:
             self._held.pop(ended.task.token, None)
 
     async def _sort_out(self, missing: list[Ended]) -> None:

@@ -5,8 +5,6 @@
 -- Of a run that somebody has cancelled no other end is written than that. What an attempt has spawned names its token,
 -- so that of two attempts at one run only the one that holds it has children.
 --
--- Who inserts a run under the id of a finished one leaves no trace of it beside that one, and holds up no other's commit.
---
 -- The time is the statement's, since in a step's own transaction now() is when that began.
 with gone as (
     delete from underway.run r
@@ -35,7 +33,6 @@ filed as (
         error, case when final = 'succeeded' then payload::json end,
         case when final <> 'succeeded' then input end
     from gone
-    on conflict (id) do nothing
 ),
 noted as (
     insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,
@@ -165,6 +162,23 @@ select token, kept_token,
         ) given_up_or_wanted
     ) as locked_keys
 from continued;
+
+-- drop_run: take away a run of ours that was inserted under the id of a finished one, beside which it cannot end
+--
+-- `on conflict do nothing` in finish_runs would do as well, at a microsecond for each of all other runs.
+with mine as materialized (
+    select l.id from underway.run l
+    where l.id = %(id)s and exists (select from underway.finished_run f where f.id = l.id)
+    for update skip locked
+),
+gone as (
+    delete from underway.run r
+    where r.id = any(array(select id from mine))
+        and r.token = %(token)s and r.owner = %(owner)s and r.state = 'in_progress'
+    returning r.queue, r.concurrency_key, r.holds_key
+)
+select case when holds_key then underway.pass_keys(array[queue], array[concurrency_key]) end as locked_keys
+from gone;
 
 -- owned_runs: which of these runs this supervisor still owns, under which token, and whether somebody has cancelled them
 select id::text, token, cancel_requested
