@@ -1,9 +1,10 @@
 """Cancel is final, in every state and in every race (promise 13)."""
 
+import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -30,7 +31,7 @@ from db import (
 from harness import APPS, Supervisor, eventually, outcomes, states
 from psycopg import sql
 
-from underway import InvalidOption, RunCancelled, Status, Underway
+from underway import Context, Done, InvalidOption, RunCancelled, Status, To, Underway, aio
 from underway.manifest import Step
 from underway.postgres import runs
 from underway.postgres.store import Store
@@ -483,6 +484,66 @@ def test_cancel_by_a_concurrency_key_from_python(app: Underway) -> None:
     mine, theirs = (cancelling.echoes.enqueue("x", concurrency_key=key) for key in ("mine", "theirs"))
     assert cancelling.echoes.cancel(concurrency_key="mine") == 1
     assert (mine.status(), theirs.status()) == (Status.CANCELLED, Status.WAITING)
+
+
+# Steps by their concurrency keys, and those at which a run with a key might not be found.
+COVERED: dict[str, tuple[list[str | None], list[str]]] = {
+    "one step": (["{}"], []),
+    "one step, with a key of its enqueue": ([None], []),
+    "each step has it": (["{}", "{}"], []),
+    "the last has none": (["{}", None], ["step1"]),
+    "the first has none": ([None, "{}"], ["step0"]),
+    "none has one, but of its enqueue": ([None, None], ["step0", "step1"]),
+    "they have different ones": (["{}", "{}", "smtp"], ["step2"]),
+}
+
+
+@pytest.mark.parametrize("which", COVERED)
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_cancel_by_a_concurrency_key_is_of_every_run_that_has_it_or_says_what_it_leaves_out(
+    database: str, connection: Connection, which: str, how: str
+) -> None:
+    """A run at a step without the key had it at the step before, and went on."""
+    given, elsewhere = COVERED[which]
+    app = Underway(database)
+    job: Any = app.job("covered")
+    for number, key in enumerate(given):
+        options: Any = {} if key is None else {"concurrency_key": key.replace("{}", "{tenant}")}
+        last = number == len(given) - 1
+        job = job.step(to_the_end if last else onwards, name=f"step{number}", **options)
+    for number, key in enumerate(given):
+        filled = None if key is None else key.replace("{}", "7")
+        insert(connection, job="covered", step=f"step{number}", concurrency_key=filled or ("7" if not number else None))
+    with closing(app):
+        if not elsewhere:
+            assert cancel_key(job, how) == len(given)
+            return
+        with pytest.raises(InvalidOption, match=r"does not cover job 'covered'") as raised:
+            cancel_key(job, how)
+    assert f"a run at step {', '.join(map(repr, elsewhere))} has another concurrency key or none" in str(raised.value)
+    assert f"({len(elsewhere)} live runs stand there now)" in str(raised.value)
+    assert value(connection, "select count(*) from underway.run where not cancel_requested") == len(given)
+
+
+def cancel_key(job: Any, how: str) -> int:
+    if how == "sync":
+        return int(job.cancel(concurrency_key="7"))
+
+    async def cancel() -> int:
+        try:
+            return await aio.cancel(job, concurrency_key="7")
+        finally:
+            await aio.close(job._app)
+
+    return asyncio.run(cancel())
+
+
+def onwards(cx: Context, value: dict[str, str]) -> To[dict[str, str]]:
+    return To.next(value)
+
+
+def to_the_end(cx: Context, value: dict[str, str]) -> Done:
+    return To.done()
 
 
 def test_a_cancel_that_is_rolled_back_never_was(app: Underway) -> None:

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typing_extensions import TypedDict
 
-from underway.codec import MAX_DEPTH, MAX_PAYLOAD, Codec, check_type, codec_for, decode, encode, type_name
+from underway.codec import MAX_DEPTH, MAX_PAYLOAD, Codec, check_type, codec_for, decode, encode, type_name, type_names
 from underway.errors import PayloadError
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -771,3 +771,19 @@ def test_type_name_of_a_local_class() -> None:
 def test_pydantic_is_never_imported() -> None:
     code = "import sys, underway.codec as c; c.encode([1], list[int]); assert 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_type_that_is_called_like_another_is_told_by_its_module() -> None:
+    like_numpys = type("bool", (), {"__module__": "numpy"})
+    with pytest.raises(PayloadError, match=r"^value: a `numpy.bool` cannot travel as JSON"):
+        encode(like_numpys(), bool)
+    with pytest.raises(PayloadError, match=r"^value\['a'\]: a `numpy.bool` cannot travel"):
+        encode({"a": like_numpys()}, Any)
+    assert (type_name(bool), type_name(list[like_numpys])) == ("bool", "list[numpy.bool]")  # type: ignore[valid-type]
+    one, other = (dataclasses.make_dataclass("Order", [("n", int)]) for _ in range(2))
+    for kind, module in ((one, "shop"), (other, "billing")):
+        kind.__module__ = module
+    with pytest.raises(PayloadError, match=r"a `shop.Order` would arrive as a `billing.Order`"):
+        encode(one(1), other)
+    assert type_names(one, int) == ("Order", "int")
+    assert type_names(one, other) == ("shop.Order", "billing.Order")

@@ -50,8 +50,12 @@ def test_cancel_by_id_job_and_key(connection: Connection, database: str) -> None
     insert(connection, job="keyed", unique_key="a")
     insert(connection, job="keyed", concurrency_key="a", holds_key=True)
     done = document("cancel", "--job", "keyed", "--concurrency-key", "a", database=database)
-    assert done == {"job": "keyed", "key": None, "concurrency_key": "a", "cancelled": 1}
+    left = {"step": 1}
+    assert done == {"job": "keyed", "key": None, "concurrency_key": "a", "cancelled": 1, "without_key": left}
     assert count_states(connection) == {"cancelled": 6, "pending": 2}
+    said = underway("cancel", "--job", "keyed", "--concurrency-key", "a", database=database)
+    assert said.stdout == "cancelled 0 runs\n"
+    assert said.stderr == "note: live runs of keyed without any concurrency key were left out: 1 at step step\n"
 
 
 def test_cancel_a_run_in_progress(bind: Bind, start_supervisor: Start, database: str, tmp_path: Path) -> None:
@@ -101,7 +105,7 @@ def test_a_paused_queue_begins_nothing_until_it_is_resumed(
     for text in ("is paused", "was paused already"):
         done = underway("pause", "pdf", database=database)
         assert (done.returncode, done.stdout) == (0, f"pdf {text}\n")
-        assert done.stderr == f"{note}undo it by: underway resume pdf\n"
+        assert done.stderr == f"{note}there are none; undo it by: underway resume pdf\n"
     assert "pdf    paused" in output("queues", database=database)
     paused, free = states.refusing.enqueue(Order(1)), states.orders.enqueue(Order(1))
     start_supervisor("states", "--procs", "1")
@@ -118,7 +122,7 @@ def test_a_paused_queue_begins_nothing_until_it_is_resumed(
     assert output("pause", "pdf", database=database) == "pdf is paused\n", "its supervisor has it"
     done = underway("resume", "pfd", database=database)
     assert (done.returncode, done.stdout) == (0, "pfd was not paused\n")
-    assert done.stderr == note.replace("pdf", "pfd") + "those there are: underway queues\n"
+    assert done.stderr == note.replace("pdf", "pfd") + "there are 'default', 'pdf', 'slow'\n"
 
 
 def test_shut_down_one_supervisor_then_all(start_supervisor: Start, database: str, tmp_path: Path) -> None:
@@ -165,7 +169,11 @@ def test_dead_letters(connection: Connection, database: str) -> None:
     assert [line.split()[0] for line in text.splitlines()[1:]] == runs[:3]
     assert "ValueError" in text
     assert document("dead-letters", "pdf-dead", database=database)[0]["input"] == {"n": 1}
-    assert output("dead-letters", "nothing", database=database) == "no run has the label 'nothing'\n"
+    nothing = "the label 'nothing'; there are 'other', 'pdf-dead'\n"
+    assert output("dead-letters", "nothing", database=database) == f"no run has {nothing}"
+    for command in ("redrive", "discard"):
+        said = refusal(command, "--label", "nothing", database=database)
+        assert said == f"Error: no run and no queue has the dead-letter {nothing.removeprefix('the ')}"
 
     assert output("redrive", "--label", "pdf-dead", "--limit", "1", database=database) == "redrove 1 run\n"
     assert output("discard", runs[1], database=database) == f"discarded {runs[1]}\n"

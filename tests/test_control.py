@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
+import pytest
 from apps import basic
 from db import (
     AGES_AGO,
@@ -26,7 +27,7 @@ from db import (
 from harness import Supervisor, eventually, states
 from psycopg import sql
 
-from underway import Status, Underway
+from underway import Context, Done, Status, To, Underway
 from underway.manifest import Lane
 from underway.postgres import control, runs
 from underway.postgres.store import Lanes, Store
@@ -70,6 +71,28 @@ def test_pause_and_resume_are_part_of_the_callers_transaction(
         assert app.resume("one", conn=conn)
         conn.commit()
         assert value(connection, paused) is None
+
+
+def test_pausing_a_queue_that_nothing_uses_is_possible_and_warned_of(
+    database: str, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Underway(database)
+    app.job("job").step(nothing, queue="mine")
+    app.queue("declared")
+    insert(connection, queue="run's")
+    try:
+        for known in ("mine", "declared", "run's"):
+            assert app.pause(known)
+        assert caplog.messages == []
+        assert app.pause("mien")
+        said = "pausing the queue 'mien', which nothing uses yet; there are 'declared', 'mine', \"run's\""
+        assert caplog.messages == [said]
+    finally:
+        app.close()
+
+
+def nothing(cx: Context) -> Done:
+    return To.done()
 
 
 def test_a_next_step_does_not_stay_in_a_paused_queue(any_database: str) -> None:

@@ -263,6 +263,27 @@ def test_the_text_of_an_id_is_that_run(app: Underway, connection: Connection) ->
         app.redrive(other, limit=1)
 
 
+@pytest.mark.parametrize("act", ["redrive", "discard"])
+def test_a_label_that_nothing_has_is_an_error_that_names_those_there_are(
+    app: Underway, connection: Connection, act: str
+) -> None:
+    do = getattr(app, act)
+    declared = sorted({queue.dead_letter for queue in app._queues.values() if queue.dead_letter is not None})
+    for label in declared:  # known, if to this code alone, and no run has it now
+        assert do(label) == 0
+    nothing = r"^no run and no queue has the dead-letter label 'ded'; there are "
+    with pytest.raises(InvalidOption, match=f"{nothing}{', '.join(map(repr, declared))}$"):
+        do("ded")
+    failed(connection, "dead")
+    failed(connection, "another")
+    failed(connection, "another")
+    connection.execute("insert into underway.queue (name, dead_letter) values ('mail', 'mail-dead')")
+    known = ", ".join(map(repr, sorted({*declared, "another", "dead", "mail-dead"})))
+    with pytest.raises(InvalidOption, match=f"{nothing}{known}$"), app.connection() as caller:
+        do("ded", conn=caller)
+    assert (do("another"), do("dead"), do("mail-dead")) == (2, 1, 0)
+
+
 def test_no_label_looks_like_an_id(app: Underway) -> None:
     run = new_id()
     for given in (str(run), run.hex, str(run).upper()):

@@ -344,6 +344,23 @@ def test_thirty_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_databas
         assert many <= MOST_PAGES, (name, few, many)
 
 
+def test_the_known_labels_cost_one_probe_each(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        connection.execute(
+            "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, state,"
+            " priority, quarantined, queue, job, step, dead_letter, finished_at)"
+            " select gen_random_uuid(), now(), now(), '1 day', 1, 0, 0, 'failed', 0, false, 'default', 'job', 'step',"
+            " nullif('label' || n % 4, 'label3'), now() from generate_series(1, 20000) n"
+        )
+        explained = sql.SQL("explain (analyze, buffers, format json) ") + sql.SQL(statements()["known_labels"])
+        ((explanation,),) = connection.execute(explained).fetchall()
+        plan = explanation[0]["Plan"]
+    reading = [node for node in nodes(plan) if node.get("Relation Name") == "finished_run"]
+    assert {node["Index Name"] for node in reading} == {"finished_run_dead_letter"}
+    assert plan["Actual Rows"] == 3
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 50
+
+
 def test_what_has_left_is_in_nobodys_way_while_a_snapshot_is_held(any_database: str) -> None:
     """Neither in that of the promoter nor of retention: they can begin behind the dead entries of what was due."""
     waiting = "insert into underway.run (id, job, step, queue, state, keep, due, rank, input) select gen_random_uuid(),"

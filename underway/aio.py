@@ -165,7 +165,10 @@ async def cancel(
     refuse_while_loading("aio.cancel")
     _refuse_run("aio.cancel", job)
     async with _connection(job._app, conn) as one:
-        return await runs.cancel_key.on(one, job.name, unique_key=unique_key, concurrency_key=concurrency_key)
+        elsewhere = client.steps_with_another_key(job)
+        return await runs.cancel_key.on(
+            one, job.name, unique_key=unique_key, concurrency_key=concurrency_key, elsewhere=elsewhere
+        )
 
 
 async def cancel_all(job: Job[Any, Any, Any], *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> int:

@@ -1,6 +1,7 @@
 """The registry of jobs, and the door to one database."""
 
 import inspect
+import logging
 import os
 import signal
 import subprocess
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import psycopg
 
     from underway.postgres.pools import Pools
+
+log = logging.getLogger("underway")
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -252,13 +255,25 @@ class Underway:
     def pause(self, queue: str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Let no run of this queue begin, on any supervisor, until `resume`; False if it was paused already.
 
-        A step that runs goes on to its end. What was claimed and has not begun is given back in a moment.
+        A step that runs goes on to its end. What was claimed and has not begun is given back in a moment. A queue may
+        be paused before anything uses it; the log warns of one that neither this app nor the database knows, and names
+        those there are.
         """
-        from underway.postgres import control
+        from underway.postgres import control, people
 
         refuse_while_loading("pause")
+        options.checked_name("queue", queue)
         with self._given_or_own(conn) as connection:
-            return control.pause(connection, options.checked_name("queue", queue))
+            if queue not in self._own_queues() and not people.knows_queue(connection, queue):
+                known = self._own_queues() | people.known_queues(connection)
+                log.warning(
+                    "pausing the queue %r, which nothing uses yet; %s", queue, control.existing(known - {queue})
+                )
+            return control.pause(connection, queue)
+
+    def _own_queues(self) -> set[str]:
+        used = {spec.placement.queue for job in self._jobs.values() for _, spec in job._steps}
+        return used | self._queues.keys()
 
     def resume(self, queue: str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Undo `pause`; False if the queue was not paused."""
@@ -286,7 +301,7 @@ class Underway:
         for that step. Any other text is a label: all runs that have it, or `limit` of them, the oldest first. A run
         stays where it is while another is live under its unique key. Raises PayloadError if the input does not fit the
         step, UnknownJob if this app does not have the step, RunCancelled for a cancelled run: that is final, enqueue
-        its input again.
+        its input again. Raises InvalidOption for a label that no run has and no queue gives; it names those there are.
         """
         return letters.redrive(self, run_or_label, input, limit, conn)
 
@@ -295,7 +310,8 @@ class Underway:
     ) -> int:
         """Take the dead-letter label off a run, or off all that have it; returns how many.
 
-        They stay readable as failed runs until their `keep` has passed.
+        They stay readable as failed runs until their `keep` has passed. Raises InvalidOption for an unknown label, as
+        `redrive` does.
         """
         return letters.discard(self, run_or_label, conn)
 
@@ -313,7 +329,7 @@ class Underway:
         concurrency_key: str | None,
         conn: "psycopg.Connection[Any] | None",
     ) -> int:
-        return client.cancel_key(self, job.name, unique_key, concurrency_key, conn)
+        return client.cancel_key(self, job, unique_key, concurrency_key, conn)
 
     def _enqueue(
         self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None", given: RunOptions

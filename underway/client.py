@@ -197,7 +197,7 @@ def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None"
 
 def cancel_key(
     app: "Underway",
-    job: str,
+    job: Job[Any, Any, Any],
     unique_key: str | None,
     concurrency_key: str | None,
     conn: "psycopg.Connection[Any] | None",
@@ -206,7 +206,13 @@ def cancel_key(
 
     refuse_while_loading("cancel")
     with app._given_or_own(conn) as connection:
-        return runs.cancel_key(connection, job, unique_key=unique_key, concurrency_key=concurrency_key)
+        return runs.cancel_key(
+            connection,
+            job.name,
+            unique_key=unique_key,
+            concurrency_key=concurrency_key,
+            elsewhere=steps_with_another_key(job),
+        )
 
 
 def _refuse_own_end(call: str, run_or_job: UUID | str, conn: object) -> None:
@@ -224,6 +230,14 @@ def _refuse_own_end(call: str, run_or_job: UUID | str, conn: object) -> None:
 
 
 # What the async client does in the same way
+
+
+def steps_with_another_key(job: Job[Any, Any, Any]) -> list[str]:
+    """Where a run that has a concurrency key at one step of the job stands without it; none if the job has one step."""
+    steps = [step.spec for step in job.compiled]
+    unkeyed = [step for step in steps if step.placement.concurrency_key is None]
+    others = [step for step in steps if step.placement.concurrency_key != steps[0].placement.concurrency_key]
+    return [] if len(steps) == 1 else [name for step in unkeyed or others for name in step.names]
 
 
 def refuse_enqueue(conn: object) -> None:

@@ -5,6 +5,7 @@ read, or would read as something else, is refused where it was made. orjson writ
 typed values of it; pydantic models are known by their methods, pydantic is never imported.
 """
 
+import builtins
 import contextlib
 import dataclasses
 import enum
@@ -188,7 +189,18 @@ def type_name(expected: Any) -> str:
     if expected is NoneType or expected is ...:
         return "None" if expected is NoneType else "..."
     names = (getattr(expected, attribute, None) for attribute in ("__qualname__", "__name__", "__forward_arg__"))
-    return next((name for name in names if isinstance(name, str)), _show(expected)).rpartition("<locals>.")[2]
+    name = next((name for name in names if isinstance(name, str)), _show(expected)).rpartition("<locals>.")[2]
+    if isinstance(expected, type) and getattr(builtins, name, expected) is not expected:
+        return f"{expected.__module__}.{name}"  # numpy's bool is not a bool
+    return name
+
+
+def type_names(one: Any, other: Any) -> tuple[str, str]:
+    """Two types in one message: with their modules if they are told apart by nothing else."""
+    names = type_name(one), type_name(other)
+    if names[0] != names[1] or one is other:
+        return names
+    return f"{getattr(one, '__module__', '')}.{names[0]}", f"{getattr(other, '__module__', '')}.{names[1]}"
 
 
 def _nodes(node: shapes.Type, path: str, seen: set[int]) -> Iterator[tuple[str, shapes.Type]]:
@@ -305,7 +317,7 @@ def _difference(value: Any, back: Any, path: str) -> str | None:
     if _equal(value, back):
         return None
     if type(value) is not type(back) and not (type(back) in (dict, list) and isinstance(value, type(back))):
-        came = f"a `{type_name(type(value))}` would arrive as a `{type_name(type(back))}`"
+        came = "a `{}` would arrive as a `{}`".format(*type_names(type(value), type(back)))
         return f"{path}: {came}: annotate the type it has, or pass the type that is annotated"
     sent, arrived = _parts(value), _parts(back)
     if sent is None or arrived is None or isinstance(value, (set, frozenset)):

@@ -61,7 +61,10 @@ def redrive(
         if given is not UNCHANGED:
             raise InvalidOption("input= is for one run: give its Run or its id, not a label")
         with app._given_or_own(conn) as connection:
-            return control.redrive_label(connection, str(what), limit)
+            redriven = control.redrive_label(connection, str(what), limit)
+            if not redriven:
+                control.refuse_unknown_label(connection, str(what), _declared(app))
+            return redriven
     if limit is not None:
         raise InvalidOption("limit= is for a label, not for one run")
     with app._given_or_own(conn) as connection:
@@ -81,9 +84,17 @@ def discard(app: "Underway", what: Run[Any] | UUID | str, conn: "psycopg.Connect
     refuse_while_loading("discard")
     run_id = _run_id(what)
     with app._given_or_own(conn) as connection:
-        if run_id is None:
-            return control.discard_label(connection, str(what))
-        return int(control.discard(connection, run_id))
+        if run_id is not None:
+            return int(control.discard(connection, run_id))
+        discarded = control.discard_label(connection, str(what))
+        if not discarded:
+            control.refuse_unknown_label(connection, str(what), _declared(app))
+        return discarded
+
+
+def _declared(app: "Underway") -> set[str]:
+    """The labels of this code's queues, which Postgres need not know yet."""
+    return {queue.dead_letter for queue in app._queues.values() if queue.dead_letter is not None}
 
 
 def _run_id(what: object) -> UUID | None:

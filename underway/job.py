@@ -174,7 +174,9 @@ class Job(Generic[In, Next, Result, State]):
     ) -> int:
         """Cancel the live run with this unique key, or the live runs with this concurrency key; returns how many.
 
-        As Run.cancel does, all of it in one transaction. A concurrency key is that of the step at which a run stands.
+        As Run.cancel does, all of it in one transaction. A run has the concurrency key of the step at which it stands,
+        so this raises InvalidOption for a job whose steps do not all have the same `concurrency_key=`: some of its runs
+        could not be found.
         """
         return self._app._cancel_key(self, unique_key, concurrency_key, conn)
 
@@ -382,9 +384,10 @@ def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
             )
         if not _fits(before.next_type, after.input_type):
             hint = ", which is plain JSON" if after.input_type in (Any, object) else ""
+            handed, taken = codec.type_names(before.next_type, after.input_type)
             raise JobDefinitionError(
-                f"job {job!r}: step {before.spec.name!r} hands over {codec.type_name(before.next_type)}, "
-                f"but step {after.spec.name!r} takes {codec.type_name(after.input_type)}{hint}"
+                f"job {job!r}: step {before.spec.name!r} hands over {handed}, "
+                f"but step {after.spec.name!r} takes {taken}{hint}"
             )
     if steps[-1].next_type is not Never:
         raise JobDefinitionError(

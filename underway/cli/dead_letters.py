@@ -30,10 +30,12 @@ def dead_letters(label: str | None, limit: int, database: str | None, as_json: b
             print_rows(people.dead_letter_labels(connection), _label_columns(now), as_json, none="no dead letters")
             return
         rows = control.dead_letters(connection, label, limit)
+        known = set() if rows else control.known_labels(connection)
     found = [dict(zip(_DEAD_LETTER, row, strict=True)) for row in rows]
     for run in found:
         run["input"] = json.loads(run["input"])
-    print_rows(found, _run_columns(now), as_json, none=f"no run has the label {label!r}")
+    none = f"no run has the label {label!r}" + ("" if label in known else f"; {control.existing(known)}")
+    print_rows(found, _run_columns(now), as_json, none=none)
 
 
 def _label_columns(now: datetime) -> list[Column]:
@@ -82,6 +84,8 @@ def redrive(
             print_done({"id": run_id, "redriven": 1}, f"redrove {run_id}", as_json)
         elif label is not None:
             redriven = control.redrive_label(connection, label, limit)
+            if not redriven:
+                control.refuse_unknown_label(connection, label)
             print_done({"label": label, "redriven": redriven}, f"redrove {count(redriven, 'run')}", as_json)
 
 
@@ -106,4 +110,6 @@ def discard(run: str | None, label: str | None, database: str | None, as_json: b
             print_done({"id": run_id, "discarded": 1}, f"discarded {run_id}", as_json)
         elif label is not None:
             discarded = control.discard_label(connection, label)
+            if not discarded:
+                control.refuse_unknown_label(connection, label)
             print_done({"label": label, "discarded": discarded}, f"discarded {count(discarded, 'run')}", as_json)

@@ -8,7 +8,7 @@ import orjson
 from underway.cli.database import Connection, connect, database_option
 from underway.cli.find import find_run, refuse_id
 from underway.cli.output import json_option, print_done
-from underway.cli.words import count
+from underway.cli.words import count, printable
 from underway.client import Status
 from underway.postgres import control, people, runs
 from underway.printable import printable
@@ -34,6 +34,9 @@ def cancel(
     RUN is its id, or as much of its beginning as no other has. A run that is
     pending or waiting is cancelled at once. One in progress is stopped first;
     nothing that its step does from now on is kept. It cannot be undone.
+
+    A run has the concurrency key of the step at which it stands. A note says
+    how many live runs of the job stand where they have none.
     """
     if (run is None) == (job is None):
         raise click.UsageError("give a RUN, or --job JOB")
@@ -56,7 +59,15 @@ def _cancel_many(connection: Connection, job: str, key: str | None, concurrency_
     if not cancelled:
         refuse_id(job, "a job with such runs", "underway cancel")
     document = {"job": job, "key": key, "concurrency_key": concurrency_key, "cancelled": cancelled}
-    print_done(document, f"cancelled {count(cancelled, 'run')}", as_json)
+    if concurrency_key is None:
+        print_done(document, f"cancelled {count(cancelled, 'run')}", as_json)
+        return
+    without_key = runs.without_key(connection, job)
+    print_done({**document, "without_key": without_key}, f"cancelled {count(cancelled, 'run')}", as_json)
+    if without_key and not as_json:
+        where = ", ".join(f"{number:,} at step {step}" for step, number in without_key.items())
+        text = f"note: live runs of {job} without any concurrency key were left out: {where}"
+        click.echo(printable(text), err=True)
 
 
 def _cancel_one(connection: Connection, given: str, as_json: bool) -> None:

@@ -51,11 +51,12 @@ def pause(queue: str, database: str | None, as_json: bool) -> None:
     """
     with connect(database) as connection:
         known = people.knows_queue(connection, queue)
+        others = set() if known else people.known_queues(connection) - {queue}
         changed = control.pause(connection, queue)
     text = f"{queue} is paused" if changed else f"{queue} was paused already"
     print_done({"queue": queue, "paused": True, "changed": changed, "known": known}, text, as_json)
     if not known:
-        _note_unknown(queue, f"undo it by: underway resume {shlex.quote(queue)}")
+        _note_unknown(queue, others, f"; undo it by: underway resume {shlex.quote(queue)}")
 
 
 @click.command("resume", short_help="Undo pause.")
@@ -67,11 +68,13 @@ def resume(queue: str, database: str | None, as_json: bool) -> None:
     with connect(database) as connection:
         changed = control.resume(connection, queue)
         known = changed or people.knows_queue(connection, queue)
+        others = set() if known else people.known_queues(connection) - {queue}
     text = f"{queue} goes on" if changed else f"{queue} was not paused"
     print_done({"queue": queue, "paused": False, "changed": changed, "known": known}, text, as_json)
     if not known:
-        _note_unknown(queue, "those there are: underway queues")
+        _note_unknown(queue, others)
 
 
-def _note_unknown(queue: str, hint: str) -> None:
-    click.echo(printable(f"note: no job, run or supervisor has a queue {queue!r} yet; {hint}"), err=True)
+def _note_unknown(queue: str, others: set[str], hint: str = "") -> None:
+    note = f"note: no job, run or supervisor has a queue {queue!r} yet; {control.existing(others)}{hint}"
+    click.echo(printable(note), err=True)

@@ -1,19 +1,20 @@
 """What people ask of queues, dead letters and supervisors, on any psycopg connection."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 from uuid import UUID
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from underway.errors import RunCancelled
+from underway.errors import InvalidOption, RunCancelled
 from underway.postgres.asking import fetch
 from underway.postgres.cursors import Json
 from underway.postgres.runs import instant
 
 _CANCEL_IS_FINAL = "UW004"
 _TOGETHER = 1000
+_NAMED = 10
 
 
 def pause(connection: psycopg.Connection[Any], queue: str) -> bool:
@@ -83,6 +84,24 @@ def discard(connection: psycopg.Connection[Any], run_id: UUID) -> bool:
 
 def discard_label(connection: psycopg.Connection[Any], label: str) -> int:
     return int(fetch(connection, "discard_label", {"label": label})[0][0])
+
+
+def refuse_unknown_label(connection: psycopg.Connection[Any], label: str, declared: Collection[str] = ()) -> None:
+    """Raise InvalidOption for a label that no run has, no queue gives, and that is not `declared`."""
+    known = known_labels(connection) | set(declared)
+    if label not in known:
+        raise InvalidOption(f"no run and no queue has the dead-letter label {label!r}; {existing(known)}")
+
+
+def known_labels(connection: psycopg.Connection[Any]) -> set[str]:
+    return {label for (label,) in fetch(connection, "known_labels")}
+
+
+def existing(names: Iterable[str]) -> str:
+    """What there is instead of what was asked for."""
+    named = sorted(names)
+    more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
+    return f"there are {', '.join(map(repr, named[:_NAMED]))}{more}" if named else "there are none"
 
 
 def release_quarantined(connection: psycopg.Connection[Any], job: str | None, limit: int | None = None) -> int:

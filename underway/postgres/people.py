@@ -98,6 +98,10 @@ def knows_queue(connection: psycopg.Connection[Any], queue: str) -> bool:
     return bool(fetch(connection, "knows_queue", {"queue": queue})[0][0])
 
 
+def known_queues(connection: psycopg.Connection[Any]) -> set[str]:
+    return {queue["queue"] for queue in list_queues(connection)}
+
+
 def list_supervisors(connection: psycopg.Connection[Any]) -> list[Row]:
     return _objects(connection, "list_supervisors")
 

@@ -1,6 +1,6 @@
 """What a client asks of Postgres, on any psycopg connection, sync or async: enqueue, look, cancel."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -200,15 +200,36 @@ def cancel_job(job: str) -> Asking[int]:
 
 
 @question
-def cancel_key(job: str, *, unique_key: str | None = None, concurrency_key: str | None = None) -> Asking[int]:
-    """How many runs with this key, of either kind, this call cancelled."""
+def cancel_key(
+    job: str, *, unique_key: str | None = None, concurrency_key: str | None = None, elsewhere: Collection[str] = ()
+) -> Asking[int]:
+    """How many runs with this key, of either kind, this call cancelled.
+
+    `elsewhere` are steps at which a run has another concurrency key, or none: whose runs these are, nobody can tell.
+    Raises InvalidOption if there are such steps.
+    """
     if (unique_key is None) == (concurrency_key is None):
         raise InvalidOption("cancel by unique_key= or by concurrency_key=, one of them")
     if unique_key is not None:
         ((number,),) = yield Statement("cancel_key", {"job": job, "unique_key": unique_key})
-    else:
-        ((number,),) = yield Statement("cancel_concurrency_key", {"job": job, "concurrency_key": concurrency_key})
+        return int(number)
+    if elsewhere:
+        rows = yield Statement("live_by_step", {"job": job})
+        left = sum(number for step, number, _keyed in rows if step in elsewhere)
+        raise InvalidOption(
+            f"cancel(concurrency_key={concurrency_key!r}) does not cover job {job!r}: a run at step "
+            f"{', '.join(map(repr, elsewhere))} has another concurrency key or none, and would go on ({left:,} live "
+            f"runs stand there now). Give each step the same concurrency_key=, or cancel by unique_key=, by id, or all "
+            f"of the job. underway.cancel_concurrency_key in SQL cancels the runs that have the key at this moment"
+        )
+    ((number,),) = yield Statement("cancel_concurrency_key", {"job": job, "concurrency_key": concurrency_key})
     return int(number)
+
+
+def without_key(connection: psycopg.Connection[Any], job: str) -> dict[str, int]:
+    """How many live runs of a job have no concurrency key, by the step at which they stand."""
+    rows = fetch(connection, "live_by_step", {"job": job})
+    return {step: number - keyed for step, number, keyed in rows if number > keyed}
 
 
 def register_job(connection: psycopg.Connection[Any], name: str, step: str, placement: Placement) -> None:

@@ -87,3 +87,10 @@ select underway.cancel_key(%(job)s, %(unique_key)s) as cancelled;
 
 -- cancel_concurrency_key: cancel the live runs of a job that have this concurrency key
 select underway.cancel_concurrency_key(%(job)s, %(concurrency_key)s) as cancelled;
+
+-- live_by_step: where the live runs of a job stand, and how many of them have a concurrency key
+select step, count(*) as runs, count(concurrency_key) as keyed
+from underway.run
+where job = %(job)s and not cancel_requested
+group by step
+order by step;

@@ -33,6 +33,22 @@ select underway.discard(%(id)s) as discarded;
 -- discard_label: take this label off all runs that have it
 select underway.discard_all(%(label)s) as discarded;
 
+-- known_labels: the dead-letter labels that a run has or a queue gives; one probe for each, however many runs have it
+with recursive label as (
+    (select dead_letter from underway.finished_run where dead_letter is not null order by dead_letter limit 1)
+    union all
+    select (
+        select f.dead_letter from underway.finished_run f
+        where f.dead_letter > label.dead_letter order by f.dead_letter limit 1
+    )
+    from label
+    where label.dead_letter is not null
+)
+select dead_letter from label where dead_letter is not null
+union
+select dead_letter from underway.queue where dead_letter is not null
+order by dead_letter;
+
 -- release_quarantined: let quarantined runs go on, the oldest first
 select underway.release_quarantined(%(job)s, %(limit)s) as released;
 
