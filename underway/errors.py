@@ -9,7 +9,7 @@ UnderwayError
 │   └── SchemaTooNew        the database no longer supports code this old
 ├── AppNotFound             APP names no module, file or attribute that could be imported
 ├── ImportSideEffect        importing the app tried to do something
-├── InsideStep              a call that makes no sense inside a step
+├── InsideStep              a call that makes no sense inside a step, or a use of cx outside of it
 ├── JobDefinitionError      a job whose steps do not fit together
 ├── InvalidOption           an option with a value it cannot take
 ├── PayloadError            a value that cannot travel as JSON
@@ -76,7 +76,7 @@ class ImportSideEffect(UnderwayError):
 
 
 class InsideStep(UnderwayError):
-    """A call that makes no sense inside a step; the message names what to use instead."""
+    """A call that makes no sense inside a step, or a use of `cx` outside of it; the message says what to do instead."""
 
 
 class JobDefinitionError(UnderwayError):
