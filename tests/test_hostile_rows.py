@@ -69,8 +69,8 @@ def test_attributes_are_taken_by_names_that_stand_in_the_source() -> None:
         and node.func.id in ("getattr", "setattr")
         and not isinstance(node.args[1], ast.Constant)
     }
-    # An app's name; the fields that a declared type has.
-    assert by_variable == {THE_ONE_LOADER, "codec.py"}
+    # An app's name; the fields that a declared type has; the standard streams, and the limits that `resource` names.
+    assert by_variable == {THE_ONE_LOADER, "codec.py", "worker/isolation.py"}
 
 
 def test_whoever_loads_takes_the_name_from_the_command_line() -> None:

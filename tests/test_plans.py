@@ -125,7 +125,7 @@ async def _paused_queues(store: Store, batch: list[tuple[str, int]]) -> object:
 
 
 async def _still_here(store: Store, batch: list[tuple[str, int]]) -> object:
-    return await store.still_here()
+    return await store._work.fetch("still_here", {"id": store._owner})
 
 
 async def _expire(store: Store, batch: list[tuple[str, int]]) -> object:

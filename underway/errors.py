@@ -10,7 +10,7 @@ UnderwayError
 ├── AppNotFound             APP names no module, file or attribute that could be imported
 ├── ImportSideEffect        importing the app tried to do something
 ├── SupervisorFailed        app.run(): the supervisor did not start, or did not end by itself
-├── InsideStep              a call that makes no sense inside a step
+├── InsideStep              a call that makes no sense inside a step, or a use of cx outside of it
 ├── JobDefinitionError      a job whose steps do not fit together
 ├── InvalidOption           an option with a value it cannot take
 ├── PayloadError            a value that cannot travel as JSON
@@ -88,7 +88,7 @@ class SupervisorFailed(UnderwayError):
 
 
 class InsideStep(UnderwayError):
-    """A call that makes no sense inside a step; the message names what to use instead."""
+    """A call that makes no sense inside a step, or a use of `cx` outside of it; the message says what to do instead."""
 
 
 class JobDefinitionError(UnderwayError):

@@ -55,11 +55,6 @@ def context_variables() -> None:
 
 
 @deed
-def an_alarm() -> None:
-    signal.alarm(1)
-
-
-@deed
 def blocked_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
@@ -68,7 +63,8 @@ SHORT = tuple(deeds)  # these are undone however short the step was
 
 
 @deed
-def other_timers() -> None:
+def timers() -> None:
+    signal.alarm(1)
     signal.setitimer(signal.ITIMER_PROF, 100)
     signal.setitimer(signal.ITIMER_VIRTUAL, 100)
     faulthandler.dump_traceback_later(1, exit=True)

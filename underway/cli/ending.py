@@ -8,7 +8,7 @@ import orjson
 from underway.cli.database import Connection, connect, database_option
 from underway.cli.find import find_run, refuse_id
 from underway.cli.output import json_option, print_done
-from underway.cli.words import count, printable
+from underway.cli.words import count
 from underway.client import Status
 from underway.postgres import control, people, runs
 from underway.printable import printable

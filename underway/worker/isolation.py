@@ -19,8 +19,7 @@ from typing import Any, NamedTuple, TextIO
 
 _CHECK_SECONDS = 0.001
 _STANDARD = (0, 1, 2)
-_REAL = int(signal.ITIMER_REAL)  # that of signal.alarm
-_TIMERS = (_REAL, int(signal.ITIMER_VIRTUAL), int(signal.ITIMER_PROF))
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 # Not RLIMIT_OFILE, the old name of RLIMIT_NOFILE.
 _LIMITS = [name for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"]
 
@@ -46,7 +45,7 @@ class Isolation:
         self._mask = tuple(signal.pthread_sigmask(signal.SIG_BLOCK, ()) - signals)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         # A timer that the app has started at import, as some profilers do, is left alone.
-        self._timers = tuple(timer for timer in _TIMERS if _signal.getitimer(timer) == (0.0, 0.0))
+        self._timers = tuple(int(timer) for timer in _TIMERS if signal.getitimer(timer) == (0.0, 0.0))
         self._watch_faults = watch_faults
         self._wakeup = _signal.set_wakeup_fd(-1)
         _signal.set_wakeup_fd(self._wakeup)
@@ -61,8 +60,6 @@ class Isolation:
                 os.fchdir(self._folder)
             except OSError as error:
                 self.spoilt = f"a step left the working folder, to which the worker cannot return: {error}"
-        if _REAL in self._timers:
-            _signal.setitimer(_REAL, 0)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
         self._unchecked += seconds
         if failed or self._unchecked > _CHECK_SECONDS:

@@ -109,7 +109,6 @@ class Inbox:
                 self._title.busy()
             else:
                 self._title.task(task)
-            close_old_connections()
             outcome = self._executor.execute(task)
             close_old_connections()
             self._isolation.restore(outcome[4], failed=outcome[0] not in _HANDED_OVER)
@@ -130,6 +129,7 @@ class Inbox:
         self._title.idle()
         self._children.collect()
         self._take(self._conversation.receive())
+        close_old_connections()  # they have become older meanwhile
 
     def _refuse(self) -> None:
         """Ask to be replaced, and give back all tasks, the last one first: each goes to the head of the line."""
