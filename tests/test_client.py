@@ -654,6 +654,10 @@ PROGRAMS = {
         "from factory import make\nfrom shop import work\napp = make()\njob = app.job('job').step(work)\n"
         "if __name__ == '__main__':\n" + RUN.replace("\n", "\n    "),
         {"factory.py": "from underway import Underway\ndef make(): return Underway()", "shop.py": SHOP}),
+    "adds a job to an app that it imports": (
+        SHOP.replace(", Underway", "") + "from shop import app\njob = app.job('added').step(work)\n"
+        "if __name__ == '__main__':\n" + RUN.replace("\n", "\n    "),
+        {"shop.py": APP}),
     "hands it on": (
         APP + "import extension\nextension.current = app\nif __name__ == '__main__':\n" + RUN.replace("\n", "\n    "),
         {"extension.py": "current = None"}),

@@ -69,7 +69,7 @@ def test_the_embedded_postgres_under_umask_000(home: Path) -> None:
 
 
 def test_a_supervisor_leaves_no_files_and_listens_on_nothing(database: str, home: Path) -> None:
-    """All it needs goes through a socket pair and pipes."""
+    """All it needs goes through a socket pair and pipes; its workers' TMPDIRs are closed to others, and go with it."""
     app = home / "app"
     app.mkdir()
     (app / "basic.py").write_text((APPS / "basic.py").read_text())
@@ -97,10 +97,14 @@ def test_a_supervisor_leaves_no_files_and_listens_on_nothing(database: str, home
             for descriptor in Path(f"/proc/{process}/fd").iterdir():
                 target = os.readlink(descriptor)
                 assert target not in listening, f"{process} listens on {target}"
-        assert [path for name in ("tmp", "cwd", "home") for path in (home / name).rglob("*")] == []
-        assert [path.name for path in app.iterdir()] == ["basic.py"]
+        (temporary,) = [path for name in ("tmp", "cwd", "home") for path in (home / name).iterdir()]
+        assert {stat.S_IMODE(path.stat().st_mode) for path in (temporary, *temporary.rglob("*")) if path.is_dir()} == {
+            0o700
+        }
     finally:
         supervisor.end()
+    assert [path for name in ("tmp", "cwd", "home") for path in (home / name).rglob("*")] == []
+    assert [path.name for path in app.iterdir()] == ["basic.py"]
 
 
 def listening_sockets() -> set[str]:

@@ -51,7 +51,8 @@ class Underway:
         self._worker_end_hooks: list[Callable[[], object]] = []
         # Keyed by PID: a forked child must not use or close its parent's connections.
         self._pools: dict[int, Pools] = {}
-        self._made_in = str(sys._getframe(1).f_globals.get("__name__"))
+        # The modules that have made this app and its jobs, the latest last: `run` has workers import the latest.
+        self._made_in = [_calling_module()]
         self._locks: dict[int, threading.RLock] = {}
 
     @overload
@@ -68,6 +69,7 @@ class Underway:
         """
         if name in self._jobs:
             raise JobDefinitionError(f"two jobs are named {name!r}")
+        self._made_in.append(_calling_module())
         return NewJob(self, name, state)
 
     def _declare(self, job: Job[Any, Any, Any]) -> None:
@@ -398,10 +400,19 @@ class Underway:
         )
 
     def _modules(self) -> list[Any]:
-        """That which made this app first, and the program last: it may have imported the app from another."""
+        """The one that declared a job last comes first: it has imported the app and, as a rule, the other jobs.
+
+        The program itself comes last, since it may only have imported the app.
+        """
         main = sys.modules["__main__"]
+        makers = [sys.modules[name] for name in reversed(self._made_in) if name in sys.modules]
         others = [module for module in list(sys.modules.values()) if module is not main]
-        return [sys.modules.get(self._made_in, main), *others, main]
+        return [*makers, *others, main]
+
+
+def _calling_module() -> str:
+    """The name of the module whose code has called the method that asks."""
+    return str(sys._getframe(2).f_globals.get("__name__"))
 
 
 def _close(pools: "dict[int, Pools]", pid: int) -> None:

@@ -246,7 +246,8 @@ suspect as (
         order by r.queue, r.job, r.step, r.rank, r.id limit 1
     ) following
 )
-select queue, job, step, min(due) as since
+-- As text: drivers do not know arrays of our domains.
+select queue::text as queue, job::text as job, step::text as step, min(due)::timestamptz as since
 from (select * from fresh union all select * from suspect) lane
 where not exists (
     select from underway.supervisor s
@@ -258,7 +259,7 @@ group by queue, job, step;
 comment on view underway.stranded_lane is 'lanes in which runs are pending that no living supervisor serves';
 
 create view underway.stranded as
-select r.id, r.queue, r.job, r.step, r.due, r.priority, r.created_at
+select r.id, l.queue, l.job, l.step, r.due::timestamptz as due, r.priority, r.created_at::timestamptz as created_at
 from underway.run r
 join underway.stranded_lane l using (queue, job, step)
 where r.state = 'pending';
