@@ -512,8 +512,9 @@ def test_cancel_by_a_concurrency_key_is_of_every_run_that_has_it_or_says_what_it
         last = number == len(given) - 1
         job = job.step(to_the_end if last else onwards, name=f"step{number}", **options)
     for number, key in enumerate(given):
-        filled = None if key is None else key.replace("{}", "7")
-        insert(connection, job="covered", step=f"step{number}", concurrency_key=filled or ("7" if not number else None))
+        filled = "7" if key is None and not number else key and key.replace("{}", "7")
+        state = "pending" if filled is None else "waiting"
+        insert(connection, job="covered", step=f"step{number}", state=state, concurrency_key=filled)
     with closing(app):
         if not elsewhere:
             assert cancel_key(job, how) == len(given)

@@ -264,6 +264,7 @@ def test_a_run_that_cannot_be_admitted_holds_up_its_own_key_only(any_database: s
         assert value(connection, "select state from underway.run where id = %s", [bad]) == "waiting"
 
 
+@pytest.mark.chaos  # half a minute, with 130 MB on their way
 def test_an_input_that_no_worker_can_read_fails_its_own_run(
     connection: Connection, start_supervisor: Start, database: str
 ) -> None:
