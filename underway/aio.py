@@ -145,7 +145,7 @@ async def enqueue_many(
     Values are encoded between one write to the database and the next, so other tasks go on meanwhile.
     """
     client.refuse_enqueue(conn)
-    # What iterates over values cannot await, so it cannot use this connection.
+    # A plain iterator cannot await, so the values cannot use this connection while they are read.
     question, arguments = client.many_runs(job, values, given, in_one=True)
     async with _connection(job._app, conn) as one:
         placed = await question.on(one, *arguments)
@@ -282,7 +282,7 @@ async def connection(app: "Underway") -> "AsyncIterator[psycopg.AsyncConnection[
 
 @asynccontextmanager
 async def _own(app: "Underway") -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
-    """Ours for single statements, each a transaction of its own."""
+    """One of the app's own connections, in autocommit mode."""
     async with (await _connections(app)).statement() as own:
         yield own
 
@@ -300,7 +300,7 @@ async def _connections(app: "Underway") -> "AsyncPools":
         del pools[loop]
     mine = pools.setdefault(asyncio.get_running_loop(), _Opened())
     async with mine.opening:
-        if mine.pools is not None and mine.database != app.database:  # pointed elsewhere, as by a test on the same loop
+        if mine.pools is not None and mine.database != app.database:  # changed, as by a test on the same loop
             await mine.pools.close()
             mine.pools = None
         if mine.pools is None:
@@ -309,7 +309,7 @@ async def _connections(app: "Underway") -> "AsyncPools":
             mine.database = app.database
             # In a thread: it may start the embedded Postgres, and connects.
             opened = AsyncPools(await asyncio.to_thread(app._checked_url))
-            before = outliving.set(True)  # or the pools' tasks would end with the step that opens them
+            before = outliving.set(True)  # otherwise the pools' tasks would end with the step that opens them
             try:
                 await opened.open()
             finally:

@@ -92,11 +92,11 @@ class Underway:
             raise InvalidOption(f"queue {name!r} is declared twice, with different dead letters")
 
     def on_worker_end(self, hook: Hook) -> Hook:
-        """Have a function called in each worker that ends in order, to flush spans and events or close a state.
+        """Register a function that each worker calls before it exits, to flush spans and events or to close a state.
 
-        A decorator, or a plain call. Several hooks are called in reverse order; an error is logged, and the next one is
-        called. All together have 5 seconds, then the worker is killed. A worker that is killed, for its timeout, its
-        memory or by a crash, calls none.
+        Use it as a decorator or as a plain call. Hooks are called in reverse order of registration. If one raises, the
+        error is logged and the next one is called. All hooks together have 5 seconds; then the worker is killed. A
+        killed worker (timeout, memory limit, cancel, crash) calls none.
         """
         if not callable(hook) or inspect.iscoroutinefunction(hook):
             raise InvalidOption(
@@ -136,7 +136,7 @@ class Underway:
 
     @contextmanager
     def _own(self) -> "Iterator[psycopg.Connection[Any]]":
-        """Ours for single statements, each a transaction of its own."""
+        """One of the app's own connections, in autocommit mode."""
         with self._connections().statement() as connection:
             yield connection
 
@@ -155,28 +155,31 @@ class Underway:
             raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}{hint}")
 
     def _connections(self) -> "Pools":
-        """Those of this process, after one has shown that the address is right and the schema fits."""
+        """The pools of this process. Before they are created, a connection checks the URL and the schema version."""
         pid = os.getpid()
         if (pools := self._pools.get(pid)) is not None:
             return pools
-        with self._opening():  # or threads that are the first would each open one
+        with self._opening():  # otherwise each of several threads could open its own pools
             return self._pools.get(pid) or self._open_pools(pid)
 
     def _open_pools(self, pid: int) -> "Pools":
         from underway.postgres.pools import Pools
 
         pools = Pools(self._checked_url())
-        # What has interrupted this thread meanwhile, such as a signal handler that enqueues, may have been first.
+        # A signal handler that enqueues may have interrupted this thread and created the pools already.
         known = self._pools.setdefault(pid, pools)
         if known is pools:
-            # Left to the interpreter's end, they wait there for threads that are gone already: from Python 3.13 on a
-            # program that had enqueued never ended.
+            # If the interpreter's shutdown closed the pools, they would wait for threads that have already ended: since
+            # Python 3.13, a program that had enqueued never exited.
             weakref.finalize(self, _close, self._pools, pid)
         return known
 
     def _opening(self) -> threading.RLock:
-        """Reentrant, for handlers of signals and of log records that enqueue; and of this process, since one that was
-        held while another thread forked is held in the child for ever."""
+        """This process's lock for opening pools.
+
+        It is reentrant because signal handlers and logging handlers may enqueue. There is one per process: if another
+        thread forks while the lock is held, the child's copy is never released.
+        """
         return self._locks.setdefault(os.getpid(), threading.RLock())
 
     def _checked_url(self) -> str:
@@ -257,9 +260,9 @@ class Underway:
     def pause(self, queue: str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Let no run of this queue begin, on any supervisor, until `resume`; False if it was paused already.
 
-        A step that runs goes on to its end. What was claimed and has not begun is given back in a moment. A queue may
-        be paused before anything uses it; the log warns of one that neither this app nor the database knows, and names
-        those there are.
+        Running steps finish. Tasks that were claimed but have not started are released shortly. A queue may be paused
+        before anything uses it. If neither this app nor the database knows the queue, a warning is logged that lists
+        the existing ones.
         """
         from underway.postgres import control, people
 
@@ -367,10 +370,11 @@ class Underway:
     # Running
 
     def run(self, procs: int = 2, *, until_idle: bool = False) -> int:
-        """Migrate, then run a supervisor with so many workers until it is stopped.
+        """Migrate, then run a supervisor with `procs` workers until it is stopped.
 
-        Returns 0 if it stopped with nothing running, 1 if running steps were interrupted by a stop, and given back.
-        Raises SupervisorFailed if it did not start, as where the workers cannot import the app, or was killed.
+        Returns 0 if no steps were running when it stopped, and 1 if the stop interrupted running steps and released
+        their runs. Raises SupervisorFailed if the supervisor was killed or did not start, for example because the
+        workers cannot import the app.
 
         The supervisor is a process of its own (`underway-supervisor FILE:NAME`), as in production: nothing is
         supervised in here. With `until_idle` it stops when no run of this app is pending, in progress or waiting for
@@ -421,7 +425,7 @@ def _close(pools: "dict[int, Pools]", pid: int) -> None:
 
 
 def _module_source(module: Any) -> str:
-    """How a new process imports this module, whatever folder the program was started from: by name, or by its file."""
+    """How a new process can import this module from the current folder: its name, or else the path of its file."""
     name, file, spec = module.__name__, getattr(module, "__file__", None), getattr(module, "__spec__", None)
     program = name in ("__main__", "__mp_main__")
     if program and spec is not None:  # python -m package.module
@@ -440,7 +444,7 @@ def _module_source(module: Any) -> str:
 
 
 def _name_by_file(file: Path) -> tuple[str, Path]:
-    """The name under which a file is imported, and the folder from which."""
+    """The module name of a file, and the import root that contains it."""
     parts = [] if file.stem == "__init__" else [file.stem]
     root = file.parent
     while (root / "__init__.py").exists():

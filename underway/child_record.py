@@ -1,14 +1,14 @@
-"""Log records of a process that a step has forked: each is a line among the output of its worker.
+"""Log records of child processes that a step has forked: each is one line in the worker's output.
 
-The socket is the worker's own, so a child has only the pipe that it inherits. A line is bounded so that the kernel
-writes it whole, however many children write at once.
+A child cannot use the worker's socket; it has only the inherited output pipe. The length of a line is limited so that
+the kernel writes it atomically, however many children write at the same time.
 """
 
 from typing import Any, NamedTuple
 
 import orjson
 
-# No text contains it by chance. A step that prints it forges a record of its own run, which it could log as well.
+# Ordinary text does not contain this. A step that prints it forges only a record of its own run.
 MARK = b"\x1eunderway-log "
 LONGEST = 4096  # PIPE_BUF
 _HIGHEST_LEVEL = 100
@@ -25,7 +25,7 @@ def encode(record: Record) -> bytes:
 
 
 def find(line: bytes) -> tuple[bytes, Record] | None:
-    """The record in a line of output, and what was printed before it without an end of line."""
+    """The record in a line of output, and the unterminated output that precedes it."""
     before, mark, written = line.partition(MARK)
     record = _decode(written) if mark else None
     return None if record is None else (before, record)

@@ -146,8 +146,8 @@ class Run(Handle[R]):
         of this on: no result, no next step, no retry. Its step gets an Interrupt, is killed 5 seconds later, and then
         the run is closed.
 
-        A step may cancel its own run in this way, and gets the Interrupt itself; with conn=cx.tx it cannot, which
-        raises InsideStep.
+        A step that cancels its own run gets the Interrupt itself. With conn=cx.tx it cannot cancel its own run, and
+        InsideStep is raised.
         """
         from underway.postgres import runs
 
@@ -216,7 +216,7 @@ def cancel_key(
 
 
 def _refuse_own_end(call: str, run_or_job: UUID | str, conn: object) -> None:
-    """Raise InsideStep for a step that cancels its own run, or all of its job, in the transaction of its hand-over."""
+    """Raise InsideStep if a step cancels its own run, or all runs of its job, in the transaction of its hand-over."""
     cx = context.current()
     if cx is None or conn is None or run_or_job not in (cx.run_id, cx.job):
         return
@@ -233,7 +233,7 @@ def _refuse_own_end(call: str, run_or_job: UUID | str, conn: object) -> None:
 
 
 def steps_with_another_key(job: Job[Any, Any, Any]) -> list[str]:
-    """Where a run that has a concurrency key at one step of the job stands without it; none if the job has one step."""
+    """The steps at which a run of this job may not have the concurrency key that it has at another step."""
     steps = [step.spec for step in job.compiled]
     unkeyed = [step for step in steps if step.placement.concurrency_key is None]
     others = [step for step in steps if step.placement.concurrency_key != steps[0].placement.concurrency_key]

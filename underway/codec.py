@@ -196,7 +196,7 @@ def type_name(expected: Any) -> str:
 
 
 def type_names(one: Any, other: Any) -> tuple[str, str]:
-    """Two types in one message: with their modules if they are told apart by nothing else."""
+    """The names of two types for one message, with their modules if the names alone are equal."""
     names = type_name(one), type_name(other)
     if names[0] != names[1] or one is other:
         return names

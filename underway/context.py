@@ -98,9 +98,9 @@ class Context(Generic[State]):
 
     @property
     def log(self) -> logging.Logger:
-        """Forwards to the supervisor's log, with run, job, step and attempt, however the app configures logging.
+        """Logs to the supervisor's log, with run, job, step and attempt, however the app configures logging.
 
-        Handlers of the app get its records too, as those of the logger named "job.step".
+        The app's handlers receive the records too, as those of the logger "job.step".
         """
         return self._worker.logger(f"{self.job}.{self.step}")
 
@@ -145,5 +145,5 @@ def refuse_inside_step(call: str, instead: str) -> None:
 
 
 def current() -> Context | None:
-    """Of the step that this process is in."""
+    """The context of the step that this process is running, or None."""
     return _current

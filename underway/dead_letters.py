@@ -93,7 +93,7 @@ def discard(app: "Underway", what: Run[Any] | UUID | str, conn: "psycopg.Connect
 
 
 def _declared(app: "Underway") -> set[str]:
-    """The labels of this code's queues, which Postgres need not know yet."""
+    """The labels that this app declares; they may not be registered in the database yet."""
     return {queue.dead_letter for queue in app._queues.values() if queue.dead_letter is not None}
 
 

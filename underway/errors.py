@@ -9,8 +9,8 @@ UnderwayError
 │   └── SchemaTooNew        the database no longer supports code this old
 ├── AppNotFound             APP names no module, file or attribute that could be imported
 ├── ImportSideEffect        importing the app tried to do something
-├── SupervisorFailed        app.run(): the supervisor did not start, or did not end by itself
-├── InsideStep              a call that makes no sense inside a step, or a use of cx outside of it
+├── SupervisorFailed        app.run(): the supervisor did not start serving, or was killed
+├── InsideStep              a call that is not allowed inside a step, or a use of cx outside of it
 ├── JobDefinitionError      a job whose steps do not fit together
 ├── InvalidOption           an option with a value it cannot take
 ├── PayloadError            a value that cannot travel as JSON
@@ -77,9 +77,9 @@ class ImportSideEffect(UnderwayError):
 
 
 class SupervisorFailed(UnderwayError):
-    """The supervisor of `app.run()` did not start serving, or was killed. Its own log says more.
+    """The supervisor of `app.run()` did not start serving, or was killed. Its own log has the details.
 
-    `exit_code` is that of `underway-supervisor`; negative: the signal that killed it.
+    `exit_code` is the exit code of `underway-supervisor`, or the negative number of the signal that killed it.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -88,7 +88,7 @@ class SupervisorFailed(UnderwayError):
 
 
 class InsideStep(UnderwayError):
-    """A call that makes no sense inside a step, or a use of `cx` outside of it; the message says what to do instead."""
+    """A call that is not allowed inside a step, or a use of `cx` outside of it; the message says what to do instead."""
 
 
 class JobDefinitionError(UnderwayError):

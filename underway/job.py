@@ -174,9 +174,9 @@ class Job(Generic[In, Next, Result, State]):
     ) -> int:
         """Cancel the live run with this unique key, or the live runs with this concurrency key; returns how many.
 
-        As Run.cancel does, all of it in one transaction. A run has the concurrency key of the step at which it stands,
-        so this raises InvalidOption for a job whose steps do not all have the same `concurrency_key=`: some of its runs
-        could not be found.
+        As Run.cancel does, all of it in one transaction. A run has the concurrency key of its current step. Raises
+        InvalidOption if the steps of the job do not all have the same `concurrency_key=`, because a key would not find
+        all of the runs.
         """
         return self._app._cancel_key(self, unique_key, concurrency_key, conn)
 

@@ -1,13 +1,14 @@
 """Kills everything below a supervisor, or below some workers of it.
 
-As a script this is the keeper: it holds the other end of a pipe, and when the supervisor is gone, however it went,
-it kills whatever the supervisor had started. The supervisor tells it until when workers may run without another word;
-when that moment passes in silence, the supervisor is stopped or starved, and the keeper kills the workers before others
-may take their runs. It runs with the standard library alone, so that it costs little memory and nothing can break it.
+Run as a script, this is the keeper. It holds the other end of a pipe: when the supervisor has died, for whatever
+reason, the keeper kills everything that the supervisor started. The supervisor sends it a deadline until which the
+workers may run. If the deadline passes without a new one, the supervisor is stopped or starved of CPU, and the keeper
+kills the workers before other supervisors may take their runs. It uses only the standard library, to save memory and to
+be robust.
 
-What belongs to a worker is found three ways: by the mark in its environment, by session, and by parent. A child that
-called setsid keeps the mark; one that cleared its environment too is still found by its parent, because workers are
-subreapers. Resource trackers of Python are given a moment: they remove what a killed process has left in /dev/shm.
+The processes of a worker are found in three ways: by the mark in their environment, by session, and by parent. A child
+that called setsid keeps the mark. A child that cleared its environment too is still found by its parent, because
+workers are subreapers. Python's resource trackers get extra time to remove what a killed process has left in /dev/shm.
 """
 
 import contextlib
@@ -21,22 +22,22 @@ import time
 from collections.abc import Collection, Iterable
 
 MARK = "UNDERWAY_SLOT"
-# A resource tracker ends by itself when all who have its pipe are dead.
+# A resource tracker exits by itself when all processes that hold its pipe are dead.
 TRACKER_SECONDS = 2.0
-# What the keeper says when it has killed the workers of a supervisor that lives.
+# The keeper's message that it is killing the workers of a live supervisor.
 STRUCK = b"struck\n"
 _PAUSE_SECONDS = 0.1
 _SPARED_PAUSE_SECONDS = 0.01
-# The clock of a wait stands still while the machine is suspended: so often the clock of leases is read.
+# poll() does not count the time during which the machine is suspended, so the lease clock is read at this interval.
 _LOOK_SECONDS = 1.0
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # that of underway.lease_clock
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # the same as in underway.lease_clock
 
 
 def kill_below(marks: Iterable[str], roots: Iterable[int] = (), spared: set[int] | None = None) -> int:
     """SIGKILL every process whose mark begins with one of `marks`, these roots, and all below them; returns how many.
 
-    Resource trackers among them are added to `spared` instead, if it is given: the caller ends them later.
+    If `spared` is given, resource trackers are added to it instead of being killed; the caller must end them later.
     They are stopped first, until a look finds nothing new: a process that forks while it is hunted cannot get ahead.
     Raises OSError if the system does not let us look, after it has killed what it knew.
     """
@@ -77,7 +78,7 @@ def children_listed(pid: int) -> list[int]:
 
 
 def living(pids: Collection[int]) -> set[int]:
-    """Those that have not ended."""
+    """The processes that still exist and are not zombies."""
     return set(pids) & parents().keys() if pids else set()
 
 
@@ -92,8 +93,9 @@ def _freeze(pids: Iterable[int], frozen: set[int], spared: set[int] | None = Non
 
 
 def _tracks_resources(pid: int) -> bool:
-    """By its command line, that of multiprocessing's tracker or of joblib's. Any process may call itself so: whoever
-    spares one must see to its end.
+    """Whether its command line is that of multiprocessing's or joblib's resource tracker.
+
+    Any process can imitate this command line, so a caller that spares the process must still end it later.
     """
     return b"resource_tracker import main" in _read(f"/proc/{pid}/cmdline")
 
@@ -173,13 +175,13 @@ def main() -> None:
     _watch(mark)
     _kill_all(mark)
     if folder:
-        import shutil  # a megabyte that a supervisor at work does without
+        import shutil  # imported late: it takes a megabyte
 
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _watch(mark: str) -> None:
-    """Until the supervisor is gone. Each line of it is the moment at which the first lease lapses, or "inf"."""
+    """Return when the supervisor is gone. Each line it sends is the time at which the first lease expires, or "inf"."""
     os.set_blocking(0, False)
     ready = select.poll()
     ready.register(0, select.POLLIN)
@@ -192,15 +194,15 @@ def _watch(mark: str) -> None:
                 return
             *lines, text = (text + read).split(b"\n")
             lapses_at = float(lines[-1]) if lines else lapses_at
-        elif left <= 0:  # judged only when all that was written has been read: we may have been stopped ourselves
+        elif left <= 0:  # only after the pipe has been drained: the keeper itself may have been stopped
             _strike(mark)
             lapses_at = math.inf
 
 
 def _strike(mark: str) -> None:
-    """Kill the workers of a supervisor that has not been heard of in time, and say so before it can see their deaths.
+    """Kill the workers of a supervisor that has missed its deadline, and report it before it can see their deaths.
 
-    Once: by a second look those would be killed that it starts as soon as it goes on.
+    It searches only once: a second search could find workers that the supervisor starts when it resumes.
     """
     spared: set[int] = set()
     with contextlib.suppress(OSError):

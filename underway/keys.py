@@ -2,7 +2,7 @@
 
 `"{customer_id}"` is replaced by that field of the input as it travels, in JSON; `"{customer.id}"` looks into a nested
 object. A field must be a string, an integer or a boolean: of these the text is the same everywhere.
-An integer is written with digits only: 1.0 and 1e3 are none.
+An integer is written with digits only: 1.0 and 1e3 are rejected.
 """
 
 import json
@@ -36,7 +36,7 @@ def fill(template: str, payload: bytes) -> str:
     """The key for this input; PayloadError if a field is missing or is nothing to make a key of."""
     if "{" not in template:
         return template
-    # The text of a number stays as it is written: Python refuses to read an integer of more than 4300 digits.
+    # Keep an integer as text: Python refuses to parse one with more than 4300 digits.
     tree = json.loads(payload, parse_int=str)
     filled = _FIELD.sub(lambda field: _text(template, field[1], _find(template, field[1], tree)), template)
     if not 1 <= len(filled) <= LONGEST:

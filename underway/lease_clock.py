@@ -1,4 +1,4 @@
-"""The clock by which a lease that we hold lapses."""
+"""The clock that measures when this supervisor's leases expire."""
 
 import time
 
@@ -6,8 +6,9 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def now() -> float:
-    """Seconds, like `time.monotonic()`, which stands still while Linux is suspended. The database's clock does not.
+    """Seconds. Unlike `time.monotonic()`, it keeps running while Linux is suspended, as the database's clock does.
 
-    (A laptop that slept for an hour took its leases for fresh when it woke up, and ran on beside their new owners.)
+    (A laptop that had slept for an hour considered its leases valid when it woke up, and ran steps beside the new
+    owners.)
     """
     return time.clock_gettime(_CLOCK)

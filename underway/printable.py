@@ -1,8 +1,8 @@
-"""Text of steps, apps and rows where people read it: it must neither drive a terminal nor forge a line."""
+"""Sanitizes untrusted text for display: it can neither control the terminal nor forge a line."""
 
 
 def printable(text: str) -> str:
-    """Without what drives a terminal; newlines and tabs stay."""
+    """The text with every character that could control a terminal replaced; newlines and tabs stay."""
     return "\n".join(line if line.isprintable() else _replaced(line) for line in text.split("\n"))
 
 
@@ -11,12 +11,12 @@ def _replaced(line: str) -> str:
 
 
 def printable_json(document: str) -> str:
-    """A JSON document that means the same, with an escape for every character that `printable` would replace.
+    """An equivalent JSON document, with an escape for every character that `printable` would replace.
 
-    JSON itself demands that only below U+0020. A terminal obeys U+009B as it obeys ESC [, and marks of bidirectional
-    text turn around what follows them.
+    JSON requires escapes only below U+0020. But a terminal treats U+009B like ESC [, and bidirectional marks reverse
+    the text that follows them.
     """
-    if document.isascii() and "\x7f" not in document:  # as most are, and JSON has escaped the other controls
+    if document.isascii() and "\x7f" not in document:  # the usual case: JSON has escaped the other control characters
         return document
     return "".join(char if char.isprintable() or char == "\n" else _escaped(char) for char in document)
 

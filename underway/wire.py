@@ -20,10 +20,10 @@ from typing_extensions import TypedDict
 # A payload is at most 8 MiB; the rest is room for the header of a step that enqueues many runs (their inputs travel
 # there). Anything longer is not ours: a stray write into our socket, so the peer is treated as broken.
 MAX_FRAME = 128 * 1024 * 1024
-# Of a task, whose frame holds little else. The database refuses much smaller ones.
+# The largest input of a task, with room for the rest of its frame. The database's limit is much smaller.
 MAX_INPUT = MAX_FRAME - 1024 * 1024
-# Beside the frames: at this signal a worker writes the stacks of its threads, also out of a call that never returns.
-# One of the last real-time signals, which hardly anything else uses; 0 where there are none.
+# On this signal a worker writes the stacks of its threads, even if one of them is in a call that never returns.
+# It is one of the last real-time signals, which are rarely used; 0 on systems that have none.
 STACK_SIGNAL = int(signal.SIGRTMAX) - 3 if sys.platform == "linux" else 0
 
 
@@ -87,8 +87,8 @@ Scalar: TypeAlias = str | int | float | bool | None
 
 
 class Log(NamedTuple):
-    """Worker: a record of the user's logging; `payload` is its message. `exception` is a traceback, `extra` what the
-    user's code has added to the record.
+    """Worker: a log record of user code. `payload` is its message, `exception` its traceback, and `extra` the
+    attributes that user code added to it.
     """
 
     token: int
@@ -166,19 +166,19 @@ class Revoke(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Worker: a task was not run, because it was revoked or because the worker is spoilt."""
+    """Worker: a task was not run, because it was revoked or because the worker's process state cannot be restored."""
 
     token: int
 
 
 class Spoilt(NamedTuple):
-    """Worker: a step has changed this process for good, so replace it. What it has not begun comes back as Skipped."""
+    """Worker: a step has changed this process irreversibly: replace it. Unstarted tasks are returned as Skipped."""
 
     reason: str
 
 
 class End(NamedTuple):
-    """Supervisor: end by yourself, as there is nothing more to do. Sent to a worker that has no tasks."""
+    """Supervisor: exit in order. Sent only to a worker that has no tasks."""
 
 
 Message: TypeAlias = (

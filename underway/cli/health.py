@@ -53,7 +53,7 @@ def _look(database: str | None, supervisor: str | None) -> tuple[list[Row], str]
 
 
 def _living(known: list[Row], host: str) -> list[Row]:
-    """Those of this host, without what killed ones have left behind.
+    """The supervisors of this host, without the rows that killed ones have left behind.
 
     In a container that was started again the new one has the pid of the old: of several with one pid the last counts.
     """

@@ -22,10 +22,10 @@ Rows: TypeAlias = list[tuple[Any, ...]]
 
 
 class Statement(NamedTuple):
-    """One of `queries/*.sql`, by name. With `lines` it is a COPY that is fed with them.
+    """One of `queries/*.sql`, by name. With `lines` it is a COPY of these lines.
 
-    The driver holds the connection's lock for the length of a COPY, so whatever makes `lines` must not use the
-    connection: it would wait for ever.
+    The driver holds the connection's lock for the duration of a COPY, so the code that produces `lines` must not use
+    the connection: it would deadlock.
     """
 
     name: str
@@ -98,7 +98,7 @@ def fetch(connection: psycopg.Connection[Any], name: str, parameters: Any = None
         return _answer(connection, Statement(name, parameters))
 
 
-# Nothing is ever prepared: see Session.
+# Statements are never prepared: see Session.
 # In a pipeline nobody knows whether there are rows before asking for them; every question's statements have some.
 
 

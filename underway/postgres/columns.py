@@ -100,6 +100,6 @@ class _ColumnDumper(Dumper):
 
 
 def register(context: psycopg.abc.AdaptContext) -> None:
-    """Make this connection, or whatever else adapts values, take columns."""
+    """Register the dumpers for columns with a connection or another adaptation context."""
     for kind in (Int2s, Int4s, Int8s, Float4s, Float8s, Texts, UUIDs):
         context.adapters.register_dumper(kind, _ColumnDumper)

@@ -87,7 +87,7 @@ def discard_label(connection: psycopg.Connection[Any], label: str) -> int:
 
 
 def refuse_unknown_label(connection: psycopg.Connection[Any], label: str, declared: Collection[str] = ()) -> None:
-    """Raise InvalidOption for a label that no run has, no queue gives, and that is not `declared`."""
+    """Raise InvalidOption for a label that no run has, no registered queue assigns, and that is not in `declared`."""
     known = known_labels(connection) | set(declared)
     if label not in known:
         raise InvalidOption(f"no run and no queue has the dead-letter label {label!r}; {existing(known)}")
@@ -98,7 +98,7 @@ def known_labels(connection: psycopg.Connection[Any]) -> set[str]:
 
 
 def existing(names: Iterable[str]) -> str:
-    """What there is instead of what was asked for."""
+    """A list of the existing names, for a message about an unknown one."""
     named = sorted(names)
     more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
     return f"there are {', '.join(map(repr, named[:_NAMED]))}{more}" if named else "there are none"
@@ -111,15 +111,15 @@ def release_quarantined(connection: psycopg.Connection[Any], job: str | None, li
 def _in_parts(
     connection: psycopg.Connection[Any], statement: str, parameters: dict[str, Any], limit: int | None
 ) -> int:
-    """Redrive these runs in transactions of a thousand, or in the one that the caller has opened.
+    """Redrive these runs in transactions of a thousand, or in the transaction that the caller has opened.
 
-    A single statement for a million runs meets the statement_timeout of its role, each time that it is repeated.
+    A single statement for a million runs would exceed its role's statement_timeout at every retry.
     """
     redriven = 0
     while _commits_alone(connection) and (limit is None or limit - redriven > _TOGETHER):
         ((part,),) = fetch(connection, statement, {**parameters, "limit": _TOGETHER})
         redriven += part
-        if part < _TOGETHER:  # the end; or some cannot be redriven, and would be looked at again
+        if part < _TOGETHER:  # the last part; the remaining runs, if any, cannot be redriven
             break
     left = None if limit is None else limit - redriven
     return redriven + int(fetch(connection, statement, {**parameters, "limit": left})[0][0])

@@ -1,7 +1,7 @@
-"""Cursors that read and write values in one way, whatever the connection's own adapters, rows and encoding are.
+"""Cursors that adapt values in one fixed way, whatever adapters, row factory and encoding the connection has.
 
-A connection may be the caller's, and what the caller has registered on it, or on psycopg itself, is for the caller's
-statements: with a text loader for uuid the id of a run was a str, and `created` was False for each run.
+The connection may belong to the caller, whose adapters on it, or on psycopg itself, are meant for the caller's own
+statements. (With a text loader for uuid, a run's ID was a str, and `created` was False for every run.)
 """
 
 import json
@@ -21,7 +21,7 @@ _NO_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class Json(str):
-    """A parameter: a text of JSON, which arrives as it is also where the client's encoding lacks its characters."""
+    """A JSON text as a parameter. It arrives unchanged even if the client encoding lacks some of its characters."""
 
     __slots__ = ()
 
@@ -35,11 +35,11 @@ class _JsonDumper(Dumper):
 
 def _encoding(adapter: Dumper | Loader) -> str:
     encoding = "utf-8" if adapter.connection is None else adapter.connection.info.encoding
-    return "utf-8" if encoding == "ascii" else encoding  # what Python calls SQL_ASCII: the server's, unchanged
+    return "utf-8" if encoding == "ascii" else encoding  # psycopg's name for SQL_ASCII: bytes pass unchanged
 
 
 class _TextLoader(Loader):
-    """Text as str also for a client of SQL_ASCII, for which psycopg loads bytes."""
+    """Load text as str even if the client encoding is SQL_ASCII, for which psycopg returns bytes."""
 
     def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
         super().__init__(oid, context)
@@ -50,14 +50,14 @@ class _TextLoader(Loader):
 
 
 class _JsonLoader(Loader):
-    """JSON as plain values also where psycopg's set_json_loads() has set another function for the whole process."""
+    """Load JSON as plain values even if psycopg's set_json_loads() has changed the loader for the whole process."""
 
     def load(self, data: Buffer) -> Any:
         return json.loads(bytes(data))
 
 
 def _own_adapters() -> AdaptersMap:
-    """psycopg's defaults, without what the process has registered in psycopg.adapters."""
+    """psycopg's default adapters, without those that the process has registered in psycopg.adapters."""
     adapters = AdaptersMap()
     register_default_types(adapters.types)
     register_default_adapters(adapters)
@@ -93,7 +93,7 @@ class AsyncOwnCursor(_OwnAdapters, psycopg.AsyncCursor[tuple[Any, ...]]):
 
 
 class OwnClientCursor(_OwnAdapters, psycopg.ClientCursor[tuple[Any, ...]]):
-    """Merges parameters into the statement, for those that take none."""
+    """Merges parameters on the client, for statements that take no server-side parameters."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         super().__init__(connection, row_factory=tuple_row)

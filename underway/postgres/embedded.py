@@ -59,7 +59,7 @@ def default_folder() -> Path:
     if named := os.environ.get("UNDERWAY_EMBEDDED_DIR"):
         return Path(named)
     data_home = os.environ.get("XDG_DATA_HOME")
-    if not data_home and os.geteuid() == 0:  # /root is closed to the user the server runs as
+    if not data_home and os.geteuid() == 0:  # the server's user cannot enter /root
         return Path("/var/lib/underway-postgres")
     return Path(data_home or "~/.local/share").expanduser() / "underway" / "postgres"
 
@@ -148,7 +148,7 @@ class Cluster:
             ) from e
 
     def _closed_above(self) -> str:
-        """Which folder keeps out the user that root's server runs as, if one does."""
+        """A hint naming the parent folder that the server's user cannot enter, or an empty string."""
         if os.geteuid() != 0 or not self.folder.exists():
             return ""
         server = self.folder.stat()

@@ -114,13 +114,13 @@ def check(applied: dict[int, int] | None) -> None:
 
 
 def check_encoding(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """Raise a SchemaError unless the database can store any text.
+    """Raise a SchemaError unless the encoding of the database is UTF8.
 
-    In one of LATIN1 or SQL_ASCII an error with an emoji could not be recorded: the lease lapsed, three times, and the
-    run was quarantined without a word of the error.
+    A LATIN1 or SQL_ASCII database could not store an error with an emoji: the lease expired three times, and the run
+    was quarantined without a trace of the error.
     """
     encoding = connection.info.parameter_status("server_encoding")
-    if encoding not in ("UTF8", None):  # a pooler may not say
+    if encoding not in ("UTF8", None):  # some poolers do not report it
         raise SchemaError(
             f"the encoding of the database is {encoding}, in which inputs, results and errors with other characters "
             "cannot be stored: use a database made with: create database NAME encoding 'UTF8' template template0"

@@ -1,11 +1,11 @@
-"""The connections of an app in a client's process, for sync and for async callers.
+"""The app's connections in a client process, for sync and async callers.
 
-There are two pools. One lends for statements of ours; the other lends to app.connection(), whose caller keeps a
-connection for as long as it likes. With one pool for both, four threads that each held a connection and enqueued
-without conn= waited for each other until the pool gave up.
+There are two pools. One serves the app's own statements; the other serves app.connection(), whose caller may keep a
+connection for any length of time. With one pool for both, four threads that each held a connection and enqueued without
+conn= waited for each other until the pool timed out.
 
-A connection is looked at before it is lent again. A restart of the server, its idle_session_timeout, a pooler or a
-proxy closes connections that rest, and each of them would fail one caller.
+A connection is checked before it is lent again. A server restart, idle_session_timeout, a pooler or a proxy closes idle
+connections, and each of them would fail one caller.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from psycopg.pq.abc import PGconn
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 _SIZE = 4
-# What has rested for so long must answer: a proxy or a firewall may have dropped it without a word.
+# A connection that was idle for longer must answer a query: a proxy or a firewall may have dropped it silently.
 _RESTED_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 
@@ -43,7 +43,7 @@ class _AsyncLent(psycopg.AsyncConnection[tuple[Any, ...]]):
 
 
 class Pools:
-    """Those of a process. Threads and connections are started when they are first needed."""
+    """The pools of one process. Threads and connections are started at first use."""
 
     def __init__(self, conninfo: str) -> None:
         self._statements = _pool(conninfo, autocommit=True)
@@ -51,7 +51,7 @@ class Pools:
 
     @contextmanager
     def statement(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """For single statements, each a transaction of its own: without BEGIN and COMMIT it has one way to go."""
+        """An autocommit connection for single statements: without BEGIN and COMMIT a call takes one round trip."""
         connection = _get(self._statements, _STATEMENTS_BUSY)
         try:
             yield connection
@@ -61,10 +61,10 @@ class Pools:
 
     @contextmanager
     def held(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """In a transaction: committed at the end, rolled back by an exception."""
+        """A connection in a transaction: committed at the end, rolled back by an exception."""
         connection = _get(self._held, _HELD_BUSY)
         try:
-            with connection:  # its transaction: the pool keeps it from being closed
+            with connection:  # ends the transaction; a pooled connection stays open
                 yield connection
         finally:
             connection.rests_since = time.monotonic()
@@ -76,7 +76,7 @@ class Pools:
 
 
 class AsyncPools:
-    """The same for an event loop. Their tasks begin with `open`."""
+    """The same pools for an event loop. Their background tasks start with `open`."""
 
     def __init__(self, conninfo: str) -> None:
         self._statements = _async_pool(conninfo, autocommit=True)
@@ -88,7 +88,7 @@ class AsyncPools:
 
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
-        """For single statements, each a transaction of its own."""
+        """An autocommit connection for single statements."""
         connection = await _get_async(self._statements, _STATEMENTS_BUSY)
         try:
             yield connection
@@ -98,7 +98,7 @@ class AsyncPools:
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
-        """In a transaction: committed at the end, rolled back by an exception."""
+        """A connection in a transaction: committed at the end, rolled back by an exception."""
         connection = await _get_async(self._held, _HELD_BUSY)
         try:
             async with connection:
@@ -116,7 +116,7 @@ def _pool(conninfo: str, *, autocommit: bool) -> ConnectionPool[_Lent]:
     def check(connection: _Lent) -> None:
         if not _is_fine(connection):
             connection.close()
-            pool.drain()  # the others broke with it; the pool would find that out one by one, with pauses
+            pool.drain()  # the others are probably broken too; otherwise the pool checks them one by one, with pauses
             raise psycopg.OperationalError("the connection broke while it rested")
 
     given = {"autocommit": autocommit}
@@ -127,12 +127,12 @@ def _pool(conninfo: str, *, autocommit: bool) -> ConnectionPool[_Lent]:
 
 
 def _get(pool: ConnectionPool[_Lent], busy: str) -> _Lent:
-    if pool.closed:  # not used yet
+    if pool.closed:  # first use
         pool.open()
     try:
         return pool.getconn()
     except PoolTimeout as error:
-        psycopg.connect(str(pool.conninfo)).close()  # raises what keeps the pool from connecting
+        psycopg.connect(str(pool.conninfo)).close()  # raises the error that keeps the pool from connecting
         raise PoolTimeout(busy) from error
 
 
@@ -158,7 +158,7 @@ async def _get_async(pool: AsyncConnectionPool[_AsyncLent], busy: str) -> _Async
         raise PoolTimeout(busy) from error
 
 
-# Whether a connection that has rested is still one
+# Checking idle connections
 
 
 def _is_fine(connection: _Lent) -> bool:
@@ -184,16 +184,19 @@ async def _is_fine_async(connection: _AsyncLent) -> bool:
 
 
 def _is_quiet(connection: _Lent | _AsyncLent) -> bool:
-    """Whether it was used a moment ago, and the server has said nothing since: not that it goes, not that it is gone.
+    """Whether the connection was used recently and nothing, not even an end of file, has arrived on it since.
 
-    A microsecond, where an answer takes as long as an enqueue.
+    This takes a microsecond; a query would take as long as an enqueue.
     """
     rested = time.monotonic() - connection.rests_since > _RESTED_SECONDS
     return not rested and not _readable(connection.fileno(), 0)
 
 
 def _asking(pgconn: PGconn) -> Iterator[None]:
-    """Ask for an answer, and read it: each time there must be something to read. Raises OperationalError."""
+    """Send an empty query and read the answer. Yields whenever the caller must wait until the socket is readable.
+
+    Raises OperationalError.
+    """
     pgconn.send_query(b"")
     pgconn.flush()
     while True:

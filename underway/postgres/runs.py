@@ -107,8 +107,9 @@ def copy_runs(
 ) -> Asking[list[tuple[UUID, bool]]]:
     """Many runs at once by COPY: all of them or none.
 
-    `in_one` COPY, rows are made while the server writes those before them, which is half as fast again; but the
-    caller's code that makes them must not use this connection (see Statement). Else it may, between one and the next.
+    With `in_one`, a single COPY sends the rows, so the client produces rows while the server writes earlier ones; that
+    is half as fast again. The code that produces the values must then not use this connection (see Statement). Without
+    it, each chunk is a COPY of its own, and that code may use the connection.
     """
     ((now,),) = yield Statement("clock")
     columns = _constant_columns(instant(now), job, step, placement)
@@ -203,10 +204,10 @@ def cancel_job(job: str) -> Asking[int]:
 def cancel_key(
     job: str, *, unique_key: str | None = None, concurrency_key: str | None = None, elsewhere: Collection[str] = ()
 ) -> Asking[int]:
-    """How many runs with this key, of either kind, this call cancelled.
+    """Cancel the runs with this unique or concurrency key, and return how many this call cancelled.
 
-    `elsewhere` are steps at which a run has another concurrency key, or none: whose runs these are, nobody can tell.
-    Raises InvalidOption if there are such steps.
+    `elsewhere` are the steps at which a run has another concurrency key, or none. Raises InvalidOption if it is not
+    empty, because the runs at these steps cannot be matched with the key.
     """
     if (unique_key is None) == (concurrency_key is None):
         raise InvalidOption("cancel by unique_key= or by concurrency_key=, one of them")
@@ -227,7 +228,7 @@ def cancel_key(
 
 
 def without_key(connection: psycopg.Connection[Any], job: str) -> dict[str, int]:
-    """How many live runs of a job have no concurrency key, by the step at which they stand."""
+    """The number of live runs of a job without a concurrency key, by their current step."""
     rows = fetch(connection, "live_by_step", {"job": job})
     return {step: number - keyed for step, number, keyed in rows if number > keyed}
 

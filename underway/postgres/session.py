@@ -21,16 +21,17 @@ from underway.postgres.queries import statements
 
 log = getLogger("underway.postgres")
 
-# No statement of ours may outlive a renewal period of the default lease (15 s), unless its caller says so: a single
-# large row on a slow line.
+# A statement must take less than the renewal period of the default lease (15 s), unless its caller allows more time,
+# for a single large row on a slow network.
 STATEMENT_SECONDS = 10.0
-# So long after its deadline the server has ended any statement and said so. A silence that is longer means that the
-# connection is dead: a proxy whose other side is gone goes on acknowledging, so that TCP notices nothing. (A claim
-# waited for ever, and with it the renewals.)
+# By this time after its deadline the server has cancelled the statement and reported it. A longer silence means that
+# the connection is dead: a proxy whose server is gone keeps acknowledging packets, so TCP notices nothing. (A claim
+# waited forever, and the renewals waited behind it.)
 ANSWER_SECONDS = 2.0
 # Between two tries to open a connection.
 LONGEST_PAUSE = 5.0
-# Between two warnings that give the same reason. A schema that is too new for this code may stay so until people act.
+# Maximum interval between two warnings with the same reason. A schema that is too new remains so until an operator
+# acts.
 _LONGEST_SILENCE = 60.0
 # After a statement that the server has refused, as long as it does.
 _LEAST_PAUSE = 0.2
@@ -111,13 +112,14 @@ class Session:
         self._pauses: dict[str, float] = {}  # how long to wait when this statement fails once more
         self.opened = 0  # how often: whoever keeps state in the session compares this
         self.sent_at = 0.0  # when the latest statement left, monotonic: it may have waited for a connection
-        self.leased_from = 0.0  # the same on the clock of leases
+        self.leased_from = 0.0  # the same instant on the lease clock
 
     async def open(self) -> psycopg.AsyncConnection[TupleRow]:
-        """The connection, after one try to open it if it is not.
+        """The connection; if it is closed, make one attempt to open it.
 
-        Raises DatabaseAway, or a SchemaError if this session has never been open: the schema of a database in use is
-        gone for a moment while a backup is restored. (Such a restore ended all supervisors, with exit code 4.)
+        Raises DatabaseAway. If the schema does not fit, raises SchemaError only if this session was never open before,
+        and DatabaseAway later, because a restore makes the schema disappear temporarily. (A restore ended all
+        supervisors with exit code 4.)
         """
         async with self._lock:  # two who find it closed must not open one each
             return await self._open()
@@ -172,7 +174,7 @@ class Session:
     async def fetch(
         self, statement: str, parameters: Mapping[str, Any] | None = None, *, seconds: float = STATEMENT_SECONDS
     ) -> list[TupleRow]:
-        """Rows of a named statement, waiting as long as it takes for a connection and then at most so many seconds.
+        """Rows of a named statement. Waits indefinitely for a connection, then at most `seconds` for the statement.
 
         Raises DatabaseAway if the connection breaks or the server refuses, and psycopg.Error if the parameters cannot
         be stored.
@@ -282,7 +284,7 @@ async def _rows_in_longer(
     parameters: Mapping[str, Any] | None,
     seconds: float,
 ) -> list[TupleRow]:
-    """With a deadline of its own, which ends with its transaction: a pooler would pass that of a session on."""
+    """Rows of a statement with its own timeout, set for its transaction: a pooler would share a session's setting."""
     async with connection.transaction():
         await connection.execute(statements()["set_deadline"], {"deadline": f"{seconds:.0f}s"})
         return await _rows(connection, sql, parameters)

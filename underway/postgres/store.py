@@ -90,7 +90,7 @@ class Store:
         self.on_locked_keys: Callable[[], None] = lambda: None
 
     async def _pass_tokens(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
-        """Let no token come twice: this may be another server, which has not heard of the last ones."""
+        """Advance the token sequence so that no token is reused: this server may not know the latest ones."""
         await connection.execute(statements()["recover_tokens"])
         if self._last_token:
             await connection.execute(statements()["pass_tokens"], {"last": self._last_token})
@@ -106,8 +106,10 @@ class Store:
         from_head: bool = True,
         seconds: float = STATEMENT_SECONDS,
     ) -> list[Claimed]:
-        """At most so many runs, in the order of their ranks, with inputs of at most this size together, but one at
-        least; unless `from_head`, only from behind the lanes' marks.
+        """Claim up to `tasks` runs in the order of their ranks.
+
+        Their inputs together have at most `size` bytes; a single larger run is claimed alone. Unless `from_head`, each
+        lane is read only from its mark on.
         """
         limits = {"tasks": tasks, "candidates": candidates, "suspects": suspects, "size": size}
         parameters = {**lanes.columns(from_head=from_head), "owner": self._owner, **limits}
@@ -123,12 +125,12 @@ class Store:
 
     @property
     def claim_sent_at(self) -> float:
-        """When the claim left that has returned just now."""
+        """When the claim that has just returned was sent."""
         return self._leases.sent_at
 
     @property
     def claim_leased_from(self) -> float:
-        """The same on the clock of leases: those that it took began no earlier."""
+        """The same instant on the lease clock: the leases that the claim took began no earlier."""
         return self._leases.leased_from
 
     @property
@@ -138,7 +140,7 @@ class Store:
 
     @property
     def commit_leased_from(self) -> float:
-        """The same on the clock of leases, for the runs that stayed."""
+        """The same instant on the lease clock, for runs that stay with this supervisor."""
         return self._work.leased_from
 
     async def finish(
@@ -170,7 +172,7 @@ class Store:
         return {token: kept for token, kept, *_ in done}
 
     async def drop(self, run: str, token: int) -> bool:
-        """Take away a run that has the id of a finished one; whether it was such a run, and ours under this token."""
+        """Delete a run whose ID a finished run already has. Returns whether this supervisor owned such a run."""
         rows = await self._work.fetch("drop_run", {"id": run, "token": token, "owner": self._owner})
         self._note_locked_keys(rows)
         return bool(rows)
@@ -223,7 +225,7 @@ class Store:
         return [(run, token, attempts, crashes) for run, token, attempts, crashes in rows]
 
     async def paused_queues(self) -> Set[str]:
-        """Asked behind the claims, like cancel_requests."""
+        """The names of the paused queues, read on the connection of the claims, as cancel_requests is."""
         return {queue for (queue,) in await self._leases.fetch("paused_queues")}
 
     async def rehearse_renewal(self) -> float:
@@ -243,7 +245,7 @@ class Store:
         self._note_locked_keys(rows)
         return [(run, token, final) for run, token, final, _ in rows]
 
-    # Like reap, these raise psycopg.Error if the data of a row is refused, and can pass over the first so many.
+    # Like reap, these raise psycopg.Error if a row's data is refused; `passing_over` skips that number of rows.
 
     async def expire(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
         """Remove so many finished runs whose keep has passed; unless `from_head`, only those behind the last ones."""
@@ -318,7 +320,7 @@ class Store:
         await self._work.fetch("register_supervisor", {"id": self._owner, **label})
 
     async def register_app(self, manifest: Manifest) -> None:
-        """What `underway.enqueue` and dead letters need to know of an app."""
+        """Register the app's jobs for `underway.enqueue`, and its queues for dead letters."""
         for job in manifest.jobs:
             await self.register_job(job.name, job.steps[0].name, job.steps[0].placement)
         for queue in manifest.queues:
@@ -339,7 +341,7 @@ class Store:
         await self._work.fetch("register_job", job_parameters(name, step, placement))
 
     async def still_here(self) -> bool:
-        """Whether the label is still there: it goes with a schema that is dropped and made anew."""
+        """Update seen_at. Returns whether the supervisor's row still exists: a recreated schema has lost it."""
         rows = await self._work.fetch("still_here", {"id": self._owner})
         return bool(rows[0][0])
 

@@ -46,7 +46,7 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
         )
 
     def close(self) -> None:
-        if not self.returned and os.getpid() == self._pid:  # else the session is the next step's, or the parent's
+        if not self.returned and os.getpid() == self._pid:  # otherwise it belongs to the next step, or to the parent
             super().close()
 
     def cursor(self, *args: Any, **options: Any) -> Any:
@@ -61,7 +61,7 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
         return super().wait(gen, *args, **options)
 
     def _refuse_child(self) -> None:
-        """(Parent and child wrote to the same socket, and each read answers that were the other's.)"""
+        """Raise InsideStep in a child process. (Parent and child shared the socket and read each other's answers.)"""
         if os.getpid() != self._pid:
             raise InsideStep(
                 "cx.tx was used in a child process of the step, which shares the connection with its parent: use it in "
@@ -118,7 +118,8 @@ class StepTransactions:
         """Hand over, and commit that with what the step has written.
 
         If this raises, nothing is committed, but for a connection that breaks during COMMIT itself: then only the
-        attempt's row can tell. `interruptible` surrounds what may take long. Raises Fail if the step itself is why.
+        attempt's row can tell. `interruptible` is entered while the hand-over waits for another transaction. Raises
+        Fail if the step itself made the hand-over impossible.
         """
         self._check(row.token)
         if isinstance(row, Finish):
@@ -126,9 +127,9 @@ class StepTransactions:
         else:
             statement, parameters = "continue_runs", continue_parameters([row], spawned, self._owner, self._host)
         if not self._fetch(statement, parameters):
-            # Not ours any more, or locked: for a moment by our own supervisor, which renews the lease, or by a
-            # transaction that may be waiting for what this one has locked. So this must be a wait that Postgres can
-            # see: two steps that had cancelled each other's run polled here until both were killed.
+            # The run is no longer ours, or it is locked: briefly by our own supervisor, which renews the lease, or by a
+            # transaction that may in turn wait for a lock of this one. So wait inside Postgres, where its deadlock
+            # detector sees it: two steps that had cancelled each other's run polled here until both were killed.
             with interruptible:
                 locked = self._fetch("lock_run", {"id": row.run, "token": row.token, "owner": self._owner})
             if not locked or not self._fetch(statement, parameters):
@@ -138,7 +139,7 @@ class StepTransactions:
         self._rest()
 
     def _refuse(self, row: Finish | Continue) -> NoReturn:
-        """Say why the run is not handed over. What the step itself has done to it is gone with the transaction."""
+        """Roll back, which also undoes the step's own changes to its run, and raise the reason for the refusal."""
         self.roll_back()
         if self._connection is not None and (row.run, row.token, False) in self._fetch(
             "owned_runs", {"ids": UUIDs([row.run]), "owner": self._owner}

@@ -1,18 +1,18 @@
-"""How much of what one attempt prints and logs reaches the supervisor's log."""
+"""Limits how much output and how many log records of one attempt reach the supervisor's log."""
 
 import logging
 
 OUTPUT_LIMIT = 2**20
-# Of a line: what it is about, as a rule more than what it says.
+# Estimated size of a log line without its message: timestamp, run, job, step and so on.
 _BESIDES = 100
 
 
 class Allowance:
-    """Counts for one attempt, until it is renewed. What is above the limit is counted and dropped.
+    """The output quota of one attempt, until it is renewed. Output beyond the limit is counted and dropped.
 
-    (A step that printed in a loop made a log of 419 MB.) From the first dropped record on all others are dropped too,
-    so that there is one gap and not thousands. Warnings and errors have an eighth of the limit in reserve: the one that
-    says why the step failed comes last.
+    (A step that printed in a loop produced a log of 419 MB.) After the first dropped record, all later output is
+    dropped too, so that the log has one gap instead of thousands. Warnings and errors have a reserve of an eighth of
+    the limit, because the record that says why the step failed comes last.
     """
 
     def __init__(self, limit: int) -> None:
@@ -24,7 +24,7 @@ class Allowance:
         self.spent = False
 
     def take(self, size: int, lines: int = 1, level: int = logging.INFO) -> bool:
-        """Whether a record with so much text is to be logged."""
+        """Whether to log a record of this size. If not, it is counted as dropped."""
         self.used = True
         urgent = level >= logging.WARNING
         limit = self._limit + (self._limit // 8 if urgent else 0)
@@ -40,7 +40,7 @@ class Allowance:
         self._bytes += size
 
     def renew(self) -> str:
-        """For the next attempt. Returns what to say of records that were dropped, if any were."""
+        """Reset for the next attempt. Returns a message about dropped output, or an empty string."""
         said = ""
         if self.spent:
             lines = f"{self._lines:,} lines" if self._lines > 1 else "1 line"

@@ -1,4 +1,4 @@
-"""How much one statement carries: less after an interruption, and slowly more again."""
+"""Adapts the size of a batch: smaller after an interrupted statement, then slowly larger again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,26 +7,26 @@ from underway.postgres.session import STATEMENT_SECONDS, DatabaseAway
 
 _LESS = 4
 _MORE = 1.25
-# The bound in bytes never falls below this share of the full one. A statement carries at least one row, whatever its
-# size, so a smaller bound changes nothing and would only take longer to grow again.
+# The byte limit never falls below this share of its maximum. A statement carries at least one row, whatever its size,
+# so a smaller limit would change nothing and would only take longer to grow again.
 _SMALLEST = 1 / 1024
-# A statement that took so long is near its deadline, and others waited for it: the next one carries less.
+# A statement that took longer is too close to its deadline, and others waited for it: the next one carries less.
 _SLOW_SECONDS = STATEMENT_SECONDS / 4
 
 
 class Batch:
-    """The bounds of one kind of statement: in rows and, for payloads on their way, in bytes.
+    """The limits of one kind of statement: in rows and, where payloads are transferred, in bytes.
 
-    A statement that was interrupted must not come again unchanged. (Claims of 900 inputs of 60 kB on a line of 3 MB/s
-    hit the deadline every eleven seconds, for ever.) The next one carries a quarter; a single row, which cannot become
-    smaller, is given twice the time, up to `longest` seconds.
+    An interrupted statement must not be retried unchanged. (Claims of 900 inputs of 60 kB over a 3 MB/s network hit the
+    deadline every eleven seconds, forever.) The next one carries a quarter. A single row cannot be split, so it gets
+    twice the time, up to `longest` seconds.
     """
 
     def __init__(self, rows: int, size: int = 0, *, longest: float = STATEMENT_SECONDS) -> None:
         self._full = (rows, size)
         self._rows, self._size = float(rows), float(size)
         self._longest = longest
-        self.seconds = STATEMENT_SECONDS  # that one statement may take
+        self.seconds = STATEMENT_SECONDS  # the timeout of one statement
 
     @property
     def rows(self) -> int:
@@ -34,17 +34,17 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """In bytes. A row that is larger is carried alone."""
+        """The limit in bytes. A larger row is sent alone."""
         return int(self._size)
 
     def interrupted(self, rows: int, size: int = 0) -> None:
-        """A statement was interrupted that carried at most so much."""
+        """Shrink: a statement of at most this size was interrupted."""
         if rows <= 1:
             self.seconds = min(2 * self.seconds, self._longest)
         self._shrink(rows, size, _LESS)
 
     def succeeded(self, rows: int, size: int = 0, *, seconds: float = 0.0) -> None:
-        """A statement has carried so much in this time. It says nothing about much larger ones if it was small."""
+        """Record a completed statement. A limit grows only if the statement used at least half of it."""
         self.seconds = max(STATEMENT_SECONDS, min(self.seconds, 2 * seconds))
         if seconds > _SLOW_SECONDS:
             self._shrink(rows, size, 2)
@@ -57,7 +57,7 @@ class Batch:
 
     @contextmanager
     def smaller_if_interrupted(self, rows: int, size: int = 0) -> Iterator[None]:
-        """Around a statement that carries at most so much."""
+        """Run a statement of at most this size; shrink if it is interrupted."""
         try:
             yield
         except DatabaseAway:

@@ -20,10 +20,10 @@ POLL_SECONDS_DEAF = 0.2
 # After so many claims in a row that got all they asked for, there is a backlog.
 BACKLOG_CLAIMS = 5
 _STOP_SECONDS = 2.0
-# The inputs of one claim. Dispatch allows less to a few workers.
+# The most bytes of input in one claim. With few workers Dispatch allows less.
 MOST_BYTES = 32 * 1024 * 1024
-# A claim keeps renewals waiting, on the same connection. So even for a single large input it takes no longer than half
-# of the default lease.
+# Renewals wait behind a claim, on the same connection. So even for a single large input a claim takes at most half of
+# the default lease.
 LONGEST_CLAIM_SECONDS = 30.0
 # A claim from the heads of the lanes passes over what left them since the last vacuum. It may take a tenth of the
 # time: often while that is little, seldom while it is much.
@@ -167,8 +167,8 @@ class Claims:
         self._queues = queues
 
     def expect_unknown(self) -> None:
-        """From now on, for a while, runs may be ours that we do not know of: an interrupted claim or hand-over may
-        still take effect, until its deadline.
+        """Look for unknown runs of ours for a while: until its deadline, an interrupted claim or hand-over may still
+        take effect.
         """
         self._unknown_until = time.monotonic() + self._batch.seconds + ANSWER_SECONDS
         self.wake()

@@ -29,14 +29,14 @@ MOST_TOGETHER = 1500
 # or away) nothing is claimed and no worker is given another task: what they are at is all that can still come.
 MOST_BYTES = 32 * 1024 * 1024
 MOST_UNCOMMITTED = 4000
-# A single payload gets as long as it needs on a line that moves at all. Nothing lapses meanwhile: leases are renewed on
-# another connection.
+# A single payload gets enough time even on a very slow network. No lease expires meanwhile, because leases are renewed
+# on another connection.
 LONGEST_COMMIT_SECONDS = 600.0
 # A run that is enqueued takes a statement as long as so much payload.
 _SPAWN_BYTES = 1024
 _LOCKED_PAUSE = 0.05
-# In the summary, of a task that was claimed ahead and given back. ("released" in the log of an undisturbed supervisor
-# looked like attempts that had been cut off.)
+# The outcome, in the summary, of a prefetched task that was given back. ("released" in the log of an undisturbed
+# supervisor looked like interrupted attempts.)
 UNSTARTED = "returned unstarted"
 
 
@@ -251,12 +251,12 @@ class Commits:
                 "the error of this attempt cannot be stored as it is: %s", error, extra={"about": ended.task.about}
             )
             self.submit(ended._replace(row=ended.row._replace(attempt=attempt._replace(error=plain))))
-        else:  # nothing is left to leave out; the reaper will take the run back
+        else:  # there is nothing more to leave out; the reaper will take the run back
             log.error("this ending cannot be written at all, its lease will lapse", exc_info=error)
             self._held.pop(ended.task.token, None)
 
     async def _drop(self, ended: Ended) -> None:
-        """Its run was inserted under the id of a finished one, and cannot end beside that."""
+        """Delete a run that was inserted with the ID of a finished run: it cannot be finished too."""
         log.error("it has the id of a run that has finished before: it is dropped", extra={"about": ended.task.about})
         try:
             await self._store.drop(ended.task.run, ended.task.token)
@@ -325,7 +325,7 @@ class Commits:
 
 
 def _plain(text: str) -> str:
-    """What any database can store: ASCII without NUL."""
+    """The text in ASCII without NUL, which any database can store."""
     return text.encode("ascii", "backslashreplace").decode().replace("\0", "\\x00")
 
 

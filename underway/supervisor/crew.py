@@ -25,7 +25,7 @@ log = getLogger("underway.supervisor")
 
 # A worker that has died idle, before its first task and sooner than this, has hardly booted.
 _PROVEN_SECONDS = 30.0
-# What a worker says of itself, and not of a task.
+# Messages about the worker itself, not about a task.
 _OF_ITSELF = frozenset((wire.Hello, wire.BootFailed, wire.Spoilt))
 _LONGEST_REASON = 200
 
@@ -43,7 +43,7 @@ class Crew:
         self.lanes: dict[Lane, Step] = {}
         self.manifest: Manifest | None = None
         self.first_manifest: asyncio.Future[Manifest] = asyncio.get_running_loop().create_future()
-        self._retired: list[WorkerProcess] = []  # replaced and asked to end, not yet dead
+        self._retired: list[WorkerProcess] = []  # replaced and asked to exit, but still alive
         self._welcome: wire.Welcome | None = None
         self._app = app
         self._folder = working_folder()
@@ -128,18 +128,18 @@ class Crew:
         return spare
 
     def vouch_until(self, lapses_at: float) -> None:
-        """A worker is given what has a lease: the keeper kills it if we should stand still beyond that."""
+        """Before a task is sent: have the keeper kill the workers if this supervisor is stopped until `lapses_at`."""
         self._descendants.keeper.expect_word_by(lapses_at)
 
     def vouch(self) -> None:
-        """In every tick: for all that workers have by now."""
+        """At every tick, set the keeper's deadline to the earliest lease of the workers' tasks."""
         alive = (worker for worker in self.active if not worker.doomed)
         self.vouch_until(
             min((task.lease_deadline for worker in alive for task in worker.tasks.values()), default=math.inf)
         )
 
     def stand_down(self) -> None:
-        """No worker has anything."""
+        """Clear the keeper's deadline: no worker has a task."""
         self._descendants.keeper.stand_down()
 
     def keep_house(self) -> None:
@@ -177,7 +177,7 @@ class Crew:
             self._boots.say_why(worker, message, aloud=self.manifest is not None)
 
     def _spoilt(self, worker: WorkerProcess, reason: str) -> None:
-        """It runs nothing more, and gives back what it was handed."""
+        """Replace a worker that cannot restore its process: it runs no more tasks and returns those it was given."""
         if worker in self._boots:
             raise wire.BrokenFrame("Spoilt of a worker that has not booted")
         worker.wear.spoilt = reason[:_LONGEST_REASON] or "a step has spoilt it"
@@ -298,7 +298,7 @@ class Crew:
         self._place(spare)
         if self._is_old(spare):
             self._now_due(spare, "its code is old")
-        elif spare.wear.spoilt:  # it was at work before it was the spare, and has just said so
+        elif spare.wear.spoilt:  # it had run tasks before it became the spare, and has just reported this
             self._now_due(spare, spare.wear.spoilt)
 
     def _look_at(self, worker: WorkerProcess, now: float) -> None:
@@ -316,8 +316,8 @@ class Crew:
         for worker in [worker for worker in self.active if worker.due and not worker.tasks]:
             spare = self._fresh_spare()
             if spare is None:
-                # It goes on meanwhile; only at its full mark it waits. But not for code that does not boot. A spoilt
-                # one waits in any case: it would skip whatever it was given.
+                # It keeps working meanwhile, and rests only when a limit is fully reached, unless the new code does not
+                # boot. A spoilt worker always rests, because it would skip every task.
                 worker.resting = bool(worker.wear.spoilt) or (worker.wear.spent and not self.trouble)
                 continue
             log.info("worker replaced: %s", worker.due, extra={"about": {"worker": worker.slot, "pid": worker.pid}})
@@ -331,7 +331,7 @@ class Crew:
         self._fill()
 
     def _retire(self, worker: WorkerProcess) -> None:
-        """End a worker that has nothing to do, in order if it can."""
+        """Ask an idle worker to exit in order."""
         self._retired.append(worker)
         worker.end()
 
@@ -350,7 +350,7 @@ class Crew:
         self._boots.stop()
 
     def retire_all(self) -> None:
-        """Ask all that have nothing to do to end."""
+        """Ask all idle workers to exit."""
         for worker in [worker for worker in self.active if not worker.tasks]:
             self._leave(worker)
             self._retire(worker)
@@ -359,7 +359,7 @@ class Crew:
             self.spare = None
 
     def retired(self) -> bool:
-        """Whether all have ended that were asked to."""
+        """Whether all workers that were asked to exit have done so."""
         return not self._retired
 
     async def kill_all(self) -> None:

@@ -24,7 +24,7 @@ class Descendants:
         self._doomed: list[WorkerProcess] = []
         self._dead: list[WorkerProcess] = []
         self._struck: set[int] = set()  # workers that the keeper has killed, or is about to
-        self._spared: set[int] = set()  # resource trackers of dead workers, which have a moment to clean up
+        self._spared: set[int] = set()  # resource trackers of dead workers, which have a short time to clean up
         self.temporary = Temporary(mark)
         self.keeper = KeeperProcess(mark, self.temporary.folder, self.temporary.lock)
 
@@ -71,7 +71,7 @@ class Descendants:
             worker.report_death()
 
     def _tell_whom_the_keeper_killed(self, dead: list[WorkerProcess]) -> None:
-        """It says so before it kills: whoever it has killed is still on our list then."""
+        """Mark dead workers that the keeper killed. It reports before it kills, so they are all still in our list."""
         if self.keeper.has_struck():
             self._struck |= self._workers()
         for worker in dead:
@@ -80,7 +80,7 @@ class Descendants:
                 if worker.exit_code == -signal.SIGKILL:
                     worker.cut_off()
 
-    # What may live on for a moment
+    # Resource trackers, which may outlive their worker briefly
 
     def _spare(self, spared: set[int]) -> None:
         if news := spared - self._spared:
@@ -88,7 +88,7 @@ class Descendants:
             asyncio.get_running_loop().call_later(keeper.TRACKER_SECONDS, self._end_spared, news)
 
     def _end_spared(self, spared: set[int]) -> None:
-        """Kill those that only call themselves trackers, and all they have started meanwhile."""
+        """Kill trackers that have not exited in time, which may be impostors, and everything they have started."""
         late = spared & self._spared
         self._spared -= late
         try:
@@ -99,7 +99,7 @@ class Descendants:
             log.error("what a worker has started may survive it: %s", error)
 
     async def settle(self) -> None:
-        """Until none of them lives any more."""
+        """Wait until all spared processes have exited."""
         with contextlib.suppress(OSError):
             while self._spared and keeper.living(self._spared):
                 await asyncio.sleep(0.005)
@@ -123,7 +123,7 @@ class Descendants:
                 self._spared.discard(exited.si_pid)
 
     def dismiss(self) -> None:
-        """All workers have ended."""
+        """Dismiss the keeper after all workers have ended."""
         self.keeper.dismiss()
         self.temporary.close()
 

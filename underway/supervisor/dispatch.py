@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 0.05
 AHEAD_SECONDS = 0.5
 MOST_AHEAD = 1000
 MOST_CLAIMED = 1000
-# And no more input than this waits for each worker, beside one input for a worker that has nothing else.
+# At most this much input waits per worker, plus one input for a worker that has no other task.
 AHEAD_BYTES = 4 * 1024 * 1024
 # A task that has waited so long in this supervisor goes back to Postgres, where others find it.
 STALE_SECONDS = 2.0
@@ -152,7 +152,7 @@ class Dispatch:
             task.revoking = False
             task.step = worker.lanes[task.lane]  # as its own code has it, beside another generation of the app
             worker.tasks[task.token] = task
-        self._crew.vouch_until(lapses_at)  # before it can begin
+        self._crew.vouch_until(lapses_at)  # before the task can start
         worker.send(*map(message, tasks))
 
     # Taking back
@@ -192,7 +192,7 @@ class Dispatch:
                 self.add_first(self.take_back(worker))
 
     def skipped(self, worker: WorkerProcess, token: int) -> None:
-        """The worker has not run a task: one that it had already said to have started, or it is spoilt."""
+        """Put back a task that the worker did not run: it was revoked, or the worker is spoilt."""
         worker.revoked.discard(token)
         task = worker.tasks.pop(token, None)
         if task is not None:
@@ -210,7 +210,7 @@ class Dispatch:
         return overdue
 
     def take_unstarted(self, queues: Set[str]) -> list[Task]:
-        """Take back what has not begun in these queues, from the lines and from the workers."""
+        """Take back the unstarted tasks of these queues, both waiting ones and those already sent to workers."""
         for worker in self._crew.active:
             if any(task.started_at is None and task.lane.queue in queues for task in worker.tasks.values()):
                 self.add_first(self.take_back(worker))
@@ -264,13 +264,13 @@ class Dispatch:
     def room(self) -> int:
         """How many more bytes of input may wait here.
 
-        By what waits, not by what is usual: 400 inputs of 8 MB behind 20,000 small ones took 1.8 GB.
+        This counts the waiting inputs, not an average: 400 inputs of 8 MB behind 20,000 small ones took 1.8 GB.
         """
         waiting = sum([len(task.input) for line in (self.ready, self.suspects) for task in line])
         return max(0, AHEAD_BYTES * max(len(self._crew.active), 1) - waiting)
 
     def _affordable(self, places: int, idle: int) -> int:
-        """Without room for more input, no more tasks than there are workers with nothing to do."""
+        """Limit the claim to the number of idle workers if there is no room for more input."""
         return places if self.room() else min(places, idle - len(self.ready) - self._expected)
 
     def _places(self, target: int) -> int:

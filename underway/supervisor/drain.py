@@ -64,7 +64,7 @@ class Drain:
             await self._kill()
         # Workers that died of the very signal that told us to stop have not let it finish, either.
         finished = finished and not self._endings.ends[Seen.KILLED_SHUTDOWN]
-        # Workers end while the last is written. Those that do not in time are killed, or at once after a stop "now".
+        # Idle workers exit while the last results are committed. Late ones are killed; a stop "now" kills them at once.
         if not self._stop.now.is_set():
             self._crew.retire_all()
         flushed = await self._flush()

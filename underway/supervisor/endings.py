@@ -193,7 +193,7 @@ class Endings:
         self.settle(task, Seen.NEVER_STARTED, "")
 
     def too_large(self, task: Task) -> None:
-        """No worker could read the frame of this task: each that was sent it died, and nobody was charged."""
+        """Fail a task whose input no worker can read. (Every worker that received one died, without a charge.)"""
         now = time.monotonic()
         error = f"the input has {len(task.input):,} bytes, and a worker takes at most {wire.MAX_INPUT:,}"
         log.error("%s", error, extra={"about": task.about})

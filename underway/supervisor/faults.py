@@ -1,8 +1,8 @@
-"""What a loop does when its statement fails: it says so and goes on.
+"""Error handling for the supervisor's loops: log a failed statement and continue.
 
-There are two kinds of failure. The database may be away: it comes back. Or the server refuses the data of a row that
-the statement meets, and would do so at each turn, and for each supervisor. (One row with an impossible instant ended
-all of them, with the exit code for "cannot reach the database".) Neither ends a loop, and one row holds up no other.
+There are two kinds of failure. The database may be temporarily unavailable. Or the server may reject the data of a row,
+and then it does so in every turn and for every supervisor. (One row with an impossible instant ended all supervisors,
+with the exit code for "cannot reach the database".) Neither failure ends a loop, and a bad row does not block others.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,21 +15,21 @@ from underway.supervisor.batch import Batch
 
 log = getLogger("underway.supervisor")
 
-# What a statement of a session raises.
+# The exceptions that a session's statements raise.
 FAILED = (DatabaseAway, psycopg.Error)
 _MOST_PASSED_OVER = 500
 
 
 class Faults:
-    """Of one loop, which is named in the log by what it does: "promotion"."""
+    """The failures of one loop. `what` names the loop's work in the log, such as "promotion"."""
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._said = ""
-        self.passed_over = 0  # rows, by the latest statement
+        self.passed_over = 0  # rows that the latest batch skipped
 
     def note(self, error: Exception) -> None:
-        """Log it; refused data only once, since it comes back at each turn."""
+        """Log the error. Rejected data is logged only once, because it recurs in every turn."""
         if isinstance(error, DatabaseAway):
             log.warning("%s interrupted: %s", self._what, error)
         elif str(error) != self._said:
@@ -39,10 +39,11 @@ class Faults:
     async def isolate(
         self, take: Callable[[int, int], Awaitable[int]], batch: Batch, seconds: Callable[[], float]
     ) -> int:
-        """How many rows `take(limit, 0)` took. The batch says the limit, `seconds` how long the statement took.
+        """Call `take(limit, 0)` with the batch's limit, and return how many rows it took.
 
-        If the data of one of them is refused they are taken one by one instead: `take(1, n)` passes over the first n,
-        which are those that were refused alone. They stay as they are, and are tried again by the next call.
+        If the data of a row is rejected, the rows are taken one by one instead: `take(1, n)` skips the first n, which
+        have been rejected individually. Rejected rows are left unchanged and are retried by the next call. `seconds`
+        returns how long the latest statement took.
         """
         self.passed_over = 0
         limit = batch.rows

@@ -1,4 +1,4 @@
-"""The keeper as its supervisor sees it: a process, a pipe that tells it how long all is well, and one for answers."""
+"""The supervisor's side of the keeper: its process, a pipe that sends it deadlines, and a pipe for its reports."""
 
 import contextlib
 import math
@@ -11,18 +11,19 @@ from underway import keeper, lease_clock
 
 log = getLogger("underway.supervisor")
 
-# The keeper strikes so long before a lease lapses: later than this supervisor ends the task by itself (limits.py), also
-# for the shortest lease of a second, and early enough to be done.
+# How long before a lease expires the keeper kills the workers. This is later than the supervisor itself would kill the
+# task
+# (limits.py), even for the shortest lease of one second, and early enough to finish before the lease expires.
 STRIKE_SECONDS = 0.025
-# It may have gigabytes of temporary files to remove; a supervisor does not wait longer for that.
+# How long a supervisor waits for the keeper to exit: it may have gigabytes of temporary files to remove.
 _DISMISSAL_SECONDS = 1.0
 
 
 class KeeperProcess:
-    """Started at construction, which raises OSError if the system has no process to give.
+    """Starts the keeper. Raises OSError if the system cannot start another process.
 
-    `mark` begins the marks of all workers. `folder` is removed with the supervisor, and `held` is a descriptor that
-    stays open as long as either of them lives; None for none.
+    `mark` is the prefix of all workers' marks. The keeper removes `folder` when the supervisor is gone, and inherits
+    the descriptor `held`, which therefore stays open as long as one of the two lives. Both may be None.
     """
 
     def __init__(self, mark: str, folder: str | None, held: int | None) -> None:
@@ -56,7 +57,7 @@ class KeeperProcess:
         return self._process.pid
 
     def check(self) -> None:
-        """Replace it if it is gone, or does not do its duty."""
+        """Replace the keeper if it has died, is stopped, or does not read its pipe."""
         if self._process.poll() is None:
             if not (self._clogged or _is_stopped(self.pid)):
                 return
@@ -69,19 +70,20 @@ class KeeperProcess:
         self._let_go()
         try:
             self._start()
-        except OSError as error:  # a step may have used up what processes we may have; the next tick tries again
+        except OSError as error:  # a step may have exhausted the process limit; the next tick tries again
             log.error("no keeper can be started: %s", error)
 
     def expect_word_by(self, lapses_at: float) -> None:
-        """Workers may run until then (on the clock of leases) without another word from us, and no longer.
+        """Set the deadline (on the lease clock) at which the keeper kills the workers unless it gets a later one.
 
-        An earlier moment is told at once. A later one only when half of the time is over: each costs both a wake-up.
+        An earlier deadline is sent at once. A later one is sent only when half of the time has passed, because each
+        message wakes both processes.
         """
         if lapses_at < self._lapses_at or (lapses_at > self._lapses_at and lease_clock.now() >= self._due_at):
             self._tell(lapses_at)
 
     def stand_down(self) -> None:
-        """Nothing runs that has a lease."""
+        """Clear the deadline: nothing that needs a lease is running."""
         if self._lapses_at < math.inf:
             self._tell(math.inf)
 
@@ -89,21 +91,21 @@ class KeeperProcess:
         self._lapses_at, now = lapses_at, lease_clock.now()
         self._due_at = now + (lapses_at - now) / 2
         try:
-            # One that does not read is found stopped, or clogged, and replaced; nothing here waits for it.
+            # This never blocks. A keeper that does not read is detected as stopped, or by its full pipe, and replaced.
             os.write(self._tells.fileno(), b"%r\n" % (lapses_at - STRIKE_SECONDS))
         except BlockingIOError:
             self._clogged = True
         except (OSError, ValueError):
-            pass  # it is gone, or its pipe closed: the next check starts another, which is told
+            pass  # the keeper is gone, or its pipe is closed: the next check starts another, which gets the deadline
 
     def has_struck(self) -> bool:
-        """Whether it has killed our workers since we last asked, because we had stood still."""
+        """Whether it has killed the workers since the last call, because this supervisor had been stopped."""
         self._hear()
         struck, self._struck = self._struck, False
         return struck
 
     def _hear(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nothing new, or a pipe that is closed
+        with contextlib.suppress(OSError, ValueError):  # nothing to read, or the pipe is closed
             if keeper.STRUCK in os.read(self._answers.fileno(), 4096):
                 self._struck = True
                 log.error("the keeper has killed all workers: this supervisor stood still until a lease nearly lapsed")
@@ -121,7 +123,7 @@ class KeeperProcess:
 
 
 def _is_stopped(pid: int) -> bool:
-    """By a signal or a debugger. It could be killed by nobody then, nor kill anybody."""
+    """Whether a signal or a debugger has stopped the process. A stopped keeper cannot kill any worker."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split(maxsplit=1)[0] in (b"T", b"t")

@@ -19,13 +19,15 @@ from underway.supervisor.faults import FAILED, Faults
 log = getLogger("underway.supervisor")
 
 _LABEL_SECONDS = 60.0
-# Six of these must be missed before others call us silent: see list_supervisors.
+# After six missed updates the supervisor counts as silent: see list_supervisors.
 _SEEN_SECONDS = 5.0
 
 
 class Labels:
-    """Nothing depends on labels; they are written again every minute, when the database has been away or has lost them,
-    and when workers with other code or none at all have come up.
+    """Writes the supervisor's row and its app's registrations, for information only.
+
+    They are written again every minute, after the database was unavailable or has lost them, and when the workers' code
+    has changed or no worker is booted any more.
     """
 
     def __init__(self, store: Store, work: Session, app: str, crew: Crew, *, on_label: Callable[[], None]) -> None:
@@ -66,7 +68,7 @@ class Labels:
             await self._rest()
 
     async def _rest(self) -> None:
-        """Say every few seconds that we live, until the label has to be written anew."""
+        """Update seen_at every few seconds, until the row must be written again."""
         opened, written_at = self._work.opened, time.monotonic()
         seen_at = written_at
         while self._work.opened == opened and self._written == self._what_is():

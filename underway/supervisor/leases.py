@@ -22,7 +22,7 @@ log = getLogger("underway.supervisor")
 RENEWALS_PER_LEASE = 4
 # New progress is written at most so often.
 PROGRESS_SECONDS = 1.0
-# By one statement. A supervisor holds hardly more.
+# The most renewals in one statement. A supervisor rarely holds more tasks.
 MOST_RENEWED = 5000
 
 
@@ -68,7 +68,7 @@ class Leases:
                 await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311
 
     async def renew(self, tasks: list[Task]) -> None:
-        """Those first whose leases lapse first: after an interruption they are what was to be renewed by it."""
+        """Renew in the order in which the leases expire, so that after an interruption the most urgent are first."""
         left = sorted(tasks, key=lambda task: task.lease_deadline)
         while left:
             together, left = left[: self._batch.rows], left[self._batch.rows :]
@@ -129,7 +129,7 @@ def _take_progress(task: Task) -> str | None:
 
 
 def _put_back_progress(tasks: list[Task], renewals: list[Renewal]) -> None:
-    """For the next renewal, unless the steps have said more since."""
+    """Keep unwritten progress for the next renewal, unless the step has reported newer progress since."""
     for task, renewal in zip(tasks, renewals, strict=True):
         if task.progress is None and renewal.progress is not None:
             task.progress = renewal.progress.encode()

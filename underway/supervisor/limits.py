@@ -18,7 +18,7 @@ CLEANUP_SECONDS = 5.0
 _KILLED = {"timeout": Seen.KILLED_TIMEOUT, "cancel": Seen.KILLED_CANCEL, "shutdown": Seen.KILLED_SHUTDOWN}
 # A worker is killed before its lease lapses, so that the kill is over when somebody else may begin.
 LEASE_MARGIN = 0.05
-# One that grows gets less time for its last words: at a gigabyte a second that is 10 MB.
+# A growing worker gets less time to write its stacks: at a gigabyte per second it grows by 10 MB.
 _HURRIED_WORDS_SECONDS = 0.01
 # A worker that has nothing before a task says at once that it has begun.
 BEGIN_SECONDS = 10.0
@@ -45,7 +45,7 @@ class Limits:
             self._sample_at = now + self._memory.pause
 
     def due_in(self, workers: Iterable[WorkerProcess], now: float) -> float:
-        """Seconds until the first time limit of a running task is reached, its lease's included."""
+        """Seconds until the first running task reaches its timeout or the end of its lease."""
         running = [task for worker in workers if (task := worker.current) is not None]
         lease_now = lease_clock.now()
         return min((min(_limit_of(task) - now, _lapse_of(task) - lease_now) for task in running), default=math.inf)
@@ -70,7 +70,7 @@ class Limits:
             assert task.started_at is not None
             ran = task.stop_sent_at - task.started_at
             why = f"it did not end within {CLEANUP_SECONDS:.1f} s of its interrupt, which came after {ran:,.1f} s"
-            # A step that a shutdown cuts off is not to blame, and needs no evidence.
+            # A step that a shutdown interrupts is not at fault and needs no evidence.
             last_words = 0.0 if task.stop_reason == "shutdown" else LAST_WORDS_SECONDS
             _kill(worker, task, _KILLED[task.stop_reason], why, last_words)
 

@@ -1,6 +1,6 @@
-"""Log lines of the supervisor: as people read them, or as JSON.
+"""Formats the supervisor's log lines, as text or as JSON.
 
-Messages hold text of steps and of rows. It can neither drive a terminal nor begin a line that looks like one of ours.
+Messages contain text from steps and rows. It can neither control the terminal nor start a line that looks like ours.
 """
 
 import json
@@ -22,7 +22,7 @@ _NEEDS_NO_QUOTES = re.compile(r"""[^\s="'\\]+""")
 
 
 class HumanFormatter(logging.Formatter):
-    """`12:34:56 INFO  message`, what the line is about behind it as `name=value`. Further lines are indented."""
+    """`12:34:56 INFO  message`, followed by context as `name=value`. Continuation lines are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
@@ -50,19 +50,19 @@ class JSONFormatter(logging.Formatter):
             line["exception"] = exception
         try:
             return printable_json(orjson.dumps(line, default=str).decode())
-        except orjson.JSONEncodeError:  # half of a surrogate pair, from the name of a file
+        except orjson.JSONEncodeError:  # a lone surrogate, from a file name
             return printable_json(json.dumps(line, default=str))
 
 
 def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> str | None:
-    """Of the record itself, or as text of one that a worker has sent."""
+    """The traceback of the record, or the traceback text that a worker has sent."""
     text: str | None = getattr(record, "exception", None)
     return formatter.formatException(record.exc_info) if record.exc_info else text
 
 
-@lru_cache(512)  # the lines of an attempt have the same names and values
+@lru_cache(512)  # all lines of an attempt have the same names and values
 def _quoted(text: str) -> str:
-    """The name of a job may hold whatever forges the rest of its line."""
+    """The text, quoted if necessary: a job's name could otherwise forge the rest of the line."""
     if text.isprintable() and _NEEDS_NO_QUOTES.fullmatch(text):
         return text
     return printable_json(json.dumps(text, ensure_ascii=False))

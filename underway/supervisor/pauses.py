@@ -1,4 +1,4 @@
-"""Gives back what this supervisor has claimed of a paused queue and has not begun."""
+"""Releases tasks of paused queues that this supervisor has claimed but not started."""
 
 from collections.abc import Set
 
@@ -8,9 +8,9 @@ from underway.supervisor.endings import Endings
 
 
 class Pauses:
-    """No claim and no hand-over takes a run of a paused queue. What was taken before is given back here.
+    """Neither a claim nor a hand-over takes a run of a paused queue; tasks taken before are released here.
 
-    (Steps began up to a second after the commit of a pause: hundreds of short ones are claimed ahead.)
+    (Steps started up to a second after a pause had committed, because hundreds of short tasks are prefetched.)
     """
 
     def __init__(self, store: Store, dispatch: Dispatch, endings: Endings) -> None:
@@ -20,12 +20,12 @@ class Pauses:
         self.queues: Set[str] = frozenset()
 
     async def look(self) -> None:
-        """Ask which queues are paused. May raise DatabaseAway."""
+        """Read which queues are paused. May raise DatabaseAway."""
         self.queues = await self._store.paused_queues()
         self.pursue()
 
     def pursue(self) -> None:
-        """At each tick: a hand-over may still bring a task, and a worker may return one, after the look."""
+        """At each tick, release unstarted tasks: after the check, hand-overs and workers may still bring new ones."""
         if self.queues:
             for task in self._dispatch.take_unstarted(self.queues):
                 self._endings.release(task)

@@ -74,13 +74,13 @@ class Promoter:
             if await self._promote(from_head=from_head):
                 self._on_promoted()
             if self._faults.passed_over:
-                return _POLL_SECONDS  # they are due, and stay so
+                return _POLL_SECONDS  # the skipped rows stay due
             due = await self._store.seconds_until_due(from_head=False)
         pause = _POLL_SECONDS if due is None else min(max(due, _SHORTEST_PAUSE), _POLL_SECONDS)
         return min(pause, _LOCKED_PAUSE) if self._store.locked_keys else pause
 
     async def _promote(self, *, from_head: bool) -> bool:
-        """Whether anything may have become pending."""
+        """Promote a batch. Returns whether a run may have become pending."""
         looked_at = await self._faults.isolate(
             lambda limit, passing_over: self._store.line_up(limit, from_head=from_head, passing_over=passing_over),
             self._line_up,
@@ -104,7 +104,7 @@ class Promoter:
             self._swept.succeeded(limit, seconds=self._took())
 
     def _took(self) -> float:
-        """How long the statement took that has returned just now."""
+        """How long the statement that has just returned took."""
         return time.monotonic() - self._store.commit_sent_at
 
     async def _sleep(self) -> None:

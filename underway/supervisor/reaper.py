@@ -105,7 +105,7 @@ class Reaper:
         self._not_before = time.monotonic() + took / _SHARE
 
     def _seconds(self) -> float:
-        """How long the latest statement took, without the wait for a connection or for commits on it."""
+        """How long the latest statement took, excluding the wait for the connection and for commits on it."""
         return time.monotonic() - self._work.sent_at
 
     def _taken_back(self, reaped: list[tuple[str, int, str | None]]) -> None:

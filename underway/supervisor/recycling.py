@@ -39,7 +39,7 @@ class Wear:
         self.tasks = 0  # that have ended
         self.rss = 0  # when last weighed, with all below the worker
         self.left = False  # a step that was interrupted has left processes below it
-        self.spoilt = ""  # what a step has done to it that cannot be undone, in words
+        self.spoilt = ""  # the irreversible change that a step has made to the process, for the log
 
     def begin(self) -> None:
         """It takes its place now; until then it was the spare, and did not age."""

@@ -1,4 +1,4 @@
-"""What people ask of a supervisor while it runs: to cancel a run, to pause a queue, to stop."""
+"""Handles requests to a running supervisor: cancel a run, pause a queue, stop."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ class Requests:
         self._woken = asyncio.Event()
 
     def hear(self, payload: str) -> None:
-        # The name of a queue is also the notification of its resumption.
+        # A notification whose payload is a queue's name may mean that the queue was resumed.
         if payload in _PAYLOADS or payload in self._pauses.queues:
             self._woken.set()
 

@@ -35,7 +35,7 @@ class Retention:
             await asyncio.sleep(pause)
 
     async def _expire(self, *, from_head: bool) -> bool:
-        """Remove a batch; whether that was all there is to remove for now."""
+        """Remove a batch. Returns whether nothing more is left to remove for now."""
         limit = self._batch.rows
         removed = await self._faults.isolate(
             lambda limit, passing_over: self._store.expire(limit, from_head=from_head, passing_over=passing_over),

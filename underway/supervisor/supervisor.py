@@ -40,7 +40,7 @@ class Settings:
     grace: float = 30.0
     until_idle: bool = False
     marks: Marks = NO_MARKS
-    output_limit: int = OUTPUT_LIMIT  # bytes of what an attempt prints and logs
+    output_limit: int = OUTPUT_LIMIT  # bytes of output and log records per attempt
 
 
 def supervise(settings: Settings) -> int:
@@ -69,7 +69,7 @@ async def _live(settings: Settings) -> int:
         url = conninfo(database)
         work, leases = Session(url), Session(url)
         sessions += work, leases
-        store = Store(work, leases, identity, socket.gethostname())  # before they open: it looks at the tokens first
+        store = Store(work, leases, identity, socket.gethostname())  # before they connect: it checks the token sequence
         for session in sessions:
             if not await _unless_stopped(stop, asyncio.ensure_future(session.open())):
                 return ExitCode.CLEAN

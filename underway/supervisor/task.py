@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """One attempt in the making. Times are of the monotonic clock, `lease_deadline` of the clock of leases."""
+    """An attempt in progress. Times are on the monotonic clock, `lease_deadline` on the lease clock."""
 
     run: str
     token: int
@@ -68,7 +68,7 @@ class Task:
 
 
 def from_claim(claimed: Claimed, step: manifest.Step, leased_from: float) -> Task:
-    """`leased_from` is when the claim was sent: the lease began no earlier, so counting from it is on the safe side."""
+    """`leased_from` is when the claim was sent. The lease began no earlier, so counting from that time is safe."""
     return Task(
         claimed.run,
         claimed.token,

@@ -1,4 +1,4 @@
-"""A TMPDIR for each worker, which goes with it: what a killed step leaves in a temporary folder would stay for ever."""
+"""A TMPDIR for each worker, removed with it. Otherwise the temporary files of killed steps would stay forever."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,7 @@ from underway import keeper
 
 log = getLogger("underway.supervisor")
 
-# Short: a path of a socket has room for a hundred characters, and Chromium's alone takes forty.
+# Short, because the path of a socket is limited to about a hundred characters, and Chromium's part takes forty.
 _PREFIX = "underway-"
 _NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
 _OWNER = "supervisor"
@@ -22,9 +22,9 @@ _MARK = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/")
 
 
 class Temporary:
-    """The folder of one supervisor, locked as long as it or its keeper lives. (systemd-tmpfiles leaves such alone.)
+    """The folder of one supervisor, locked as long as it or its keeper lives. (systemd-tmpfiles skips locked folders.)
 
-    Without room for it workers have the TMPDIR of their supervisor, as anything else would have it.
+    If the folder cannot be created, workers inherit their supervisor's TMPDIR.
     """
 
     def __init__(self, mark: str) -> None:
@@ -34,13 +34,13 @@ class Temporary:
             self.folder = tempfile.mkdtemp(prefix=_PREFIX)
             self.lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self.lock, fcntl.LOCK_EX)
-            # Not before the lock: a folder without it is being made, and left alone by those who remove leftovers.
+            # Only after the lock: a folder without this file is still being set up, and remove_leftovers skips it.
             Path(self.folder, _OWNER).write_text(mark)
         except OSError as error:
             log.warning("workers get no temporary folders of their own: %s", error)
 
     def for_worker(self, serial: int) -> str | None:
-        """A new folder, or None if there is no room for it."""
+        """Create a folder for a worker; None if that fails."""
         if self.folder is None:
             return None
         folder = f"{self.folder}/{serial}"
@@ -52,14 +52,14 @@ class Temporary:
         return folder
 
     def close(self) -> None:
-        """The keeper has removed the folder, or is about to."""
+        """Release the lock. The keeper has removed the folder, or is about to."""
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
 
 
 def remove(folder: str | None) -> None:
-    """In a thread unless it is empty: a browser's profile takes as long as a thousand commits."""
+    """Remove a folder, in a thread unless it is empty: removing a browser profile takes as long as many commits."""
     if folder is not None:
         try:
             os.rmdir(folder)
@@ -68,7 +68,7 @@ def remove(folder: str | None) -> None:
 
 
 def remove_leftovers() -> None:
-    """Of supervisors on this host that were killed together with their keepers: processes, then folders."""
+    """Remove processes and folders of supervisors on this host that were killed together with their keepers."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(tempfile.gettempdir()):
             if _NAME.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
@@ -77,12 +77,12 @@ def remove_leftovers() -> None:
 
 
 def _remove_if_left(folder: str) -> None:
-    """Raises OSError if whoever made it lives, or if it is something else."""
+    """Raises OSError if its supervisor or keeper is alive, or if it is not such a folder."""
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         mark = Path(folder, _OWNER).read_text()
-        if _MARK.fullmatch(mark):  # never a shorter one: "" begins all marks there are
+        if _MARK.fullmatch(mark):  # never a shorter one: "" is a prefix of every mark
             if killed := keeper.kill_below([mark]):
                 log.warning("killed %d processes that supervisor %s had left behind", killed, mark[:8])
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a worker prints, logged line by line and the last of it kept as evidence; and the records that it logs."""
+"""Logs a worker's output line by line, keeps its end as evidence, and logs the records that the worker sends."""
 
 import asyncio
 import logging
@@ -18,32 +18,32 @@ log = logging.getLogger("underway.worker")
 _CHUNK = 64 * 1024
 _TAIL = 8 * 1024
 _LONGEST_LINE = 16 * 1024
-# Of one chunk. A record costs as much as a kilobyte of text: of a flood of short lines, several go into one.
+# Per chunk. A record costs as much as a kilobyte of text, so a flood of short lines is combined into fewer records.
 _MOST_RECORDS = 64
 _FRESH_SECONDS = 0.25
-# A progress bar rewrites its line ten times a second: its state is logged so often, and when the line ends.
+# A progress bar rewrites its line ten times a second. Its state is logged at this interval, and when the line ends.
 _REWRITTEN_SECONDS = 10.0
-# Members of a line in JSON, besides what it is about.
+# The members of a JSON line, besides its context.
 _OURS = frozenset(("time", "level", "message", "exception"))
 
 
 class WorkerOutput:
-    """What a worker prints, and how much of what it prints and logs is allowed."""
+    """The output of one worker, and the limit of its output and log records."""
 
     def __init__(self, pipe: int, worker: "WorkerProcess", limit: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._pipe = pipe
         self._worker = worker
         self._line = bytearray()
-        self._rewritten_at = 0.0  # when a state of this line was first seen or last logged; 0: it has been no bar
+        self._rewritten_at = 0.0  # when this line was first rewritten or last logged; 0 if it has not been rewritten
         self._tail = bytearray()
         self.allowance = Allowance(limit)
-        self.behind = False  # messages have come since the pipe was read
-        self._fresh = bytearray()  # of the tail, what was read just now
+        self.behind = False  # messages have arrived since the pipe was last read
+        self._fresh = bytearray()  # the part of the tail that was read most recently
         self._fresh_at = 0.0
 
     def read(self) -> bool:
-        """Take what is there, but no more than a chunk: a flood in one worker must not hold up the others."""
+        """Read available output, at most one chunk: a flood from one worker must not delay the others."""
         try:
             data = os.read(self._pipe, _CHUNK)
         except BlockingIOError:
@@ -77,7 +77,7 @@ class WorkerOutput:
             self._log(lines[first : first + together])
 
     def _kept_of_bar(self, line: bytearray, lines: list[bytearray]) -> bytearray:
-        """Of an unfinished line that has been rewritten: its last state, which is now and then logged too."""
+        """Keep only the last state of an unfinished line that is being rewritten, and log that state periodically."""
         if b"\r" not in line:
             return line
         state = _last_state(line)
@@ -90,7 +90,7 @@ class WorkerOutput:
         return state + b"\r" if line.rstrip(b" \t").endswith(b"\r") else line[line.rfind(b"\r") + 1 :]
 
     def read_rest(self) -> None:
-        """At the worker's death: the little that is left in the pipe."""
+        """After the worker's death, read what is left in the pipe."""
         for _ in range(16):
             if not self.read():
                 break
@@ -99,17 +99,17 @@ class WorkerOutput:
         os.close(self._pipe)
 
     def read_to_end_of_task(self) -> None:
-        """A task has ended: what it has printed is in the pipe already, or was read with the end of one before it."""
+        """Read the output of a task that has ended. It is in the pipe, or was read when an earlier task ended."""
         if self.behind:
             self.behind = False
             self.read()
         self._end_attempt()
 
     def forget(self) -> None:
-        """A new task begins: what was printed before is no evidence against it, and does not count for it.
+        """A new task starts: earlier output is not evidence for it and does not count against its limit.
 
-        What came just before the news may be: the traceback of a task that crashed at once is often read before we
-        hear that it had started.
+        Very recent output is kept, because the traceback of a task that crashes immediately is often read before the
+        message that it has started.
         """
         if self._tail:
             self._tail = self._what_is_fresh()
@@ -132,7 +132,7 @@ class WorkerOutput:
         return self._fresh if time.monotonic() - self._fresh_at < _FRESH_SECONDS else bytearray()
 
     def evidence(self) -> str:
-        """The last 8 KB of output, without what Postgres could not store."""
+        """The last 8 KB of output, without characters that Postgres cannot store."""
         text = (
             b"\n".join(map(_last_state, self._tail.split(b"\n")))
             .replace(child_record.MARK, b"")
@@ -141,7 +141,7 @@ class WorkerOutput:
         return text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
 
     def log_record(self, record: wire.Log) -> None:
-        """What the user's code logs, which may be at its import."""
+        """Log a record of user code, perhaps from the import of the app."""
         if not log.isEnabledFor(record.level):
             return
         message = record.payload.decode(errors="replace")
@@ -175,13 +175,13 @@ class WorkerOutput:
 
 
 def about(worker: "WorkerProcess") -> dict[str, Any]:
-    """Which worker, and which attempt it is at."""
+    """The worker and its current attempt, as context for a log line."""
     task = worker.current
     return {"worker": worker.slot, **(task.about if task is not None else {})}
 
 
 def _unless_ours(name: str, said: Mapping[str, object]) -> str:
-    """No extra may pass for what we say ourselves of the line."""
+    """The name of an extra, prefixed if it would collide with a member that underway writes itself."""
     return f"extra_{name}" if name in said or name in _OURS else name
 
 
@@ -191,7 +191,7 @@ def _size(record: wire.Log) -> int:
 
 
 def _last_state(line: bytearray) -> bytearray:
-    """What a terminal still shows of a line: CR goes back to its beginning, and what follows is written over it."""
+    """The text that a terminal shows for a line: after a CR the following text overwrites the line."""
     if b"\r" not in line:
         return line
     shown = line.rstrip(b"\r \t")

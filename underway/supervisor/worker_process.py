@@ -30,9 +30,9 @@ _inbox = memoryview(bytearray(64 * 1024))
 _MOST_BUFFERED = 512 * 1024
 # Between the end of what it says and its own, if it ends by itself.
 _ENDING_SECONDS = 0.05
-# Before the kill a worker may write its stacks, which belong to the evidence.
+# How long a worker may write its stacks, as evidence, before it is killed.
 LAST_WORDS_SECONDS = 0.05
-# A worker that was asked to end may take so long.
+# How long a worker may take to exit after it was asked to.
 END_SECONDS = 5.0
 # A kill_reason that is nothing a task has done.
 NO_TASK = (0, "")
@@ -90,7 +90,7 @@ class WorkerProcess:
         self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and what was seen of it
         self.kill_words = ""  # what people are told of why we killed it
         self.doomed = False  # we have killed it, and it stands still
-        self.has_last_words = False  # before it stands still, it writes its stacks
+        self.has_last_words = False  # whether it may write its stacks before it is stopped
         self.died_writing = False
         self.peak_rss = 0  # known at its death
         self.temporary = temporary  # its TMPDIR
@@ -111,7 +111,7 @@ class WorkerProcess:
         # exec, never fork: the child has none of our memory, locks or descriptors. Its own session keeps Ctrl-C and
         # a TERM for our whole group away from it.
         command = [sys.executable, "-P", "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())]
-        # What we would not log it need not send.
+        # The worker need not send records that the supervisor would not log.
         command += [str(worker_log.getEffectiveLevel()), str(slot).ljust(_ROOM_FOR_TITLE)]
         try:
             self._process = subprocess.Popen(
@@ -311,8 +311,8 @@ class WorkerProcess:
     def kill(self, words: str = "", *, last_words: float = 0.0) -> None:
         """SIGKILL the worker and everything below it; its death is reported later, like any other.
 
-        From now on it stands still, before it takes up its next task: at once, or after so many seconds in which it may
-        write the stacks of its threads, which belong to the evidence.
+        It is stopped before it can take up its next task: at once, or after `last_words` seconds in which it may write
+        the stacks of its threads as evidence.
         """
         if self.doomed or not self.alive:
             return
@@ -326,8 +326,10 @@ class WorkerProcess:
             self._strike()
 
     def speaks_its_last(self, token: int) -> bool:
-        """It is being killed for this task, and was given time for its stacks. The signal for that may end a call in C
-        that nothing has ended before: what was seen of the task stands all the same, and has been said.
+        """Whether it is being killed for this task and was given time to write its stacks.
+
+        The stack signal may interrupt a blocking C call, so a result may still arrive. It is ignored: the verdict on
+        the task stands and has been logged.
         """
         return self.has_last_words and self.kill_reason is not None and self.kill_reason[0] == token
 
@@ -337,13 +339,13 @@ class WorkerProcess:
             self._hunter.kill(self)
 
     def end(self) -> None:
-        """Ask a worker that has nothing to do to end by itself; kill it if it has not done so in time."""
+        """Ask an idle worker to exit; kill it if it does not do so in time."""
         if self.alive and not self.doomed:
             self.send(wire.End())
             self._loop.call_later(END_SECONDS, self.kill)
 
     def cut_off(self) -> None:
-        """The keeper has killed it, since we stood still: of nothing that it ran."""
+        """The keeper has killed the worker because the supervisor was stopped. The task is not to blame."""
         if self.kill_reason is None:
             task = self.current
             self.kill_reason = NO_TASK if task is None else (task.token, Seen.KILLED_LEASE)

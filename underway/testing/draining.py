@@ -31,9 +31,9 @@ _LOCKED_SECONDS = 5.0
 def drain(work: Underway | Job[Any, Any, Any, Any], *, database: str | None = None, most: int = 1000) -> int:
     """Run whatever is claimable of an app, or of one job, in this process; returns how many attempts were made.
 
-    By the statements of a supervisor: what it registers, claims, commits, promotes, reaps, fires for schedules and
-    removes after `keep` is what a supervisor would. Nothing is waited for: runs that are delayed or back off stay (see
-    `advance`). Timeouts and memory limits are not enforced.
+    It uses a supervisor's statements, so it registers, claims, commits, promotes, reaps, fires schedules and removes
+    finished runs as a supervisor does. It waits for nothing: delayed runs and runs in backoff stay (see `advance`).
+    Timeouts and memory limits are not enforced.
 
     The database is the app's unless named. Raises UnderwayError if there is still work after `most` attempts, and what
     the app's own calls raise for a database that is not there or not migrated.
@@ -73,7 +73,7 @@ class _Queue:
         worker.executor.transactions.welcome = wire.Welcome(str(owner), host, url)
 
     async def register(self) -> None:
-        """What Postgres has to know of the app before anything of it runs: without its queues there are no labels."""
+        """Register the app's jobs and queues first: without queues, failed runs would get no dead-letter labels."""
         await self._store.register_app(self._manifest)
 
     async def next(self) -> Task | None:

@@ -4,27 +4,27 @@
 create sequence underway.token as bigint;
 comment on sequence underway.token is 'fencing tokens: grows at each claim, never comes back';
 
--- What a run can have. The tables refuse anything else, since one row with an impossible value ends a statement for all rows
--- beside it: a due time of 4714 BC from which a priority was subtracted, or a keep of 178 million years, ended each
--- supervisor that looked at the row. Domains, not constraints of the table: they are checked where a value is written, and
--- cost a claim nothing.
+-- The ranges of a run's values. The tables reject values outside of them, because one row with an impossible value
+-- makes a statement fail for all other rows too. (A due time of 4714 BC from which a priority was subtracted, or a keep
+-- of 178 million years, ended every supervisor that read the row.) These are domains, not table constraints: a domain
+-- is checked when its value is written, and adds no cost to a claim.
 create domain underway.name as text constraint name_length check (length(value) between 1 and 200);
 create domain underway.key as text constraint key_length check (length(value) between 1 and 400);
 create domain underway.key_limit as smallint constraint key_limit_positive check (value >= 1);
 create domain underway.instant as timestamptz constraint instant_range
     check (value between '1000-01-01 00:00+00' and '9999-12-31 00:00+00');
--- due - priority * 1 minute, at most 23 days outside the range of due.
+-- due - priority * 1 minute: at most 23 days outside the range of due.
 create domain underway.rank as timestamptz constraint rank_range
     check (value between '0999-11-01 00:00+00' and '10000-03-01 00:00+00' or value = 'infinity');
--- Compared as if a month had 30 days: parts that undo each other, as '292000 years -105110000 days', overflow when they are
--- added to an instant.
+-- Postgres compares intervals as if a month had 30 days. Parts that cancel out, such as '292000 years -105110000 days',
+-- overflow when they are added to an instant, so each part is limited too.
 create domain underway.duration as interval constraint duration_range
     check (value between '0' and '365000 days'
         and abs(date_part('year', value)) <= 2000 and abs(date_part('day', value)) <= 730000);
--- Far below the largest int4: statements add 1.
+-- Well below the largest int4, because statements add 1.
 create domain underway.count as int constraint count_range check (value between 0 and 2000000000);
 
--- Payloads are json, not jsonb: jsonb prints each number in full, so that 8 MiB of 1e308 came back as 357 MB.
+-- Payloads are json, not jsonb: jsonb expands every number, so 8 MiB of 1e308 came back as 357 MB.
 --
 -- Live runs only. fillfactor leaves room for renewals on the same page; no index may contain lease_until, or not one
 -- renewal is HOT. Autovacuum is told to come often: the table is small and turns over completely.
@@ -123,9 +123,9 @@ create table underway.attempt (
 );
 comment on table underway.attempt is 'one row per attempt that started, written once, at its end';
 
--- Tokens stay ahead of all that the rows know, also where the sequence does not come along with them.
+-- The next two functions keep the token sequence ahead of the tokens in the rows, even if rows were copied without it.
 
--- The lock of ALTER SEQUENCE keeps others from drawing tokens until the transaction ends: they go forwards only.
+-- ALTER SEQUENCE locks the sequence until the transaction ends, so it cannot be set back below a token drawn meanwhile.
 create function underway.pass_tokens(last bigint) returns void
 language plpgsql strict
 set search_path = pg_catalog, pg_temp
@@ -140,14 +140,14 @@ begin
     end if;
 end
 $$;
-comment on function underway.pass_tokens is 'lets the next token be greater than this one';
+comment on function underway.pass_tokens is 'makes the next token greater than this one';
 
--- Logical replication copies no sequences, and a partial restore may not either: the new server began with token 1 again,
--- and the second attempt at a run could not be recorded, since it had the token of the first.
+-- Logical replication does not copy sequences, and a partial restore may not either. (A new server started at token 1
+-- again, and the second attempt at a run could not be recorded, because it had the same token as the first.)
 --
--- The largest token is not searched for among millions of rows. The runs in progress, the newest runs and the newest
--- attempts tell whether the sequence is behind; then it goes on a thousand million tokens further, which is more than
--- have been drawn for older runs since.
+-- Finding the largest token would scan millions of rows. Instead, the runs in progress, the newest runs and the newest
+-- attempts show whether the sequence is behind. If so, it is advanced a billion tokens past the largest one found,
+-- which is more than older runs can have drawn since.
 create function underway.recover_tokens() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -167,7 +167,8 @@ begin
     end if;
 end
 $$;
-comment on function underway.recover_tokens is 'lets the next token be greater than those of the newest runs and attempts';
+comment on function underway.recover_tokens is 'makes the next token greater than those of the newest runs and
+attempts';
 
 create table underway.job (
     name text primary key,
@@ -234,8 +235,8 @@ select id, job, step, state, queue, priority, null, attempts, crashes, releases,
 from underway.finished_run;
 comment on view underway.runs is 'live and finished runs together, for people and tools';
 
--- Converts the jsonb argument of a public function to the text that is stored, once. jsonb stores 1e131071 in a few bytes
--- and prints it with 131,072 digits: a small argument may have a text that exceeds even the largest one of Postgres.
+-- Converts the jsonb argument of a public function once to the JSON text that is stored. jsonb stores 1e131071 in a few
+-- bytes and prints it with 131,072 digits, so the text of a small argument may exceed even the size limit of Postgres.
 create function underway.payload(given jsonb) returns json
 language plpgsql immutable strict
 set search_path = pg_catalog, pg_temp

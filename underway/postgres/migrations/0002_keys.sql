@@ -15,8 +15,8 @@ alter table underway.run add column holds_key boolean not null default false;
 comment on column underway.run.holds_key is
     'has one of the key_limit slots of (queue, concurrency_key): from pending on, through retries and crashes';
 
--- A run in progress always has an owner and a lease, or the reaper would never take it back; and none with a key becomes
--- pending without one of its slots.
+-- A run in progress always has an owner and a lease; otherwise the reaper could never take it back. A run with a key is
+-- pending only while it holds one of the key's slots.
 alter table underway.run add constraint run_state check (
     case state
         when 'pending' then owner is null and (concurrency_key is null or holds_key)
@@ -115,8 +115,8 @@ end
 $$;
 comment on function underway.pass_keys is 'every statement with which a run gives up its key ends with this';
 
--- A key from its template: {field} and {outer.field} stand for strings, integers and booleans of the input. An integer is
--- written with digits only: 1.0 and 1e3 are none. underway/keys.py is its twin.
+-- Fills a key template: {field} and {outer.field} stand for strings, integers and booleans of the input. An integer is
+-- written with digits only: 1.0 and 1e3 are rejected. underway/keys.py is the same in Python.
 create function underway.fill_key(template text, input json) returns text
 language plpgsql immutable strict
 set search_path = pg_catalog, pg_temp

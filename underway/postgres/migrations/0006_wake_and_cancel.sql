@@ -170,7 +170,8 @@ begin
     return underway.redrive_runs(array[run_id], input) = 1;
 end
 $$;
-comment on function underway.redrive_run is 'what clients of this package call: the input stays as it was written';
+comment on function underway.redrive_run is 'used by the Python client: takes json, so the input is stored as it was
+written';
 
 create or replace function underway.redrive(run_id uuid, input jsonb default null) returns boolean
 language sql

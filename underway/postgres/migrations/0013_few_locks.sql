@@ -3,7 +3,8 @@
 -- failed with "out of shared memory", as did others meanwhile.
 -- oldest code: 1
 
--- As before, but for the thousand, and for a run that cannot be admitted. The other keys are among those that are returned.
+-- As before, except that it passes on at most a thousand keys and tolerates a run that cannot be admitted. The
+-- remaining keys are returned with those that are locked.
 create or replace function underway.pass_keys(queues text[], keys text[]) returns text[]
 language plpgsql strict
 set search_path = pg_catalog, pg_temp
@@ -62,8 +63,8 @@ begin
         )
         select array_agg(distinct queue) into woken from admitted;
     exception
-        -- A run that cannot be admitted holds up its own key, but no other, and never undoes the commit that gave up the
-        -- key: that run has succeeded. (Runs in line at the end of time failed their neighbours.)
+        -- A run that cannot be admitted blocks only its own key. It must not undo the transaction that gave up the key,
+        -- because another run ended in it. (Waiting runs with a due time in the year 9999 made other runs fail.)
         when data_exception or integrity_constraint_violation or program_limit_exceeded then
             if cardinality(ours_keys) = 1 then
                 raise warning 'underway: a run in line for the key % cannot be admitted: %', ours_keys[1], sqlerrm;

@@ -21,7 +21,7 @@ end
 $$;
 comment on function underway.checked_duration is 'the same duration; an error if no run can have it';
 
--- As before, but for the check of delay and keep, and of the input.
+-- As before, except that delay, keep and the input are checked.
 create or replace function underway.enqueue(
     job text,
     input jsonb default 'null',

@@ -4,9 +4,9 @@
 -- there are as many as wanted; lateral and "ctid = any(array(...))" keep the plan the same on an empty table and beside
 -- millions of rows. (Locked all in one scan of "ctid = any(array(...))", each row that another claim took meanwhile
 -- had the whole array sorted again to look at it once more: 16 claimers of 10,000 runs waited 5 s for a claim of none.)
--- Of the locked candidates the first are taken whose inputs fit together into so many bytes, and the very first in any
--- case; the others are free again when the statement ends. (A claim of 900 inputs of 60 kB never came to its end on a
--- line of 3 MB/s.)
+-- Of the locked candidates, it takes the oldest ones whose inputs together fit into the byte limit, and at least one.
+-- The locks on the others end with the statement. (On a 3 MB/s network, a claim of 900 inputs of 60 kB never
+-- completed.)
 -- Lanes of queues that are paused are left out.
 with lane as (
     select queue, job, step, lease, max_crashes, to_timestamp(mark) as mark, mark_id, n
@@ -84,9 +84,9 @@ order by rank, claimed.id;
 -- old one, in a worker that has not heard of the failover, would be taken for the end of another run.
 select underway.pass_tokens(%(last)s::int8);
 
--- recover_tokens: go on behind the tokens that the rows know, on a server to which the sequence has not come along
+-- recover_tokens: advance the token sequence past the tokens in the rows, on a server to which it was not copied
 --
--- Only its owner may move a sequence.
+-- Only the owner of a sequence may change it.
 select underway.recover_tokens()
 from pg_class
 where oid = 'underway.token'::regclass and pg_has_role(relowner, 'usage');

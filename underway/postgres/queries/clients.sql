@@ -45,7 +45,8 @@ select null, null, null from woken;
 
 -- copy_runs: many new runs at once; the constant columns travel with each row
 --
--- In UTF-8 whatever encoding the caller's connection has: under LATIN1 each umlaut arrived as two characters.
+-- The encoding is always UTF-8, whatever the caller's connection uses: with LATIN1 each umlaut arrived as two
+-- characters.
 copy underway.run (id, input, job, step, queue, priority, keep, due, rank, state) from stdin (encoding 'utf8');
 
 -- clock: the database's time, which copy_runs cannot ask for; a number, for the caller's DateStyle may be any
@@ -88,7 +89,7 @@ select underway.cancel_key(%(job)s, %(unique_key)s) as cancelled;
 -- cancel_concurrency_key: cancel the live runs of a job that have this concurrency key
 select underway.cancel_concurrency_key(%(job)s, %(concurrency_key)s) as cancelled;
 
--- live_by_step: where the live runs of a job stand, and how many of them have a concurrency key
+-- live_by_step: the live runs of a job per step, and how many of them have a concurrency key
 select step, count(*) as runs, count(concurrency_key) as keyed
 from underway.run
 where job = %(job)s and not cancel_requested

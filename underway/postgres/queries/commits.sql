@@ -163,9 +163,9 @@ select token, kept_token,
     ) as locked_keys
 from continued;
 
--- drop_run: take away a run of ours that was inserted under the id of a finished one, beside which it cannot end
+-- drop_run: delete a run of ours that was inserted with the ID of a finished run, because it cannot be finished itself
 --
--- `on conflict do nothing` in finish_runs would do as well, at a microsecond for each of all other runs.
+-- `on conflict do nothing` in finish_runs would work too, but would cost every other run a microsecond.
 with mine as materialized (
     select l.id from underway.run l
     where l.id = %(id)s and exists (select from underway.finished_run f where f.id = l.id)

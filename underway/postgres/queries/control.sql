@@ -33,7 +33,7 @@ select underway.discard(%(id)s) as discarded;
 -- discard_label: take this label off all runs that have it
 select underway.discard_all(%(label)s) as discarded;
 
--- known_labels: the dead-letter labels that a run has or a queue gives; one probe for each, however many runs have it
+-- known_labels: the dead-letter labels of runs and queues; one index probe per label, however many runs have it
 with recursive label as (
     (select dead_letter from underway.finished_run where dead_letter is not null order by dead_letter limit 1)
     union all

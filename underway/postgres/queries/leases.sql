@@ -109,7 +109,7 @@ select id::text, token, attempts, crashes
 from underway.run
 where cancel_requested and owner = %(owner)s;
 
--- paused_queues: of which queues no run may begin
+-- paused_queues: the queues in which no run may start
 select name from underway.queue where paused;
 
 -- listen: hear of new runs

@@ -116,8 +116,8 @@ select exists (select from underway.job where queue = %(queue)s)
 
 -- list_supervisors: who serves this database, and how many runs each holds
 --
--- A supervisor writes `seen_at` every 5 s. Silent: it was killed, or is cut off from the database. Unhealthy: its workers
--- do not boot. (A killed one was shown as busy for three minutes.)
+-- A supervisor writes `seen_at` every 5 s. Silent: it was killed, or cannot reach the database. Unhealthy: its workers
+-- do not boot. (A killed supervisor was shown as busy for three minutes.)
 select row_to_json(line)
 from (
     select s.id, s.host, s.pid, s.app, s.started_at, s.seen_at, count(r.id) as in_progress,

@@ -1,7 +1,8 @@
 -- limits_transactions: whether a role or a database has a transaction_timeout, which PostgreSQL has since 17
 select coalesce(current_setting('transaction_timeout', true), '0') <> '0' as limited;
 
--- set_deadline: of the statements in this transaction, and of the time between them, in which rows may be on their way
+-- set_deadline: limit the statements of this transaction, and the idle time between them while rows are being
+-- transferred
 select set_config('statement_timeout', %(deadline)s, true),
     set_config('idle_in_transaction_session_timeout', %(deadline)s, true);
 
@@ -11,7 +12,7 @@ values (%(id)s, %(host)s, %(pid)s, %(app)s, %(manifest_hash)s, %(lanes)s::text::
 on conflict (id) do update set seen_at = clock_timestamp(), idle = false, manifest_hash = excluded.manifest_hash,
     lanes = excluded.lanes, trouble = excluded.trouble;
 
--- still_here: say every few seconds that this supervisor lives; is its label there
+-- still_here: record every few seconds that this supervisor is alive, and return whether its row still exists
 with seen as (
     update underway.supervisor
     set seen_at = clock_timestamp()

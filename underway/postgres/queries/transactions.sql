@@ -12,7 +12,7 @@ set local application_name = %(name)s;
 -- cable, the server must notice, or nobody could take the run back: left to itself it took a quarter of an hour. Only
 -- from here on: a step may take its time to read what the server has for it, which the first of these would not allow.
 --
--- A step may have chosen another encoding; what is handed over is UTF-8, and would be stored as something else.
+-- A step may have set another client encoding. The hand-over sends UTF-8, so the encoding is reset here.
 select current_setting('underway.token', true),
     set_config('client_encoding', 'utf8', true),
     set_config('tcp_user_timeout', '10000', true),
@@ -20,7 +20,7 @@ select current_setting('underway.token', true),
     set_config('tcp_keepalives_interval', '2', true),
     set_config('tcp_keepalives_count', '3', true);
 
--- lock_run: wait for a run that another transaction has locked; no row if it is not this attempt's any more
+-- lock_run: wait for a run that another transaction has locked; no row if the run no longer belongs to this attempt
 select true as locked
 from underway.run
 where id = %(id)s and token = %(token)s and owner = %(owner)s and state = 'in_progress' and not cancel_requested
