@@ -31,6 +31,12 @@ def find(line: bytes) -> tuple[bytes, Record] | None:
     return None if record is None else (before, record)
 
 
+def printed(line: bytes | bytearray) -> bytes | None:
+    """What a line of output holds besides a record; None if it holds nothing else."""
+    before, mark, _ = bytes(line).partition(MARK)
+    return before or None if mark else before
+
+
 def _decode(written: bytes) -> Record | None:
     try:
         fields: Any = orjson.loads(written)

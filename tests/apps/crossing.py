@@ -23,13 +23,20 @@ class Rival:
 
 
 def cancel_the_other(cx: Context, rival: Rival) -> Done[str]:
-    """The first one wins: both cancel the other before either returns."""
+    """The first one wins: both run before either cancels, and both have cancelled before either returns."""
     folder = Path(rival.folder)
+    meet(rival, "runs")  # a rival that was cancelled before it began would never come
     app.cancel((folder / rival.other).read_text(), conn=cx.tx)
-    (folder / f"{rival.name} has cancelled").touch()
-    while not (folder / f"{rival.other} has cancelled").exists():
-        time.sleep(0.005)
+    meet(rival, "has cancelled")
     return To.done(rival.name)
+
+
+def meet(rival: Rival, where: str) -> None:
+    """Wait for the other there."""
+    folder = Path(rival.folder)
+    (folder / f"{rival.name} {where}").touch()
+    while not (folder / f"{rival.other} {where}").exists():
+        time.sleep(0.005)
 
 
 def own_by_handle(cx: Context) -> None:
