@@ -175,7 +175,7 @@ def _peers(document: Document) -> Table:
 
 
 def _circumstances(given: Sequence[Document], used: Sequence[Row]) -> str:
-    """When and where these rows were measured: one line, however many results they come from, for each machine."""
+    """When and where these rows were measured: one line per machine, even if they come from several results."""
     machines: dict[str, list[Document]] = {}
     for document in given:
         if any(row is one for row in document.rows for one in used):
@@ -184,7 +184,7 @@ def _circumstances(given: Sequence[Document], used: Sequence[Row]) -> str:
 
 
 def _measured(documents: Sequence[Document]) -> str:
-    """All on one machine."""
+    """The line for these documents, which all come from one machine."""
     days = _listed(f"{document.at:%-d %B %Y}" for document in reversed(documents))
     rounds = sorted({document.rounds for document in documents})
     medians = findings.rounds(documents[0]) if len(rounds) == 1 else f"medians of {rounds[0]} to {rounds[-1]} rounds"
@@ -195,7 +195,7 @@ def _measured(documents: Sequence[Document]) -> str:
 
 
 def _listed(words: Iterable[str]) -> str:
-    """Each once."""
+    """The distinct words as an English list."""
     *first, last = dict.fromkeys(words)
     return f"{', '.join(first)} and {last}" if first else last
 

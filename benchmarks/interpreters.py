@@ -1,4 +1,4 @@
-"""The Pythons on this machine that can make an environment."""
+"""Finds the Python interpreters on this machine that can create a virtual environment."""
 
 import glob
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 OLDEST = (3, 11)
 _NEWEST_MINOR = 14
-# A free-threaded build is another platform: most wheels are missing.
+# A free-threaded build is excluded, because most wheels are missing for it.
 _PROBE = """
 import sys, sysconfig, ensurepip, venv
 print(*sys.version_info[:3]) if not sysconfig.get_config_var("Py_GIL_DISABLED") else None
@@ -17,7 +17,7 @@ print(*sys.version_info[:3]) if not sysconfig.get_config_var("Py_GIL_DISABLED") 
 
 
 def candidates() -> Iterator[str]:
-    """Our own first, then the newest."""
+    """Candidate interpreters: the current one first, then the newest of each place."""
     yield sys.executable
     for minor in range(_NEWEST_MINOR, OLDEST[1] - 1, -1):
         if found := shutil.which(f"python3.{minor}"):
@@ -27,6 +27,6 @@ def candidates() -> Iterator[str]:
 
 
 def version(candidate: str) -> tuple[int, ...]:
-    """Empty if it cannot be used. It is run, not only looked up: a pyenv shim also exists for a Python that is off."""
+    """The version, or () if unusable. The candidate is executed, because pyenv has shims for inactive versions too."""
     done = subprocess.run([candidate, "-c", _PROBE], capture_output=True, text=True, check=False)
     return tuple(map(int, done.stdout.split())) if done.returncode == 0 else ()

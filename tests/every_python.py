@@ -1,7 +1,7 @@
-"""The whole suite, the demo and a quick benchmark on every supported Python of this machine: make test-all.
+"""Run the test suite, the demo and a quick benchmark with every supported Python on this machine: make test-all.
 
-Each Python has an environment of its own, .venv-3.12. The demo of each has a database and reports of its own, which go
-with it: what `make demo` has made stays as it is.
+Each Python has its own environment, such as .venv-3.12. Its demo uses a temporary database and report folder, so the
+results of `make demo` stay as they are.
 """
 
 import os
@@ -29,7 +29,7 @@ def main() -> int:
 
 
 def _pythons() -> dict[Version, str]:
-    """The newest of each minor version, in order."""
+    """The newest interpreter of each minor version, oldest first."""
     found: dict[Version, tuple[Version, str]] = {}
     for candidate in interpreters.candidates():
         version = interpreters.version(candidate)
@@ -39,7 +39,7 @@ def _pythons() -> dict[Version, str]:
 
 
 def _results(version: Version, python: str) -> dict[str, bool]:
-    """Which targets of the Makefile have passed."""
+    """Whether each target of the Makefile passed."""
     make = ["make", f"VENV=.venv-{_dotted(version[:2])}", f"PYTHON={python}"]
     with _apart(version) as environment:
         return {
@@ -56,9 +56,9 @@ def _passes(command: list[str], environment: dict[str, str]) -> bool:
 
 @contextmanager
 def _apart(version: Version) -> Iterator[dict[str, str]]:
-    """An environment in which the demo finds a server and reports of its own."""
+    """Environment variables that give the demo its own server and report folder."""
     with tempfile.TemporaryDirectory(prefix="underway-demo-") as folder:
-        os.chmod(folder, 0o711)  # root's server runs as another user, who has to get in
+        os.chmod(folder, 0o711)  # as root the server runs as another user, which must be able to enter
         environment = {
             **os.environ,
             "UNDERWAY_EMBEDDED_DIR": f"{folder}/postgres",

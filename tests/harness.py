@@ -79,7 +79,7 @@ class Supervisor:
         return found
 
     def keeper(self) -> psutil.Process:
-        """The process that ends everything below if it is gone."""
+        """The keeper process, which kills the workers if the supervisor is gone."""
         (keeper,) = [
             child
             for child in psutil.Process(self.pid).children()
@@ -88,7 +88,7 @@ class Supervisor:
         return keeper
 
     def kill_with_keeper(self) -> None:
-        """Both at once: stopped first, neither can do anything about the other's death."""
+        """Kill the supervisor and its keeper. Both are stopped first, so neither can react to the other's death."""
         both = [psutil.Process(self.pid), self.keeper()]
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for process in both:

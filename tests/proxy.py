@@ -1,4 +1,4 @@
-"""TCP proxies in front of a test server: one that breaks a connection at a COMMIT, once; one that is slow."""
+"""TCP proxies in front of a test server: one breaks a connection once, at a COMMIT; another one is slow."""
 
 import contextlib
 import select
@@ -93,14 +93,14 @@ class Proxy:
 
 
 class SlowLine(Proxy):
-    """Passes on everything, but on each connection and each way only so many bytes a second."""
+    """Forwards everything, but limits the bytes per second of each connection in each direction."""
 
     _PIECE = 16 * 1024
 
     def __init__(self, database: str, bytes_per_second: float) -> None:
         super().__init__(database, "be late")
         self._rate = bytes_per_second
-        # For the connections that are accepted. A larger one takes megabytes that still arrive when the client is gone.
+        # Inherited by accepted connections. A larger buffer would hold megabytes that arrive after the client has left.
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._PIECE)
 
     def _pass_on(self, client: socket.socket, server: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""The connections of an app's own, sync and async: they survive what happens to them at rest, and starve nobody."""
+"""The app's own connections, sync and async: they are replaced when they break while idle, and no caller starves."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ AT_ONCE = 4  # as many connections as a pool has
 
 
 class Sync:
-    """Four threads that use the app, begun together."""
+    """Four threads that use the app concurrently."""
 
     def each(self, use: Callable[[], T]) -> list[T]:
         with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -63,7 +63,7 @@ class Sync:
 
 
 class Async:
-    """Four tasks that use the app, begun together."""
+    """Four asyncio tasks that use the app concurrently."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
@@ -125,7 +125,7 @@ def side(request: pytest.FixtureRequest, app: Underway) -> Iterator[Side]:
 
 
 def open_all(side: Side, database: str) -> None:
-    """Four enqueues that wait for the same key have a connection each, and leave them in the pool."""
+    """Open all connections: four enqueues that wait for the same key use one each, and return them to the pool."""
     with psycopg.connect(database) as stranger, psycopg.connect(database, autocommit=True) as look:
         clients.orders.enqueue(Order(0), unique_key="the key", conn=stranger)
 
@@ -145,12 +145,12 @@ def waiting(look: Connection) -> int:
 
 
 def backends(look: Connection, which: Any = "") -> list[int]:
-    """Sessions of the app."""
+    """The PIDs of the app's sessions."""
     query = "select pid from pg_stat_activity where datname = current_database() and application_name = 'underway' "
     return [pid for (pid,) in look.execute(query + which)]
 
 
-# What happens to connections that rest
+# Idle connections
 
 
 def test_the_server_ends_the_sessions(side: Side, database: str, connection: Connection) -> None:
@@ -188,7 +188,7 @@ def test_one_that_breaks_in_use_fails_its_user_and_no_other(app: Underway, conne
 def test_what_the_server_has_to_say_to_a_resting_session_does_not_end_it(app: Underway, connection: Connection) -> None:
     clients.orders.enqueue(Order(1))
     (pid,) = backends(connection)
-    # A parameter that is reported to clients, unasked.
+    # Changes of this parameter are reported to clients without a request.
     connection.execute("alter system set DateStyle to 'German'")
     try:
         connection.execute("select pg_reload_conf()")
@@ -201,7 +201,7 @@ def test_what_the_server_has_to_say_to_a_resting_session_does_not_end_it(app: Un
 
 
 class Silent(Proxy):
-    """Drops what it is given for the connections that are open now, without a word."""
+    """Silently drops the data of the connections that are currently open."""
 
     def __init__(self, database: str) -> None:
         super().__init__(database, "not at all")
@@ -226,7 +226,7 @@ def test_a_proxy_drops_them_without_a_word(side: Side, app: Underway, database: 
 
 
 def test_the_server_restarts(bind: Callable[[Underway], Underway]) -> None:
-    """Resting connections are replaced, and who enqueues meanwhile waits until the server is back."""
+    """Idle connections are replaced, and an enqueue during the restart waits until the server is back."""
     with temporary_cluster() as cluster, ThreadPoolExecutor(AT_ONCE) as threads:
         cluster.create_database("restarts")
         with using_database(clients.app, cluster.url("restarts")):
@@ -252,7 +252,7 @@ def test_where_there_is_no_server_the_error_says_so() -> None:
             assert not isinstance(raised.value, PoolTimeout)
 
 
-# Whom they are lent to
+# Borrowers
 
 
 def test_who_holds_one_each_can_enqueue_without_it(side: Side, app: Underway, connection: Connection) -> None:
@@ -266,11 +266,11 @@ def test_one_too_many_is_told_who_has_the_others(side: Side, app: Underway) -> N
     assert "open none inside another" in str(raised.value)
 
 
-# What comes in the middle of opening the first one
+# Interruptions while the first connection is opened
 
 
 class Interrupting(Proxy):
-    """Calls `then` when the server's first answer is on its way."""
+    """Calls `then` while the server's first answer is being forwarded."""
 
     def _passed_on(self, data: bytes, *, from_server: bool) -> bytes:
         if from_server and not self.done:

@@ -1,4 +1,4 @@
-"""How the bounds of a statement fall and grow."""
+"""How the limits of a batch shrink and grow."""
 
 import pytest
 

@@ -212,7 +212,7 @@ def test_the_row_factory_does_not_matter(
     assert ids(connection) == made
 
 
-# Connections as applications have them
+# Connections as applications configure them
 
 
 def text_loaders(connection: Any) -> None:
@@ -234,7 +234,7 @@ def nothing(connection: Any) -> None:
     pass
 
 
-# How the caller has opened it, and what it has done to it since.
+# How the caller opens the connection, and how it configures it afterwards.
 SHAPES: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
     "plain": ({}, nothing),
     "rows as dictionaries": ({"row_factory": dict_row}, nothing),
@@ -256,7 +256,7 @@ SHAPES_OF_SYNC: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
 
 @pytest.mark.parametrize("shape", [*SHAPES, *SHAPES_OF_SYNC])
 def test_whatever_the_callers_connection_is_like(bind: Bind, database: str, connection: Connection, shape: str) -> None:
-    """Every call that takes conn= answers as on a plain one, and what it writes is the same."""
+    """Every call that takes conn= returns and writes the same as on a plain connection."""
     bind(clients.app)
     options, prepare = (SHAPES | SHAPES_OF_SYNC)[shape]
     text = "ä€🦆\\"
@@ -305,7 +305,7 @@ def test_whatever_the_callers_async_connection_is_like(
 
 
 def test_what_the_process_has_registered_globally_does_not_matter(database: str) -> None:
-    """In a process of its own, since psycopg.adapters is the whole process's."""
+    """Runs in a separate process, because psycopg.adapters is global."""
     program = """
 import psycopg
 from psycopg.types.json import set_json_loads
@@ -323,7 +323,7 @@ print(type(run.id).__name__, run.created, again.created, run == again, clients.a
     assert done.stdout == "UUID True False True [] []\n", done.stderr
 
 
-# The values of enqueue_many are the caller's code
+# The values of enqueue_many run the caller's code
 
 
 def numbers(database: str) -> Connection:
@@ -333,7 +333,7 @@ def numbers(database: str) -> Connection:
 
 
 def look_ups(caller: Connection) -> Iterator[str]:
-    """What a lazy load of an ORM comes to."""
+    """The queries of an ORM's lazy loading."""
     for (n,) in caller.execute("select n from number").fetchall():
         (found,) = caller.execute("select n from number where n = %s", [n]).fetchone() or (None,)
         yield f"{found} {'x' * 200}"  # some COPYs of them
@@ -397,7 +397,7 @@ def test_values_that_use_the_apps_own_connections(bind: Bind, connection: Connec
 
 @dataclass
 class Lazy:
-    """As an ORM maps dataclasses: it reads the column when asked."""
+    """Like a dataclass mapped by an ORM, it loads a column when the attribute is read."""
 
     n: int
 

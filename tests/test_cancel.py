@@ -486,7 +486,7 @@ def test_cancel_by_a_concurrency_key_from_python(app: Underway) -> None:
     assert (mine.status(), theirs.status()) == (Status.CANCELLED, Status.WAITING)
 
 
-# Steps by their concurrency keys, and those at which a run with a key might not be found.
+# The concurrency keys of a job's steps, and the steps at which a run with the key might not be found.
 COVERED: dict[str, tuple[list[str | None], list[str]]] = {
     "one step": (["{}"], []),
     "one step, with a key of its enqueue": ([None], []),
@@ -503,7 +503,7 @@ COVERED: dict[str, tuple[list[str | None], list[str]]] = {
 def test_cancel_by_a_concurrency_key_is_of_every_run_that_has_it_or_says_what_it_leaves_out(
     database: str, connection: Connection, which: str, how: str
 ) -> None:
-    """A run at a step without the key had it at the step before, and went on."""
+    """A run whose current step has no key had the key at the previous step, and was not cancelled."""
     given, elsewhere = COVERED[which]
     app = Underway(database)
     job: Any = app.job("covered")

@@ -155,7 +155,7 @@ def test_a_claim_takes_no_more_than_it_asked_for(any_database: str) -> None:
 
 
 def insert_sized(connection: Connection, *sizes: int) -> list[str]:
-    """Runs with inputs of so many bytes, the oldest first."""
+    """Insert runs with inputs of these sizes in bytes, the oldest first."""
     minutes = range(len(sizes), 0, -1)
     return [
         insert(connection, rank=ago(age), input=f'"{"x" * (size - 2)}"')

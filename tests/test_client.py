@@ -635,7 +635,7 @@ run = job.enqueue(41)
 assert app.run(procs=1, until_idle=True) == 0
 print("result", run.result())
 """
-# A program, and the modules beside it. Without a guard: a worker that imported it would enqueue again.
+# A program and the modules beside it. It has no __main__ guard: a worker that imported it would enqueue again.
 PROGRAMS = {
     "imports the app": ("from shop import app, job" + RUN, {"shop.py": APP}),
     "imports it from a package": ("from pkg.shop import app, job" + RUN, {"pkg/__init__.py": "", "pkg/shop.py": APP}),
@@ -664,7 +664,7 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-# From elsewhere, a package without an __init__ cannot be told from a folder.
+# From another folder, a package without an __init__ looks like a plain folder.
 STARTED = [(what, where) for what in PROGRAMS for where in ("its folder", "elsewhere")]
 STARTED.remove(("imports it from a package without an init", "elsewhere"))
 

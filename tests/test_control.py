@@ -171,13 +171,13 @@ def test_who_asks_in_a_long_transaction_holds_up_nobody(database: str, connectio
 def test_a_supervisor_is_seen_to_live_while_nothing_can_be_written_to_the_runs(
     connection: Connection, start_supervisor: Callable[..., Supervisor]
 ) -> None:
-    """Or a health probe would have it restarted, and what it runs would be lost, while somebody makes an index."""
+    """Otherwise a health probe would restart the supervisor, and lose its running steps, while an index is built."""
     start_supervisor("basic", "--procs", "1").until("serving")
     seen = "select seen_at from underway.supervisor"
     with connection.transaction():
         connection.execute("lock table underway.run in share mode")
         first = value(connection, seen)
-        # What is written at the start, or once a minute, does not count.
+        # Updates at startup and once a minute do not count.
         second = eventually(lambda: (now := value(connection, seen)) > first and now)
         eventually(lambda: value(connection, seen) > second)
 

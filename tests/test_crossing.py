@@ -1,4 +1,4 @@
-"""Steps whose hand-over waits for another transaction, for each other, or cannot be: they cancel runs through cx.tx."""
+"""Steps whose hand-over waits for another transaction, deadlocks, or is refused, because they cancel runs via cx.tx."""
 
 import signal
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def witnesses(connection: Connection) -> int:
 
 
 def test_two_that_cancel_each_other_in_their_own_transactions(start_supervisor: Start, tmp_path: Path) -> None:
-    """Postgres sees the cycle and fails one of the two; the other has won. Their timeout is the default, 15 minutes."""
+    """Postgres detects the deadlock and fails one of the two; the other one wins. Their timeout is 15 minutes."""
     runs = {}
     for name, other in (("a", "b"), ("b", "a")):
         runs[name] = crossing.racing.enqueue(Rival(name, other, str(tmp_path)))
@@ -56,7 +56,7 @@ def lock(stranger: Connection, run: Run[Any]) -> None:
 
 
 def waits(connection: Connection) -> bool:
-    """Whether a step's transaction waits for a row, for all to see."""
+    """Whether pg_stat_activity shows that a step's transaction waits for a lock."""
     waiting = (
         "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and application_name ~ '^underway [0-9]'"
     )
@@ -64,7 +64,7 @@ def waits(connection: Connection) -> bool:
 
 
 def begin(start: Start, run: Run[Any], folder: Path, stranger: Connection, look: Connection) -> Supervisor:
-    """A supervisor whose step has returned, and whose hand-over waits for the stranger."""
+    """Start a supervisor whose step has returned, and whose hand-over waits for the stranger's lock."""
     supervisor = start("crossing", "--procs", "1", "--grace", "0.2")
     eventually(lambda: (folder / "here").exists())
     lock(stranger, run)

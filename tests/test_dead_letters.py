@@ -179,7 +179,7 @@ def test_a_limit_takes_the_oldest_and_another_input_replaces_the_old(any_databas
 
 
 def test_another_input_is_kept_as_it_is_written(database: str, connection: Connection) -> None:
-    """jsonb would write 9.5e18 as an integer, which is no float to the step."""
+    """jsonb would write 9.5e18 as an integer, so the step would not get a float."""
     run = failed(connection)
     assert control.redrive(connection, UUID(run), b"[9.5e18, 1.0, -0.0]")
     assert value(connection, "select input::text from underway.run where id = %s", [run]) == "[9.5e18, 1.0, -0.0]"
@@ -269,7 +269,7 @@ def test_a_label_that_nothing_has_is_an_error_that_names_those_there_are(
 ) -> None:
     do = getattr(app, act)
     declared = sorted({queue.dead_letter for queue in app._queues.values() if queue.dead_letter is not None})
-    for label in declared:  # known, if to this code alone, and no run has it now
+    for label in declared:  # known, even if only to this code and if no run has it now
         assert do(label) == 0
     nothing = r"^no run and no queue has the dead-letter label 'ded'; there are "
     with pytest.raises(InvalidOption, match=f"{nothing}{', '.join(map(repr, declared))}$"):
@@ -361,7 +361,7 @@ def test_what_cannot_be_redriven_says_so(app: Underway, connection: Connection) 
     assert run.status() is Status.FAILED
 
 
-# Very many
+# Large numbers of dead letters
 
 
 def many_failed(connection: Connection, count: int) -> None:

@@ -664,7 +664,7 @@ def test_the_watch_wakes_up_before_the_lease_of_a_running_task_lapses() -> None:
 
 
 def test_a_lease_lapses_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the monotonic clock stands still then, and by that the lease was fresh."""
+    """The monotonic clock stops during a suspend, so by that clock the lease would still be valid."""
 
     class Killed(StubWorker):
         doomed = False

@@ -1,4 +1,4 @@
-"""Django's connections between tasks: none that broke reaches the next."""
+"""Django's connections between tasks: a broken one never reaches the next task."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_a_restart_of_postgres_costs_an_attempt_at_most(tmp_path: Path) -> None:
                 runs = {alias: djangoing.asks.enqueue_many([alias] * 3) for alias in ALIASES}
                 assert {_worker(run) for alias in ALIASES for run in runs[alias]} == {worker}
                 made = {alias: sorted(len(run.attempts()) for run in runs[alias]) for alias in ALIASES}
-            # Only with an age and without checks Django itself hears of it from the first query.
+            # Only with CONN_MAX_AGE and without health checks does the first query fail.
             assert made == {"default": [1, 1, 1], "kept": [1, 1, 2], "checked": [1, 1, 1]}
         finally:
             supervisor.end()
@@ -55,6 +55,6 @@ def test_a_failure_there_fails_nothing(
 
 
 def _worker(run: Run[int]) -> int | None:
-    """The process of its last attempt, when it has succeeded."""
+    """The worker's PID in the last attempt, if the run has succeeded."""
     run.result(60)
     return run.attempts()[-1].pid

@@ -67,7 +67,7 @@ def test_what_a_page_shows_runs(
 
 @contextmanager
 def program(arguments: list[str], folder: Path, environment: dict[str, str]) -> "Iterator[subprocess.Popen[str]]":
-    """A Python program in a session of its own; nothing of that may be left when it has ended."""
+    """Run a Python program in its own session; no process of that session may remain after its exit."""
     with subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
@@ -95,7 +95,7 @@ def session_of(leader: "subprocess.Popen[str]") -> list[psutil.Process]:
     return found
 
 
-# What the program waits for never comes, and then it has no patience.
+# The program's supervisor never serves, and its first sleep raises.
 FAILING = """
 import runpy, subprocess, sys, time
 
@@ -112,7 +112,7 @@ STARTS_A_SUPERVISOR = [page for page, blocks in PAGES.items() if any("Popen" in 
 
 @pytest.mark.parametrize("page", STARTS_A_SUPERVISOR)
 def test_a_program_that_fails_leaves_no_supervisor_behind(page: str, database: str, tmp_path: Path) -> None:
-    """In place of the supervisor it starts one that serves nothing."""
+    """The program's supervisor is replaced by a process that only sleeps."""
     (text,) = (text for _, text in PAGES[page] if "Popen" in text)
     (tmp_path / text.split()[1]).write_text(text)
     environment = {**os.environ, "UNDERWAY_DATABASE_URL": as_url(database)}

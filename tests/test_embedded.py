@@ -252,7 +252,7 @@ def test_the_postgres_of_a_killed_pytest_goes_with_it() -> None:
 
 
 def test_which_folder_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As root too. (A container and a test run of root's shared one server, whatever XDG_DATA_HOME said.)"""
+    """As root too. (As root, a container and a test run shared one server, even if XDG_DATA_HOME was different.)"""
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv("XDG_DATA_HOME", "")
     monkeypatch.setenv("UNDERWAY_EMBEDDED_DIR", "")

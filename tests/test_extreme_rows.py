@@ -1,4 +1,4 @@
-"""Rows with each column's extremes, as each role that may write them: their neighbours succeed, supervisors live on.
+"""Rows with extreme values in each column, written by each role: other runs succeed, and supervisors keep running.
 
 CHAOS_SEED decides which combinations are tried.
 """
@@ -41,7 +41,7 @@ INPUTS = [
     *("null", '"\\u0000"', '"\\ud800"', "1e999999", "[1e308, -0, 5e-324]", '{"a": 1, "a": 2}', "\n[ 1\t]\n", "{"),
     *("[" * 5_000 + "]" * 5_000, '"' + 2**23 * "x" + '"', "[" + 1_150_000 * "1e308," + "1]"),
 ]
-# What the documented client may insert, and what one could who was granted the whole table.
+# The columns that the documented client may insert, and those of a client with a grant on the whole table.
 CLIENT: dict[str, list[Any]] = {
     "id": [str(UUID(int=0)), str(UUID(int=2**128 - 1))],
     "job": [*NAMES, "plain", "keyed"],
@@ -76,7 +76,7 @@ LAPSED = {**HELD, "owner": str(uuid4()), "crashes": 2}
 
 
 def rows(columns: dict[str, list[Any]], bases: list[dict[str, Any]], finished: str) -> list[dict[str, Any]]:
-    """Each extreme of each column alone, in a row that can be otherwise; then several at random."""
+    """Rows with a single extreme value, for each value of each column; then rows with several at random."""
     columns = {**columns, "id": [*columns["id"], finished]}
     rng = random.Random(SEED)
     found = [{**base, name: extreme} for base in bases for name, values in columns.items() for extreme in values]
@@ -84,7 +84,7 @@ def rows(columns: dict[str, list[Any]], bases: list[dict[str, Any]], finished: s
         chosen = rng.sample(sorted(columns), rng.randint(2, 6))
         found.append({**rng.choice(bases), **{name: rng.choice(columns[name]) for name in chosen}})
     rng.shuffle(found)
-    # A run that no supervisor can run may hold a slot of its key for ever, as any other may: it is given another key.
+    # A run that no supervisor can run may hold its key forever, so it gets a key of its own.
     return [row if _is_served(row) else {**row, "concurrency_key": "another"} for row in found]
 
 
@@ -94,7 +94,7 @@ def _is_served(row: dict[str, Any]) -> bool:
 
 
 def write(connection: Connection, row: dict[str, Any], supervisor: UUID) -> str | None:
-    """The state of its refusal, None if it was taken."""
+    """Insert a row. Returns the SQLSTATE if it was rejected, else None."""
     row = {name: supervisor if (name, given) == ("owner", "supervisor") else given for name, given in row.items()}
     try:
         insert(connection, **row)
@@ -105,7 +105,7 @@ def write(connection: Connection, row: dict[str, Any], supervisor: UUID) -> str 
 
 @pytest.fixture
 def served(roles: Roles, start_supervisor: Start) -> Supervisor:
-    """A supervisor with the rights of the schema's owner, when it has registered itself and its jobs."""
+    """A supervisor with the rights of the schema's owner that has registered itself and its jobs."""
     supervisor = start_supervisor("extremes", "--procs", "2", "--database", roles.owner)
     supervisor.until("serving")
     return supervisor
@@ -182,7 +182,7 @@ def test_no_call_of_the_enqueuer_harms_its_neighbours(roles: Roles, served: Supe
     neighbours_succeed(roles.owner, served)
 
 
-# What gets past the tables all the same
+# Bad rows that the tables accept
 
 
 REFUSE = """
@@ -194,7 +194,7 @@ end $$;
 
 
 def refuse(connection: Connection, table: str, what: str, bad: str) -> None:
-    """Let Postgres refuse the data of this run in each statement that does this with it."""
+    """Make Postgres reject this run's data in every statement with the given operation on it."""
     connection.execute(REFUSE)
     connection.execute(
         sql.SQL(
@@ -243,7 +243,7 @@ def test_a_run_that_cannot_be_removed_holds_up_no_other(connection: Connection, 
 
 @pytest.mark.parametrize("finishing", ["commit", "cancel"])
 def test_a_run_that_cannot_be_admitted_holds_up_its_own_key_only(any_database: str, finishing: str) -> None:
-    """The key is passed on in the commit of another run, which has succeeded whatever the next in line is."""
+    """The key is passed on in the commit of another run, which must succeed whatever the next run in line is."""
     with psycopg.connect(any_database, autocommit=True) as connection:
         keyed = {"concurrency_key": "key", "holds_key": True}
         done, token = insert_held(connection, OWNER, **keyed)
@@ -264,11 +264,11 @@ def test_a_run_that_cannot_be_admitted_holds_up_its_own_key_only(any_database: s
         assert value(connection, "select state from underway.run where id = %s", [bad]) == "waiting"
 
 
-@pytest.mark.chaos  # half a minute, with 130 MB on their way
+@pytest.mark.chaos  # takes half a minute and transfers 130 MB
 def test_an_input_that_no_worker_can_read_fails_its_own_run(
     connection: Connection, start_supervisor: Start, database: str
 ) -> None:
-    """Each worker that was sent one died before its Started, so nobody was charged, and it went to the next."""
+    """Each worker that received the input died before its Started, so no run was charged and the next worker got it."""
     connection.execute("alter table underway.run drop constraint run_input_bytes")
     large = insert(connection, **PLAIN | {"input": '"' + 130 * 2**20 * "x" + '"'})
     supervisor = start_supervisor("extremes", "--procs", "1")

@@ -119,7 +119,7 @@ BY_SITUATION: dict[str, set[str]] = {
     "expire_runs": {"expired"},
     "reap_runs": {"lapsed, ours", "lapsed, others'"},
     "rehearse_renewal": set(),
-    "drop_run": set(),  # only one that has a finished twin
+    "drop_run": set(),  # only a run with the id of a finished one
     "release_unknown": {"in progress", "lapsed, ours"},
 }
 
@@ -160,7 +160,7 @@ del WITHOUT_TOKEN["cancel requested"]
 
 @pytest.fixture
 def any_database(any_database: str) -> str:
-    """Where the fence stands alone, beside rows that the table refuses: one that waits and has an owner, say."""
+    """A database without the state constraint: only the fence protects, say, a waiting run that has an owner."""
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute("alter table underway.run drop constraint run_state")
     return any_database

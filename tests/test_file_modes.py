@@ -69,7 +69,7 @@ def test_the_embedded_postgres_under_umask_000(home: Path) -> None:
 
 
 def test_a_supervisor_leaves_no_files_and_listens_on_nothing(database: str, home: Path) -> None:
-    """All it needs goes through a socket pair and pipes; its workers' TMPDIRs are closed to others, and go with it."""
+    """It communicates only through a socket pair and pipes; its workers' TMPDIRs are private and removed with it."""
     app = home / "app"
     app.mkdir()
     (app / "basic.py").write_text((APPS / "basic.py").read_text())

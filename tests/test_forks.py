@@ -1,4 +1,4 @@
-"""Children that a step forks: they cannot speak for it, they end where they come back, and their log is heard."""
+"""Children that a step forks: they cannot use its context, they exit when they leave it, and their log is forwarded."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def start(bind: Callable[[Underway], Underway], start_supervisor: Start, stage: 
     return lambda *options: start_supervisor("forking", "--procs", "1", *options, env={"FOLDER": str(stage)})
 
 
-# Uses of cx where it is of no use
+# Invalid uses of cx
 
 
 @pytest.mark.parametrize("job", [forking.uses, forking.uses_async], ids=lambda job: job.name)
@@ -85,7 +85,7 @@ def test_a_thread_is_given_no_run_that_never_exists(start: Start, connection: Co
     assert {id for (id,) in rows} == set(map(UUID, runs))
 
 
-# Children that come back out of a step
+# Children that leave a step
 
 
 @pytest.mark.parametrize("job", [forking.returns, forking.returns_async], ids=lambda job: job.name)

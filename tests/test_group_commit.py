@@ -115,7 +115,7 @@ def test_a_payload_that_cannot_be_stored_fails_the_run_when_no_attempt_is_left(
 
 
 def test_a_run_under_the_id_of_a_finished_one_is_dropped(any_database: str) -> None:
-    """It could neither end nor be taken back, and kept its key."""
+    """Such a run could neither be finished nor reaped, and kept its key."""
     with psycopg.connect(any_database, autocommit=True) as connection:
         finished = insert(connection)
         assert runs.cancel(connection, UUID(finished))
@@ -150,7 +150,7 @@ def test_a_run_with_a_finished_twin_is_fenced_too(any_database: str, token: str)
 
 
 def test_an_error_that_cannot_be_stored_is_spelled_in_ascii(database: str, connection: Connection) -> None:
-    """The lease of such an attempt lapsed, three times, until its run was quarantined and the error was nowhere."""
+    """The lease of such an attempt expired three times; then its run was quarantined without a trace of the error."""
     bad, good = insert(connection), insert(connection)
 
     async def script(committing: Committing) -> None:

@@ -1,4 +1,4 @@
-"""Statements that come to their end only while they carry little: each loop sends them again smaller."""
+"""Statements that succeed only with few rows: each loop retries them with fewer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,7 +26,7 @@ from underway.supervisor.task import Task
 
 COUNT = 40
 FITTING = 3
-MOST_TURNS = 200  # at most a handful of them are interruptions
+MOST_TURNS = 200  # only a few of them are interruptions
 
 FINISHED = (
     "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, state, priority,"
@@ -40,7 +40,7 @@ SCHEDULE = (
 
 
 class Narrow(Session):
-    """Interrupts what carries more than a few rows."""
+    """Interrupts statements with more than a few rows."""
 
     def __init__(self, conninfo: str) -> None:
         super().__init__(conninfo)
@@ -57,7 +57,7 @@ class Narrow(Session):
 
 
 class Side:
-    """What the loops of a supervisor have."""
+    """The dependencies of a supervisor's loops."""
 
     def __init__(self, database: str, owner: UUID) -> None:
         self.work, self.leases = Narrow(database), Narrow(database)

@@ -1,4 +1,4 @@
-"""What a step leaves behind in its process never reaches the next run: it is put back, or the worker is replaced."""
+"""A step's changes to its process never reach the next run: they are undone, or the worker is replaced."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -103,7 +103,7 @@ def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: p
 
 
 def test_a_death_is_heard_of_without_a_look() -> None:
-    """Nothing ticks here: a death that is only seen at the next look at a worker would never be heard of."""
+    """There are no ticks here, so a death that is only noticed at the next check would never be noticed."""
 
     async def main() -> None:
         overseer = Mourner()

@@ -58,7 +58,7 @@ LAZY: dict[str, set[str]] = {
     "client": {"postgres"},
     "scheduling": {"postgres", "schedule"},
     "aio": {"postgres"},
-    "app": {"postgres", "supervisor"},  # for what the exit codes mean
+    "app": {"postgres", "supervisor"},  # supervisor: for the meaning of its exit codes
     "dead_letters": {"postgres"},
     "quarantine": {"postgres"},
     "worker": {"postgres"},

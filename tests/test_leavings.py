@@ -1,4 +1,4 @@
-"""What a worker leaves behind, and how it ends: zombies, shared memory, files, hooks, and stacks of what hung."""
+"""Cleanup after workers, and their exit: zombies, shared memory, files, hooks, and the stacks of hung steps."""
 
 import re
 import signal
@@ -39,7 +39,7 @@ def lines(stage: Path, name: str) -> list[str]:
 
 
 def test_adopted_zombies_are_collected_between_tasks(start: Start) -> None:
-    """Three hundred wrappers left three hundred zombies."""
+    """(Three hundred wrappers left three hundred zombies.)"""
     runs = leavings.wrapping.enqueue_many(range(60))
     supervisor = start("--procs", "1")
     left = [run.result(60) for run in runs]
@@ -99,7 +99,7 @@ def test_the_files_of_a_killed_supervisor_are_removed(start: Start, stage: Path,
 def test_what_was_killed_together_with_its_keeper_is_ended_by_the_next_supervisor(
     start: Start, stage: Path, tmp_path: Path
 ) -> None:
-    """A step that hangs in C hears of no death; without the keeper nobody else is there to end it."""
+    """A step that hangs in C code does not notice the supervisor's death, and no keeper is left to kill it."""
     run = leavings.hanging.enqueue("blocks all signals")
     supervisor = start("--procs", "1")
     eventually(lambda: run.status() is Status.IN_PROGRESS)

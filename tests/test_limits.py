@@ -38,8 +38,8 @@ def test_a_timeout_interrupts_the_step_which_may_clean_up(
         assert (attempt.number, attempt.outcome) == (1, "timed_out")
         assert "Interrupt" in (attempt.error or "")
         assert attempt.started_at is not None
-        # Not before its time. The timeout of half a second counts from when the supervisor has heard of the start, the
-        # worker's clock from a little later: it said 0.497 once.
+        # Not too early. The timeout of half a second starts when the supervisor learns of the start; the worker's clock
+        # starts slightly later and once showed 0.497.
         assert (attempt.finished_at - attempt.started_at).total_seconds() >= 0.4
     assert _counters(connection, tidy) == (1, 0)
     # A step that has something to hand over in spite of it may do so.
@@ -111,7 +111,7 @@ def test_what_does_not_heed_the_interrupt_is_killed(
         )
         assert re.match(told, attempt.error or ""), how
         assert attempt.started_at is not None
-        # Not before the timeout of half a second, and five to clean up.
+        # Not before the timeout of half a second plus five seconds to clean up.
         assert (attempt.finished_at - attempt.started_at).total_seconds() > 5.4, how
         assert _counters(connection, run) == (1, 0), how
         # Neither the stopped nor the flooding one keeps the supervisor from others.

@@ -1,4 +1,4 @@
-"""`cx.log` and the records of other loggers, however and whenever the app configures logging; and agents' hook."""
+"""`cx.log` and other loggers, however and whenever the app configures logging, and the record of a failed attempt."""
 
 import json
 import signal
@@ -23,7 +23,7 @@ WITH_HANDLERS = ("basic", "basic_by_force", "dict_of_root", "dict_that_disables"
 def served(
     bind: Bind, start_supervisor: Callable[..., Supervisor], tmp_path: Path
 ) -> Callable[..., tuple[list[Line], list[str]]]:
-    """The supervisor's log when all runs have ended, and what the app's own handlers have written."""
+    """The supervisor's log after all runs have ended, and the output of the app's own handlers."""
     bind(logs.app)
 
     def serve(how: str = "nothing", when: str = "import", *options: str) -> tuple[list[Line], list[str]]:
@@ -61,7 +61,7 @@ def test_what_a_step_logs_reaches_the_supervisor_however_the_app_configures_logg
         assert raised["exception"].endswith(f"ZeroDivisionError: division of {number}")
         assert (raised["run"], raised["job"], raised["step"], raised["attempt"]) == (str(run.id), "sayings", "say", 1)
     if how in WITH_HANDLERS:
-        # Of the first: a dictConfig in a step disables what was there before it, as it does anywhere.
+        # Only the first attempt is checked: a dictConfig in a step disables the loggers that exist, as everywhere.
         assert Counter(own)["MINE ERROR sayings.say error of 1"] == 1
         assert Counter(own)["MINE DEBUG sayings.say debug of 1"] == 1
         assert ("MINE INFO library library of 1" in own) is (how in ("basic", "basic_by_force"))
@@ -177,7 +177,7 @@ def test_a_failed_attempt_is_offered_to_the_apps_handlers(
             assert error in text
     if how in WITH_HANDLERS:
         assert sum("underway.step" in line for line in own) == len(FAILURES)
-    # The supervisor has said it already.
+    # The supervisor has logged it already.
     told = Counter(line["message"].split(":")[0] for line in lines if line.get("job") == "failing")
     assert sum(count for message, count in told.items() if message.startswith("attempt ")) == len(FAILURES)
     assert of_logger(lines, "underway.step") == []

@@ -243,7 +243,7 @@ def test_a_schema_that_does_not_fit_is_refused_with_advice(
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_a_database_that_cannot_store_any_text_is_refused(server: str, encoding: str) -> None:
-    """An error with an emoji could not be recorded there: the run was quarantined without a word of it."""
+    """Such a database could not store an error with an emoji: the run was quarantined without a trace of it."""
     name = sql.Identifier(f"other_{uuid4().hex}")
     advice = f"the encoding of the database is {encoding}, .* encoding 'UTF8' template template0"
     with psycopg.connect(server, autocommit=True) as superuser:

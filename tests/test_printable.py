@@ -1,4 +1,4 @@
-"""Text of steps and rows neither drives a terminal nor forges a line, in the log and on the command line."""
+"""Text from steps and rows can neither control the terminal nor forge a line, in the log and on the command line."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ HOSTILE = {
     "an equals sign": "x run=1 level=error",
     "quotes": 'a"b\\c',
 }
-# What a line of ours begins with.
+# The beginning of a genuine log line.
 BEGINNING = re.compile(r"\d\d:\d\d:\d\d ")
 
 

@@ -84,7 +84,7 @@ def test_every_error_is_drawn_in_the_tree() -> None:
             assert f" {name} " in f" {drawn} ".replace("\n", " \n ").replace("(", " ("), name
 
 
-# Types as they are written in the source: no module, no quotes.
+# Types as they are written in the source, without module and quotes.
 SIGNATURES: dict[Callable[..., Any], str] = {
     Underway: "(database: str | None = None) -> None",
     Underway.job: ("(self, name: str, *, state: Callable[[], Any] | None = None) -> NewJob[Any]"),
@@ -135,7 +135,7 @@ SIGNATURES: dict[Callable[..., Any], str] = {
 
 
 def spelled(annotation: Any) -> str:
-    """One spelling of a type. (How a signature is printed differs from Python to Python.)"""
+    """A type in canonical spelling. (Python versions print signatures differently.)"""
     if isinstance(annotation, str):
         return annotation
     if isinstance(annotation, list):  # the arguments of a Callable
@@ -150,7 +150,7 @@ def spelled(annotation: Any) -> str:
 
 
 class Unquoted(str):
-    """An annotation that a signature prints as it is."""
+    """An annotation that a signature prints without quotes."""
 
     def __repr__(self) -> str:
         return str(self)

@@ -169,7 +169,7 @@ def test_code_that_does_not_boot_leaves_the_old_running_and_says_so(
     (label,) = eventually(lambda: [row for row in document("supervisors", database=database) if row["trouble"]])
     assert label["state"] == "unhealthy"
     assert label["trouble"] == "workers do not boot: ZeroDivisionError: division by zero"
-    # Put right, and told so.
+    # Fixed, and reloaded.
     rolling.write(app, "three")
     supervisor.send(signal.SIGHUP)
     supervisor.until(RELOADED)

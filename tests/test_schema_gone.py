@@ -1,4 +1,4 @@
-"""The schema goes while supervisors serve, and comes back: a restore, or a database that is dropped and made anew."""
+"""The schema disappears while supervisors serve, and returns: a restore, or a database that is recreated."""
 
 import signal
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from underway.supervisor.shutdown import ExitCode
 Start = Callable[..., Supervisor]
 Loss = Callable[[str, str, Supervisor], None]
 
-WITHIN = 40.0  # a label is written anew every minute, whatever happens
+WITHIN = 40.0  # less than the minute after which a supervisor writes its row anyway
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def make_schema(database: str) -> None:
 
 
 def schema_is_replaced_at_once(database: str, _server: str, _supervisor: Supervisor) -> None:
-    """No statement need fail, and the connections stay; but nothing knows of the supervisor any more."""
+    """No statement need fail, and connections stay open, but the supervisor is no longer registered."""
     with psycopg.connect(database) as connection:
         connection.execute("drop schema underway cascade")
         migrate.migrate(connection)
@@ -68,7 +68,7 @@ def database_is_missed(database: str, server: str, supervisor: Supervisor) -> No
 
 
 def schema_is_half_there(database: str, _server: str, supervisor: Supervisor) -> None:
-    """As in the middle of a restore that is not one transaction."""
+    """The state in the middle of a restore that is not a single transaction."""
     drop_schema(database)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("create schema underway")
@@ -111,7 +111,7 @@ def test_a_supervisor_goes_on_when_the_schema_is_back(
         (stage / "begun after").touch()
         step = "select step from underway.run where id = %s"
         eventually(lambda: value(connection, step, [run]) == "later", within=WITHIN, what=supervisor.log)
-        # The database knows nothing of the run that was in progress, so nothing is written for it.
+        # The new schema does not have the run that was in progress, so nothing is written for that run.
         (stage / "begun before").touch()
         assert supervisor.process.poll() is None
         supervisor.send(signal.SIGTERM)
@@ -120,7 +120,7 @@ def test_a_supervisor_goes_on_when_the_schema_is_back(
 
 
 def _enqueue_as_others_do(connection: Connection, name: str) -> UUID:
-    """With what the supervisor has to tell a new schema about the job."""
+    """Enqueue in SQL, after the supervisor has registered the job in the new schema."""
     known = "select exists (select from underway.job where name = 'patient')"
     eventually(lambda: value(connection, known), within=WITHIN, what="the job is known again")
     run = value(connection, "select underway.enqueue('patient', to_jsonb(%s::text))", [name])

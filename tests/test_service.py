@@ -326,7 +326,7 @@ def test_a_hand_over_whose_answer_is_lost_while_the_service_drains_is_given_back
 def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Claimed ahead, in line here or behind another in a worker: steps began up to a second after a pause."""
+    """Prefetched tasks, waiting here or in a worker. (Steps started up to a second after a pause.)"""
     monkeypatch.setattr(dispatch, "STALE_SECONDS", 1000)
     for _ in range(40):
         insert(connection)
@@ -350,7 +350,7 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
         while not serving.service._commits.outcomes:
             await asyncio.sleep(0.002)
         assert set(serving.service._commits.outcomes) == {"returned unstarted"}, "no attempt was cut off"
-        # What is claimed after the resumption is kept.
+        # Tasks that are claimed after the queue is resumed are kept.
         assert control.resume(connection, LANE.queue)
         while value(connection, held) < 43:
             running.started_at = time.monotonic()  # as long as it is young, work is claimed ahead
@@ -364,7 +364,7 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
 
 @pytest.fixture
 def no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nothing wakes a loop for is not found in the length of a test."""
+    """Make the poll interval longer than a test, so that only a wake-up can make a loop act."""
     for loop, name in (
         (claims, "POLL_SECONDS"),
         (promoter, "_POLL_SECONDS"),
@@ -376,7 +376,7 @@ def no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_polls")
 def test_a_retry_needs_no_poll(database: str, connection: Connection) -> None:
-    """It comes when it is due: the loop that promotes it sleeps until then."""
+    """The promoter sleeps until the retry is due."""
 
     async def play(serving: Serving) -> None:
         while not (serving.service._claims._listening() and serving.looked_in_vain and _sleeps(serving)):
@@ -397,7 +397,7 @@ def test_a_retry_needs_no_poll(database: str, connection: Connection) -> None:
 
 
 def _sleeps(serving: Serving) -> bool:
-    """The promoter, until it is woken."""
+    """Whether the promoter sleeps until it is woken."""
     return serving.service._promoter._next_look > time.monotonic() + 900
 
 

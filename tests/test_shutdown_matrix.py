@@ -24,7 +24,7 @@ from proxy import Proxy
 from underway import Status, Underway
 
 GRACE = "0.3"
-ENDLESS = "600"  # the grace of a supervisor that is told to stop now, and does not wait for it
+ENDLESS = "600"  # a grace so long that only a stop "now" ends the supervisor in time
 
 
 class Way(NamedTuple):

@@ -1,4 +1,4 @@
-"""A supervisor whose line to the database carries less within a deadline than it would like to claim or commit."""
+"""A supervisor whose network is too slow to transfer a full claim or commit before its deadline."""
 
 from collections.abc import Callable
 from typing import Any

@@ -160,7 +160,7 @@ def test_bad_values_are_refused(sql: Connection, argument: str, sqlstate: str) -
     "large",
     [
         pytest.param("to_jsonb(repeat('x', 8388607))", id="a byte too much"),
-        # 1e131071 is stored in a few bytes, and printed in 131,072 digits. The second is too large for any text.
+        # 1e131071 is stored in a few bytes but printed with 131,072 digits. The second array exceeds the largest text.
         pytest.param("(select jsonb_agg('1e131071'::jsonb) from generate_series(1, 100))", id="13 MB in 2 kB"),
         pytest.param("(select jsonb_agg('1e131071'::jsonb) from generate_series(1, 9000))", id="1.2 GB in 160 kB"),
     ],

@@ -256,7 +256,7 @@ def test_after_a_lock_on_the_table_others_have_a_lease_to_release_what_they_coul
 
 
 def test_a_run_that_cannot_be_filed_keeps_no_other_from_being_taken_back(database: str, connection: Connection) -> None:
-    """Written by hand: counters at their end, and a run that is finished already, which leaves no second row."""
+    """Inserted directly: runs with maximal counters, and a run that is already finished and gets no second row."""
     serving_none = {"queue": "none", "lease_until": AGES_AGO}
     most = 2_000_000_000
     finished = insert(connection)

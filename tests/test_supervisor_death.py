@@ -75,7 +75,7 @@ def test_a_supervisor_that_was_stopped_for_too_long_changes_nothing(
     assert not pids & workers
     before = connection.execute("select * from underway.finished_run order by id").fetchall()
     stopped.send(signal.SIGCONT)
-    # Its keeper has killed what ran on without a lease, before others might take it.
+    # Its keeper has killed the workers before the leases expired and others could take the runs.
     stopped.until("the keeper has killed all workers")
     eventually(lambda: len({worker.pid for worker in stopped.workers()} - workers) == 3, what="all are replaced")
     # Both are well and go on to work.
@@ -98,7 +98,7 @@ def test_no_two_bodies_run_when_a_run_is_cancelled_beside_a_supervisor_that_stan
     start_supervisor: Callable[..., Supervisor],
     stage: Path,
 ) -> None:
-    """The cancel closed the run and passed its key on, while the old body still ran."""
+    """(The cancel closed the run and passed its key on while the old step was still running.)"""
     bind(leavings.app)
 
     def begun() -> list[str]:
@@ -118,7 +118,7 @@ def test_no_two_bodies_run_when_a_run_is_cancelled_beside_a_supervisor_that_stan
     assert first.wait(20) is Status.CANCELLED
     other.send(signal.SIGTERM)
     assert other.wait() == 0
-    # What had a lease that was far from its end is released when the supervisor goes on: nobody's step has crashed.
+    # A task whose lease is far from its end is released when the supervisor resumes, and not counted as a crash.
     frozen.send(signal.SIGCONT)
     frozen.until("the keeper has killed all workers")
     (stage / "patient.end").touch()
@@ -132,7 +132,7 @@ def test_no_two_bodies_run_when_a_run_is_cancelled_beside_a_supervisor_that_stan
 def test_leases_are_renewed_on_a_machine_that_has_slept(
     bind: Callable[[Underway], Underway], database: str, stage: Path
 ) -> None:
-    """Its clock of leases is ahead of the monotonic one: a comparison of the two would lose or never lose a lease."""
+    """Its lease clock is ahead of its monotonic clock, so comparing the two would misjudge every lease."""
     slept = ["unshare", "--time", "--boottime", "86400", "--fork"]
     if shutil.which("unshare") is None or subprocess.run([*slept, "true"], capture_output=True).returncode:
         pytest.skip("no clocks of one's own")
@@ -166,8 +166,8 @@ def test_a_keeper_that_is_stopped_is_replaced(
 def test_nothing_outlives_a_supervisor_and_its_keeper_that_are_killed_together(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor], stage: Path, tmp_path: Path
 ) -> None:
-    """Their workers do what the keeper would have done: they are the parents of all that hides."""
-    temporary = tmp_path / "t"  # no supervisor of another test comes to help
+    """Their workers do the keeper's work: as subreapers they are the parents of hidden processes."""
+    temporary = tmp_path / "t"  # so that no supervisor of another test cleans up here
     temporary.mkdir()
     bind(doomed.app)
     doomed.parents.enqueue("in Python")

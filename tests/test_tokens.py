@@ -1,4 +1,4 @@
-"""Tokens grow, also on a server that has the rows but not the sequence: after logical replication or a restore."""
+"""Tokens keep growing on a server that has the rows but not the sequence, after logical replication or a restore."""
 
 import asyncio
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def test_tokens_go_forwards_only(connection: Connection) -> None:
 def test_a_second_attempt_is_recorded_on_a_server_that_has_no_sequence(
     connection: Connection, bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
 ) -> None:
-    """Its token was that of the first attempt, and the step ran until its crashes were used up."""
+    """(It had the token of the first attempt, and the step was repeated until its crashes were used up.)"""
     app = bind(extremes.app)
     runs = [insert(connection, job="plain", step="work", token=token, attempts=1, number=1) for token in range(1, 21)]
     for token, one in enumerate(runs, 1):
@@ -101,5 +101,5 @@ def test_the_largest_token_is_not_looked_for_among_all(any_database: str) -> Non
             plan = session.plans["recover_tokens"]
             return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
 
-        # Two thousand rows at random places.
+        # Two thousand rows on random pages.
         assert asyncio.run(touched()) < 8000

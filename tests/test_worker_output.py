@@ -1,4 +1,4 @@
-"""What becomes of the output of steps: progress bars, output without measure, and the evidence of a crash."""
+"""How the output of steps is logged: progress bars, output beyond the limit, and the evidence of a crash."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ DROPPED = re.compile(
 
 
 def logged(start_supervisor: Start, *options: str) -> list[dict[str, Any]]:
-    """All lines of a supervisor that serves until it is idle."""
+    """All log lines of a supervisor that runs until it is idle."""
     supervisor = start_supervisor("printing", "--procs", "1", "--until-idle", "--log-format", "json", *options)
     assert supervisor.wait() == 0
     return [json.loads(line) for line in supervisor.log_file.read_text().splitlines()]
@@ -40,7 +40,7 @@ def about(lines: list[dict[str, Any]], run: Run[Any]) -> list[str]:
     return [line["message"] for line in lines if line.get("run") == str(run.id)]
 
 
-# Lines that are rewritten
+# Rewritten lines
 
 
 @pytest.mark.parametrize("ends", ["", "\n", "\r\n"])
@@ -65,7 +65,7 @@ def test_line_ends_of_another_system_and_states_among_lines(bind: Bind, start_su
 
 
 class Reading:
-    """An output that is read piece by piece, as a slow step writes it."""
+    """Output that arrives in pieces, as from a slow step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: int = OUTPUT_LIMIT) -> None:
         reader, self.writer = os.pipe()
@@ -140,7 +140,7 @@ def test_a_bar_that_goes_on_and_on_shows_its_state_now_and_then(
     assert reading(b"\r1%", b"\r2%", b"\r3%", b"\r4%\n") == ["2%", "3%", "4%"]
 
 
-# Output without measure
+# Output beyond the limit
 
 
 def test_what_is_above_the_limit_is_dropped_counted_and_told_once(bind: Bind, start_supervisor: Start) -> None:

@@ -40,8 +40,8 @@ def test_a_worker_has_nothing_open_but_what_it_was_given(bind: Callable[[Underwa
     assert done.returncode == 0, done.stderr
     found = run.result(1)
     assert found["0"] == "/dev/null"
-    # Its output goes through one pipe. Besides 1 and 2 there is one number for faulthandler, and one each for what a
-    # step may close: 0, 1, 2 and the working folder.
+    # Its output goes through one pipe. Besides 1 and 2, faulthandler has a duplicate, and there is one of each
+    # descriptor that a step may close: 0, 1, 2 and the working folder.
     assert found["1"] == found["2"]
     kinds = Counter(re.sub(r":\[\d+\]", "", name) for name in found.values())
     assert kinds == {"/dev/null": 2, "pipe": 5, "socket": 1, os.getcwd(): 1}

@@ -51,7 +51,7 @@ class Underway:
         self._worker_end_hooks: list[Callable[[], object]] = []
         # Keyed by PID: a forked child must not use or close its parent's connections.
         self._pools: dict[int, Pools] = {}
-        # The modules that have made this app and its jobs, the latest last: `run` has workers import the latest.
+        # The modules that created this app and its jobs, the latest last: `run` makes workers import the latest.
         self._made_in = [_calling_module()]
         self._locks: dict[int, threading.RLock] = {}
 
@@ -389,7 +389,7 @@ class Underway:
             command.append("--until-idle")
         code = _run_in_foreground(command)
         if code not in (0, 1):
-            raise SupervisorFailed(f"the supervisor of {address} {_ended(code)}; its log says more", code)
+            raise SupervisorFailed(f"the supervisor of {address} {_ended(code)}; see its log", code)
         return code
 
     def _address(self) -> str:
@@ -404,9 +404,9 @@ class Underway:
         )
 
     def _modules(self) -> list[Any]:
-        """The one that declared a job last comes first: it has imported the app and, as a rule, the other jobs.
+        """All modules, first the one that declared a job last: it usually imports the app and the other jobs.
 
-        The program itself comes last, since it may only have imported the app.
+        `__main__` comes last, because it may only import the app.
         """
         main = sys.modules["__main__"]
         makers = [sys.modules[name] for name in reversed(self._made_in) if name in sys.modules]
@@ -415,7 +415,7 @@ class Underway:
 
 
 def _calling_module() -> str:
-    """The name of the module whose code has called the method that asks."""
+    """The name of the module that called the caller of this function."""
     return str(sys._getframe(2).f_globals.get("__name__"))
 
 

@@ -32,7 +32,7 @@ def find(line: bytes) -> tuple[bytes, Record] | None:
 
 
 def printed(line: bytes | bytearray) -> bytes | None:
-    """What a line of output holds besides a record; None if it holds nothing else."""
+    """The text of an output line without its log record; None if the line contains only a record."""
     before, mark, _ = bytes(line).partition(MARK)
     return before or None if mark else before
 

@@ -69,8 +69,8 @@ class Context(Generic[State]):
 
     def __reduce__(self) -> Never:
         raise InsideStep(
-            "cx cannot be passed to another process, which cannot talk to the supervisor: pass what the process needs "
-            "of it, such as cx.run_id"
+            "cx cannot be passed to another process, which cannot talk to the supervisor: pass only the values that "
+            "the process needs, such as cx.run_id"
         )
 
     @property

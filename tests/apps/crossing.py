@@ -1,4 +1,4 @@
-"""Steps that cancel runs in the transaction of their hand-over: each other's, and their own."""
+"""Steps that cancel runs in the transaction of their hand-over: each other's runs, and their own."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ QUICK = RetryPolicy(max_attempts=3, initial_interval=timedelta(milliseconds=20))
 
 @dataclass
 class Rival:
-    """Who we are, and a folder to meet the other in."""
+    """The names of both runs, and a folder in which they synchronize."""
 
     name: str
     other: str
@@ -23,16 +23,16 @@ class Rival:
 
 
 def cancel_the_other(cx: Context, rival: Rival) -> Done[str]:
-    """The first one wins: both run before either cancels, and both have cancelled before either returns."""
+    """Cancel the other run. Both steps start before either cancels, and both cancel before either returns."""
     folder = Path(rival.folder)
-    meet(rival, "runs")  # a rival that was cancelled before it began would never come
+    meet(rival, "runs")  # a rival that was cancelled before it started would never arrive
     app.cancel((folder / rival.other).read_text(), conn=cx.tx)
     meet(rival, "has cancelled")
     return To.done(rival.name)
 
 
 def meet(rival: Rival, where: str) -> None:
-    """Wait for the other there."""
+    """Wait until the other step has reached the same point."""
     folder = Path(rival.folder)
     (folder / f"{rival.name} {where}").touch()
     while not (folder / f"{rival.other} {where}").exists():

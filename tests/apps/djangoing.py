@@ -1,4 +1,4 @@
-"""Steps that use Django's connections, one setting beside the other."""
+"""Steps that use Django's connections with different settings."""
 
 import os
 

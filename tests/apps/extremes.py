@@ -1,4 +1,4 @@
-"""Jobs that take any input, for runs that somebody has written by hand."""
+"""Jobs that accept any input, for runs that a test inserts directly."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""A job whose name and steps forge the log."""
+"""A job whose name and steps try to forge log lines."""
 
 from underway import Context, Done, To, Underway
 

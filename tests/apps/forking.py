@@ -1,4 +1,4 @@
-"""Steps that fork, and use their context where it is of no use any more. FOLDER is where they leave their marks."""
+"""Steps that fork, and use their context where it is no longer valid. They write marker files to FOLDER."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ USES: Uses = {
 
 
 def said_to(uses: Uses, cx: Context[Any]) -> dict[str, str]:
-    """What each use raises."""
+    """The exception that each use raises, as text."""
     said = {}
     for name, use in uses.items():
         try:
@@ -46,7 +46,7 @@ def said_to(uses: Uses, cx: Context[Any]) -> dict[str, str]:
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    """What it returns in a child."""
+    """Run `work` in a forked child and return its result."""
     reads, writes = os.pipe()
     if os.fork() == 0:
         os.write(writes, json.dumps(work()).encode())
@@ -107,7 +107,7 @@ def use_kept(cx: Context, nothing: None) -> Done[dict[str, str]]:
 
 
 def enqueue_past_the_end(cx: Context, nothing: None) -> Done:
-    """A thread enqueues on and on; the file tells of the runs that it was given, and what stopped it."""
+    """Let a thread enqueue in a loop; a file records the runs that it got and the exception that stopped it."""
 
     def enqueue() -> None:
         given: list[str] = []
@@ -125,15 +125,15 @@ def enqueue_past_the_end(cx: Context, nothing: None) -> Done:
     return To.done()
 
 
-# Children that come back
+# Children that leave the step
 
 files: list[IO[str]] = []
 
 
 def come_back(cx: Context, how: str) -> Done[int]:
-    """The exit code of a child that comes back out of the step."""
-    file = open(Path(os.environ["FOLDER"]) / how, "w")  # noqa: SIM115 - what is in its buffer is the parent's
-    files.append(file)  # as a variable of the step alone it would be closed, and written, when a child returns
+    """Let a child leave the step, and return its exit code."""
+    file = open(Path(os.environ["FOLDER"]) / how, "w")  # noqa: SIM115 - the child must not flush its buffer
+    files.append(file)  # kept in a global: a local variable would be closed, and flushed, when the child returns
     file.write("once\n")
     if "tx" in how:
         cx.tx.execute("insert into written values (%s)", [how])

@@ -1,4 +1,4 @@
-"""Steps that leave the state of their process changed, and one that says in which state it finds it."""
+"""Steps that change the state of their process, and a step that reports the state."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from underway import Context, Done, To, Underway
 app = Underway()
 
 tenant: ContextVar[str] = ContextVar("tenant", default="-")
-decimal.getcontext()  # now the context of the worker has one, which copies of it would share
+decimal.getcontext()  # creates a decimal context at import, which copies of the context would share
 _streams = (sys.stdin, sys.stdout, sys.stderr)
 _timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _signals = (signal.SIGALRM, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGPIPE)
@@ -59,7 +59,7 @@ def blocked_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
-SHORT = tuple(deeds)  # these are undone however short the step was
+SHORT = tuple(deeds)  # these are undone even after a very short step
 
 
 @deed
@@ -136,7 +136,7 @@ RESTORED = tuple(deeds)
 
 @deed
 def closed_streams() -> None:
-    """Put back as other objects: what held on to these has lost them."""
+    """These are restored as new objects; code that kept references to the old ones has lost them."""
     for stream in _streams:
         stream.close()
 
@@ -144,14 +144,14 @@ def closed_streams() -> None:
 @deed
 def a_limit_for_good() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    if os.geteuid() == 0:  # who could raise it again
+    if os.geteuid() == 0:  # root could raise the limit again
         os.setresuid(65534, 65534, 65534)
 
 
 def leave(cx: Context, what: str) -> Done[int]:
     deeds[what]()
     if what not in SHORT:
-        time.sleep(0.002)  # longer than what is not looked at
+        time.sleep(0.002)  # long enough for a full check
     return To.done(os.getpid())
 
 
@@ -168,7 +168,7 @@ async def look_async(cx: Context, nothing: None) -> Done[dict[str, str]]:
 
 
 def state() -> dict[str, str]:
-    """What a step can see of the state of its process, each part in words."""
+    """The visible state of the process, each part as text."""
     folder = None
     with contextlib.suppress(FileNotFoundError):
         folder = os.getcwd()
@@ -208,7 +208,7 @@ def _file_behind(number: int) -> tuple[int, int] | None:
 
 
 def write(cx: Context, number: int) -> Done[int]:
-    """Write a file; the one who is asked for it first lowers the limit on files for good."""
+    """Write a file; a negative number lowers the file size limit permanently instead."""
     if number < 0:
         time.sleep(0.002)
         deeds["a_limit_for_good"]()

@@ -1,4 +1,4 @@
-"""Steps that leave something behind: processes, shared memory, files; and what a worker does at its end.
+"""Steps that leave processes, shared memory and files behind, and the hooks of a worker's exit.
 
 LEAVINGS is a folder.
 """
@@ -28,7 +28,7 @@ def _folder() -> Path:
 
 
 def _note(name: str, text: str) -> None:
-    """One write, so that several processes may do it at once."""
+    """Append a line with a single write, so that several processes may do so concurrently."""
     with open(_folder() / name, "a") as file:
         file.write(f"{text}\n")
 
@@ -37,7 +37,7 @@ def _note(name: str, text: str) -> None:
 
 
 def alone(cx: Context, name: str) -> Done[str]:
-    """Holds a lock as long as it runs, and notes if it finds that held. Ends when there is a file `name`.end."""
+    """Hold a lock while running, and note if another step holds it. Return when the file `name`.end exists."""
     with open(_folder() / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,7 +65,7 @@ patient = app.job("patient").step(until_told)
 
 
 class Kept:
-    """In a state: a child that a later task waits for."""
+    """A state that keeps children for which a later task waits."""
 
     def __init__(self) -> None:
         self.popen: subprocess.Popen[bytes] | None = None
@@ -73,19 +73,19 @@ class Kept:
 
 
 def zombies() -> list[str]:
-    """The children of this process that have ended and were not waited for."""
+    """The states of this process's zombie children."""
     listed = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "stat="], capture_output=True, text=True)
     return [state for state in listed.stdout.split() if state.startswith("Z")]
 
 
 def wrap(cx: Context, number: int) -> Done[int]:
-    """A wrapper that leaves a grandchild, which ends soon after."""
+    """Start a wrapper that leaves a grandchild behind, which exits soon afterwards."""
     subprocess.run(["sh", "-c", "(sleep 0.01 &)"], check=True)
     return To.done(len(zombies()))
 
 
 def keep(cx: Context[Kept]) -> To[int]:
-    """Two children that end at once, an orphan beside them; nothing is waited for."""
+    """Start two children that exit at once, and an orphan. Wait for none of them."""
     cx.state.popen = subprocess.Popen(["sh", "-c", "(true &) ; exit 7"])
     cx.state.forked = os.fork()
     if not cx.state.forked:
@@ -96,7 +96,7 @@ def keep(cx: Context[Kept]) -> To[int]:
 
 
 def orphan(cx: Context[Kept], number: int) -> To[int]:
-    """Another orphan, in a step that is worth a look."""
+    """Leave another orphan, in a step that is long enough for zombies to be reaped after it."""
     subprocess.run(["sh", "-c", "(true &)"], check=True)
     time.sleep(0.02)
     return To.next(number + 1)
@@ -107,7 +107,7 @@ def orphan_again(cx: Context[Kept], number: int) -> To[int]:
 
 
 def ask(cx: Context[Kept], number: int) -> Done[list[int]]:
-    """Of the two children, two steps later; and how many others were not collected."""
+    """The exit codes of the two children, two steps later, and how many other zombies were not reaped."""
     assert cx.state.popen is not None
     left = len(zombies()) - 2
     _, status = os.waitpid(cx.state.forked, 0)
@@ -115,7 +115,7 @@ def ask(cx: Context[Kept], number: int) -> Done[list[int]]:
 
 
 def siblings(cx: Context) -> Done[list[int]]:
-    """Children of one step, the last one waited for first."""
+    """Start several children in one step and wait for the last one first."""
     started = [subprocess.Popen(["sh", "-c", f"(true &) ; exit {code}"]) for code in range(5)]
     return To.done([child.wait() for child in reversed(started)])
 
@@ -125,10 +125,10 @@ keeping = app.job("keeping", state=Kept).step(keep).step(orphan).step(orphan_aga
 sharing = app.job("sharing").step(siblings)
 
 
-# Files, memory, and what calls itself a resource tracker
+# Files, memory, and an imitated resource tracker
 
 TRACKER = "from multiprocessing.resource_tracker import main;main(3)"
-# The words of a tracker, the deeds of another: it starts one that hides, and does not end.
+# It has the command line of a tracker, but starts a hidden process and does not exit.
 PRETENDER = """
 import os, sys, time
 if os.fork() == 0:
@@ -140,7 +140,7 @@ time.sleep(60)
 
 
 def _until_tracked() -> None:
-    """A resource tracker that is just starting is not known for one: its command line is still to come."""
+    """Wait for the resource tracker's exec: until then its command line does not identify it."""
     tracker = vars(resource_tracker._resource_tracker)["_pid"]
     while (
         "SigIgn:\t0000000000000000" in (status := Path(f"/proc/{tracker}/status").read_text())
@@ -150,7 +150,7 @@ def _until_tracked() -> None:
 
 
 def litter(cx: Context, name: str) -> Done[str]:
-    """At its first attempt it leaves shared memory and files, and dies."""
+    """In its first attempt, leave shared memory and files behind, and die."""
     folder = tempfile.gettempdir()
     if cx.attempt == 1:
         shared_memory.SharedMemory(create=True, size=4096, name=name)
@@ -163,7 +163,7 @@ def litter(cx: Context, name: str) -> Done[str]:
 
 
 def pretend(cx: Context, _: int) -> Done[int]:
-    """At its first attempt it leaves a process that calls itself a resource tracker, and dies."""
+    """In its first attempt, leave a process that imitates a resource tracker, and die."""
     if cx.attempt == 1:
         told = _folder() / "pretender"
         subprocess.Popen([sys.executable, "-S", "-c", PRETENDER, TRACKER, str(told)], start_new_session=True)

@@ -1,6 +1,6 @@
-"""An app that configures logging as LOGGING says, when LOGGING_WHEN says so: at its import, in its state or in a step.
+"""An app that configures logging in the way LOGGING names, at the time LOGGING_WHEN names: import, state or step.
 
-Its own handlers write to the file that LOGGING_FILE names.
+Its own handlers write to the file LOGGING_FILE.
 """
 
 import logging
@@ -50,7 +50,7 @@ def dict_of_root() -> None:
 
 
 def dict_that_disables() -> None:
-    """Of loggers that exist all but the named ones, as by default."""
+    """Disable all existing loggers except the named ones, which is the default of dictConfig."""
     logging.config.dictConfig({**ROOT_HANDLER, "loggers": {"uvicorn": {"level": "INFO"}}})
 
 
@@ -152,7 +152,7 @@ EXTRAS: dict[str, Any] = {
     "unprintable": Unprintable(),
     "half": "\ud800",
     "long": "x" * 5000,
-    # Names that the supervisor has words of its own for.
+    # Names that the supervisor uses itself.
     "run": "forged",
     "level": "forged",
     "logger": "forged",
@@ -180,7 +180,7 @@ class Collected(logging.Handler):
 
 
 def use(cx: Context) -> Done[list[str]]:
-    """`cx.log` as the logger that it is."""
+    """Use `cx.log` like any other logger."""
     own, of_its_name = Collected(), Collected()
     cx.log.addHandler(own)
     logging.getLogger("using.use").addHandler(of_its_name)

@@ -1,4 +1,4 @@
-"""Steps that print progress bars, or without measure."""
+"""Steps that print progress bars, or very much output."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ def write(text: str) -> None:
 
 
 def bar(cx: Context, ends: str) -> Done:
-    """As tqdm writes one: each state begins with a CR. `ends` is what it writes behind the last."""
+    """Write a progress bar like tqdm's: each state begins with a CR. `ends` is written after the last state."""
     for done in range(2001):
         write(f"\rpages: {done / 20:.0f}%|{'#' * (done // 100):20}| {done}/2000")
     write(ends)
@@ -26,7 +26,7 @@ def bar(cx: Context, ends: str) -> Done:
 
 
 def pages(cx: Context, number: int) -> Done:
-    """States that end with a CR, text in between, and the line ends of another system."""
+    """Write states that end with a CR, text in between, and CR LF line ends."""
     write("page 1\rpage 2\rpage 3\r\n")
     write("50%\r100%\r    \r")
     write("a line\r\nanother\r\n")

@@ -1,4 +1,4 @@
-"""Plays one history again, as a test that failed has named it: python -m simulation SEED TURNS, or SEED slow."""
+"""Replays one history with the arguments that a failed test printed: python -m simulation SEED TURNS, or SEED slow."""
 
 import sys
 

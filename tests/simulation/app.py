@@ -65,6 +65,6 @@ def _job(name: str, policy: Policy) -> Job:
 
 
 def code(policy: Policy = POLICY) -> dict[str, Manifest]:
-    """Before and after a reload the app knows different jobs; in the end all of them."""
+    """The versions of the app: before and after a reload it declares different jobs, and finally all of them."""
     known = {"even": (*COMMON, "even"), "odd": (*COMMON, "odd"), "all": JOBS}
     return {name: Manifest(tuple(_job(job, policy) for job in jobs)) for name, jobs in known.items()}

@@ -53,7 +53,7 @@ class Database:
         self.keys = Keys(self)
         self.terminated: set[int] = set()  # tokens whose own transactions somebody has ended
         self.away_until = 0.0
-        self.bytes_per_second = math.inf  # that each connection carries, either way
+        self.bytes_per_second = math.inf  # the bandwidth of each connection in each direction
         self.lossy = True
         self.listeners: list[Callable[[str], None]] = []
         self.on_reaped: Callable[[str, int], None] = lambda run, token: None

@@ -26,7 +26,7 @@ class Session:
         self.opened = 0
         self.away_until = 0.0
         self.sent_at = self.leased_from = 0.0
-        self._seconds = self._transfer = 0.0  # that the statement under way may take, and that its answer takes
+        self._seconds = self._transfer = 0.0  # the current statement's timeout, and its answer's transfer time
         self._database = database
         self._schedules = schedules
         self._loop = database.loop
@@ -54,7 +54,7 @@ class Session:
         return await self.do(statement, lambda: self._answer(statement, parameters))
 
     async def do(self, name: str, effect: Callable[[], T], *, sent: int = 0, seconds: float = STATEMENT_SECONDS) -> T:
-        """`sent` are the bytes of its parameters; those of its answer are passed to `carry`, by its effect."""
+        """`sent` is the size of the parameters. `effect` passes the size of the answer to `carry`."""
         rng = self._loop.rng
         async with self._lock:
             await self._open_patiently()
@@ -85,7 +85,7 @@ class Session:
                 raise
 
     def carry(self, size: int) -> None:
-        """A statement answers with so many bytes. Beyond its deadline it is cancelled, and has done nothing."""
+        """Transfer an answer of `size` bytes. Past its deadline the statement is cancelled without any effect."""
         self._transfer = size / self._database.bytes_per_second
         if self._transfer > self._seconds:
             raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")

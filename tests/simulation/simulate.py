@@ -20,7 +20,7 @@ def simulate(seed: int, turns: int) -> World:
 
 
 def simulate_slow_line(seed: int) -> World:
-    """Play until everything has come to its end, on a slow line. Raises what went wrong."""
+    """Play on a slow network until every run has ended. Raises the first violation."""
     return _play(SlowLine, seed, f"{seed} slow")
 
 

@@ -1,6 +1,6 @@
-"""Supervisors whose lines to the database carry less within a deadline than they would like to claim or commit.
+"""Supervisors whose network is too slow to transfer a full claim or commit before its deadline.
 
-Everything is smaller by a factor of about a thousand than on a real line: its rate, the payloads, and the bounds.
+Bandwidth, payloads and limits are about a thousand times smaller than in reality.
 """
 
 from datetime import timedelta
@@ -16,13 +16,13 @@ from underway.supervisor import claims, commits, dispatch
 
 BYTES_PER_SECOND = 1_000
 MOST_BYTES = 64_000
-CARRIED = int(BYTES_PER_SECOND * STATEMENT_SECONDS)  # by a statement that is not given more time
+CARRIED = int(BYTES_PER_SECOND * STATEMENT_SECONDS)  # the bytes that a statement transfers in its default timeout
 SMALL, LARGE, TOO_LARGE = 10, CARRIED // 4, CARRIED * 3 // 2
 LEASE = timedelta(seconds=60)
 
 
 class SlowLine(World):
-    """Large inputs behind many small ones, and results that are as large."""
+    """Large inputs behind many small ones, and large results."""
 
     settling_seconds = 3_000.0
 

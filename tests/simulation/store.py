@@ -101,7 +101,7 @@ class FakeStore:
             raise Broken(f"something is to be written for {lost}, which are not held any more")
 
     async def drop(self, run: str, token: int) -> bool:
-        return await self._work.do("drop", lambda: False)  # ids here are given once
+        return await self._work.do("drop", lambda: False)  # ids are unique in the simulation
 
     async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> dict[tuple[str, int], bool]:
         return await self._session(on_leases).do("owned", lambda: commits.owned(self._database, self._owner, runs))

@@ -144,7 +144,7 @@ class FakeWorker(WorkerProcess):
         return bool(self._rng.random() < 0.5)
 
     def kill(self, words: str = "", *, last_words: float = 0.0) -> None:
-        """What it may write in its last moment is not simulated."""
+        """The stacks that it may write before it dies are not simulated."""
         self.doomed = True
         lease = min((task.step.policy.lease.total_seconds() for task in self.tasks.values()), default=0.0)
         slowest = max(0.01, lease * SLOWEST_DEATH)

@@ -86,7 +86,7 @@ class WorkerLoop:
                         self._skip.discard(token)
                         self._unwritten.append(wire.Skipped(token))
                 case wire.End():
-                    # In order, or killed because an end hook takes too long.
+                    # It exits in order, or is killed because a hook takes too long.
                     if self.rng.random() < 0.9:
                         self.process.die(0, self.rng.uniform(0, 0.05))
                 case wire.Stop(token):

@@ -122,8 +122,8 @@ def check_encoding(connection: psycopg.Connection[Any] | psycopg.AsyncConnection
     encoding = connection.info.parameter_status("server_encoding")
     if encoding not in ("UTF8", None):  # some poolers do not report it
         raise SchemaError(
-            f"the encoding of the database is {encoding}, in which inputs, results and errors with other characters "
-            "cannot be stored: use a database made with: create database NAME encoding 'UTF8' template template0"
+            f"the encoding of the database is {encoding}, which cannot store every input, result and error: "
+            "use a database created with: create database NAME encoding 'UTF8' template template0"
         )
 
 

@@ -25,8 +25,8 @@ _RESTED_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 
 _STATEMENTS_BUSY = (
-    f"all {_SIZE} connections that the app has for its own statements were busy for 30 s: is a transaction open that "
-    f"has enqueued the same unique key, or do the values of enqueue_many enqueue, in {_SIZE} threads at once?"
+    f"all {_SIZE} connections for the app's own statements were busy for 30 s: check for an open transaction that has "
+    f"enqueued the same unique key, and for {_SIZE} threads in enqueue_many whose values enqueue runs themselves"
 )
 _HELD_BUSY = (
     f"all {_SIZE} connections that app.connection() lends were in use for 30 s: leave each `with app.connection()` "
@@ -117,7 +117,7 @@ def _pool(conninfo: str, *, autocommit: bool) -> ConnectionPool[_Lent]:
         if not _is_fine(connection):
             connection.close()
             pool.drain()  # the others are probably broken too; otherwise the pool checks them one by one, with pauses
-            raise psycopg.OperationalError("the connection broke while it rested")
+            raise psycopg.OperationalError("the connection broke while it was idle")
 
     given = {"autocommit": autocommit}
     pool = ConnectionPool(
@@ -141,7 +141,7 @@ def _async_pool(conninfo: str, *, autocommit: bool) -> AsyncConnectionPool[_Asyn
         if not await _is_fine_async(connection):
             await connection.close()
             await pool.drain()
-            raise psycopg.OperationalError("the connection broke while it rested")
+            raise psycopg.OperationalError("the connection broke while it was idle")
 
     given = {"autocommit": autocommit}
     pool = AsyncConnectionPool(

@@ -65,7 +65,7 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
         if os.getpid() != self._pid:
             raise InsideStep(
                 "cx.tx was used in a child process of the step, which shares the connection with its parent: use it in "
-                "the step's own process, or open a connection of the child's own"
+                "the step's own process, or open a separate connection in the child"
             )
 
     def anew(self) -> "StepConnection":
@@ -150,8 +150,8 @@ class StepTransactions:
                 "Raise Fail to end the run, or cancel it without conn="
             )
         raise UnderwayError(
-            "the run was cancelled, or taken over since its lease had expired; what the step wrote through cx.tx is "
-            "rolled back"
+            "the run was cancelled, or taken over by another supervisor after its lease expired; the step's writes "
+            "through cx.tx are rolled back"
         )
 
     def rehearse(self, token: int) -> None:

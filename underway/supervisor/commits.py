@@ -247,9 +247,7 @@ class Commits:
             attempt = attempt._replace(outcome="failed", error=message.replace("\0", "\N{REPLACEMENT CHARACTER}"))
             self.submit(Ended(ended.task, settle(ended.task, Seen.UNSTORABLE, attempt, self._rng), []))
         elif attempt.error is not None and (plain := _plain(attempt.error)) != attempt.error:
-            log.error(
-                "the error of this attempt cannot be stored as it is: %s", error, extra={"about": ended.task.about}
-            )
+            log.error("storing the error of this attempt in ASCII: %s", error, extra={"about": ended.task.about})
             self.submit(ended._replace(row=ended.row._replace(attempt=attempt._replace(error=plain))))
         else:  # there is nothing more to leave out; the reaper will take the run back
             log.error("this ending cannot be written at all, its lease will lapse", exc_info=error)
@@ -257,7 +255,7 @@ class Commits:
 
     async def _drop(self, ended: Ended) -> None:
         """Delete a run that was inserted with the ID of a finished run: it cannot be finished too."""
-        log.error("it has the id of a run that has finished before: it is dropped", extra={"about": ended.task.about})
+        log.error("dropping this run: a finished run has the same id", extra={"about": ended.task.about})
         try:
             await self._store.drop(ended.task.run, ended.task.token)
         except FAILED:

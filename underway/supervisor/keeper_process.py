@@ -71,7 +71,7 @@ class KeeperProcess:
         try:
             self._start()
         except OSError as error:  # a step may have exhausted the process limit; the next tick tries again
-            log.error("no keeper can be started: %s", error)
+            log.error("cannot start the keeper, trying again: %s", error)
 
     def expect_word_by(self, lapses_at: float) -> None:
         """Set the deadline (on the lease clock) at which the keeper kills the workers unless it gets a later one.
@@ -108,14 +108,14 @@ class KeeperProcess:
         with contextlib.suppress(OSError, ValueError):  # nothing to read, or the pipe is closed
             if keeper.STRUCK in os.read(self._answers.fileno(), 4096):
                 self._struck = True
-                log.error("the keeper has killed all workers: this supervisor stood still until a lease nearly lapsed")
+                log.error("the keeper has killed all workers: this supervisor was stopped until a lease nearly expired")
 
     def dismiss(self) -> None:
         self._let_go()
         try:
             self._process.wait(_DISMISSAL_SECONDS)
         except subprocess.TimeoutExpired:
-            log.warning("the keeper goes on removing temporary files of workers")
+            log.warning("the keeper is still removing temporary files of workers")
 
     def _let_go(self) -> None:
         self._tells.close()

@@ -36,7 +36,7 @@ class Labels:
         self._app = app
         self._crew = crew
         self._on_label = on_label
-        self._faults = Faults("writing what Postgres has to know of the app")
+        self._faults = Faults("registering the supervisor and its app")
         self._stranded: set[Lane] = set()
         self._written: object = None
         self.known = asyncio.Event()  # what Postgres has to know of the app, before anything of it runs

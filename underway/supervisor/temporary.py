@@ -37,7 +37,7 @@ class Temporary:
             # Only after the lock: a folder without this file is still being set up, and remove_leftovers skips it.
             Path(self.folder, _OWNER).write_text(mark)
         except OSError as error:
-            log.warning("workers get no temporary folders of their own: %s", error)
+            log.warning("cannot create temporary folders for workers, using TMPDIR: %s", error)
 
     def for_worker(self, serial: int) -> str | None:
         """Create a folder for a worker; None if that fails."""
@@ -47,7 +47,7 @@ class Temporary:
         try:
             os.mkdir(folder, 0o700)
         except OSError as error:
-            log.warning("worker gets no temporary folder of its own: %s", error)
+            log.warning("cannot create a temporary folder for a worker, using TMPDIR: %s", error)
             return None
         return folder
 

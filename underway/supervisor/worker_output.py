@@ -132,7 +132,7 @@ class WorkerOutput:
         return self._fresh if time.monotonic() - self._fresh_at < _FRESH_SECONDS else bytearray()
 
     def evidence(self) -> str:
-        """The last 8 KB of output, without what Postgres cannot store, and without the log records of children."""
+        """The last 8 KB of output, without characters that Postgres cannot store and without children's log records."""
         lines = [child_record.printed(line) for line in self._tail.split(b"\n")]
         text = b"\n".join(_last_state(bytearray(line)) for line in lines if line is not None)
         return text.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}").strip()

@@ -349,7 +349,7 @@ class WorkerProcess:
         if self.kill_reason is None:
             task = self.current
             self.kill_reason = NO_TASK if task is None else (task.token, Seen.KILLED_LEASE)
-            self.kill_words = f"{Seen.KILLED_LEASE}: the supervisor stood still, and could not renew it"
+            self.kill_words = f"{Seen.KILLED_LEASE}: the supervisor was stopped and could not renew it"
 
     def kill_between_tasks(self, *, last_words: float = 0.0) -> None:
         """For nothing that it runs: what it begins in this very moment is not charged."""

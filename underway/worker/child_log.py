@@ -1,4 +1,4 @@
-"""The log of processes that a step has forked. (Their records vanished: only the worker has the socket.)"""
+"""Logging in child processes that a step has forked. (Their records were lost: only the worker has the socket.)"""
 
 import os
 
@@ -10,7 +10,7 @@ _LONGEST_NAME = 200
 
 
 class ChildLog:
-    """Writes to the worker's pipe, whatever the step has made of descriptor 2."""
+    """Writes to the worker's output pipe, even if the step has redirected descriptor 2."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
@@ -20,7 +20,7 @@ class ChildLog:
 
 
 def _line(level: int, logger: str, message: str) -> bytes:
-    """Shortened until it fits: some characters are written as six."""
+    """The encoded record, shortened until it fits: JSON writes some characters as six."""
     most = child_record.LONGEST
     while True:
         record = Record(max(0, min(level, 100)), _storable(logger), _storable(shorten(message, most)))

@@ -1,11 +1,11 @@
-"""Collects the zombies that this worker has adopted, and leaves its own children to whoever started them.
+"""Reaps the zombies that this worker has adopted, and leaves its own children to the code that started them.
 
-A worker is a subreaper: what the children of a step leave behind becomes its child, and when it has ended stays a
-zombie until it is waited for. (A browser left four for each page, until the container had no process left to give.)
+A worker is a subreaper: an orphaned descendant becomes its child, and remains a zombie after its exit until the worker
+waits for it. (A browser left four zombies per page, until the container reached its process limit.)
 
-The kernel tells the present parent of a process, not who has started it; and waiting for a child takes its exit code
-from the Popen, Process or waitpid that may ask for it many tasks later. So the few functions by which Python starts
-processes note what they return. Every other child was adopted.
+The kernel reports the current parent of a process, not the one that started it. And waiting for a child consumes the
+exit code that its Popen, Process or waitpid may ask for many tasks later. So the few functions with which Python starts
+processes are wrapped to record the PIDs. Every other child was adopted.
 """
 
 import _posixsubprocess
@@ -18,16 +18,16 @@ from typing import Any
 
 from underway.keeper import children_listed
 
-# Where the kernel keeps no such lists zombies stay until their worker is replaced.
+# If the kernel does not provide these lists, zombies remain until their worker is replaced.
 _LISTED = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
 class Children:
-    """Made before the app is imported, which may take these functions for itself."""
+    """Created before the app is imported, because the app may keep references to the functions that are wrapped."""
 
     def __init__(self) -> None:
-        self.news = False  # Python code of this process has started one since the last look
-        self._started: set[int] = set()  # by such code, and perhaps not waited for
+        self.news = False  # Python code in this process has started a child since the last check
+        self._started: set[int] = set()  # children started by Python code that may not have been waited for
         self._starting = 0
         if _LISTED:
             self._note_all()
@@ -41,7 +41,7 @@ class Children:
     def _noting(self, start: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(start)
         def starting(*arguments: Any, **options: Any) -> Any:
-            self._starting += 1  # a child may end before it is noted
+            self._starting += 1  # a child may exit before it is recorded
             try:
                 result = start(*arguments, **options)
                 self._started.add(result[0] if isinstance(result, tuple) else result)
@@ -53,7 +53,7 @@ class Children:
         return starting
 
     def collect(self) -> None:
-        """Between two tasks; it takes a microsecond if no child has ended and none was started."""
+        """Reap adopted zombies between two tasks. Takes a microsecond if no child has ended or been started."""
         if self._starting or not _LISTED:
             return
         try:
@@ -67,7 +67,7 @@ class Children:
 
     def _collect_adopted(self) -> None:
         children = set(children_listed(os.getpid()))
-        self._started &= children  # the number of one that was waited for may come again, as an orphan's
+        self._started &= children  # the PID of a child that was waited for may be reused by an orphan
         for pid in children - self._started:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""Django's database connections: checked and closed around each request there, and around each task here."""
+"""Closes Django's broken or old database connections between tasks, as Django does between requests."""
 
 import logging
 import sys
@@ -7,10 +7,10 @@ log = logging.getLogger("underway.worker")
 
 
 def close_old_connections() -> None:
-    """Close those that broke or are older than CONN_MAX_AGE, if the app has loaded and configured Django.
+    """Close connections that are broken or older than CONN_MAX_AGE, if the app has loaded and configured Django.
 
-    Django opens a new one when a step asks. (After a restart of Postgres all steps failed on the connection of the
-    first, until their worker was replaced.)
+    Django opens a new connection when a step needs one. (After a restart of Postgres every step failed on the first
+    step's connection, until its worker was replaced.)
     """
     database = sys.modules.get("django.db")
     if database is None or not sys.modules["django.conf"].settings.configured:

@@ -1,4 +1,4 @@
-"""The end of a worker that has nothing more to do. One that is killed never comes to it."""
+"""The orderly exit of an idle worker. A killed worker does not run this."""
 
 import atexit
 import contextlib
@@ -13,10 +13,10 @@ log = logging.getLogger("underway.worker")
 
 
 def end_in_order(app: Underway) -> NoReturn:
-    """Call the app's hooks, then what libraries have registered with atexit, and exit.
+    """Call the app's hooks, then the functions that libraries have registered with atexit, and exit.
 
-    The supervisor kills a worker for which this takes too long. The rest of an interpreter's end is left out: it would
-    wait for threads of the app, and native libraries crash in it.
+    The supervisor kills a worker that takes too long. The rest of the interpreter's shutdown is skipped: it would wait
+    for the app's threads, and native libraries crash in it.
     """
     for hook in reversed(app._worker_end_hooks):
         try:

@@ -98,7 +98,7 @@ class Executor:
             ending, payload, placement = self._contexts.fresh().run(self._handed_over, job, index, task, attempt)
         except Interrupt as error:
             ending, payload = "interrupted", _error_text(error, _text(error))
-            if _text(error) == "timeout":  # a cancel or a stop is no failure
+            if _text(error) == "timeout":  # a cancel or a shutdown is not a failure
                 self._logs.attempt_failed(task, error)
         except Fail as error:
             ending, payload = "fail", _error_text(error)
@@ -114,7 +114,7 @@ class Executor:
         except BaseException as error:
             ending, payload = "retry", _error_text(error)
             self._logs.attempt_failed(task, error)
-        with self._spawning:  # a thread that was just in cx.enqueue when the step ended is in time, or is told
+        with self._spawning:  # a thread in cx.enqueue either completes before this or gets InsideStep
             spawned = attempt.spawned if ending in ("next", "done") else []
         outcome = (ending, placement, retry_after, spawned, *self._meter.stop(), payload)
         return self._end_transaction(task, outcome) if self.transactions.token == task.token else outcome
@@ -273,14 +273,14 @@ class _Attempt:
         return Run(self._app, run_id, job.result_type)
 
     def _add(self, spawn: wire.Spawn, size: int) -> None:
-        self._check("cx.enqueue")  # before the lock, which a thread of the parent may have held at the fork
+        self._check("cx.enqueue")  # before taking the lock, which another thread may have held during the fork
         with self._spawning:
             self._check("cx.enqueue")
             size += self._spawned_bytes
             if len(self.spawned) >= _MOST_SPAWNED or size > _MOST_SPAWNED_BYTES:
                 raise InvalidOption(
-                    f"cx.enqueue takes {_MOST_SPAWNED:,} runs an attempt, and {_MOST_SPAWNED_BYTES >> 20} MiB of "
-                    f"input: enqueue more in the step's own transaction, job.enqueue_many(values, conn=cx.tx)"
+                    f"cx.enqueue takes at most {_MOST_SPAWNED:,} runs and {_MOST_SPAWNED_BYTES >> 20} MiB of input per "
+                    f"attempt: enqueue more in the step's own transaction, job.enqueue_many(values, conn=cx.tx)"
                 )
             self._spawned_bytes = size
             self.spawned.append(spawn)
@@ -295,16 +295,16 @@ class _Attempt:
         return self._logs.logger(name)
 
     def _check(self, call: str) -> None:
-        """Refuse what could not reach the supervisor. (A run that cx.enqueue returned in a child never existed.)"""
+        """Refuse a call that cannot reach the supervisor. (In a child cx.enqueue returned runs that never existed.)"""
         if self._forks != forks.depth:
             raise InsideStep(
-                f"{call} was used in a child process of the step, which cannot talk to the supervisor: have the child "
-                f"return what it found, and use cx in the step's own process"
+                f"{call} was used in a child process of the step, which cannot talk to the supervisor: return the "
+                f"child's result to the step, and use cx in the step's own process"
             )
         if self._guard.running != self._token:
             raise InsideStep(
-                f"{call} belongs to an attempt that has ended: use the cx that the step is given, and wait in the step "
-                f"for threads that use it"
+                f"{call} belongs to an attempt that has ended: use the cx that the step receives, and join threads "
+                f"that use it before the step returns"
             )
 
 

@@ -1,4 +1,4 @@
-"""Whether this process is a child that a step has forked, and how such a child ends."""
+"""Detects that this process is a child that a step has forked, and ends such a child."""
 
 import logging
 import os
@@ -6,8 +6,8 @@ from typing import NoReturn
 
 log = logging.getLogger("underway.worker")
 
-# Forks between the process that first imported this module and this one. Comparing it costs nothing, and os.getpid()
-# is a system call.
+# The number of forks between the process that first imported this module and this one. Unlike os.getpid(), comparing it
+# needs no system call.
 depth = 0
 
 
@@ -20,17 +20,17 @@ os.register_at_fork(after_in_child=_count)
 
 
 def leave(error: BaseException | None) -> NoReturn:
-    """End a forked child that has come back out of the step, by a return or by an exception.
+    """Exit a forked child that has left the step, by a return or by an exception.
 
-    It must not go on as a second worker. os._exit flushes no buffer: what is in one is the parent's to write. A child
-    that calls sys.exit(n) ends with n, as it would in a program without underway.
+    It must not continue as a second worker. os._exit does not flush buffers, because their content belongs to the
+    parent. A child that calls sys.exit(n) exits with n, as in a program without underway.
     """
     if isinstance(error, SystemExit):
         os._exit(_exit_code(error.code))
     if error is None:
-        log.error("a child process returned from the step that forked it, and ends; end it with os._exit(0)")
+        log.error("a child process returned from the step that forked it, and exits with 1; end it with os._exit(0)")
     else:
-        log.error("a child process of the step raised, and ends", exc_info=error)
+        log.error("a child process of the step raised an exception, and exits with 1", exc_info=error)
     os._exit(1)
 
 

@@ -24,11 +24,11 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _KEEPER_SECONDS = 1.0
 _MOST_LOOKS = 10
-# Read before the app can change it: a shorter one would be that of other workers, too.
+# Read before the app can change the variable: a shorter mark would match other workers too.
 _MARKS = [os.environ[MARK]] if os.environ.get(MARK) else []
 _IMPORT_SECONDS = 0.05
 STOP_SIGNAL = int(signal.SIGUSR1)
-# Those of the supervisor, which are never blocked.
+# The signals that the supervisor sends; they are never blocked.
 SIGNALS = {STOP_SIGNAL, wire.STACK_SIGNAL} if wire.STACK_SIGNAL else {STOP_SIGNAL}
 
 
@@ -57,14 +57,14 @@ class Guard:
         signal.signal(STOP_SIGNAL, self._look)
         # Not SIG_IGN, which is inherited by exec: a step could not end its ffmpeg with a SIGINT.
         signal.signal(signal.SIGINT, lambda _number, _frame: None)
-        self.stderr = os.dup(2)  # a step that silences its native library points 2 at /dev/null
+        self.stderr = os.dup(2)  # a step may redirect descriptor 2 to silence a native library
         self.watch_faults()
         _arrange_end(supervisor)
 
     def watch_faults(self) -> None:
-        """Print the stacks at a fatal signal and at the supervisor's; again after a step that has changed that."""
+        """Write the stacks on a fatal signal and on STACK_SIGNAL. Called again after tasks, which may change this."""
         faulthandler.enable(self.stderr)
-        if wire.STACK_SIGNAL:  # its handler is in C, and runs where one in Python waits for a call to return
+        if wire.STACK_SIGNAL:  # its handler is in C: one in Python would not run before a blocking call returns
             faulthandler.register(wire.STACK_SIGNAL, self.stderr)
 
     @property
@@ -164,11 +164,11 @@ def end_everything() -> NoReturn:
     """The supervisor is gone: do nothing more, and be killed by the keeper with everything below.
 
     It finds by their parent those of our children that hide from it otherwise, so we must not end before them. Only
-    if it is gone too, or stands still, we do its work: as a subreaper we are the parent of all that hides.
+    if the keeper is dead or stopped too does this worker do its work: a subreaper is the parent of hidden orphans.
     """
     time.sleep(_KEEPER_SECONDS)
-    with contextlib.suppress(OSError):  # of a system that has no descriptor left
-        for _ in range(_MOST_LOOKS):  # a thread of the step may start one after the other
+    with contextlib.suppress(OSError):  # the system may have no file descriptors left
+        for _ in range(_MOST_LOOKS):  # a thread of the step may keep starting processes
             if not kill_below(_MARKS, children_of(os.getpid())):
                 break
     os.killpg(0, signal.SIGKILL)

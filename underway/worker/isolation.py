@@ -1,8 +1,8 @@
-"""The state of the process: each task finds it as it was when the worker had booted.
+"""Restores the state of the worker process, so that each task finds it as it was after the boot.
 
-A step that ended in a work folder which it had then deleted made every later run of its worker fail for good. What is
-cheap to put back is put back after each task; the rest is looked at after a task that failed, after each millisecond of
-work, and before the worker waits. The page docs/isolation.md says what remains.
+(A step changed into a temporary folder and deleted it; every later run in its worker failed for good.) State that is
+cheap to restore is restored after each task. The rest is checked after a failed task, after each millisecond of work,
+and before the worker becomes idle. docs/isolation.md lists what is not restored.
 """
 
 import _signal  # type: ignore[import-not-found]  # signal without its enums: 0.5 instead of 4 microseconds a task
@@ -25,7 +25,7 @@ _LIMITS = [name for name in dir(resource) if name.startswith("RLIMIT_") and name
 
 
 class Kept(NamedTuple):
-    """A part of the state. `deed` says in the log what a step has done to it."""
+    """One restorable part of the process state. `deed` describes for the log how a step has changed it."""
 
     deed: str
     is_intact: Callable[[], bool]
@@ -33,12 +33,13 @@ class Kept(NamedTuple):
 
 
 class Isolation:
-    """Made when the app is imported. `signals` are the supervisor's, which are never blocked; `watch_faults` enables
-    faulthandler again.
+    """Created just after the app's import, and restores the state of that moment.
+
+    `signals` are the supervisor's signals, which are never blocked. `watch_faults` enables faulthandler again.
     """
 
     def __init__(self, signals: set[int], watch_faults: Callable[[], None]) -> None:
-        self.spoilt = ""  # what cannot be put back: this process must run nothing more
+        self.spoilt = ""  # the change that cannot be undone: this process must run no more tasks
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._folder = _working_folder()
@@ -50,31 +51,32 @@ class Isolation:
         self._wakeup = _signal.set_wakeup_fd(-1)
         _signal.set_wakeup_fd(self._wakeup)
         self._kept = tuple(_kept())
-        self._unchecked = 0.0  # seconds of work since all of it was looked at
+        self._unchecked = 0.0  # seconds of work since the last full check
 
     def restore(self, seconds: float, *, failed: bool) -> None:
-        """After each task, which took so long."""
+        """Restore the cheap parts after a task that took `seconds`, and everything if a full check is due."""
         os.umask(self._umask)
         if self._folder is not None:
             try:
                 os.fchdir(self._folder)
             except OSError as error:
-                self.spoilt = f"a step left the working folder, to which the worker cannot return: {error}"
+                self.spoilt = f"a step left the working folder, and the worker cannot return to it: {error}"
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
         self._unchecked += seconds
         if failed or self._unchecked > _CHECK_SECONDS:
             self.restore_all()
 
     def restore_all(self) -> None:
-        """Also what takes longer to look at."""
+        """Restore the parts that take longer to check, too."""
         if not self._unchecked:
             return
         self._unchecked = 0.0
         for timer in self._timers:
             _signal.setitimer(timer, 0)
-        faulthandler.cancel_dump_traceback_later()  # it may have been told to end the process
+        faulthandler.cancel_dump_traceback_later()  # it may be set to exit the process
         self._watch_faults()
-        # It may be a closed event loop's, and its number by now a file's, into which each signal would write a byte.
+        # It may belong to a closed event loop. If its number has been reused for a file, each signal writes a byte into
+        # it.
         with contextlib.suppress(OSError, ValueError):
             _signal.set_wakeup_fd(self._wakeup)
         for kept in self._kept:
@@ -86,7 +88,7 @@ class Isolation:
 
 
 def _working_folder() -> int | None:
-    """A descriptor of it: its name may come to mean another folder, or none."""
+    """A descriptor of the working folder, because its path may later lead to another folder or to none."""
     try:
         return os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
     except OSError:
@@ -97,7 +99,7 @@ def _kept() -> Iterator[Kept]:
     yield from filter(None, map(_descriptor, _STANDARD))
     yield from map(_stream, ("stdin", "stdout", "stderr"))
     yield _handlers()
-    # Before the limits: who is root again may raise them.
+    # Before the limits: a process that is root again may raise them.
     if sys.platform == "linux":
         yield _as_now("changed its user or group", _ids, _set_ids)
     yield from map(_limit, _LIMITS)
@@ -105,12 +107,12 @@ def _kept() -> Iterator[Kept]:
     yield _as_now("set a profile function", sys.getprofile, sys.setprofile)
     yield _as_now("set a trace function for threads", threading.gettrace, threading.settrace)
     yield _as_now("set a profile function for threads", threading.getprofile, threading.setprofile)
-    yield _as_now("switched the garbage collector", gc.isenabled, lambda on: gc.enable() if on else gc.disable())
+    yield _as_now("toggled the garbage collector", gc.isenabled, lambda on: gc.enable() if on else gc.disable())
     yield _recursion_limit()
 
 
 def _as_now(deed: str, look: Callable[[], Any], put_back: Callable[[Any], object]) -> Kept:
-    """What is compared with its value at boot."""
+    """A part that is intact if its value equals the value at boot."""
     at_boot = look()
     return Kept(deed, lambda: bool(look() == at_boot), lambda: put_back(at_boot))
 
@@ -120,12 +122,12 @@ def _ids() -> tuple[int, ...]:
 
 
 def _set_ids(ids: tuple[int, ...]) -> None:
-    os.setresuid(*ids[:3])  # first: who is root again may change the group
+    os.setresuid(*ids[:3])  # first, because a process that is root again may change its group
     os.setresgid(*ids[3:])
 
 
 def _descriptor(number: int) -> Kept | None:
-    """One of the standard three, which the step may have closed, or pointed elsewhere to silence a library."""
+    """A standard descriptor, which a step may have closed, or redirected to silence a library."""
     try:
         duplicate = os.dup(number)
     except OSError:
@@ -146,7 +148,7 @@ def _file_behind(number: int) -> tuple[int, int] | None:
 
 
 def _stream(name: str) -> Kept:
-    """sys.stdout and the like, which the step may have replaced or closed."""
+    """A standard stream such as sys.stdout, which a step may have replaced or closed."""
     at_boot: TextIO | None = getattr(sys, name)
 
     def is_intact() -> bool:
@@ -166,10 +168,10 @@ def _stream(name: str) -> Kept:
 
 
 def _handlers() -> Kept:
-    """Signal handlers, as far as Python knows them. (SIGCHLD left ignored took away all exit codes of later steps.)
+    """The signal handlers that Python knows. (With SIGCHLD left ignored, later steps could not get any exit code.)
 
-    Those that a native library has installed past Python cannot be put back from here, and not be told from those that
-    it needs.
+    Handlers that a native library has installed without Python cannot be restored, nor told from handlers that the
+    library needs.
     """
     numbers = [int(number) for number in signal.valid_signals() if _signal.getsignal(number) is not None]
 
@@ -185,7 +187,7 @@ def _handlers() -> Kept:
 
 
 def _limit(name: str) -> Kept:
-    """A limit of the kernel's that a step has lowered. One that it has raised hurts nobody, and remains."""
+    """A resource limit, restored if a step has lowered it. A raised limit is harmless and stays."""
     number = getattr(resource, name)
     at_boot = resource.getrlimit(number)
 
@@ -201,7 +203,7 @@ def _is_not_lower(now: int, then: int) -> bool:
 
 
 def _recursion_limit() -> Kept:
-    """A library that a step imports first may raise it for good: only a lower one is undone."""
+    """The recursion limit, restored only if it was lowered: a library may raise it at import and rely on that."""
     at_boot = sys.getrecursionlimit()
     return Kept(
         "lowered the recursion limit",

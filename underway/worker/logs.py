@@ -1,9 +1,11 @@
-"""Logging in a worker: the supervisor hears what the user's code logs, and the app's own handlers work as ever.
+"""Logging in a worker: records of user code reach the supervisor, and the app's own handlers work as usual.
 
-An app configures logging as it likes and when it likes: `basicConfig` does nothing if the root logger has a handler,
-and `dictConfig` removes, closes and disables what it finds. (With our handler on the root logger the first was ignored.
-The second removed it: errors arrived as lines of level info, and no alert fired.) So nothing of ours is where an app
-configures: `cx.log` is not registered with logging, and the records of all other loggers are taken above the root.
+An app may configure logging in any way and at any time. But `basicConfig` does nothing if the root logger has a
+handler, and `dictConfig` removes and closes existing handlers and disables loggers. (With our handler on the root
+logger,
+`basicConfig` was ignored; `dictConfig` removed the handler, so errors arrived as lines of level info and no alert
+fired.) So underway touches nothing that an app configures: the logger of `cx.log` is not registered with logging, and
+the records of all other loggers are caught by a parent of the root logger.
 """
 
 import contextlib
@@ -22,9 +24,9 @@ _LONGEST_RECORD = 16 * 1024
 _LONGEST_NAME = 200
 _LONGEST_EXTRA = 1000
 _MOST_EXTRAS = 32
-# What a record has of itself, and what formatters leave in it.
+# The standard attributes of a record, and those that formatters add.
 _STANDARD = frozenset((*vars(logging.makeLogRecord({})), "asctime", "message"))
-# For the app's handlers and agents only: the supervisor has a line of its own for each failed attempt.
+# Not forwarded, only for the app's handlers and agents: the supervisor logs each failed attempt itself.
 _FAILURES = "underway.step"
 _FORWARDED = "_forwarded_to_supervisor"
 
@@ -32,14 +34,14 @@ _root = logging.getLogger()
 
 
 class Logs(Protocol):
-    """Whoever logs for the steps that an executor runs."""
+    """Logging for the steps that an executor runs."""
 
     def logger(self, name: str) -> logging.Logger: ...
     def attempt_failed(self, task: wire.Task, error: BaseException, level: int = logging.ERROR) -> None: ...
 
 
 class _PlainLogs:
-    """In the process of a test, which has logging of its own and sees errors itself."""
+    """Logging in a test process, which configures logging itself and sees exceptions directly."""
 
     def logger(self, name: str) -> logging.Logger:
         return logging.getLogger(name)
@@ -52,12 +54,13 @@ PLAIN_LOGS = _PlainLogs()
 
 
 class ForwardedLogs:
-    """In a worker. Between `begin_import` and `end_import` the app may configure logging."""
+    """Logging in a worker. The app is imported between `begin_import` and `end_import`."""
 
     def __init__(self, forwarder: "LogForwarder") -> None:
         self._forwarder = forwarder
         self._loggers: dict[str, _StepLogger] = {}
-        # The root's own default would keep back what is below a warning. Told from a level that the app has set.
+        # The root logger's default, WARNING, would drop INFO records. This unusual value shows whether the app has set
+        # one.
         self._our_root_level = forwarder.level - 1
 
     def begin_import(self) -> None:
@@ -68,30 +71,30 @@ class ForwardedLogs:
 
     def end_import(self) -> None:
         if _root.handlers and _root.level == self._our_root_level:
-            _root.setLevel(logging.WARNING)  # as it is without us
+            _root.setLevel(logging.WARNING)  # Python's default
 
     def logger(self, name: str) -> logging.Logger:
-        """Of a step. It reaches the supervisor whatever becomes of the loggers of the app."""
+        """The logger of a step. It reaches the supervisor however the app changes its own loggers."""
         logger = self._loggers.get(name)
         if logger is None:
             logger = self._loggers[name] = _StepLogger(name, self._forwarder)
         return logger
 
     def attempt_failed(self, task: wire.Task, error: BaseException, level: int = logging.ERROR) -> None:
-        """Say so where handlers and agents of the app listen. They cannot change how the attempt ends."""
+        """Log a failed attempt for the app's handlers and agents. They cannot change how the attempt ends."""
         logger = logging.getLogger(_FAILURES)
         logger.disabled = False  # dictConfig disables all loggers that it does not name, unless it is told not to
         about = {"run": task.run, "job": task.job, "step": task.step, "attempt": task.attempt}
         try:
             logger.log(level, "attempt %d at %s.%s failed", task.attempt, task.job, task.step,
                        exc_info=error, extra=about)  # fmt: skip
-        except BaseException:  # a handler that exits, too
+        except BaseException:  # including SystemExit raised by a handler
             with contextlib.suppress(Exception):
                 traceback.print_exc()
 
 
 class LogForwarder(logging.Handler):
-    """Sends records to the supervisor, which knows what they are about."""
+    """Sends records to the supervisor, which adds run, job, step and attempt."""
 
     def __init__(self, conversation: Conversation, guard: Guard, level: int) -> None:
         super().__init__(level)
@@ -115,9 +118,9 @@ class LogForwarder(logging.Handler):
 
 
 class _StepLogger(logging.Logger):
-    """Forwards, and then hands each record to the registered logger of its name, as far as that is enabled.
+    """Forwards each record, then passes it to the registered logger of the same name if that is enabled for its level.
 
-    So the level, handlers and filters that the app has set for that name or those above it hold for its own handlers.
+    So the levels, handlers and filters that the app has set for this name or its parents apply to the app's handlers.
     """
 
     def __init__(self, name: str, forwarder: LogForwarder) -> None:
@@ -127,9 +130,9 @@ class _StepLogger(logging.Logger):
         self.parent = self._registered
 
     def __reduce__(self) -> Any:
-        return logging.getLogger, (self.name,)  # in another process there is nothing else
+        return logging.getLogger, (self.name,)  # another process has no supervisor to forward to
 
-    def isEnabledFor(self, level: int) -> bool:  # logging.disable() in one step would silence all steps after it
+    def isEnabledFor(self, level: int) -> bool:  # ignores logging.disable(), which would silence all later steps
         if self.level:
             return level >= self.level
         return level >= self._forwarder.level or self._registered.isEnabledFor(level)
@@ -154,7 +157,7 @@ class _StepLogger(logging.Logger):
 
 
 class _Unconfigured(logging.Handler):
-    """Above the root logger: forwards what is logged as long as the app has given the root no handler of its own."""
+    """On the root logger's parent: forwards records as long as the app has not added a handler to the root logger."""
 
     def __init__(self, forwarder: LogForwarder) -> None:
         super().__init__(forwarder.level)
@@ -178,7 +181,7 @@ def _with_traceback(record: logging.LogRecord) -> str:
 
 
 def _traceback(record: logging.LogRecord) -> str | None:
-    """Never left in the record, where a formatter of the app would find it and take it for its own."""
+    """The traceback as text. It is not cached in the record, where a formatter of the app would reuse it."""
     parts = [record.exc_text, record.stack_info]
     if record.exc_info:
         parts[0] = logging.Formatter().formatException(record.exc_info)
@@ -187,7 +190,7 @@ def _traceback(record: logging.LogRecord) -> str | None:
 
 
 def _extra(record: logging.LogRecord) -> dict[str, wire.Scalar]:
-    """What the user's code has added to a record: numbers as they are, everything else as text."""
+    """The attributes that user code has added to a record: numbers as they are, everything else as text."""
     added = [(name, value) for name, value in record.__dict__.items() if name not in _STANDARD and name[:1] != "_"]
     extra = {_cut(name, _LONGEST_NAME): _scalar(value) for name, value in added[:_MOST_EXTRAS]}
     if len(added) > _MOST_EXTRAS:
@@ -202,10 +205,10 @@ def _scalar(value: object) -> wire.Scalar:
         return value
     try:
         return _cut(str(value), _LONGEST_EXTRA)
-    except Exception:  # the user's code says what its text is
+    except Exception:  # a __str__ of user code may raise
         return f"{type(value).__name__} (it cannot be printed)"
 
 
 def _cut(text: str, most: int) -> str:
-    """Short enough, and without half of a surrogate pair, which has no UTF-8."""
+    """The text, shortened, and without lone surrogates, which UTF-8 cannot encode."""
     return shorten(text, most).encode(errors="replace").decode()

@@ -106,7 +106,7 @@ class _Run:
         except BaseException as error:
             self._error = self._error or _unwrapped(error)
         if forks.depth != self._forks:
-            forks.leave(self._error)  # the tasks and the loop's descriptors are the parent's
+            forks.leave(self._error)  # the tasks and the loop's descriptors belong to the parent
         await self._end_tasks()
 
     async def _end_tasks(self) -> None:

@@ -26,7 +26,8 @@ from underway.worker.victim import stand_in_front
 _DID_NOT_BOOT = 3
 _HANDED_OVER = ("next", "done", "committed")
 _LONGEST_TRACEBACK = 32 * 1024
-# A shorter task may have left zombies only through Python, which we know, or they wait until the worker is idle.
+# After a shorter task, zombies are reaped only if Python code has started a child; others wait until the worker is
+# idle.
 _SECONDS_OF_INTEREST = 0.01
 
 
@@ -84,10 +85,10 @@ class Inbox:
         self._told_to_end = False
         self._tasks: deque[wire.Task] = deque()
         self._revoked: set[int] = set()
-        self._asked = False  # to be replaced
+        self._asked = False  # whether it has asked to be replaced
 
     def work(self) -> None:
-        """Until it is told to end."""
+        """Run tasks until the supervisor tells the worker to exit."""
         announced: int | None = None
         while True:
             while not self._tasks or self._isolation.spoilt:
@@ -129,10 +130,10 @@ class Inbox:
         self._title.idle()
         self._children.collect()
         self._take(self._conversation.receive())
-        close_old_connections()  # they have become older meanwhile
+        close_old_connections()  # they may have reached CONN_MAX_AGE while the worker was idle
 
     def _refuse(self) -> None:
-        """Ask to be replaced, and give back all tasks, the last one first: each goes to the head of the line."""
+        """Ask to be replaced, and return all tasks in reverse order, because each goes to the head of the queue."""
         if not self._asked:
             self._asked = True
             self._conversation.hold(wire.Spoilt(self._isolation.spoilt))

@@ -26,7 +26,7 @@ class States:
     def of(self, job: Job[Any, Any, Any]) -> Any:
         """The state of a job that has a factory."""
         if job.name not in self._made:
-            # What it sets in context variables would otherwise be seen by the first task alone.
+            # In its own context: otherwise only the first task would see the context variables that the factory sets.
             self._made[job.name] = self._contexts.fresh().run(self._make, job)
         return self._made[job.name]
 
@@ -43,4 +43,4 @@ class States:
             raise StateFailed(f"state={name} of job {job.name!r} raised {type(error).__name__}: {error}") from error
         finally:
             if forks.depth != self._forks:
-                forks.leave(sys.exc_info()[1])  # else it would go on with the step
+                forks.leave(sys.exc_info()[1])  # otherwise the child would run the step too

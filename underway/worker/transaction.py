@@ -32,7 +32,7 @@ class Transactions:
         self._opening = threading.Lock()
         self.welcome: wire.Welcome | None = None
         self.token: int | None = None  # of the attempt that has opened one
-        self._ended: int | None = None  # of the attempt whose hand-over has begun
+        self._ended: int | None = None  # the token of the attempt whose hand-over has begun
 
     def open(self, token: int, check: Callable[[], None]) -> "psycopg.Connection[tuple[Any, ...]]":
         """The connection of this attempt, in its transaction. `check` raises if the attempt has ended."""
@@ -81,7 +81,7 @@ class Transactions:
 
     @contextmanager
     def _interruptible(self, token: int) -> Iterator[None]:
-        """The step has returned, and is interrupted as if it still ran: its hand-over waits for another transaction."""
+        """Allow interrupts although the step has returned, because its hand-over waits for another transaction."""
         try:
             self._guard.begin(token)
             yield

@@ -246,7 +246,7 @@ suspect as (
         order by r.queue, r.job, r.step, r.rank, r.id limit 1
     ) following
 )
--- As text: drivers do not know arrays of our domains.
+-- Cast to text, because drivers do not know arrays of our domain types.
 select queue::text as queue, job::text as job, step::text as step, min(due)::timestamptz as since
 from (select * from fresh union all select * from suspect) lane
 where not exists (
