@@ -4,6 +4,7 @@ CHAOS_SEED decides which combinations are tried.
 """
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -215,6 +216,24 @@ def test_a_run_that_cannot_be_promoted_holds_up_no_other(
     assert supervisor.log.count("promotion: the database refuses the data of a row: no plain can be UPDATE") == 1
     neighbours_succeed(database, supervisor)
     assert value(connection, "select state from underway.run where id = %s", [bad]) == "waiting"
+
+
+def test_a_claim_that_is_always_refused_makes_no_busy_loop(
+    connection: Connection, start_supervisor: Start, database: str
+) -> None:
+    """As with a token sequence at its end. The supervisor asks at each poll, and serves when the cause is gone."""
+    connection.execute("alter sequence underway.token maxvalue 2")
+    connection.execute("select setval('underway.token', 2)")
+    insert(connection, **PLAIN)
+    supervisor = start_supervisor("extremes", "--procs", "1")
+    supervisor.until("claim: the database refuses the data of a row")
+    claims = "select xact_rollback from pg_stat_database where datname = current_database()"
+    before = value(connection, claims)
+    time.sleep(3)
+    connection.execute("select pg_stat_clear_snapshot()")
+    assert value(connection, claims) - before < 60  # a busy loop makes hundreds
+    connection.execute("alter sequence underway.token no maxvalue")
+    neighbours_succeed(database, supervisor)
 
 
 def test_a_run_that_cannot_be_taken_back_holds_up_no_other(connection: Connection, start_supervisor: Start) -> None:

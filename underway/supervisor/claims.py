@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from underway import wire
 from underway.manifest import Lane, Step
-from underway.postgres.session import ANSWER_SECONDS
+from underway.postgres.session import ANSWER_SECONDS, DatabaseAway
 from underway.postgres.store import Lanes, Store
 from underway.supervisor.batch import Batch
 from underway.supervisor.crew import Crew
@@ -139,7 +139,9 @@ class Claims:
                 )
         except FAILED as error:
             self._faults.note(error)
-            self.expect_unknown()
+            # A claim whose data was refused has taken nothing. Woken for it, the loop asked again without a pause.
+            if isinstance(error, DatabaseAway):
+                self.expect_unknown()
             return 0
         # Not when it was wanted: it may have waited for the database to come back, much longer than a lease.
         sent_at = self._store.claim_sent_at
