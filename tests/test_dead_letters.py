@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import psycopg
@@ -373,7 +373,8 @@ def many_failed(connection: Connection, count: int) -> None:
     )
 
 
-@pytest.mark.parametrize(
+Redrive: TypeAlias = Callable[[Connection, int | None], int]
+REDRIVES = pytest.mark.parametrize(
     "redrive",
     [
         lambda connection, limit: control.redrive_label(connection, "dead", limit),
@@ -381,10 +382,13 @@ def many_failed(connection: Connection, count: int) -> None:
     ],
     ids=["a label", "the quarantine"],
 )
+
+
+@REDRIVES
 @pytest.mark.parametrize(("limit", "redriven", "parts"), [(None, 2500, 3), (2100, 2100, 3), (1000, 1000, 1)])
 def test_very_many_are_redriven_in_parts_of_which_none_takes_long(
     connection: Connection,
-    redrive: Callable[[Connection, int | None], int],
+    redrive: Redrive,
     limit: int | None,
     redriven: int,
     parts: int,
@@ -393,6 +397,31 @@ def test_very_many_are_redriven_in_parts_of_which_none_takes_long(
     assert redrive(connection, limit) == redriven
     assert value(connection, "select count(*) from underway.run") == redriven
     assert value(connection, "select count(distinct xmin::text) from underway.run") == parts
+
+
+FAIL_AT_ONCE = """
+create function pg_temp.fail_at_once() returns trigger language plpgsql as $$
+begin
+    delete from underway.run where id = new.id;
+    insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, state, priority,
+        queue, job, step, dead_letter, quarantined, input, finished_at)
+    values (new.id, new.created_at, now(), new.keep, 0, 0, 0, 'failed', 0, 'default', new.job, 'step', 'dead', true,
+        new.input, clock_timestamp());
+    return null;
+end
+$$;
+create trigger fail_at_once after insert on underway.run for each row execute function pg_temp.fail_at_once();
+"""
+
+
+@REDRIVES
+def test_one_that_has_failed_again_meanwhile_is_not_redriven_twice(connection: Connection, redrive: Redrive) -> None:
+    many_failed(connection, 1500)
+    connection.execute(FAIL_AT_ONCE)
+    try:
+        assert redrive(connection, None) == 1500
+    finally:
+        connection.execute("drop trigger fail_at_once on underway.run")
 
 
 def test_very_many_are_redriven_in_the_callers_transaction(database: str, connection: Connection) -> None:

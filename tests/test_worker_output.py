@@ -40,6 +40,15 @@ def about(lines: list[dict[str, Any]], run: Run[Any]) -> list[str]:
     return [line["message"] for line in lines if line.get("run") == str(run.id)]
 
 
+def test_what_was_printed_before_a_record_is_logged_before_it(bind: Bind, start_supervisor: Start) -> None:
+    bind(printing.app)
+    texts = [f"report {number}" for number in range(20)]
+    made = printing.print_and_log.enqueue_many(texts)
+    lines = logged(start_supervisor)
+    for run, text in zip(made, texts, strict=True):
+        assert about(lines, run) == [f"{text} printed", f"{text} logged"]
+
+
 # Rewritten lines
 
 

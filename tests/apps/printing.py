@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 from underway import Context, Done, RetryPolicy, To, Underway
 
@@ -62,9 +63,17 @@ def crash(cx: Context, mebibytes: int) -> Done:
     os.abort()
 
 
+def print_then_log(cx: Context, text: str) -> Done:
+    time.sleep(0.02)  # apart from the output of the previous run
+    print(f"{text} printed")
+    cx.log.info("%s logged", text)
+    return To.done()
+
+
 bars = app.job("bars").step(bar, retry=once)
 paging = app.job("paging").step(pages, retry=once)
 chatting = app.job("chatting").step(chatter, retry=once)
 logging_much = app.job("logging-much").step(log_much, retry=once)
 shouting = app.job("shouting").step(shout, retry=once)
 crashing = app.job("crashing").step(crash, retry=once, max_crashes=1)
+print_and_log = app.job("print-and-log").step(print_then_log, retry=once)

@@ -10,7 +10,7 @@ from psycopg.pq import TransactionStatus
 from underway.errors import InvalidOption, RunCancelled
 from underway.postgres.asking import fetch
 from underway.postgres.cursors import Json
-from underway.postgres.runs import instant
+from underway.postgres.runs import clock, instant
 
 _CANCEL_IS_FINAL = "UW004"
 _TOGETHER = 1000
@@ -115,14 +115,16 @@ def _in_parts(
 
     A single statement for a million runs would exceed its role's statement_timeout at every retry.
     """
+    # A run of an earlier part may have failed again by now. Without this limit it was redriven twice.
+    bounded = {**parameters, "failed_until": clock(connection)}
     redriven = 0
     while _commits_alone(connection) and (limit is None or limit - redriven > _TOGETHER):
-        ((part,),) = fetch(connection, statement, {**parameters, "limit": _TOGETHER})
+        ((part,),) = fetch(connection, statement, {**bounded, "limit": _TOGETHER})
         redriven += part
         if part < _TOGETHER:  # the last part; the remaining runs, if any, cannot be redriven
             break
     left = None if limit is None else limit - redriven
-    return redriven + int(fetch(connection, statement, {**parameters, "limit": left})[0][0])
+    return redriven + int(fetch(connection, statement, {**bounded, "limit": left})[0][0])
 
 
 def _commits_alone(connection: psycopg.Connection[Any]) -> bool:

@@ -6,6 +6,9 @@ conn= waited for each other until the pool timed out.
 
 A connection is checked before it is lent again. A server restart, idle_session_timeout, a pooler or a proxy closes idle
 connections, and each of them would fail one caller.
+
+A call waits five seconds for a server that cannot be reached: a quick restart fails nobody. The first call after the
+server's return succeeds. With psycopg_pool's own back-off calls failed for up to a minute after it.
 """
 
 import asyncio
@@ -24,13 +27,21 @@ _SIZE = 4
 _RESTED_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 
+_BUSY_SECONDS = 30.0
+_AWAY_SECONDS = 5.0
+# The pool connects when it is asked for a connection, so whoever waits asks again.
+_ASK_SECONDS = 1.0
+# The pool tries twice in a row, then forgets the connection, and the next caller makes it try again.
+_NO_BACK_OFF = 0.0
+
 _STATEMENTS_BUSY = (
-    f"all {_SIZE} connections for the app's own statements were busy for 30 s: check for an open transaction that has "
-    f"enqueued the same unique key, and for {_SIZE} threads in enqueue_many whose values enqueue runs themselves"
+    f"all {_SIZE} connections for the app's own statements were busy for {_BUSY_SECONDS:g} s: check for an open "
+    f"transaction that has enqueued the same unique key, and for {_SIZE} threads in enqueue_many whose values enqueue "
+    f"runs themselves"
 )
 _HELD_BUSY = (
-    f"all {_SIZE} connections that app.connection() lends were in use for 30 s: leave each `with app.connection()` "
-    f"soon, open none inside another, and pass the one you have as conn="
+    f"all {_SIZE} connections that app.connection() lends were in use for {_BUSY_SECONDS:g} s: leave each `with "
+    f"app.connection()` soon, open none inside another, and pass the one you have as conn="
 )
 
 
@@ -119,21 +130,23 @@ def _pool(conninfo: str, *, autocommit: bool) -> ConnectionPool[_Lent]:
             pool.drain()  # the others are probably broken too; otherwise the pool checks them one by one, with pauses
             raise psycopg.OperationalError("the connection broke while it was idle")
 
-    given = {"autocommit": autocommit}
-    pool = ConnectionPool(
-        conninfo, connection_class=_Lent, kwargs=given, min_size=0, max_size=_SIZE, check=check, open=False
-    )
+    pool = ConnectionPool(conninfo, connection_class=_Lent, check=check, **_options(autocommit))
     return pool
 
 
 def _get(pool: ConnectionPool[_Lent], busy: str) -> _Lent:
     if pool.closed:  # first use
         pool.open()
-    try:
-        return pool.getconn()
-    except PoolTimeout as error:
-        psycopg.connect(str(pool.conninfo)).close()  # raises the error that keeps the pool from connecting
-        raise PoolTimeout(busy) from error
+    asked_at = time.monotonic()
+    while True:
+        try:
+            return pool.getconn(_ASK_SECONDS)
+        except PoolTimeout as error:
+            waited = time.monotonic() - asked_at
+            if waited > pool.timeout or (waited > _AWAY_SECONDS and _has_none(pool)):
+                psycopg.connect(str(pool.conninfo)).close()  # raises the error that keeps the pool from connecting
+            if waited > pool.timeout:
+                raise PoolTimeout(busy) from error
 
 
 def _async_pool(conninfo: str, *, autocommit: bool) -> AsyncConnectionPool[_AsyncLent]:
@@ -143,19 +156,38 @@ def _async_pool(conninfo: str, *, autocommit: bool) -> AsyncConnectionPool[_Asyn
             await pool.drain()
             raise psycopg.OperationalError("the connection broke while it was idle")
 
-    given = {"autocommit": autocommit}
-    pool = AsyncConnectionPool(
-        conninfo, connection_class=_AsyncLent, kwargs=given, min_size=0, max_size=_SIZE, check=check, open=False
-    )
+    pool = AsyncConnectionPool(conninfo, connection_class=_AsyncLent, check=check, **_options(autocommit))
     return pool
 
 
 async def _get_async(pool: AsyncConnectionPool[_AsyncLent], busy: str) -> _AsyncLent:
-    try:
-        return await pool.getconn()
-    except PoolTimeout as error:
-        await (await psycopg.AsyncConnection.connect(str(pool.conninfo))).close()
-        raise PoolTimeout(busy) from error
+    asked_at = time.monotonic()
+    while True:
+        try:
+            return await pool.getconn(_ASK_SECONDS)
+        except PoolTimeout as error:
+            waited = time.monotonic() - asked_at
+            if waited > pool.timeout or (waited > _AWAY_SECONDS and _has_none(pool)):
+                await (await psycopg.AsyncConnection.connect(str(pool.conninfo))).close()
+            if waited > pool.timeout:
+                raise PoolTimeout(busy) from error
+
+
+def _options(autocommit: bool) -> dict[str, Any]:
+    return {
+        "kwargs": {"autocommit": autocommit},
+        "min_size": 0,
+        "max_size": _SIZE,
+        "name": "underway" if autocommit else "underway-held",  # the pool logs that it cannot connect
+        "timeout": _BUSY_SECONDS,
+        "reconnect_timeout": _NO_BACK_OFF,
+        "open": False,
+    }
+
+
+def _has_none(pool: ConnectionPool[_Lent] | AsyncConnectionPool[_AsyncLent]) -> bool:
+    """Whether the pool has no connection, not even one that is lent or being opened."""
+    return pool.get_stats()["pool_size"] == 0
 
 
 # Checking idle connections

@@ -100,10 +100,14 @@ class WorkerOutput:
 
     def read_to_end_of_task(self) -> None:
         """Read the output of a task that has ended. It is in the pipe, or was read when an earlier task ended."""
+        self._read_what_came_first()
+        self._end_attempt()
+
+    def _read_what_came_first(self) -> None:
+        """Read what was printed before the latest messages were sent. Otherwise it is logged after them."""
         if self.behind:
             self.behind = False
             self.read()
-        self._end_attempt()
 
     def forget(self) -> None:
         """A new task starts: earlier output is not evidence for it and does not count against its limit.
@@ -139,6 +143,7 @@ class WorkerOutput:
 
     def log_record(self, record: wire.Log) -> None:
         """Log a record of user code, perhaps from the import of the app."""
+        self._read_what_came_first()
         if not log.isEnabledFor(record.level):
             return
         message = record.payload.decode(errors="replace")

@@ -159,14 +159,15 @@ set search_path = pg_catalog, pg_temp
 as $$ select underway.redrive_runs(array[run_id], underway.payload(input)) = 1 $$;
 comment on function underway.redrive is 'redrives one run that has failed or was cancelled, if no other is live under its unique key';
 
-create function underway.redrive_all(dead_letter text, most int default null) returns int
+create function underway.redrive_all(dead_letter text, most int default null, failed_until timestamptz default 'infinity')
+returns int
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
     select underway.redrive_runs((
         select array_agg(id) from (
             select f.id from underway.finished_run f
-            where f.dead_letter = redrive_all.dead_letter
+            where f.dead_letter = redrive_all.dead_letter and f.finished_at <= redrive_all.failed_until
             order by f.finished_at
             limit most
         ) oldest

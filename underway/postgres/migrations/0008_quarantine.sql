@@ -20,7 +20,10 @@ left join lateral (
 where f.quarantined;
 comment on view underway.quarantine is 'quarantined runs, with what is known of the last death';
 
-create function underway.release_quarantined(job text default null, most int default null) returns int
+create function underway.release_quarantined(
+    job text default null, most int default null, failed_until timestamptz default 'infinity'
+)
+returns int
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -28,6 +31,7 @@ as $$
         select array_agg(id) from (
             select f.id from underway.finished_run f
             where f.quarantined and (release_quarantined.job is null or f.job = release_quarantined.job)
+                and f.finished_at <= release_quarantined.failed_until
             order by f.finished_at
             limit most
         ) oldest

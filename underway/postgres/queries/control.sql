@@ -25,7 +25,7 @@ select job, step, state from underway.finished_run where id = %(id)s and state i
 select underway.redrive_run(%(id)s, %(input)s::text::json) as redriven;
 
 -- redrive_label: the same for runs with this dead-letter label, the oldest first
-select underway.redrive_all(%(label)s, %(limit)s) as redriven;
+select underway.redrive_all(%(label)s, %(limit)s, %(failed_until)s) as redriven;
 
 -- discard_run: take the dead-letter label off a run
 select underway.discard(%(id)s) as discarded;
@@ -50,7 +50,7 @@ select dead_letter from underway.queue where dead_letter is not null
 order by dead_letter;
 
 -- release_quarantined: let quarantined runs go on, the oldest first
-select underway.release_quarantined(%(job)s, %(limit)s) as released;
+select underway.release_quarantined(%(job)s, %(limit)s, %(failed_until)s) as released;
 
 -- stranded_lanes: where runs are pending that no living supervisor serves, and since when; times as for clock
 select queue, job, step, (extract(epoch from since) * 1000000)::int8 as since
