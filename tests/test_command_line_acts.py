@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -137,6 +138,19 @@ def test_shut_down_one_supervisor_then_all(start_supervisor: Start, database: st
     assert second.wait() == 0
     assert output("shutdown", "--all", "--wait", "5", database=database) == "0 of 0 supervisors gone\n"
     assert "no supervisor has an id that begins with 00" in refusal("shutdown", "00", database=database)
+
+
+def test_shutdown_does_not_wait_for_one_that_was_killed(connection: Connection, database: str) -> None:
+    connection.execute(
+        "insert into underway.supervisor (id, host, pid, app, manifest_hash, seen_at)"
+        " values (%s, 'host', 1, 'app', '', now() - interval '1 minute')",
+        [killed := uuid4()],
+    )
+    done = underway("shutdown", "--all", "--wait", "60", database=database)
+    assert (done.returncode, done.stdout) == (0, "0 of 1 supervisor gone\n")
+    why = "it was killed, or cannot reach the database"
+    assert done.stderr == f"not waited for: {killed} (silent, seen 1m ago): {why}\n"
+    assert document("shutdown", "--all", "--wait", "60", database=database)["silent"] == [str(killed)]
 
 
 def test_shutdown_waits_no_longer_than_it_is_told(

@@ -44,7 +44,7 @@ def test_a_supervisor_at_work_is_well_and_one_that_was_killed_is_not_there(
     assert ask() == (0, "healthy: 1 supervisor\n")
     supervisor.send(signal.SIGKILL)
     supervisor.wait()
-    connection.execute("update underway.supervisor set seen_at = now() - interval '4 minutes'")
+    connection.execute("update underway.supervisor set seen_at = now() - interval '11 seconds'")
     assert ask() == (1, f"unhealthy: no supervisor of host {HOST} is alive\n")
 
 

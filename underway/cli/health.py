@@ -2,7 +2,7 @@
 
 import socket
 import sys
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import click
 import psutil
@@ -15,6 +15,8 @@ from underway.cli.table import Row
 from underway.cli.words import age, count
 from underway.errors import UnderwayError
 from underway.postgres import people, runs
+
+_LATE = timedelta(seconds=10)  # two intervals at which a supervisor updates seen_at
 
 
 @click.command("health", short_help="Whether the supervisors of this host are well.")
@@ -46,19 +48,22 @@ def _look(database: str | None, supervisor: str | None) -> tuple[list[Row], str]
         one = None if supervisor is None else str(find_supervisor(connection, supervisor))
         known = people.list_supervisors(connection)
         now = runs.clock(connection)
-    meant = [label for label in known if label["id"] == one] if one is not None else _living(known, host)
+    meant = [label for label in known if label["id"] == one] if one is not None else _living(known, host, now)
     if not meant:
         return [], f"no supervisor of host {host} is alive"
     return meant, next(filter(None, (_ill(label, now) for label in meant)), "")
 
 
-def _living(known: list[Row], host: str) -> list[Row]:
+def _living(known: list[Row], host: str, now: datetime) -> list[Row]:
     """The supervisors of this host, without the rows that killed ones have left behind.
+
+    One that was seen a moment ago is alive even if its process is not found: a container may share the host's name but
+    not its processes.
 
     In a container that was started again the new one has the pid of the old: of several with one pid the last counts.
     """
     newest = {label["pid"]: label for label in known if label["host"] == host}  # in the order of their starts
-    return [label for label in newest.values() if label["state"] != "silent" or psutil.pid_exists(label["pid"])]
+    return [label for label in newest.values() if now - label["seen_at"] < _LATE or psutil.pid_exists(label["pid"])]
 
 
 def _ill(label: Row, now: datetime) -> str:

@@ -61,7 +61,9 @@ def shutdown(supervisor: str | None, everyone: bool, wait: float, database: str 
     """Ask a supervisor, or all, to finish what runs and stop, as TERM does.
 
     SUPERVISOR is its id, or as much of its beginning as no other has. Without
-    --wait nothing is waited for. Exit code 3: asked, but not gone in time.
+    --wait nothing is waited for. Exit code 3: asked, but not gone in time. A
+    supervisor that is silent is not waited for: it was killed, or cannot reach
+    the database.
     """
     if (supervisor is None) == (not everyone):
         raise click.UsageError("give a SUPERVISOR, or --all")
@@ -69,22 +71,27 @@ def shutdown(supervisor: str | None, everyone: bool, wait: float, database: str 
         one = None if supervisor is None else find_supervisor(connection, supervisor)
         asked = control.shut_down(connection, one)
         left = _still_there(connection, asked, wait) if wait else asked
-        labels = {UUID(row["id"]): row for row in people.list_supervisors(connection)}
+        labels = {id_: row for row in people.list_supervisors(connection) if (id_ := UUID(row["id"])) in asked}
         now = runs.clock(connection)
+    silent = [id_ for id_, label in labels.items() if label["state"] == "silent"]
+    gone = [id_ for id_ in asked if id_ not in left and id_ not in silent]
     if as_json:
-        print_json({"asked": asked, "gone": [id_ for id_ in asked if id_ not in left]})
+        print_json({"asked": asked, "gone": gone, "silent": silent})
     elif not wait:
         click.echo(f"asked {count(len(asked), 'supervisor')} to stop")
     else:
-        click.echo(f"{len(asked) - len(left)} of {count(len(asked), 'supervisor')} gone")
-        for label in [labels[id_] for id_ in left if id_ in labels]:
-            seen = f"{label['state']}, seen {age(label['seen_at'], now)} ago"
-            click.echo(f"still there after {wait:g} s: {label['id']} ({seen})", err=True)
+        click.echo(f"{len(gone)} of {count(len(asked), 'supervisor')} gone")
+        for id_, label in labels.items():
+            seen = f"{id_} ({label['state']}, seen {age(label['seen_at'], now)} ago)"
+            if id_ in silent:
+                click.echo(f"not waited for: {seen}: it was killed, or cannot reach the database", err=True)
+            else:
+                click.echo(f"still there after {wait:g} s: {seen}", err=True)
     sys.exit(STILL_THERE if wait and left else 0)
 
 
 def _still_there(connection: Connection, asked: list[UUID], seconds: float) -> list[UUID]:
-    """Those of them that have not left in time."""
+    """Those of them that have not left in time and are not silent."""
     deadline = time.monotonic() + seconds
     while (left := control.present(connection, asked)) and time.monotonic() < deadline:
         time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))

@@ -7,8 +7,8 @@ select underway.resume(%(queue)s) as changed;
 -- shut_down: ask a supervisor, or all of them, to stop
 select id from underway.shutdown(%(supervisor)s) as id;
 
--- present_supervisors: which of these have not left yet; who vanished without leaving is forgotten in ten minutes
-select id from underway.supervisor where id = any(%(ids)s::uuid[]);
+-- present_supervisors: which of these have not left yet and were seen in the last half minute
+select id from underway.supervisor where id = any(%(ids)s::uuid[]) and seen_at >= now() - interval '30 seconds';
 
 -- dead_letters: failed runs with this label, the oldest first; times as for clock
 select id, job, step, queue, error, input::text, (extract(epoch from finished_at) * 1000000)::int8 as finished_at,
