@@ -116,9 +116,7 @@ class Codec:
             return self._load(orjson.loads(data))
         except Exception as error:
             misfit = self._misfit(error)
-            hint = (
-                "; if the field is new, give it a default: older data lacks it" if "missing required" in misfit else ""
-            )
+            hint = "; give a new field a default, for older data lacks it" if "missing required" in misfit else ""
             raise PayloadError(f"the data does not fit {self.name}: {misfit}{hint}") from error
 
     def _dump(self, value: Any) -> bytes:

@@ -37,7 +37,7 @@ def shut_down(connection: psycopg.Connection[Any], supervisor: UUID | None = Non
 
 
 def present(connection: psycopg.Connection[Any], supervisors: Iterable[UUID]) -> list[UUID]:
-    """Which of these supervisors have not left yet. One that was killed is silent, and so absent, after half a minute."""
+    """Which of these supervisors have not left yet. A killed one is absent after half a minute."""
     return [id_ for (id_,) in fetch(connection, "present_supervisors", {"ids": list(supervisors)})]
 
 
