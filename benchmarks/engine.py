@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from underway.manifest import Lane, Policy
-from underway.postgres.connect import conninfo
-from underway.postgres.endings import Attempt, Continue, Finish
-from underway.postgres.session import Session
-from underway.postgres.store import Claimed, Lanes, Store
-from underway.supervisor.claims import HEAD_SHARE
+from underway.definition.manifest import Lane, Policy
+from underway.postgres.connection import conninfo
+from underway.postgres.reconnecting import Session
+from underway.postgres.supervisor_store import Claimed, Lanes, Store
+from underway.postgres.transitions import Attempt, Continue, Finish
+from underway.supervisor.loops.claim import HEAD_SHARE
 
 T = TypeVar("T")
 

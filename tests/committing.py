@@ -9,15 +9,15 @@ from uuid import uuid4
 from db import LANE, LANES, STEP, Connection, ago, held_task
 from psycopg.rows import TupleRow
 
-from underway import wire
-from underway.manifest import Lane, Step
-from underway.postgres.endings import Attempt, Next, succeed
-from underway.postgres.session import STATEMENT_SECONDS, Session
-from underway.postgres.store import Store
-from underway.supervisor.commits import Commits, Ended
-from underway.supervisor.dispatch import Dispatch
-from underway.supervisor.task import Task
-from underway.supervisor.verdict import Seen, settle
+from underway.definition.manifest import Lane, Step
+from underway.postgres.reconnecting import STATEMENT_SECONDS, Session
+from underway.postgres.supervisor_store import Store
+from underway.postgres.transitions import Attempt, Next, succeed
+from underway.supervisor.loops.commit import Commits, Ended
+from underway.supervisor.tasks.dispatch import Dispatch
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.tasks.verdict import Seen, settle
+from underway.wire import messages
 
 NEXT = Next("next", "default", 0, 0.0, 60.0)
 NEXT_LANE = Lane("default", LANE.job, "next")
@@ -115,7 +115,7 @@ class Committing:
         payload: bytes = b'"good"',
         *,
         ending: str = "done",
-        spawned: list[wire.Spawn] | None = None,
+        spawned: list[messages.Spawn] | None = None,
         following: Next = NEXT,
     ) -> Task:
         """The end of a successful attempt, as the supervisor passes it on."""

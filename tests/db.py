@@ -11,13 +11,13 @@ from uuid import UUID, uuid4
 import psycopg
 from psycopg import sql
 
-from underway import manifest
+from underway.definition import manifest
+from underway.definition.manifest import Lane, Policy
 from underway.ids import new_id
-from underway.manifest import Lane, Policy
-from underway.postgres.endings import Attempt, Continue, Finish
-from underway.postgres.session import Session
-from underway.postgres.store import Claimed, Lanes, Store
-from underway.supervisor.task import Task, from_claim
+from underway.postgres.reconnecting import Session
+from underway.postgres.supervisor_store import Claimed, Lanes, Store
+from underway.postgres.transitions import Attempt, Continue, Finish
+from underway.supervisor.tasks.task import Task, from_claim
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]

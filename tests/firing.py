@@ -9,10 +9,10 @@ import psycopg
 from db import value
 from psycopg.rows import dict_row
 
+from underway.definition.manifest import Placement
 from underway.ids import new_id
-from underway.manifest import Placement
-from underway.postgres import schedules
-from underway.postgres.session import Session
+from underway.postgres import schedule_queries
+from underway.postgres.reconnecting import Session
 
 Connection = psycopg.Connection[Any]
 
@@ -41,16 +41,16 @@ class Firing:
         self._database = database
         self.connection = connection
 
-    def read(self, job: str = "later") -> schedules.Upcoming:
-        found: schedules.Upcoming
-        (found,) = self._with_session(lambda session: schedules.upcoming(session, [job], 1.0))
+    def read(self, job: str = "later") -> schedule_queries.Upcoming:
+        found: schedule_queries.Upcoming
+        (found,) = self._with_session(lambda session: schedule_queries.upcoming(session, [job], 1.0))
         return found
 
-    def fire(self, schedule: schedules.Upcoming, placement: Placement = HERE, slots: int = 1) -> int | None:
+    def fire(self, schedule: schedule_queries.Upcoming, placement: Placement = HERE, slots: int = 1) -> int | None:
         runs = [(new_id(), schedule.next_at + n * MINUTE) for n in range(slots)]
         following = schedule.next_at + slots * MINUTE
         fired: int | None = self._with_session(
-            lambda session: schedules.fire(session, schedule, runs, following, "nothing", placement)
+            lambda session: schedule_queries.fire(session, schedule, runs, following, "nothing", placement)
         )
         return fired
 

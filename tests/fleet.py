@@ -16,7 +16,7 @@ from harness import APPS, Supervisor
 from lengths import SEED
 from psycopg.conninfo import make_conninfo
 
-from underway.keeper import MARK
+from underway.guardian.script import MARK
 from underway.postgres.embedded import Cluster
 from underway.supervisor.shutdown import ExitCode
 from underway.testing.servers import temporary_cluster

@@ -17,9 +17,9 @@ import psycopg
 from db import LANE, Connection, insert, insert_held, next_token, value
 from psycopg.conninfo import make_conninfo
 
-from underway.postgres.session import Session
-from underway.postgres.store import Store
-from underway.postgres.transaction import StepTransactions
+from underway.postgres.reconnecting import Session
+from underway.postgres.step_transaction import StepTransactions
+from underway.postgres.supervisor_store import Store
 
 US, OTHERS = uuid4(), uuid4()
 TABLES = ("run", "finished_run", "attempt", "queue", "job", "schedule", "supervisor", "stop_request")

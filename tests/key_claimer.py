@@ -13,10 +13,10 @@ from uuid import uuid4
 import psycopg
 from db import ago, finish, go_on
 
-from underway.manifest import Lane, Policy
-from underway.postgres.endings import Attempt, Continue, Finish
-from underway.postgres.session import Session
-from underway.postgres.store import Claimed, Lanes, Store
+from underway.definition.manifest import Lane, Policy
+from underway.postgres.reconnecting import Session
+from underway.postgres.supervisor_store import Claimed, Lanes, Store
+from underway.postgres.transitions import Attempt, Continue, Finish
 
 LANES = Lanes((Lane("default", "job", step), Policy(lease=timedelta(seconds=1))) for step in ("step", "next"))
 _HOUSEKEEPING_SECONDS = 0.3

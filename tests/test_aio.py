@@ -27,9 +27,9 @@ from underway import (
     Status,
     Underway,
     aio,
-    context,
 )
-from underway.loading import load
+from underway.definition import context
+from underway.definition.loading import load
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from underway.postgres.session import STATEMENT_SECONDS, DatabaseAway
-from underway.supervisor.batch import Batch
+from underway.postgres.reconnecting import STATEMENT_SECONDS, DatabaseAway
+from underway.supervisor.loops.adaptive_batch import Batch
 
 SLOW = STATEMENT_SECONDS / 2
 

@@ -12,7 +12,7 @@ import pytest
 from db import value
 from harness import APPS, Supervisor, eventually, outcomes
 
-from underway.supervisor.booting import Boots
+from underway.supervisor.workers.boot import Boots
 
 
 def pauses(failures: int, slot: int = 1, *, boots: Boots) -> list[float]:

@@ -32,19 +32,19 @@ from harness import APPS, Supervisor, eventually, outcomes, states
 from psycopg import sql
 
 from underway import Context, Done, InvalidOption, RunCancelled, Status, To, Underway, aio
-from underway.manifest import Step
-from underway.postgres import runs
-from underway.postgres.store import Store
-from underway.supervisor.cancels import Cancels
-from underway.supervisor.dispatch import Dispatch
-from underway.supervisor.task import Task
-from underway.supervisor.verdict import Seen
+from underway.definition.manifest import Step
+from underway.postgres import client_queries
+from underway.postgres.supervisor_store import Store
+from underway.supervisor.loops.cancel import Cancels
+from underway.supervisor.tasks.dispatch import Dispatch
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.tasks.verdict import Seen
 
 US = uuid4()
 
 
 def status(connection: Connection, run: str) -> str | None:
-    return runs.status(connection, UUID(run))
+    return client_queries.status(connection, UUID(run))
 
 
 # One call
@@ -56,8 +56,8 @@ def test_a_run_in_progress_is_marked_once_and_its_supervisor_is_told(any_databas
         run, token = insert_held(connection, owner)
         with psycopg.connect(any_database, autocommit=True) as listener:
             listener.execute("listen underway")
-            assert runs.cancel(connection, UUID(run))
-            assert not runs.cancel(connection, UUID(run))
+            assert client_queries.cancel(connection, UUID(run))
+            assert not client_queries.cancel(connection, UUID(run))
             connection.execute("select pg_notify('underway', 'the last')")
             heard = [notify.payload for notify in listener.notifies(timeout=10, stop_after=2)]
         assert heard == ["cancel", "the last"]
@@ -72,8 +72,8 @@ def test_all_live_runs_of_a_job_are_cancelled_and_no_others(any_database: str) -
         live = [insert(connection), insert(connection, state="waiting"), insert_held(connection, US)[0]]
         insert_held(connection, US, cancel_requested=True)
         other = insert(connection, job="another")
-        assert runs.cancel_job(connection, LANE.job) == 3
-        assert runs.cancel_job(connection, LANE.job) == 0
+        assert client_queries.cancel_job(connection, LANE.job) == 3
+        assert client_queries.cancel_job(connection, LANE.job) == 0
         assert [status(connection, run) for run in live] == ["cancelled", "cancelled", "in_progress"]
         assert status(connection, other) == "pending"
 
@@ -82,8 +82,8 @@ def test_the_live_run_with_a_unique_key_is_cancelled(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run = insert(connection, unique_key="order 1")
         others = [insert(connection, unique_key="order 2"), insert(connection, job="another", unique_key="order 1")]
-        assert runs.cancel_key(connection, LANE.job, unique_key="order 1") == 1
-        assert runs.cancel_key(connection, LANE.job, unique_key="order 1") == 0
+        assert client_queries.cancel_key(connection, LANE.job, unique_key="order 1") == 1
+        assert client_queries.cancel_key(connection, LANE.job, unique_key="order 1") == 0
         assert status(connection, run) == "cancelled"
         assert [status(connection, other) for other in others] == ["pending", "pending"]
         assert insert(connection, unique_key="order 1")  # the key is free
@@ -100,8 +100,8 @@ def test_the_live_runs_with_a_concurrency_key_are_cancelled(any_database: str) -
             insert(connection, job="another", state="waiting", due="9999-12-31 00:00+00", **key),
             insert(connection, unique_key="tenant 1"),
         ]
-        assert runs.cancel_key(connection, LANE.job, concurrency_key="tenant 1") == 4
-        assert runs.cancel_key(connection, LANE.job, concurrency_key="tenant 1") == 0
+        assert client_queries.cancel_key(connection, LANE.job, concurrency_key="tenant 1") == 4
+        assert client_queries.cancel_key(connection, LANE.job, concurrency_key="tenant 1") == 0
         assert {status(connection, run) for run in (*in_line, pending)} == {"cancelled"}
         assert status(connection, running) == "in_progress"  # marked; its supervisor stops it
         # The slot that came free goes to a run of the other job.
@@ -144,7 +144,7 @@ def test_who_writes_at_that_moment_comes_first(
     answers: list[bool] = []
 
     def cancel(connection: Connection) -> None:
-        answers.append(runs.cancel(connection, UUID(run)))
+        answers.append(client_queries.cancel(connection, UUID(run)))
 
     waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
     with (
@@ -165,7 +165,7 @@ def test_who_writes_at_that_moment_comes_first(
 def test_a_claim_passes_by_a_run_that_is_being_cancelled(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection, psycopg.connect(any_database) as canceller:
         run, other = insert(connection), insert(connection)
-        assert runs.cancel(canceller, UUID(run))
+        assert client_queries.cancel(canceller, UUID(run))
         assert [claimed.run for claimed in claim(any_database)] == [other]
         canceller.commit()
         assert status(connection, run) == "cancelled"
@@ -211,7 +211,7 @@ def test_an_ending_that_comes_after_the_cancel_closes_the_run_as_cancelled(
     run, other = insert(connection), insert(connection)
 
     async def script(committing: Committing) -> None:
-        assert runs.cancel(connection, UUID(run))
+        assert client_queries.cancel(connection, UUID(run))
         _late(ending)(committing, run)
         committing.submit(other)
 
@@ -231,7 +231,7 @@ def test_a_task_that_never_began_leaves_no_attempt(database: str, connection: Co
     run = insert(connection)
 
     async def script(committing: Committing) -> None:
-        assert runs.cancel(connection, UUID(run))
+        assert client_queries.cancel(connection, UUID(run))
         committing.fail(run, Seen.NEVER_STARTED)
         committing.commits._waiting[0] = _never_started(committing)
 
@@ -254,7 +254,7 @@ def test_a_next_step_that_stayed_is_stopped_under_its_new_token(database: str, c
         (task,) = committing.stayed
         stopper = Stopping(committing.store)
         stopper.held[0] = held_task_of(run)  # the step before, whose answer has not come
-        assert runs.cancel(connection, UUID(run))
+        assert client_queries.cancel(connection, UUID(run))
         assert not await stopper.cancels.look()
         assert status(connection, run) == "in_progress"
         stopper.held = stopper.cancels._held = {task.token: task}
@@ -266,7 +266,7 @@ def test_a_next_step_that_stayed_is_stopped_under_its_new_token(database: str, c
 
 
 def held_task_of(run: str) -> Task:
-    from underway.postgres.store import Claimed
+    from underway.postgres.supervisor_store import Claimed
 
     return held_task(Claimed(run, 0, LANE, 0, 0, 0, 0, None, b"null"))
 
@@ -287,7 +287,7 @@ class Stopping:
 
 def test_a_claim_whose_answer_was_lost_is_not_given_back_but_closed(database: str, connection: Connection) -> None:
     run, _ = insert_held(connection, US, attempts=1, crashes=2)
-    assert runs.cancel(connection, UUID(run))
+    assert client_queries.cancel(connection, UUID(run))
 
     async def look(store: Store) -> None:
         await store.release_unknown([])
@@ -303,7 +303,7 @@ def test_a_claim_whose_answer_was_lost_is_not_given_back_but_closed(database: st
 
 def test_nobody_closes_what_another_supervisor_runs(database: str, connection: Connection) -> None:
     run, token = insert_held(connection, US)
-    assert runs.cancel(connection, UUID(run))
+    assert client_queries.cancel(connection, UUID(run))
 
     async def meddle(store: Store) -> None:
         assert await Stopping(store).cancels.look()
@@ -316,13 +316,13 @@ def test_nobody_closes_what_another_supervisor_runs(database: str, connection: C
 def test_the_reaper_closes_it_for_a_dead_owner_and_charges_nothing(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(connection, US, lease_until=AGES_AGO, crashes=1, max_crashes=2, number=3)
-        assert runs.cancel(connection, UUID(run))
+        assert client_queries.cancel(connection, UUID(run))
         assert with_store(any_database, lambda store: store.reap(10)) == [(run, token, "cancelled")]
         finished = row_of(connection, "finished_run", run)
         assert finished is not None
         assert (finished["state"], finished["crashes"], finished["input"]) == ("cancelled", 1, {"n": 1})
         assert attempts_of(connection, run) == [("cancelled", 4)]
-        assert not runs.cancel(connection, UUID(run))
+        assert not client_queries.cancel(connection, UUID(run))
 
 
 # The key of a cancelled run
@@ -337,7 +337,7 @@ def _holder_and_next(connection: Connection, **columns: Any) -> tuple[str, str]:
 def test_the_next_in_line_gets_the_key_of_a_run_that_is_closed_at_once(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         holder, following = _holder_and_next(connection)
-        assert runs.cancel(connection, UUID(holder))
+        assert client_queries.cancel(connection, UUID(holder))
         assert status(connection, following) == "pending"
 
 
@@ -347,7 +347,7 @@ def test_the_key_is_free_only_when_nothing_of_the_run_runs_any_more(any_database
         lease = AGES_AGO if closed_by == "the reaper" else IN_AN_HOUR
         held = {"state": "in_progress", "owner": str(US), "token": 7, "lease_until": lease}
         holder, following = _holder_and_next(connection, **held)
-        assert runs.cancel(connection, UUID(holder))
+        assert client_queries.cancel(connection, UUID(holder))
         assert status(connection, following) == "waiting"
 
         async def close(store: Store) -> None:

@@ -27,7 +27,7 @@ from harness import eventually
 from lengths import HOUR, MINUTE, SEED, stretched
 from psycopg.types.json import Jsonb
 
-from underway.client import Run
+from underway.client.runs import Run
 from underway.postgres.embedded import Cluster
 from underway.supervisor.shutdown import ExitCode
 

@@ -29,16 +29,16 @@ from db import (
 )
 from psycopg import sql
 
-from underway.manifest import Lane, Placement, Policy
-from underway.postgres import runs
-from underway.postgres.session import Session
-from underway.postgres.store import Claimed, Lanes, Renewal, Store
-from underway.postgres.wakeup import Wakeup
-from underway.retry import LONGEST
-from underway.supervisor import promoter
-from underway.supervisor.leases import Leases
-from underway.supervisor.task import Task
-from underway.supervisor.verdict import crash_delay
+from underway.definition.manifest import Lane, Placement, Policy
+from underway.definition.retry import LONGEST
+from underway.postgres import client_queries
+from underway.postgres.listener import Wakeup
+from underway.postgres.reconnecting import Session
+from underway.postgres.supervisor_store import Claimed, Lanes, Renewal, Store
+from underway.supervisor.loops import promote
+from underway.supervisor.loops.renew import Leases
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.tasks.verdict import crash_delay
 
 
 def ago(minutes: float) -> sql.SQL:
@@ -262,7 +262,7 @@ def test_a_hint_that_comes_during_a_look_is_not_lost(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run waited for the next poll."""
-    monkeypatch.setattr(promoter, "_POLL_SECONDS", 1000)
+    monkeypatch.setattr(promote, "_POLL_SECONDS", 1000)
 
     async def play(store: Store) -> None:
         promoted, swept = asyncio.Event(), asyncio.Event()
@@ -277,7 +277,7 @@ def test_a_hint_that_comes_during_a_look_is_not_lost(
             return found
 
         monkeypatch.setattr(store, "sweep_keys", swept_meanwhile)
-        promoting = promoter.Promoter(store, on_promoted=promoted.set)
+        promoting = promote.Promoter(store, on_promoted=promoted.set)
         loop = asyncio.create_task(promoting.run())
         try:
             async with asyncio.timeout(20):
@@ -568,10 +568,10 @@ def test_a_claim_whose_answer_was_lost_is_given_back_without_charge(
 def test_cancelling_a_run_that_is_not_running_closes_it_at_once(any_database: str, state: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run = insert(connection, state=state, due=IN_AN_HOUR if state == "waiting" else AGES_AGO, attempts=1)
-        assert runs.cancel(connection, UUID(run))
-        assert not runs.cancel(connection, UUID(run))
-        assert runs.status(connection, UUID(run)) == "cancelled"
-        assert runs.outcome(connection, UUID(run)) == ("cancelled", None, "cancelled")
+        assert client_queries.cancel(connection, UUID(run))
+        assert not client_queries.cancel(connection, UUID(run))
+        assert client_queries.status(connection, UUID(run)) == "cancelled"
+        assert client_queries.outcome(connection, UUID(run)) == ("cancelled", None, "cancelled")
         finished = row_of(connection, "finished_run", run)
         assert finished is not None
         assert (finished["input"], finished["attempts"]) == ({"n": 1}, 1)
@@ -581,9 +581,9 @@ def test_cancelling_a_run_that_is_not_running_closes_it_at_once(any_database: st
 def test_cancel_in_a_transaction_that_is_rolled_back_never_was(database: str, connection: Connection) -> None:
     run = insert(connection)
     with psycopg.connect(database) as caller:
-        assert runs.cancel(caller, UUID(run))
+        assert client_queries.cancel(caller, UUID(run))
         caller.rollback()
-    assert runs.status(connection, UUID(run)) == "pending"
+    assert client_queries.status(connection, UUID(run)) == "pending"
 
 
 # A row that a stranger has locked holds up no other
@@ -757,7 +757,7 @@ def test_a_run_that_somebody_has_cancelled_is_not_renewed_and_not_lost(
     cancelled, kept = insert(connection), insert(connection)
 
     async def play(renewing: Renewing) -> None:
-        assert runs.cancel(connection, UUID(cancelled))
+        assert client_queries.cancel(connection, UUID(cancelled))
         assert await renewing.renew() == {kept}
         assert renewing.lost == []
 

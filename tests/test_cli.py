@@ -12,11 +12,12 @@ import pytest
 from harness import APPS
 from underway_command import run_here
 
-from underway.cli import admin, supervisor
-from underway.cli.loaded import loaded
+from underway.cli import main as admin
+from underway.cli import supervisor
+from underway.cli.in_app.app import loaded
 from underway.supervisor.shutdown import EXIT_CODES
 
-ADMIN = "underway.cli.admin"
+ADMIN = "underway.cli.main"
 SUPERVISOR = "underway.cli.supervisor"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 NOWHERE = "host=127.0.0.1 port=1 user=me password=hunter2"

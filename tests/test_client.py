@@ -35,9 +35,9 @@ from underway import (
     SchemaMissing,
     Status,
     Underway,
-    client,
-    context,
 )
+from underway.client import runs as client
+from underway.definition import context
 
 Bind = Callable[[Underway], Underway]
 Start = Callable[..., Supervisor]

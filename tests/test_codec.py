@@ -24,8 +24,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typing_extensions import TypedDict
 
-from underway.codec import MAX_DEPTH, MAX_PAYLOAD, Codec, check_type, codec_for, decode, encode, type_name, type_names
 from underway.errors import PayloadError
+from underway.payload.codec import (
+    MAX_DEPTH,
+    MAX_PAYLOAD,
+    Codec,
+    check_type,
+    codec_for,
+    decode,
+    encode,
+    type_name,
+    type_names,
+)
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 

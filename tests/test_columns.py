@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from underway.postgres.columns import Column, Float4s, Float8s, Int2s, Int4s, Int8s, Texts, UUIDs, register
+from underway.postgres.arrays import Column, Float4s, Float8s, Int2s, Int4s, Int8s, Texts, UUIDs, register
 from underway.postgres.queries import statements
-from underway.postgres.session import Session
+from underway.postgres.reconnecting import Session
 
 # What Postgres calls the elements of each kind of column.
 TYPES: dict[type[Column], str] = {

@@ -17,7 +17,7 @@ from harness import states as count_states
 from underway_command import document, output, refusal, underway, underway_process, widest
 
 from underway import Status, Underway
-from underway.cli.supervisors import STILL_THERE
+from underway.cli.commands.supervisors import STILL_THERE
 
 Start = Callable[..., Supervisor]
 Bind = Callable[[Underway], Underway]

@@ -20,9 +20,9 @@ from harness import APPS, Supervisor, eventually
 from underway_command import document, output, refusal, underway, underway_process, widest
 
 from underway import Run
-from underway.cli.words import age, headline
+from underway.cli.output.format import age, headline
 from underway.ids import new_id
-from underway.postgres import people
+from underway.postgres import inspection
 
 ESCAPE = "\x1b[31m"
 
@@ -126,7 +126,7 @@ def in_a_terminal(*arguments: str, database: str, columns: int, no_colour: bool 
         environment |= {"UNDERWAY_DATABASE_URL": database, **({"NO_COLOR": "1"} if no_colour else {})}
         size = struct.pack("HHHH", 24, columns, 0, 0)
         fcntl.ioctl(1, termios.TIOCSWINSZ, size)
-        os.execve(sys.executable, [sys.executable, "-m", "underway.cli.admin", *arguments], environment)
+        os.execve(sys.executable, [sys.executable, "-m", "underway.cli.main", *arguments], environment)
     written = b""
     try:
         while part := os.read(terminal, 65536):
@@ -370,7 +370,7 @@ def test_long_searches_say_where_they_ended(database: str, monkeypatch: pytest.M
         for n in range(6):
             run = insert(connection, job="old" if n == 0 else "new")
             connection.execute("select underway.cancel(%s)", [run])
-    monkeypatch.setattr(people, "LOOKED_AT", 5)
+    monkeypatch.setattr(inspection, "LOOKED_AT", 5)
     near = underway("list", "--job", "old", database=database)
     assert near.stdout == "no runs\n"
     assert near.stderr == "looked at the newest 5 finished runs only\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from underway.cli.admin import main
+from underway.cli.main import main
 from underway.cli.supervisor import main as supervisor
 
 PAGE = Path(__file__).parent.parent / "docs" / "command-line.md"

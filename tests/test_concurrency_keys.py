@@ -26,10 +26,10 @@ from harness import Supervisor
 from psycopg import IsolationLevel, sql
 
 from underway import Run, Status, Underway
-from underway.manifest import Lane, Policy
-from underway.postgres import runs
-from underway.postgres.endings import Finish
-from underway.postgres.store import Claimed, Lanes, Store
+from underway.definition.manifest import Lane, Policy
+from underway.postgres import client_queries
+from underway.postgres.supervisor_store import Claimed, Lanes, Store
+from underway.postgres.transitions import Finish
 
 T = TypeVar("T")
 
@@ -162,7 +162,7 @@ def test_every_end_gives_the_key_to_the_next(play: Play, end: str) -> None:
         else:
             if end == "released and cancelled":
                 await store.release_unknown([])
-            assert runs.cancel(connection, UUID(first))
+            assert client_queries.cancel(connection, UUID(first))
         assert holders(connection) == {second}
         assert state(connection, first) in ("failed", "cancelled")
         assert await claimed(store) == [second]
@@ -174,7 +174,7 @@ def test_a_cancelled_run_in_line_gives_up_nothing(play: Play) -> None:
     async def scene(store: Store, connection: Connection) -> None:
         first, second, third = (wait_for(connection, age=60 - n) for n in range(3))
         await store.line_up(100)
-        assert runs.cancel(connection, UUID(second))
+        assert client_queries.cancel(connection, UUID(second))
         assert holders(connection) == {first}
         (held,) = await claim(store)
         await store.finish([done(held)], [])
@@ -342,7 +342,7 @@ def test_whoever_gives_up_many_keys_does_not_use_up_the_locks_of_all(play: Play,
         )
         seconds = {wait_for(connection, f"key{n}", due=NEVER, rank=NOW) for n in range(1, 3001, 500)}
         with psycopg.connect(any_database) as mine:
-            assert runs.cancel_job(mine, "many") == 3000
+            assert client_queries.cancel_job(mine, "many") == 3000
             locks = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
             assert value(mine, locks) == 1000
         await store.sweep_keys(("", ""), 100)
@@ -368,7 +368,7 @@ def test_a_transaction_that_sees_old_slots_gives_none_away(
             mine.execute("select count(*) from underway.run")
             await store.finish([done(held)], [])
             assert holders(connection) == {first, third}
-            assert runs.cancel(mine, UUID(first))
+            assert client_queries.cancel(mine, UUID(first))
         assert holders(connection) == {third}
         assert second == held.run
         await store.sweep_keys(("", ""), 100)
@@ -463,8 +463,8 @@ def test_freed_keys_are_taken_in_order(
     connection: Connection, app: Underway, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     start_supervisor("keyed", "--procs", "2").until("serving")
-    runs = keyed.syncs.enqueue_many({"account": n % 2, "seconds": 0.03} for n in range(30))
-    for run in runs:
+    client_queries = keyed.syncs.enqueue_many({"account": n % 2, "seconds": 0.03} for n in range(30))
+    for run in client_queries:
         assert run.wait(30) is Status.SUCCEEDED
     overtaken = connection.execute(
         "select count(*) from ("
@@ -479,7 +479,7 @@ def test_steps_hand_over_their_keys(
     connection: Connection, app: Underway, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     supervisor = start_supervisor("keyed", "--until-idle")
-    runs: list[Run[Any]] = [
+    client_queries: list[Run[Any]] = [
         *keyed.same.enqueue_many({"account": n % 3} for n in range(12)),
         *keyed.other.enqueue_many({"to": {"account": n % 3}} for n in range(12)),
         keyed.crashing.enqueue({"account": "c", "crash": True}),
@@ -487,7 +487,7 @@ def test_steps_hand_over_their_keys(
     ]
     misfit = keyed.other.enqueue({"to": {}})
     assert supervisor.wait(60) == 0
-    assert [run.status() for run in runs] == [Status.SUCCEEDED] * 24 + [Status.FAILED, Status.SUCCEEDED]
+    assert [run.status() for run in client_queries] == [Status.SUCCEEDED] * 24 + [Status.FAILED, Status.SUCCEEDED]
     # The key of the next step cannot be made: a failed attempt, which says so.
     assert misfit.status() is Status.FAILED
     assert "needs the field to.account" in (misfit.attempts()[0].error or "")

@@ -28,9 +28,9 @@ from harness import Supervisor, eventually, states
 from psycopg import sql
 
 from underway import Context, Done, Status, To, Underway
-from underway.manifest import Lane
-from underway.postgres import control, runs
-from underway.postgres.store import Lanes, Store
+from underway.definition.manifest import Lane
+from underway.postgres import admin_queries, client_queries
+from underway.postgres.supervisor_store import Lanes, Store
 
 US = uuid4()
 
@@ -44,12 +44,12 @@ def test_nothing_of_a_paused_queue_is_claimed(any_database: str) -> None:
         for crashes in (0, 1):
             insert(connection, queue="one", crashes=crashes)
         other = insert(connection, queue="two")
-        assert control.pause(connection, "one")
-        assert not control.pause(connection, "one")
-        assert not control.resume(connection, "two")
+        assert admin_queries.pause(connection, "one")
+        assert not admin_queries.pause(connection, "one")
+        assert not admin_queries.resume(connection, "two")
         assert [claimed.run for claimed in claim(any_database, lanes=lanes)] == [other]
-        assert control.resume(connection, "one")
-        assert not control.resume(connection, "one")
+        assert admin_queries.resume(connection, "one")
+        assert not admin_queries.resume(connection, "one")
         assert len(claim(any_database, lanes=lanes)) == 2
 
 
@@ -98,7 +98,7 @@ def nothing(cx: Context) -> Done:
 def test_a_next_step_does_not_stay_in_a_paused_queue(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         held = [insert_held(connection, US) for _ in range(2)]
-        control.pause(connection, "paused")
+        admin_queries.pause(connection, "paused")
 
         async def hand_over(store: Store) -> dict[int, int | None]:
             rows = [go_on(*key, queue=queue) for key, queue in zip(held, ("paused", "other"), strict=True)]
@@ -137,8 +137,8 @@ def test_one_supervisor_or_all_are_asked_to_stop_and_leave(
     eventually(lambda: value(connection, "select count(*) from underway.supervisor") == 3)
     found: dict[int, UUID] = dict(connection.execute("select pid, id from underway.supervisor").fetchall())
     first, *others = started
-    assert control.shut_down(connection, uuid4()) == []
-    assert control.shut_down(connection, found[first.pid]) == [found[first.pid]]
+    assert admin_queries.shut_down(connection, uuid4()) == []
+    assert admin_queries.shut_down(connection, found[first.pid]) == [found[first.pid]]
     assert first.wait() == 0
     assert "asked to stop" in first.log
     assert all(supervisor.process.poll() is None for supervisor in others)
@@ -146,9 +146,9 @@ def test_one_supervisor_or_all_are_asked_to_stop_and_leave(
     connection.execute("insert into underway.stop_request select id from underway.supervisor where pid = %s",
                        [others[0].pid])  # fmt: skip
     assert others[0].wait() == 0
-    assert control.shut_down(connection) == [found[others[1].pid]]
+    assert admin_queries.shut_down(connection) == [found[others[1].pid]]
     assert others[1].wait() == 0
-    assert control.present(connection, found.values()) == []
+    assert admin_queries.present(connection, found.values()) == []
     assert value(connection, "select count(*) from underway.stop_request") == 0
 
 
@@ -156,7 +156,7 @@ def test_who_asks_in_a_long_transaction_holds_up_nobody(database: str, connectio
     async def play_it(store: Store) -> None:
         await store.register(pid=1, app="app", manifest_hash="")
         with psycopg.connect(database) as asking:
-            assert control.shut_down(asking) == [US]
+            assert admin_queries.shut_down(asking) == [US]
             async with asyncio.timeout(20):
                 await store.set_idle(True)
                 await store.register(pid=1, app="app", manifest_hash="")
@@ -203,7 +203,7 @@ def test_finished_runs_leave_with_their_attempts_when_their_keep_has_passed(any_
 
 def _finished(connection: Connection, expires_at: str, minutes: int) -> str:
     run = insert(connection)
-    runs.cancel(connection, UUID(run))
+    client_queries.cancel(connection, UUID(run))
     connection.execute(
         f"update underway.finished_run set expires_at = {expires_at} - make_interval(mins => {minutes}) where id = %s",
         [run],
@@ -228,7 +228,7 @@ def test_a_supervisor_removes_them_by_itself(
 ) -> None:
     for _ in range(1200):  # more than two batches
         insert(connection, keep=timedelta(0))
-    runs.cancel_job(connection, LANE.job)
+    client_queries.cancel_job(connection, LANE.job)
     assert states(connection) == {"cancelled": 1200}
     start_supervisor("basic", "--procs", "1")
     eventually(lambda: states(connection) == {})
@@ -267,7 +267,7 @@ def test_runs_that_no_living_supervisor_serves_are_stranded(any_database: str) -
 
 
 def _stranded(connection: Connection) -> list[tuple[str, ...]]:
-    return [tuple(lane) for *lane, _ in control.stranded_lanes(connection)]
+    return [tuple(lane) for *lane, _ in admin_queries.stranded_lanes(connection)]
 
 
 def test_a_supervisor_warns_of_them_and_says_what_it_serves(

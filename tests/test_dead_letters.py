@@ -12,11 +12,11 @@ from db import AGES_AGO, Connection, finish, insert, insert_held, row_of, value,
 from harness import Supervisor, eventually
 
 from underway import DeadLetter, InvalidOption, PayloadError, Run, RunCancelled, Status, Underway, UnknownJob
-from underway.dead_letters import UNCHANGED
+from underway.client.dead_letters import UNCHANGED
+from underway.definition.manifest import Queue
 from underway.ids import new_id
-from underway.manifest import Queue
-from underway.postgres import control, runs
-from underway.postgres.store import Store
+from underway.postgres import admin_queries, client_queries
+from underway.postgres.supervisor_store import Store
 
 US = uuid4()
 
@@ -31,7 +31,7 @@ def app(bind: Callable[[Underway], Underway]) -> Underway:
 def failed(connection: Connection, label: str | None = "dead", **columns: Any) -> str:
     """A run that has failed for good."""
     run = insert(connection, **columns, state="waiting")
-    assert runs.cancel(connection, UUID(run))
+    assert client_queries.cancel(connection, UUID(run))
     connection.execute(
         "update underway.finished_run set state = 'failed', error = 'oh', dead_letter = %s where id = %s", [label, run]
     )
@@ -53,11 +53,11 @@ def test_only_what_failed_for_good_is_labelled(any_database: str, queue: str) ->
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute("insert into underway.queue (name, dead_letter) values ('with', 'dead'), ('without', null)")
         held = {state: insert_held(connection, US, queue=queue) for state in ("succeeded", "failed", "cancelled")}
-        runs.cancel(connection, UUID(held["cancelled"][0]))
+        client_queries.cancel(connection, UUID(held["cancelled"][0]))
         lapsed, _ = insert_held(connection, US, queue=queue, lease_until=AGES_AGO, crashes=2)
         stopped, _ = insert_held(connection, US, queue=queue, lease_until=AGES_AGO, cancel_requested=True)
         waiting = insert(connection, queue=queue)
-        runs.cancel(connection, UUID(waiting))
+        client_queries.cancel(connection, UUID(waiting))
 
         async def end(store: Store) -> None:
             rows = [
@@ -78,7 +78,7 @@ def test_only_what_failed_for_good_is_labelled(any_database: str, queue: str) ->
 def test_a_queue_is_registered_and_changed_and_stays_paused(database: str, connection: Connection) -> None:
     async def register(store: Store) -> None:
         await store.register_queue("pdf", "dead")
-        control.pause(connection, "pdf")
+        admin_queries.pause(connection, "pdf")
         with psycopg.connect(database) as pausing:  # nobody waits for whoever pauses it
             pausing.execute("select from underway.queue for update")
             await asyncio.wait_for(store.register_queue("pdf", "passed by"), 5)
@@ -110,8 +110,8 @@ def test_a_redriven_run_begins_again_at_the_step_that_failed(any_database: str) 
     with psycopg.connect(any_database, autocommit=True) as connection:
         run = failed(connection, step="second", attempts=5, crashes=2, releases=1, number=7, priority=3)
         created = value(connection, "select created_at from underway.finished_run")
-        assert control.redrive(connection, UUID(run))
-        assert not control.redrive(connection, UUID(run))
+        assert admin_queries.redrive(connection, UUID(run))
+        assert not admin_queries.redrive(connection, UUID(run))
         assert value(connection, "select count(*) from underway.finished_run") == 0
         row = row_of(connection, "run", run)
         assert row is not None
@@ -127,17 +127,17 @@ def test_only_failed_runs_are_redriven(any_database: str) -> None:
         live, succeeded = insert(connection), failed(connection)
         connection.execute("update underway.finished_run set state = 'succeeded' where id = %s", [succeeded])
         for run in (live, succeeded, str(new_id())):
-            assert not control.redrive(connection, UUID(run))
+            assert not admin_queries.redrive(connection, UUID(run))
 
 
 def test_a_cancelled_run_is_never_redriven(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run = failed(connection)
-        assert control.redrive(connection, UUID(run))
-        runs.cancel(connection, UUID(run))
+        assert admin_queries.redrive(connection, UUID(run))
+        client_queries.cancel(connection, UUID(run))
         for again in (
-            lambda: control.redrive(connection, UUID(run)),
-            lambda: control.failed_step(connection, UUID(run)),
+            lambda: admin_queries.redrive(connection, UUID(run)),
+            lambda: admin_queries.failed_step(connection, UUID(run)),
         ):
             with pytest.raises(
                 RunCancelled, match=f"run {run} was cancelled, and a cancel is final: enqueue its input"
@@ -146,11 +146,11 @@ def test_a_cancelled_run_is_never_redriven(any_database: str) -> None:
         with pytest.raises(psycopg.DatabaseError, match="enqueue its input again") as refused:
             connection.execute("select underway.redrive(%s)", [run])
         assert refused.value.sqlstate == "UW004"
-        assert control.redrive_label(connection, "dead") == 0
+        assert admin_queries.redrive_label(connection, "dead") == 0
         other = failed(connection)
         assert value(connection, "select underway.redrive_runs(%s::uuid[])", [[run, other, str(new_id())]]) == 1
-        assert runs.status(connection, UUID(other)) == "pending"
-        assert runs.status(connection, UUID(run)) == "cancelled"
+        assert client_queries.status(connection, UUID(other)) == "pending"
+        assert client_queries.status(connection, UUID(run)) == "cancelled"
 
 
 def test_of_runs_with_one_unique_key_only_one_is_live(any_database: str) -> None:
@@ -158,36 +158,36 @@ def test_of_runs_with_one_unique_key_only_one_is_live(any_database: str) -> None
         first, second = failed(connection, unique_key="key"), failed(connection, unique_key="key")
         other_job = failed(connection, unique_key="key", job="another")
         plain = [failed(connection), failed(connection)]
-        assert control.redrive_label(connection, "dead") == 4
-        assert {runs.status(connection, UUID(run)) for run in (first, other_job, *plain)} == {"pending"}
-        assert runs.status(connection, UUID(second)) == "failed"
-        assert not control.redrive(connection, UUID(second))
-        assert runs.cancel(connection, UUID(first))
-        assert control.redrive(connection, UUID(second))
+        assert admin_queries.redrive_label(connection, "dead") == 4
+        assert {client_queries.status(connection, UUID(run)) for run in (first, other_job, *plain)} == {"pending"}
+        assert client_queries.status(connection, UUID(second)) == "failed"
+        assert not admin_queries.redrive(connection, UUID(second))
+        assert client_queries.cancel(connection, UUID(first))
+        assert admin_queries.redrive(connection, UUID(second))
 
 
 def test_a_limit_takes_the_oldest_and_another_input_replaces_the_old(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         oldest, newer = failed(connection), failed(connection)
-        assert control.redrive_label(connection, "dead", 1) == 1
-        assert runs.status(connection, UUID(oldest)) == "pending"
-        assert control.redrive(connection, UUID(newer), b'{"n": 2}')
+        assert admin_queries.redrive_label(connection, "dead", 1) == 1
+        assert client_queries.status(connection, UUID(oldest)) == "pending"
+        assert admin_queries.redrive(connection, UUID(newer), b'{"n": 2}')
         assert value(connection, "select input from underway.run where id = %s", [newer]) == {"n": 2}
         nothing = failed(connection)
-        assert control.redrive(connection, UUID(nothing), b"null")
+        assert admin_queries.redrive(connection, UUID(nothing), b"null")
         assert value(connection, "select input::text = 'null' from underway.run where id = %s", [nothing])
 
 
 def test_another_input_is_kept_as_it_is_written(database: str, connection: Connection) -> None:
     """jsonb would write 9.5e18 as an integer, so the step would not get a float."""
     run = failed(connection)
-    assert control.redrive(connection, UUID(run), b"[9.5e18, 1.0, -0.0]")
+    assert admin_queries.redrive(connection, UUID(run), b"[9.5e18, 1.0, -0.0]")
     assert value(connection, "select input::text from underway.run where id = %s", [run]) == "[9.5e18, 1.0, -0.0]"
 
 
 def test_a_run_in_line_for_its_key_waits_like_a_new_one(database: str, connection: Connection) -> None:
     run = failed(connection, concurrency_key="key", key_limit=2)
-    assert control.redrive(connection, UUID(run))
+    assert admin_queries.redrive(connection, UUID(run))
     row = row_of(connection, "run", run)
     assert row is not None
     assert (row["state"], row["concurrency_key"], row["key_limit"]) == ("waiting", "key", 2)
@@ -203,7 +203,7 @@ def test_redriving_wakes_those_who_idle(database: str, connection: Connection) -
     with_store(database, idle)
     with psycopg.connect(database, autocommit=True) as listener:
         listener.execute("listen underway")
-        assert control.redrive_label(connection, "dead") == 3
+        assert admin_queries.redrive_label(connection, "dead") == 3
         heard = {notify.payload for notify in listener.notifies(timeout=10, stop_after=2)}
     assert heard == {"a", "b"}
 
@@ -212,13 +212,13 @@ def test_a_discarded_run_stays_readable(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         first, second, third = (failed(connection) for _ in range(3))
         other = failed(connection, "other")
-        assert control.discard(connection, UUID(first))
-        assert not control.discard(connection, UUID(first))
-        assert control.discard_label(connection, "dead") == 2
-        assert control.discard_label(connection, "dead") == 0
+        assert admin_queries.discard(connection, UUID(first))
+        assert not admin_queries.discard(connection, UUID(first))
+        assert admin_queries.discard_label(connection, "dead") == 2
+        assert admin_queries.discard_label(connection, "dead") == 0
         assert [label_of(connection, run) for run in (first, second, third, other)] == [None, None, None, "other"]
-        assert runs.status(connection, UUID(second)) == "failed"
-        assert control.redrive(connection, UUID(second)), "a label is no condition"
+        assert client_queries.status(connection, UUID(second)) == "failed"
+        assert admin_queries.redrive(connection, UUID(second)), "a label is no condition"
 
 
 def test_on_a_connection_of_the_callers_it_is_part_of_its_transaction(
@@ -377,8 +377,8 @@ Redrive: TypeAlias = Callable[[Connection, int | None], int]
 REDRIVES = pytest.mark.parametrize(
     "redrive",
     [
-        lambda connection, limit: control.redrive_label(connection, "dead", limit),
-        lambda connection, limit: control.release_quarantined(connection, None, limit),
+        lambda connection, limit: admin_queries.redrive_label(connection, "dead", limit),
+        lambda connection, limit: admin_queries.release_quarantined(connection, None, limit),
     ],
     ids=["a label", "the quarantine"],
 )
@@ -427,7 +427,7 @@ def test_one_that_has_failed_again_meanwhile_is_not_redriven_twice(connection: C
 def test_very_many_are_redriven_in_the_callers_transaction(database: str, connection: Connection) -> None:
     many_failed(connection, 2500)
     with psycopg.connect(database) as callers:
-        assert control.redrive_label(callers, "dead") == 2500
+        assert admin_queries.redrive_label(callers, "dead") == 2500
         assert value(connection, "select count(*) from underway.run") == 0
         callers.rollback()
     assert value(connection, "select count(*) from underway.run") == 0
@@ -440,4 +440,4 @@ def test_those_that_stay_where_they_are_keep_none_of_very_many_from_going_on(con
         "update underway.finished_run set unique_key = 'taken', finished_at = now() - interval '1 hour'"
         " where id in (select id from underway.finished_run limit 1200)"
     )
-    assert control.redrive_label(connection, "dead") == 1300
+    assert admin_queries.redrive_label(connection, "dead") == 1300

@@ -15,12 +15,12 @@ from harness import eventually
 from interleaving import US, Interleaving, Side, Statement
 
 from underway import Context, Done, To, Underway
+from underway.definition.manifest import Placement
 from underway.ids import new_id
-from underway.manifest import Placement
-from underway.postgres import control, runs, schedules
-from underway.postgres.endings import Attempt, continue_parameters, finish_parameters
-from underway.postgres.session import DatabaseAway
-from underway.postgres.store import Renewal
+from underway.postgres import admin_queries, client_queries, schedule_queries
+from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.supervisor_store import Renewal
+from underway.postgres.transitions import Attempt, continue_parameters, finish_parameters
 
 KEYS = [f"{kind} {n}" for n in (1, 0, 2) for kind in ("new", "failed", "running", "quarantined")]
 KEYED = Placement(unique_key="{}", concurrency_key="{}")
@@ -50,8 +50,8 @@ def released(side: Side) -> list[Any]:
     return [go_on(*key, step=LANE.step, payload=None, attempt=Attempt("released")) for key in held]
 
 
-def keyed(keys: list[str]) -> list[runs.KeyedRun]:
-    return [runs.KeyedRun(new_id(), b"null", key, "key") for key in keys]
+def keyed(keys: list[str]) -> list[client_queries.KeyedRun]:
+    return [client_queries.KeyedRun(new_id(), b"null", key, "key") for key in keys]
 
 
 def the(side: Side, kind: str, n: int = 1) -> UUID:
@@ -59,11 +59,11 @@ def the(side: Side, kind: str, n: int = 1) -> UUID:
 
 
 async def fire(side: Side) -> None:
-    for due in await schedules.upcoming(side.work, [LANE.job], 1.0):
+    for due in await schedule_queries.upcoming(side.work, [LANE.job], 1.0):
         slots = [(new_id(), due.next_at)]
         following = datetime(2100, 1, 1, tzinfo=UTC)
         placement = Placement(unique_key="new 1", concurrency_key="key")
-        await schedules.fire(side.work, due, slots, following, LANE.step, placement)
+        await schedule_queries.fire(side.work, due, slots, following, LANE.step, placement)
 
 
 async def register(side: Side) -> None:
@@ -113,38 +113,46 @@ STEPS = [
     ),
 ]
 CLIENTS = [
-    Statement("enqueue", lambda s: runs.insert_run(s.client, new_id(), "job", "step", Placement(), b"null"), held=True),
+    Statement(
+        "enqueue",
+        lambda s: client_queries.insert_run(s.client, new_id(), "job", "step", Placement(), b"null"),
+        held=True,
+    ),
     Statement(
         "enqueue many",
-        lambda s: runs.copy_runs(s.client, [(new_id(), b"null")], "job", "step", Placement(), True),
+        lambda s: client_queries.copy_runs(s.client, [(new_id(), b"null")], "job", "step", Placement(), True),
         held=True,
     ),
     Statement(
         "enqueue with unique keys",
-        lambda s: runs.insert_keyed_runs(s.client, keyed(KEYS), "job", "step", KEYED),
+        lambda s: client_queries.insert_keyed_runs(s.client, keyed(KEYS), "job", "step", KEYED),
         held=True,
     ),
     Statement(
         "enqueue with unique keys, the other way round",
-        lambda s: runs.insert_keyed_runs(s.client, keyed(KEYS[::-1]), "job", "step", KEYED),
+        lambda s: client_queries.insert_keyed_runs(s.client, keyed(KEYS[::-1]), "job", "step", KEYED),
         held=True,
     ),
-    Statement("cancel", lambda s: runs.cancel(s.client, the(s, "running")), held=True),
-    Statement("cancel a job", lambda s: runs.cancel_job(s.client, "job"), held=True),
-    Statement("cancel by unique key", lambda s: runs.cancel_key(s.client, "job", unique_key="running 1"), held=True),
+    Statement("cancel", lambda s: client_queries.cancel(s.client, the(s, "running")), held=True),
+    Statement("cancel a job", lambda s: client_queries.cancel_job(s.client, "job"), held=True),
     Statement(
-        "cancel by concurrency key", lambda s: runs.cancel_key(s.client, "job", concurrency_key="key"), held=True
+        "cancel by unique key", lambda s: client_queries.cancel_key(s.client, "job", unique_key="running 1"), held=True
     ),
-    Statement("pause", lambda s: control.pause(s.client, "default"), held=True),
-    Statement("resume", lambda s: control.resume(s.client, "default"), held=True),
-    Statement("retry", lambda s: control.redrive(s.client, the(s, "failed")), held=True),
-    Statement("redrive a label", lambda s: control.redrive_label(s.client, "dead"), held=True),
-    Statement("discard", lambda s: control.discard(s.client, the(s, "failed")), held=True),
-    Statement("discard a label", lambda s: control.discard_label(s.client, "dead"), held=True),
-    Statement("release from quarantine", lambda s: control.release_quarantined(s.client, "job"), held=True),
+    Statement(
+        "cancel by concurrency key",
+        lambda s: client_queries.cancel_key(s.client, "job", concurrency_key="key"),
+        held=True,
+    ),
+    Statement("pause", lambda s: admin_queries.pause(s.client, "default"), held=True),
+    Statement("resume", lambda s: admin_queries.resume(s.client, "default"), held=True),
+    Statement("retry", lambda s: admin_queries.redrive(s.client, the(s, "failed")), held=True),
+    Statement("redrive a label", lambda s: admin_queries.redrive_label(s.client, "dead"), held=True),
+    Statement("discard", lambda s: admin_queries.discard(s.client, the(s, "failed")), held=True),
+    Statement("discard a label", lambda s: admin_queries.discard_label(s.client, "dead"), held=True),
+    Statement("release from quarantine", lambda s: admin_queries.release_quarantined(s.client, "job"), held=True),
     Statement("schedule", lambda s: put_schedule(s.client), held=True),
-    Statement("unschedule", lambda s: schedules.drop(s.client, "job", "schedule 1"), held=True),
-    Statement("shut down", lambda s: control.shut_down(s.client), held=True),
+    Statement("unschedule", lambda s: schedule_queries.drop(s.client, "job", "schedule 1"), held=True),
+    Statement("shut down", lambda s: admin_queries.shut_down(s.client), held=True),
 ]
 EVERYTHING = [*SUPERVISORS, *STEPS, *CLIENTS]
 # The statements of supervisors that wait for a stranger all the same, and where: at their own labels, which nobody else
@@ -160,9 +168,9 @@ WAITS = {
 
 
 def put_schedule(connection: Connection) -> None:
-    schedules.put(
+    schedule_queries.put(
         connection,
-        lambda now: schedules.Row(
+        lambda now: schedule_queries.Row(
             "job", "schedule 1", "@hourly", "UTC", "last", True, "null", now + timedelta(hours=1)
         ),
     )

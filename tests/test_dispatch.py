@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from underway import lease_clock, wire
-from underway.manifest import Lane, Step
-from underway.supervisor.dispatch import (
+from underway.definition.manifest import Lane, Step
+from underway.guardian import lease_clock
+from underway.supervisor.tasks.dispatch import (
     AHEAD_BYTES,
     AHEAD_SECONDS,
     HANDED_BYTES,
@@ -21,11 +21,12 @@ from underway.supervisor.dispatch import (
     STALE_SECONDS,
     Dispatch,
 )
-from underway.supervisor.endings import Endings
-from underway.supervisor.limits import LEASE_MARGIN, Limits
-from underway.supervisor.task import Task
-from underway.supervisor.verdict import Seen
-from underway.supervisor.worker_process import WorkerProcess
+from underway.supervisor.tasks.results import Endings
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.workers.limits import LEASE_MARGIN, Limits
+from underway.supervisor.workers.process import WorkerProcess
+from underway.wire import messages as wire
 
 LANE = Lane("queue", "job", "step")
 OTHER = Lane("queue", "job", "other")

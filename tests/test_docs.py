@@ -22,7 +22,7 @@ import pytest
 from harness import Supervisor, lives
 from psycopg.conninfo import conninfo_to_dict
 
-from underway.cli import admin, supervisor
+from underway.cli import main, supervisor
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|sql|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -150,8 +150,8 @@ def test_the_commands_that_are_shown_exist() -> None:
         name, *arguments = shlex.split(line)
         command: click.Command = supervisor.main
         if name == "underway":
-            assert arguments[0] in admin.main.commands, line
-            command = admin.main.commands[arguments.pop(0)]
+            assert arguments[0] in main.main.commands, line
+            command = main.main.commands[arguments.pop(0)]
         command.make_context(name, arguments)  # raises UsageError
 
 

@@ -34,10 +34,10 @@ from db import (
 from psycopg import sql
 
 from underway import RunCancelled
-from underway.postgres import control, migrate, runs
-from underway.postgres.endings import Attempt
+from underway.postgres import admin_queries, client_queries, migrate
 from underway.postgres.queries import statements
-from underway.postgres.store import Renewal, Store
+from underway.postgres.supervisor_store import Renewal, Store
+from underway.postgres.transitions import Attempt
 
 US, OTHERS = uuid4(), uuid4()
 
@@ -190,7 +190,7 @@ def _put(connection: Connection, situation: str, token: int) -> str:
     columns = WITHOUT_TOKEN.get(situation, SITUATIONS.get(situation, {}))
     run = insert(connection, token=token, unique_key=f"key {token}", **columns)
     if situation in ("finished", "failed", "quarantined", "cancelled", "expired"):
-        assert runs.cancel(connection, UUID(run))
+        assert client_queries.cancel(connection, UUID(run))
     if situation in ("finished", "expired"):
         connection.execute("update underway.finished_run set state = 'succeeded' where id = %s", [run])
     if situation == "expired":
@@ -303,21 +303,21 @@ async def _write_by_situation(name: str, store: Store, connection: Connection, r
     elif name == "drop_run":
         await store.drop(run, int(value(connection, "select coalesce(max(token), 1) from underway.run")))
     elif name == "cancel_run":
-        runs.cancel(connection, UUID(run))
+        client_queries.cancel(connection, UUID(run))
     elif name == "cancel_job":
-        runs.cancel_job(connection, LANE.job)
+        client_queries.cancel_job(connection, LANE.job)
     elif name == "cancel_key":
         key = connection.execute("select unique_key from underway.run").fetchone()
-        runs.cancel_key(connection, LANE.job, unique_key=key[0] if key else "none")
+        client_queries.cancel_key(connection, LANE.job, unique_key=key[0] if key else "none")
     elif name == "cancel_concurrency_key":
-        runs.cancel_key(connection, LANE.job, concurrency_key="key")
+        client_queries.cancel_key(connection, LANE.job, concurrency_key="key")
     elif name == "redrive_run":
         with contextlib.suppress(RunCancelled):
-            control.redrive(connection, UUID(run))
+            admin_queries.redrive(connection, UUID(run))
     elif name == "redrive_label":
-        control.redrive_label(connection, "dead")
+        admin_queries.redrive_label(connection, "dead")
     elif name == "release_quarantined":
-        control.release_quarantined(connection, LANE.job)
+        admin_queries.release_quarantined(connection, LANE.job)
     else:
         await store.claim(LANES, 100, candidates=100, suspects=1)
 

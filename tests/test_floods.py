@@ -19,8 +19,8 @@ from harness import Supervisor, eventually, outcomes, states
 from psycopg import sql
 
 from underway import Status, Underway
-from underway.client import Run
-from underway.codec import MAX_PAYLOAD
+from underway.client.runs import Run
+from underway.payload.codec import MAX_PAYLOAD
 
 SEED = int(os.environ.get("CHAOS_SEED", "1848"))
 MIB = 2**20

@@ -13,8 +13,9 @@ from harness import Supervisor, eventually, outcomes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from underway import Job, Underway, child_record
-from underway.child_record import Record
+from underway import Job, Underway
+from underway.wire import child_record
+from underway.wire.child_record import Record
 from underway.worker.child_log import _line
 
 Start = Callable[..., Supervisor]

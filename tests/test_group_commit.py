@@ -10,12 +10,12 @@ import pytest
 from committing import Committing, attempts_of, play
 from db import STEP, Connection, claim, insert, insert_held, next_token, row_of, spawn, value, with_store
 
-from underway.postgres import runs
-from underway.postgres.endings import Attempt
-from underway.postgres.session import DatabaseAway
-from underway.postgres.store import Claimed
-from underway.supervisor.commits import MOST_TOGETHER, Ended
-from underway.supervisor.verdict import Seen, settle
+from underway.postgres import client_queries
+from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.supervisor_store import Claimed
+from underway.postgres.transitions import Attempt
+from underway.supervisor.loops.commit import MOST_TOGETHER, Ended
+from underway.supervisor.tasks.verdict import Seen, settle
 
 ENDINGS = ["done", "next"]
 
@@ -48,7 +48,7 @@ def test_only_the_payload_that_cannot_be_stored_becomes_a_failed_attempt(
     assert committing.commits.outcomes == {"succeeded": 2, "failed": 1}
     for good in (first, last):
         assert attempts_of(connection, good) == [("succeeded", 1)]
-        assert runs.status(connection, UUID(good)) == ("succeeded" if ending == "done" else "pending")
+        assert client_queries.status(connection, UUID(good)) == ("succeeded" if ending == "done" else "pending")
     row, attempt = row_of(connection, "run", bad), row_of(connection, "attempt", bad)
     assert row is not None
     assert attempt is not None
@@ -107,7 +107,7 @@ def test_a_payload_that_cannot_be_stored_fails_the_run_when_no_attempt_is_left(
         committing.submit(run, b"{")
 
     play(database, script)
-    outcome = runs.outcome(connection, UUID(run))
+    outcome = client_queries.outcome(connection, UUID(run))
     assert outcome is not None
     assert outcome[0] == "failed"
     assert "cannot be stored" in (outcome[2] or "")
@@ -118,7 +118,7 @@ def test_a_run_under_the_id_of_a_finished_one_is_dropped(any_database: str) -> N
     """Such a run could neither be finished nor reaped, and kept its key."""
     with psycopg.connect(any_database, autocommit=True) as connection:
         finished = insert(connection)
-        assert runs.cancel(connection, UUID(finished))
+        assert client_queries.cancel(connection, UUID(finished))
         twin = insert(connection, id=finished, concurrency_key="key", holds_key=True)
         good = insert(connection)
         following = insert(connection, state="waiting", concurrency_key="key")
@@ -130,16 +130,16 @@ def test_a_run_under_the_id_of_a_finished_one_is_dropped(any_database: str) -> N
         committing = play(any_database, script)
         assert committing.held == {}
         assert value(connection, "select count(*) from underway.run where id = %s", [twin]) == 0
-        assert runs.status(connection, UUID(finished)) == "cancelled"
-        assert runs.status(connection, UUID(good)) == "succeeded"
-        assert runs.status(connection, UUID(following)) == "pending"
+        assert client_queries.status(connection, UUID(finished)) == "cancelled"
+        assert client_queries.status(connection, UUID(good)) == "succeeded"
+        assert client_queries.status(connection, UUID(following)) == "pending"
 
 
 @pytest.mark.parametrize("token", ["older", "newer", "another's"])
 def test_a_run_with_a_finished_twin_is_fenced_too(any_database: str, token: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         finished = insert(connection)
-        assert runs.cancel(connection, UUID(finished))
+        assert client_queries.cancel(connection, UUID(finished))
         owner = uuid4()
         twin, own = insert_held(connection, owner, id=finished)
         wrong = {"older": own - 1, "newer": own + 1}.get(token, own)
@@ -176,7 +176,7 @@ def test_an_ending_that_cannot_be_written_at_all_is_let_go(database: str, connec
 
     committing = play(database, script)
     assert committing.held == {}
-    assert runs.status(connection, UUID(bad)) == "in_progress"
+    assert client_queries.status(connection, UUID(bad)) == "in_progress"
     assert attempts_of(connection, bad) == []
     assert attempts_of(connection, good) == [("failed", 1)]
 
@@ -227,7 +227,7 @@ def test_a_commit_cut_off_by_a_lost_connection_counts_once(any_database: str, en
         assert committing.commits.outcomes == {"succeeded": 3}
         for run in batch:
             assert attempts_of(connection, run) == [("succeeded", 1)]
-            assert runs.status(connection, UUID(run)) == ("succeeded" if ending == "done" else "pending")
+            assert client_queries.status(connection, UUID(run)) == ("succeeded" if ending == "done" else "pending")
         assert value(connection, "select count(*) from underway.run where job = 'child'") == 3
 
 
@@ -298,7 +298,7 @@ def test_a_lost_run_is_dropped_and_nothing_of_it_is_written(database: str, conne
     committing = play(database, script)
     assert committing.held == {}
     assert committing.commits.outcomes == {"succeeded": 1}
-    assert runs.status(connection, UUID(lost)) == "in_progress"
+    assert client_queries.status(connection, UUID(lost)) == "in_progress"
     assert attempts_of(connection, lost) == []
     assert value(connection, "select count(*) from underway.run where job = 'child'") == 0
 
@@ -376,7 +376,11 @@ def test_a_failed_attempt_and_a_good_one_are_committed_together(database: str, c
 
     committing = play(database, script)
     assert committing.commits.outcomes == {"succeeded": 1, "failed": 2}
-    assert [runs.status(connection, UUID(run)) for run in (bad, final, good)] == ["waiting", "failed", "succeeded"]
+    assert [client_queries.status(connection, UUID(run)) for run in (bad, final, good)] == [
+        "waiting",
+        "failed",
+        "succeeded",
+    ]
     assert committing.continued
     assert 0.5 <= committing.continued[0] <= 1.0  # what its promoter is told
 

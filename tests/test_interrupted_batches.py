@@ -10,19 +10,19 @@ import pytest
 from db import AGES_AGO, LANES, STEP, Connection, held_task, insert, insert_held, value
 from psycopg.rows import TupleRow
 
-from underway.manifest import Job, Manifest
-from underway.postgres import session as sessions
+from underway.definition.manifest import Job, Manifest
+from underway.postgres import reconnecting as sessions
+from underway.postgres.listener import Wakeup
 from underway.postgres.queries import statements
-from underway.postgres.session import STATEMENT_SECONDS, DatabaseAway, Session
-from underway.postgres.store import Store
-from underway.postgres.wakeup import Wakeup
-from underway.supervisor.backends import Backends
-from underway.supervisor.leases import Leases
-from underway.supervisor.promoter import Promoter
-from underway.supervisor.reaper import Reaper
-from underway.supervisor.retention import Retention
-from underway.supervisor.schedules import Schedules
-from underway.supervisor.task import Task
+from underway.postgres.reconnecting import STATEMENT_SECONDS, DatabaseAway, Session
+from underway.postgres.supervisor_store import Store
+from underway.supervisor.loops.backends import Backends
+from underway.supervisor.loops.promote import Promoter
+from underway.supervisor.loops.reap import Reaper
+from underway.supervisor.loops.renew import Leases
+from underway.supervisor.loops.retention import Retention
+from underway.supervisor.loops.schedule import Schedules
+from underway.supervisor.tasks.task import Task
 
 COUNT = 40
 FITTING = 3

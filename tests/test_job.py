@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from underway import Context, Done, InvalidOption, Job, JobDefinitionError, Retry, RetryPolicy, To, Underway
-from underway.job import NewJob
-from underway.manifest import Lane, Manifest, Placement, Policy, Step
+from underway.definition.job import NewJob
+from underway.definition.manifest import Lane, Manifest, Placement, Policy, Step
 
 
 @dataclass

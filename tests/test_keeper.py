@@ -17,11 +17,12 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from underway import keeper, wire
-from underway.keeper import kill_below
-from underway.supervisor.descendants import Descendants
-from underway.supervisor.recycling import NO_MARKS, Wear
-from underway.supervisor.worker_process import WorkerProcess
+from underway.guardian import script
+from underway.guardian.script import kill_below
+from underway.supervisor.workers.descendants import Descendants
+from underway.supervisor.workers.process import WorkerProcess
+from underway.supervisor.workers.recycle import NO_MARKS, Wear
+from underway.wire import messages
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 
@@ -75,7 +76,7 @@ def workers_of(overseer: "Mourner", count: int) -> tuple[list[WorkerProcess], De
 
 
 def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, look = [], keeper._processes
+    looks, look = [], script._processes
 
     def counted() -> tuple[dict[int, int], dict[int, int]]:
         looks.append(time.monotonic())
@@ -85,7 +86,7 @@ def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: p
         overseer = Mourner()
         workers, descendants = workers_of(overseer, 5)
         children = [psutil.Process(worker.pid) for worker in workers]
-        monkeypatch.setattr(keeper, "_processes", counted)
+        monkeypatch.setattr(script, "_processes", counted)
         for worker in workers:
             worker.kill()
         assert not looks
@@ -143,7 +144,7 @@ class Mourner:
         self.heard = asyncio.Event()
         self.died_of: list[str] = []
 
-    def received(self, worker: WorkerProcess, message: wire.Message) -> None: ...
+    def received(self, worker: WorkerProcess, message: messages.Message) -> None: ...
     def settled(self) -> None: ...
     def died(self, worker: WorkerProcess) -> None:
         self.died_of.append(worker.exit_text)

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from pydantic.alias_generators import to_camel
 from test_codec import Kind, containers, leaves, records, relaxed
 
-from underway import Context, Done, JobDefinitionError, PayloadError, To, Underway, codec, keys
-from underway.key_fields import misfit
+from underway import Context, Done, JobDefinitionError, PayloadError, To, Underway
+from underway.keys import template as keys
+from underway.keys.fields import misfit
+from underway.payload import codec
 
 T = TypeVar("T")
 

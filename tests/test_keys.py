@@ -9,7 +9,9 @@ from db import Connection, value
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from underway import PayloadError, codec, keys
+from underway import PayloadError
+from underway.keys import template as keys
+from underway.payload import codec
 
 
 def in_sql(connection: Connection, template: str, payload: str) -> str | None:

@@ -9,7 +9,7 @@ import pytest
 from harness import Supervisor
 
 from underway import AppNotFound, ImportSideEffect, Underway
-from underway.loading import load, refuse_while_loading
+from underway.definition.loading import load, refuse_while_loading
 
 APP = "from underway import Context, Done, To, Underway\napp = Underway()\n"
 STEP = "def work(cx: Context) -> Done:\n    return To.done()\njob = app.job('job').step(work)\n"

@@ -15,8 +15,8 @@ from apps import talking
 from harness import APPS, eventually
 
 from underway import Status, Underway
-from underway.supervisor import log_writer
-from underway.supervisor.log_writer import LogWriter
+from underway.supervisor.logs import writer as log_writer
+from underway.supervisor.logs.writer import LogWriter
 
 Bind = Callable[[Underway], Underway]
 

@@ -2,7 +2,7 @@
 
 import os
 
-from underway.supervisor.memory import SAMPLE_SECONDS, Memory
+from underway.supervisor.workers.memory import SAMPLE_SECONDS, Memory
 
 
 def test_thousands_of_processes_are_weighed_less_often() -> None:

@@ -19,9 +19,9 @@ from psycopg.rows import dict_row
 
 from underway import Underway
 from underway.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
-from underway.postgres import migrate, runs
+from underway.postgres import client_queries, migrate
 from underway.postgres.queries import statements
-from underway.postgres.session import Session
+from underway.postgres.reconnecting import Session
 
 KNOWN = migrate.migrations()
 NEWEST = KNOWN[-1].version
@@ -34,7 +34,7 @@ def run_cli(*arguments: str, database: str | None = None) -> subprocess.Complete
     if database is not None:
         environment["UNDERWAY_DATABASE_URL"] = database
     return subprocess.run(
-        [sys.executable, "-m", "underway.cli.admin", *arguments],
+        [sys.executable, "-m", "underway.cli.main", *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -72,7 +72,7 @@ def test_an_empty_database_gets_the_schema_and_a_history_of_its_own(empty_databa
         # Code of migration 1 is spared only where it may have been at work before.
         allowed = {step.version: 2 if step.name == "keys" else step.oldest_code for step in KNOWN}
         assert history(connection) == [(step.version, step.name, allowed[step.version]) for step in KNOWN]
-        assert runs.applied_migrations(connection) == allowed
+        assert client_queries.applied_migrations(connection) == allowed
         tables = connection.execute("select tablename from pg_tables where schemaname = 'underway'").fetchall()
         assert {"run", "finished_run", "attempt", "migration"} <= {name for (name,) in tables}
         assert value(connection, "select count(*) from pg_class where relnamespace = 'public'::regnamespace") == 0
@@ -118,7 +118,7 @@ def test_in_the_callers_transaction_it_is_the_caller_who_commits(empty_database:
         connection.execute("create table theirs ()")
         assert migrate.migrate(connection) == ALL
         connection.rollback()
-        assert runs.applied_migrations(connection) is None
+        assert client_queries.applied_migrations(connection) is None
         assert value(connection, "select to_regclass('theirs')") is None
 
         assert migrate.migrate(connection) == ALL
@@ -138,9 +138,9 @@ def test_an_upgrade_applies_only_what_is_missing(connection: Connection, monkeyp
     new = migrate.Migration(NEWEST + 1, "more", 1, "create table underway.more ()")
     monkeypatch.setattr(migrate, "migrations", lambda: (*KNOWN, new))
     with pytest.raises(SchemaTooOld):
-        migrate.check(runs.applied_migrations(connection))
+        migrate.check(client_queries.applied_migrations(connection))
     assert migrate.migrate(connection) == [f"{NEWEST + 1:04d}_more"]
-    migrate.check(runs.applied_migrations(connection))
+    migrate.check(client_queries.applied_migrations(connection))
 
 
 @pytest.mark.parametrize("level", [r"read\ committed", r"repeatable\ read", "serializable"])
@@ -221,7 +221,7 @@ def test_a_schema_that_does_not_fit_is_refused_with_advice(
 ) -> None:
     change(connection)
     with pytest.raises(expected, match=advice):
-        migrate.check(runs.applied_migrations(connection))
+        migrate.check(client_queries.applied_migrations(connection))
 
     async def supervisor() -> None:
         session = Session(database)
@@ -277,13 +277,13 @@ def test_code_that_is_too_old_does_not_migrate_either(connection: Connection) ->
 
 def test_a_newer_schema_that_allows_this_code_is_used(connection: Connection) -> None:
     connection.execute("insert into underway.migration values (%s, 'expanded', %s)", [NEWEST + 1, NEWEST])
-    migrate.check(runs.applied_migrations(connection))
+    migrate.check(client_queries.applied_migrations(connection))
     assert migrate.migrate(connection) == []
 
 
 def test_asking_for_the_schema_leaves_the_callers_transaction_usable(empty: Connection) -> None:
     empty.execute("create table theirs ()")
-    assert runs.applied_migrations(empty) is None
+    assert client_queries.applied_migrations(empty) is None
     assert value(empty, "select count(*) from theirs") == 0
 
 

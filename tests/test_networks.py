@@ -23,7 +23,7 @@ from harness import Supervisor, eventually, outcomes
 from lengths import SEED, stretched
 from netns import Host, Network, network
 
-from underway.client import Run
+from underway.client.runs import Run
 from underway.postgres.embedded import Cluster
 from underway.supervisor.shutdown import ExitCode
 from underway.testing.servers import SETTINGS, cluster_folder

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from underway import Context, Done, InvalidOption, JobDefinitionError, RetryPolicy, To, Underway
-from underway.options import RunOptions, StepOptions, step
+from underway.definition.options import RunOptions, StepOptions, step
 
 YEARS_1000 = timedelta(days=365_000)
 NAME = "must be a text of 1 to 200 characters"

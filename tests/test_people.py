@@ -8,7 +8,7 @@ from db import Connection, insert, insert_held
 from psycopg import sql
 
 from underway.ids import new_id
-from underway.postgres import people, runs
+from underway.postgres import client_queries, inspection
 from underway.postgres.queries import statements
 
 US = new_id()
@@ -29,39 +29,39 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
             "values (%s, 'here', 1, 'app', '', now() - interval '31 seconds')",
             [US],
         )
-        now = runs.clock(connection)
-        assert {run["id"] for run in people.list_runs(connection, limit=9)} == {waiting, held, done}
-        assert [run["id"] for run in people.list_runs(connection, state="waiting", limit=9)] == [waiting]
-        assert people.all_looked_at(connection)
-        alone = people.run(connection, UUID(waiting))
+        now = client_queries.clock(connection)
+        assert {run["id"] for run in inspection.list_runs(connection, limit=9)} == {waiting, held, done}
+        assert [run["id"] for run in inspection.list_runs(connection, state="waiting", limit=9)] == [waiting]
+        assert inspection.all_looked_at(connection)
+        alone = inspection.run(connection, UUID(waiting))
         assert alone is not None
         assert (alone["due"], alone["key_limit"]) == (None, 2)
         assert abs((alone["created_at"] - now).total_seconds()) < 60
-        busy = people.run(connection, UUID(held))
+        busy = inspection.run(connection, UUID(held))
         assert busy is not None
         assert (busy["owner"], busy["host"]) == (str(US), "here")
-        (queue,) = people.list_queues(connection)
+        (queue,) = inspection.list_queues(connection)
         assert (queue["waiting"], queue["in_progress"], queue["late_since"]) == (1, 1, None)
-        (supervisor,) = people.list_supervisors(connection)
+        (supervisor,) = inspection.list_supervisors(connection)
         assert (supervisor["state"], supervisor["in_progress"]) == ("silent", 1)
         connection.execute("update underway.supervisor set seen_at = now() - interval '5 seconds'")
-        assert [supervisor["state"] for supervisor in people.list_supervisors(connection)] == ["busy"]
-        assert [found.id for found in people.supervisors_like(connection, US, US)] == [US]
-        (label,) = people.dead_letter_labels(connection)
+        assert [supervisor["state"] for supervisor in inspection.list_supervisors(connection)] == ["busy"]
+        assert [found.id for found in inspection.supervisors_like(connection, US, US)] == [US]
+        (label,) = inspection.dead_letter_labels(connection)
         assert (label["label"], label["runs"]) == ("d", 1)
         connection.execute("update underway.finished_run set quarantined = true")
-        (put_aside,) = people.list_quarantine(connection, "job", 9)
+        (put_aside,) = inspection.list_quarantine(connection, "job", 9)
         assert (put_aside["id"], put_aside["outcome"], put_aside["input"]) == (done, None, {"n": 1})
         assert abs((put_aside["finished_at"] - now).total_seconds()) < 60
-        assert people.list_quarantine(connection, "other", 9) == []
-        assert people.list_schedules(connection) == []
+        assert inspection.list_quarantine(connection, "other", 9) == []
+        assert inspection.list_schedules(connection) == []
 
 
 def test_a_run_that_is_kept_for_longer_than_python_can_count(connection: Connection) -> None:
     run = insert(connection)
     connection.execute("select underway.cancel(%s)", [run])
     connection.execute("update underway.finished_run set expires_at = now() + interval '9000 years'")
-    shown = people.run(connection, UUID(run))
+    shown = inspection.run(connection, UUID(run))
     assert shown is not None
     assert shown["expires_at"].year == 9999
 
@@ -91,7 +91,7 @@ def test_a_list_reads_no_more_than_it_shows(connection: Connection) -> None:
 def rows_read(connection: Connection, name: str = "list_runs", **given: Any) -> int:
     """How many rows of the two tables a list looks at."""
     none = {"state": None, "job": None, "queue": None, "stranded": False, "unsuccessful": 0}
-    parameters = {**none, "limit": 20, "live": 20, "finished": people.LOOKED_AT, **given}
+    parameters = {**none, "limit": 20, "live": 20, "finished": inspection.LOOKED_AT, **given}
     explain = sql.SQL("explain (analyze, timing off, format json) ") + sql.SQL(statements()[name])
     row = connection.execute(explain, parameters).fetchone()
     assert row is not None

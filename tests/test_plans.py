@@ -17,12 +17,12 @@ from harness import eventually
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from underway.manifest import Lane, Placement, Policy
-from underway.postgres import people, schedules
-from underway.postgres.columns import Int8s, UUIDs
+from underway.definition.manifest import Lane, Placement, Policy
+from underway.postgres import inspection, schedule_queries
+from underway.postgres.arrays import Int8s, UUIDs
 from underway.postgres.queries import statements
-from underway.postgres.session import STATEMENT_SECONDS, Session
-from underway.postgres.store import Lanes, Renewal, Store
+from underway.postgres.reconnecting import STATEMENT_SECONDS, Session
+from underway.postgres.supervisor_store import Lanes, Renewal, Store
 
 US = uuid4()
 
@@ -138,9 +138,9 @@ async def _promote(store: Store, batch: list[tuple[str, int]]) -> object:
 
 async def _fire(store: Store, batch: list[tuple[str, int]]) -> object:
     now = datetime.now(UTC)
-    schedule = schedules.Upcoming("job1", "default", "@daily", "UTC", "last", now, now)
+    schedule = schedule_queries.Upcoming("job1", "default", "@daily", "UTC", "last", now, now)
     runs = [(uuid4(), now)]
-    return await schedules.fire(store._work, schedule, runs, now, "step", Placement())
+    return await schedule_queries.fire(store._work, schedule, runs, now, "step", Placement())
 
 
 async def _line_up(store: Store, batch: list[tuple[str, int]]) -> object:
@@ -445,12 +445,12 @@ def test_the_few_that_did_not_succeed_are_listed_without_a_look_at_the_others(
             connection.execute("analyze underway.finished_run")
         for state, job in (("failed", None), ("cancelled", None), ("failed", "job"), ("failed", "nobody")):
             given = {"state": state, "job": job, "queue": None, "stranded": False, "limit": 20}
-            whole = {"live": 0, "finished": 0, "unsuccessful": people.LOOKED_AT}
+            whole = {"live": 0, "finished": 0, "unsuccessful": inspection.LOOKED_AT}
             explain = sql.SQL("explain (analyze, buffers, format json) ")
             row = connection.execute(explain + sql.SQL(statements()["list_runs"]), {**given, **whole}).fetchone()
             assert row is not None
             plan = row[0][0]["Plan"]
             assert plan["Actual Rows"] == (0 if job == "nobody" else 1)
             assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 20
-            assert len(people.list_runs(connection, state=state, job=job, limit=20)) == plan["Actual Rows"]
-            assert people.all_looked_at(connection, state)
+            assert len(inspection.list_runs(connection, state=state, job=job, limit=20)) == plan["Actual Rows"]
+            assert inspection.all_looked_at(connection, state)

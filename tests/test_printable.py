@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from underway_command import output
 
 from underway import Underway
-from underway.cli import output as cli_output
+from underway.cli.output import documents as cli_output
 from underway.printable import printable, printable_json
-from underway.supervisor.logs import HumanFormatter, JSONFormatter
+from underway.supervisor.logs.format import HumanFormatter, JSONFormatter
 
 HOSTILE = {
     "a forged line": "done\n12:34:56 ERROR the disk is full  worker=1",

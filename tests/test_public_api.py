@@ -9,8 +9,8 @@ import pytest
 
 import underway
 from underway import Context, Job, Retry, RetryPolicy, Run, Schedule, To, Underway, aio
-from underway.job import NewJob
-from underway.options import RunOptions, StepOptions
+from underway.definition.job import NewJob
+from underway.definition.options import RunOptions, StepOptions
 
 NAMES = [
     "AppNotFound",

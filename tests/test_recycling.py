@@ -16,7 +16,7 @@ from harness import APPS, Supervisor, eventually, outcomes, states
 from underway_command import document, output
 
 from underway import Status, Underway
-from underway.supervisor.recycling import Marks, Wear
+from underway.supervisor.workers.recycle import Marks, Wear
 
 MIB = 2**20
 

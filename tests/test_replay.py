@@ -97,7 +97,7 @@ def test_while_its_supervisor_runs_it(
     start_supervisor("replaying", "--procs", "1", env={"REPLAY_FOLDER": str(stage)})
     eventually(lambda: list(stage.iterdir()), what="the step is at work")
     # The table that both create is the first one's until it ends.
-    command = [sys.executable, "-m", "underway.cli.admin", "replay", APP, str(run.id), "--database", database]
+    command = [sys.executable, "-m", "underway.cli.main", "replay", APP, str(run.id), "--database", database]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second:
         waiting = (
             "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'underway 0'"
@@ -115,7 +115,7 @@ def test_the_debugger_opens_where_the_step_raised(bind: Bind, database: str) -> 
     bind(replaying.app)
     run = replaying.bookings.enqueue(Order(8, "fails"))
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "underway.cli.admin", "replay", APP, str(run.id), "--pdb", "--database", database]
+    command = [sys.executable, "-m", "underway.cli.main", "replay", APP, str(run.id), "--pdb", "--database", database]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         output = b""

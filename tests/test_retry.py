@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from underway import errors
-from underway.retry import RetryPolicy
+from underway.definition.retry import RetryPolicy
 
 intervals = st.timedeltas(timedelta(0), timedelta(days=3650))
 policies = st.builds(

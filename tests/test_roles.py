@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from underway_command import underway
 
 from underway.postgres import migrate
-from underway.postgres.transaction import StepTransactions, transaction_name
+from underway.postgres.step_transaction import StepTransactions, transaction_name
 from underway.testing import using_database
 
 Denied = psycopg.errors.InsufficientPrivilege

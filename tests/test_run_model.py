@@ -18,16 +18,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from underway import manifest
+from underway.definition import manifest
+from underway.definition.manifest import Lane, Placement, Policy
+from underway.definition.retry import RetryPolicy
 from underway.ids import new_id
-from underway.manifest import Lane, Placement, Policy
-from underway.postgres import runs
-from underway.postgres.endings import Attempt, Continue, Finish, Next, succeed
-from underway.postgres.session import Session
-from underway.postgres.store import Lanes, Renewal, Store
-from underway.retry import RetryPolicy
-from underway.supervisor.task import Task, from_claim
-from underway.supervisor.verdict import VERDICTS, Charge, Seen, settle
+from underway.postgres import client_queries
+from underway.postgres.reconnecting import Session
+from underway.postgres.supervisor_store import Lanes, Renewal, Store
+from underway.postgres.transitions import Attempt, Continue, Finish, Next, succeed
+from underway.supervisor.tasks.task import Task, from_claim
+from underway.supervisor.tasks.verdict import VERDICTS, Charge, Seen, settle
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ class RunMachine(RuleBasedStateMachine):
     def enqueue(self, delayed: bool, priority: int) -> None:
         run = new_id()
         placement = Placement(priority=priority, delay=HOUR if delayed else timedelta(0))
-        runs.insert_run(self.world.connection, run, "job", STEPS[0], placement, b"0")
+        client_queries.insert_run(self.world.connection, run, "job", STEPS[0], placement, b"0")
         self.model[str(run)] = ModelRun(str(run), "waiting" if delayed else "pending")
 
     @precondition(lambda self: len(self.model) > 2)
@@ -170,7 +170,7 @@ class RunMachine(RuleBasedStateMachine):
             return
         run = list(self.model.values())[pick % len(self.model)]
         possible = not run.finished and not run.cancel_requested
-        assert runs.cancel(self.world.connection, UUID(run.id)) == possible
+        assert client_queries.cancel(self.world.connection, UUID(run.id)) == possible
         if run.state in ("pending", "waiting"):
             run.state = "cancelled"
         elif possible:

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from underway import InvalidOption
-from underway.schedule import Cron, due
+from underway.schedule.cron import Cron, due
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)

@@ -14,9 +14,9 @@ from firing import MINUTE, Firing, runs_of, wait_for
 from harness import Supervisor, eventually
 
 from underway import Job, PayloadError, Underway
-from underway.manifest import Placement
-from underway.postgres import control
-from underway.postgres.store import Store
+from underway.definition.manifest import Placement
+from underway.postgres import admin_queries
+from underway.postgres.supervisor_store import Store
 
 Jobs = Any
 Start = Callable[..., Supervisor]
@@ -186,12 +186,12 @@ def test_a_redriven_run_is_a_live_run_of_its_schedule(firing: Firing, database: 
         assert await store.reap(10)
 
     with_store(database, end, US)
-    assert control.redrive(connection, UUID(plain))
+    assert admin_queries.redrive(connection, UUID(plain))
     assert fire(firing, scheduled.numbers) == 1, "no schedule had enqueued it"
     connection.execute("truncate underway.run")
     for run in (failed, lapsed):
         slot = value(connection, "select scheduled_for from underway.finished_run where id = %s", [run])
-        assert control.redrive(connection, UUID(run))
+        assert admin_queries.redrive(connection, UUID(run))
         assert [(live["id"], live["scheduled_for"]) for live in runs_of(connection)] == [(UUID(run), slot)]
         assert fire(firing, scheduled.numbers) == 0
         assert row_of(connection, "run", run) is not None

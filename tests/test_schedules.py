@@ -19,10 +19,10 @@ from harness import Supervisor, eventually, states
 from psycopg.rows import dict_row
 
 from underway import InvalidOption, JobDefinitionError, PayloadError, Run, Schedule, Status, Underway
+from underway.definition.manifest import Placement
 from underway.ids import new_id
-from underway.manifest import Placement
-from underway.postgres import schedules
-from underway.postgres.session import Session
+from underway.postgres import schedule_queries
+from underway.postgres.reconnecting import Session
 
 Bind = Callable[[Underway], Underway]
 Start = Callable[..., Supervisor]
@@ -175,7 +175,7 @@ def test_a_slot_that_was_read_twice_is_fired_once(firing: Firing) -> None:
 
 
 def test_of_many_at_the_same_moment_one_fires(firing: Firing, database: str) -> None:
-    async def race(schedule: schedules.Upcoming) -> list[int | None]:
+    async def race(schedule: schedule_queries.Upcoming) -> list[int | None]:
         sessions = [Session(database) for _ in range(8)]
         following = schedule.next_at + MINUTE
         try:
@@ -183,7 +183,7 @@ def test_of_many_at_the_same_moment_one_fires(firing: Firing, database: str) -> 
                 await session.open()
             return await asyncio.gather(
                 *(
-                    schedules.fire(session, schedule, [(new_id(), schedule.next_at)], following, "step", HERE)
+                    schedule_queries.fire(session, schedule, [(new_id(), schedule.next_at)], following, "step", HERE)
                     for session in sessions
                 )
             )

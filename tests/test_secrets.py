@@ -21,10 +21,10 @@ from psycopg.conninfo import make_conninfo
 from underway_command import underway
 
 from underway import Underway, UnderwayError
-from underway.cli.admin import main
+from underway.cli.main import main
 from underway.postgres import migrate
 from underway.postgres.embedded import Cluster
-from underway.supervisor.supervisor import Settings
+from underway.supervisor.main import Settings
 from underway.testing import using_database
 from underway.testing.servers import temporary_cluster
 
@@ -32,7 +32,7 @@ from underway.testing.servers import temporary_cluster
 SECRET = "open sesame/%1"
 SPELLINGS = (SECRET, quote(SECRET, safe=""), "sesame")
 
-ADMIN, SUPERVISOR = "underway.cli.admin", "underway.cli.supervisor"
+ADMIN, SUPERVISOR = "underway.cli.main", "underway.cli.supervisor"
 APP = f"{APPS}/basic.py:app"
 COMMANDS = [
     (ADMIN, *words)

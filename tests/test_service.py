@@ -12,18 +12,20 @@ import pytest
 from committing import NEXT, NEXT_LANE, Interrupted, attempts_of
 from db import LANE, Connection, ago, insert, row_of, value
 
-from underway import wire
-from underway.manifest import Job, Lane, Manifest, Policy, Step
-from underway.postgres import control
-from underway.postgres.endings import Attempt, succeed
-from underway.postgres.session import DatabaseAway
-from underway.postgres.store import Claimed, Store
-from underway.supervisor import claims, dispatch, promoter, schedules, service
-from underway.supervisor.commits import Ended
+from underway.definition.manifest import Job, Lane, Manifest, Policy, Step
+from underway.postgres import admin_queries
+from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.supervisor_store import Claimed, Store
+from underway.postgres.transitions import Attempt, succeed
+from underway.supervisor import service
+from underway.supervisor.loops import claim, promote, schedule
+from underway.supervisor.loops.commit import Ended
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import StopRequest
-from underway.supervisor.task import Task
-from underway.supervisor.verdict import Seen, settle
+from underway.supervisor.tasks import dispatch
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.tasks.verdict import Seen, settle
+from underway.wire import messages as wire
 
 # Longer than any of these tests: what a lapse would take back counts as stuck.
 POLICY = Policy(lease=timedelta(seconds=300))
@@ -341,7 +343,7 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
             await asyncio.sleep(0.002)
         running = next(iter(worker.tasks.values()))
         running.started_at = time.monotonic()
-        assert control.pause(connection, LANE.queue)
+        assert admin_queries.pause(connection, LANE.queue)
         while value(connection, held) > 4:
             await asyncio.sleep(0.002)
         left = connection.execute("select id::text from underway.run where state = 'in_progress'").fetchall()
@@ -351,7 +353,7 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
             await asyncio.sleep(0.002)
         assert set(serving.service._commits.outcomes) == {"returned unstarted"}, "no attempt was cut off"
         # Tasks that are claimed after the queue is resumed are kept.
-        assert control.resume(connection, LANE.queue)
+        assert admin_queries.resume(connection, LANE.queue)
         while value(connection, held) < 43:
             running.started_at = time.monotonic()  # as long as it is young, work is claimed ahead
             await asyncio.sleep(0.002)
@@ -366,10 +368,10 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
 def no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the poll interval longer than a test, so that only a wake-up can make a loop act."""
     for loop, name in (
-        (claims, "POLL_SECONDS"),
-        (promoter, "_POLL_SECONDS"),
-        (promoter, "_SWEEP_SECONDS"),
-        (schedules, "_POLL_SECONDS"),
+        (claim, "POLL_SECONDS"),
+        (promote, "_POLL_SECONDS"),
+        (promote, "_SWEEP_SECONDS"),
+        (schedule, "_POLL_SECONDS"),
     ):
         monkeypatch.setattr(loop, name, 1000)
 

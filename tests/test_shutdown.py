@@ -15,7 +15,7 @@ from harness import APPS, Supervisor, eventually, outcomes, states
 from psycopg.conninfo import make_conninfo
 
 from underway import Status, Underway
-from underway.client import Run
+from underway.client.runs import Run
 from underway.postgres import migrate
 from underway.postgres.embedded import Cluster
 from underway.testing.servers import temporary_cluster

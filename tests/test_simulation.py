@@ -14,16 +14,16 @@ import pytest
 from simulation.simulate import simulate, simulate_slow_line
 from simulation.store import FakeStore
 
-from underway import wire
-from underway.manifest import Lane
-from underway.postgres.session import STATEMENT_SECONDS
-from underway.postgres.store import Store
-from underway.supervisor.batch import Batch
-from underway.supervisor.commits import Commits
-from underway.supervisor.dispatch import Dispatch
-from underway.supervisor.endings import Endings
-from underway.supervisor.task import Task
-from underway.supervisor.worker_process import WorkerProcess
+from underway.definition.manifest import Lane
+from underway.postgres.reconnecting import STATEMENT_SECONDS
+from underway.postgres.supervisor_store import Store
+from underway.supervisor.loops.adaptive_batch import Batch
+from underway.supervisor.loops.commit import Commits
+from underway.supervisor.tasks.dispatch import Dispatch
+from underway.supervisor.tasks.results import Endings
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.workers.process import WorkerProcess
+from underway.wire import messages
 
 SEED = int(os.environ.get("CHAOS_SEED", "1848"))
 TURNS = 4_000
@@ -97,7 +97,7 @@ def look_before_revoking(monkeypatch: pytest.MonkeyPatch) -> None:
 def submit_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Endings._ended
 
-    def ended(self: Endings, worker: WorkerProcess, result: wire.Result) -> None:
+    def ended(self: Endings, worker: WorkerProcess, result: messages.Result) -> None:
         task = worker.tasks.get(result.token)
         real(self, worker, result)
         if task is not None and task.token in self._held:

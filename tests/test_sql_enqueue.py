@@ -15,14 +15,15 @@ from apps import clients
 from apps.clients import STRANGE, Order
 from harness import APPS, Supervisor
 
-from underway import Status, Underway, client
+from underway import Status, Underway
+from underway.client import runs
 
 Connection = psycopg.Connection[Any]
 
 
 def sync(database: str, app: str = f"{APPS}/clients.py:app") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "UNDERWAY_DATABASE_URL": database}
-    command = [sys.executable, "-m", "underway.cli.admin", "sync", app]
+    command = [sys.executable, "-m", "underway.cli.main", "sync", app]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
@@ -291,7 +292,7 @@ def test_end_to_end(sql: Connection, any_database: str, app: Underway, tmp_path:
         supervisor.end()
 
 
-def handle(app: Underway, run_id: UUID) -> client.Run[Any]:
+def handle(app: Underway, run_id: UUID) -> runs.Run[Any]:
     return app.get_run(run_id)
 
 

@@ -19,17 +19,17 @@ from psycopg import sql
 from psycopg.abc import PQGen
 from test_service import LANES, Serving, is_free, now, serve
 
-from underway import lease_clock
-from underway.manifest import Policy, Step
-from underway.postgres import runs
+from underway.definition.manifest import Policy, Step
+from underway.definition.retry import RetryPolicy
+from underway.guardian import lease_clock
+from underway.postgres import client_queries
 from underway.postgres.embedded import Cluster
-from underway.postgres.endings import Attempt, succeed
-from underway.postgres.scratch import migrated_database
-from underway.postgres.session import DatabaseAway
-from underway.postgres.transaction import StepConnection, StepTransactions
-from underway.retry import RetryPolicy
-from underway.supervisor import reaper
-from underway.supervisor.commits import Ended
+from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.step_transaction import StepConnection, StepTransactions
+from underway.postgres.temporary_database import migrated_database
+from underway.postgres.transitions import Attempt, succeed
+from underway.supervisor.loops import reap
+from underway.supervisor.loops.commit import Ended
 from underway.testing.servers import SETTINGS, cluster_folder
 
 MOMENTS = ["before", "after"]
@@ -116,19 +116,19 @@ def test_a_statement_cut_off_changes_nothing_in_the_end(
     if case.statement in ("reap_runs", "terminate_transactions"):
         lapsed.append(insert_held(connection, by=uuid4(), lease_until=AGES_AGO)[0])
     keyed = insert(connection, state="waiting", concurrency_key="key", key_limit=1)
-    runs = [insert(connection), insert(connection, state="waiting"), keyed, *lapsed]
+    client_queries = [insert(connection), insert(connection, state="waiting"), keyed, *lapsed]
 
     async def script(serving: Serving) -> None:
         serve_under(POLICY, serving)
         cutting = Cutting(connection, [serving.work, serving.leases], [*case.first, (case.statement, moment)])
-        await work(serving, connection, len(runs), lambda: case.while_running and bool(cutting.left))
+        await work(serving, connection, len(client_queries), lambda: case.while_running and bool(cutting.left))
         await all_cut(cutting)
 
-    assert serve(database, script, workers=len(runs))
+    assert serve(database, script, workers=len(client_queries))
     assert value(connection, "select count(*) from underway.run where job <> 'child'") == 0
     children = connection.execute("select input from underway.run where job = 'child'").fetchall()
-    assert sorted(child[0] for child in children) == sorted([*runs, *runs]), "one of each step"
-    for run in runs:
+    assert sorted(child[0] for child in children) == sorted([*client_queries, *client_queries]), "one of each step"
+    for run in client_queries:
         finished = row_of(connection, "finished_run", run)
         assert finished is not None
         assert (finished["state"], finished["attempts"]) == ("succeeded", 0)
@@ -153,7 +153,7 @@ def serve_under(policy: Policy, serving: Serving) -> None:
 async def work(serving: Serving, connection: Connection, runs: int, hold: Callable[[], bool]) -> None:
     """As workers, until so many runs have ended: each step enqueues a child, and none ends while it is held."""
     async with asyncio.timeout(20):
-        while value(connection, "select count(*) from underway.finished_run") < runs:
+        while value(connection, "select count(*) from underway.finished_run") < client_queries:
             for worker in serving.silent.active:
                 for task in list(worker.tasks.values()):
                     task.started_at = task.started_at or time.monotonic()
@@ -207,7 +207,7 @@ def test_after_an_outage_others_have_time_to_come_back_before_they_are_reaped(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lease, and what they may wait between two tries."""
-    monkeypatch.setattr(reaper, "LONGEST_PAUSE", 1.5)
+    monkeypatch.setattr(reap, "LONGEST_PAUSE", 1.5)
 
     async def script(serving: Serving) -> None:
         serve_under(Policy(lease=timedelta(seconds=1)), serving)
@@ -260,7 +260,7 @@ def test_a_run_that_cannot_be_filed_keeps_no_other_from_being_taken_back(databas
     serving_none = {"queue": "none", "lease_until": AGES_AGO}
     most = 2_000_000_000
     finished = insert(connection)
-    assert runs.cancel(connection, UUID(finished))
+    assert client_queries.cancel(connection, UUID(finished))
     filed, _ = insert_held(connection, uuid4(), id=finished, **serving_none, crashes=9, max_crashes=1)
     others = [
         insert_held(connection, uuid4(), **serving_none, number=most)[0],
@@ -276,7 +276,7 @@ def test_a_run_that_cannot_be_filed_keeps_no_other_from_being_taken_back(databas
     assert serve(database, script)
     taken_back = {run for (run,) in connection.execute("select run_id::text from underway.attempt")}
     assert taken_back == {filed, *others}
-    assert runs.status(connection, UUID(filed)) == "cancelled"
+    assert client_queries.status(connection, UUID(filed)) == "cancelled"
 
 
 def test_a_statement_that_waits_for_a_lock_on_a_table_is_ended_by_its_own_lock_timeout(database: str) -> None:

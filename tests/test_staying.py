@@ -23,12 +23,12 @@ from db import (
     value,
 )
 
-from underway import lease_clock
-from underway.manifest import Lane, Policy, Step
-from underway.postgres.endings import Next
-from underway.postgres.session import DatabaseAway
-from underway.postgres.store import Renewal, Store
-from underway.supervisor.verdict import Seen
+from underway.definition.manifest import Lane, Policy, Step
+from underway.guardian import lease_clock
+from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.supervisor_store import Renewal, Store
+from underway.postgres.transitions import Next
+from underway.supervisor.tasks.verdict import Seen
 
 US, OTHERS = uuid4(), uuid4()
 KEPT = Policy(lease=timedelta(seconds=45), max_crashes=7)

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from underway.supervisor import summary
-from underway.supervisor.verdict import Seen
+from underway.supervisor.logs import summary
+from underway.supervisor.tasks.verdict import Seen
 
 
 def test_a_line_tells_what_is_new(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,9 +23,9 @@ from test_crossing import waits
 from test_fence import SITUATIONS, TOKENS, US, pair
 
 from underway import RunFailed, Status, Underway, UnderwayError
-from underway.client import Run
-from underway.postgres.endings import Continue, Finish
-from underway.postgres.transaction import StepTransactions
+from underway.client.runs import Run
+from underway.postgres.step_transaction import StepTransactions
+from underway.postgres.transitions import Continue, Finish
 from underway.supervisor.shutdown import ExitCode
 
 Start = Callable[..., Supervisor]

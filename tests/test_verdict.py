@@ -8,12 +8,12 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from underway.manifest import Lane, Policy, Step
-from underway.postgres.endings import Attempt, Continue, Finish, Next, succeed
+from underway.definition.manifest import Lane, Policy, Step
+from underway.definition.retry import RetryPolicy
 from underway.postgres.queries import statements
-from underway.retry import RetryPolicy
-from underway.supervisor.task import Task
-from underway.supervisor.verdict import VERDICTS, Charge, Seen, crash_delay, settle, what_follows
+from underway.postgres.transitions import Attempt, Continue, Finish, Next, succeed
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.tasks.verdict import VERDICTS, Charge, Seen, crash_delay, settle, what_follows
 
 POLICY = Policy(retry=RetryPolicy(max_attempts=4, initial_interval=timedelta(seconds=8), jitter=0.5), max_crashes=3)
 STARTED = Attempt("to be replaced", error="what happened", started=2.0, pid=7, cpu_seconds=1.5, peak_rss=99)

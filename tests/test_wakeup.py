@@ -11,9 +11,9 @@ from db import Connection, value
 from proxy import Proxy
 from psycopg import sql
 
-from underway.postgres import session
-from underway.postgres.session import DatabaseAway, Session
-from underway.postgres.wakeup import Wakeup
+from underway.postgres import reconnecting
+from underway.postgres.listener import Wakeup
+from underway.postgres.reconnecting import DatabaseAway, Session
 
 SOON = 20.0
 
@@ -185,7 +185,7 @@ class Swallowing(Proxy):
 def test_who_hears_nothing_for_longer_than_any_statement_takes_hangs_up(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr(reconnecting, "ANSWER_SECONDS", 0.0)
 
     async def ask(proxy: Swallowing) -> None:
         asking = Session(proxy.url)

@@ -12,11 +12,11 @@ from db import Connection, finish, go_on, insert, insert_held, spawn, value, wit
 from harness import Supervisor, eventually
 
 from underway import Context, Done, To, Underway
-from underway.manifest import Placement
-from underway.postgres import runs, schedules
+from underway.definition.manifest import Placement
+from underway.postgres import client_queries, schedule_queries
 from underway.postgres.queries import statements
-from underway.postgres.schedules import Upcoming
-from underway.postgres.store import Store, job_parameters
+from underway.postgres.schedule_queries import Upcoming
+from underway.postgres.supervisor_store import Store, job_parameters
 
 OURS = uuid4()
 
@@ -74,7 +74,7 @@ def _schedule_fires(database: str, connection: Connection) -> None:
 
     async def fire(store: Store) -> None:
         schedule = Upcoming("plain", "default", "@daily", "UTC", "last", at, at)
-        await schedules.fire(store._work, schedule, [(uuid4(), at)], at, "works", Placement(queue="ours"))
+        await schedule_queries.fire(store._work, schedule, [(uuid4(), at)], at, "works", Placement(queue="ours"))
 
     with_store(database, fire, OURS)
 
@@ -207,4 +207,4 @@ def test_a_queue_that_is_new_to_an_idle_supervisor_is_notified(
     placed = job_parameters("second", "works", Placement(queue="second"))
     connection.execute(statements()["register_job"], placed)
     run = value(connection, "select underway.enqueue('second')")
-    eventually(lambda: runs.status(connection, run) == "succeeded")
+    eventually(lambda: client_queries.status(connection, run) == "succeeded")

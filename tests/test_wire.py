@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from underway import wire
-from underway.wire import BrokenFrame, FrameReader, Message
+from underway.wire import messages as wire
+from underway.wire.messages import BrokenFrame, FrameReader, Message
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 payloads = st.binary(max_size=300)

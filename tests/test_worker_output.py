@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from underway import Run, Status, Underway
-from underway.supervisor import worker_output
-from underway.supervisor.allowance import OUTPUT_LIMIT, Allowance
-from underway.supervisor.worker_output import WorkerOutput
+from underway.supervisor.logs import worker_output
+from underway.supervisor.logs.output_quota import OUTPUT_LIMIT, Allowance
+from underway.supervisor.logs.worker_output import WorkerOutput
 
 Bind = Callable[[Underway], Underway]
 Start = Callable[..., Supervisor]

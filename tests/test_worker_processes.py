@@ -17,12 +17,13 @@ from apps import staying_busy
 from db import LANE, STEP
 from harness import APPS, Supervisor, eventually
 
-from underway import Underway, wire
-from underway.supervisor.descendants import Descendants
-from underway.supervisor.recycling import NO_MARKS, Wear
-from underway.supervisor.task import Task
-from underway.supervisor.verdict import Seen
-from underway.supervisor.worker_process import WorkerProcess
+from underway import Underway
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.workers.descendants import Descendants
+from underway.supervisor.workers.process import WorkerProcess
+from underway.supervisor.workers.recycle import NO_MARKS, Wear
+from underway.wire import messages as wire
 
 
 def test_a_worker_has_nothing_open_but_what_it_was_given(bind: Callable[[Underway], Underway], database: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.testing import CliRunner
 
-from underway.cli.admin import main
+from underway.cli.main import main
 
 Done = subprocess.CompletedProcess[str]
 
@@ -42,7 +42,7 @@ def underway_process(
     """Run it as a shell does."""
     environment = {key: value for key, value in os.environ.items() if key not in NEUTRAL}
     return subprocess.run(
-        [sys.executable, "-m", "underway.cli.admin", *arguments],
+        [sys.executable, "-m", "underway.cli.main", *arguments],
         capture_output=True,
         text=True,
         env={**environment, **_named(database, columns), **(env or {})},

@@ -1,9 +1,14 @@
 """Durable step functions on Postgres, executed by a supervisor of worker processes."""
 
 from underway.app import Underway
-from underway.client import Attempt, Run, Status
-from underway.context import Context
-from underway.dead_letters import DeadLetter
+from underway.client.dead_letters import DeadLetter
+from underway.client.quarantine import Quarantined
+from underway.client.runs import Attempt, Run, Status
+from underway.client.schedules import Schedule
+from underway.definition.context import Context
+from underway.definition.job import Job
+from underway.definition.retry import RetryPolicy
+from underway.definition.transition import Done, To
 from underway.errors import (
     AppNotFound,
     EmbeddedPostgresError,
@@ -27,11 +32,6 @@ from underway.errors import (
     UnderwayError,
     UnknownJob,
 )
-from underway.handover import Done, To
-from underway.job import Job
-from underway.quarantine import Quarantined
-from underway.retry import RetryPolicy
-from underway.scheduling import Schedule
 
 __all__ = [
     "AppNotFound",

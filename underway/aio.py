@@ -19,14 +19,16 @@ from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeVar, Unpack
 
-from underway import client, options, scheduling
-from underway.client import Attempt, Handle, Patience, Status
-from underway.context import outliving
+from underway.client import runs
+from underway.client import schedules as scheduling
+from underway.client.runs import Attempt, Handle, Patience, Status
+from underway.client.schedules import CatchUp, Schedule
+from underway.definition import options
+from underway.definition.context import outliving
+from underway.definition.job import Job
+from underway.definition.loading import refuse_while_loading
+from underway.definition.options import RunOptions
 from underway.errors import InvalidOption
-from underway.job import Job
-from underway.loading import refuse_while_loading
-from underway.options import RunOptions
-from underway.scheduling import CatchUp, Schedule
 
 if TYPE_CHECKING:
     import psycopg
@@ -59,10 +61,10 @@ class AsyncRun(Handle[R]):
 
     async def status(self) -> Status:
         """Raises RunNotFound if it was never committed, or has left after its `keep`."""
-        from underway.postgres import runs
+        from underway.postgres import client_queries
 
         async with _own(self._app) as own:
-            return client.known_status(self.id, await runs.status.on(own, self.id))
+            return runs.known_status(self.id, await client_queries.status.on(own, self.id))
 
     async def wait(self, timeout: timedelta | float | None = None) -> Status:
         """Wait until the run is finished and return its final status. `timeout` in seconds or as a timedelta.
@@ -79,28 +81,28 @@ class AsyncRun(Handle[R]):
 
         Raises RunFailed with the last error, RunCancelled, RunNotFound, TimeoutError.
         """
-        from underway.postgres import runs
+        from underway.postgres import client_queries
 
         await self.wait(timeout)
         async with _own(self._app) as own:
-            outcome = await runs.outcome.on(own, self.id)
-        value: R = client.result_of(self.id, outcome, self._result_type)
+            outcome = await client_queries.outcome.on(own, self.id)
+        value: R = runs.result_of(self.id, outcome, self._result_type)
         return value
 
     async def attempts(self) -> list[Attempt]:
         """All attempts so far that have ended, in order."""
-        from underway.postgres import runs
+        from underway.postgres import client_queries
 
         async with _own(self._app) as own:
-            return [Attempt(*row) for row in await runs.attempts.on(own, self.id)]
+            return [Attempt(*row) for row in await client_queries.attempts.on(own, self.id)]
 
     async def cancel(self, *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> bool:
         """Cancel the run, for good; False if it was finished, cancelled before, or never there. See Run.cancel."""
-        from underway.postgres import runs
+        from underway.postgres import client_queries
 
         refuse_while_loading("AsyncRun.cancel")
         async with _connection(self._app, conn) as one:
-            return await runs.cancel.on(one, self.id)
+            return await client_queries.cancel.on(one, self.id)
 
 
 @overload
@@ -126,8 +128,8 @@ async def enqueue(
 
     Raises PayloadError if the value cannot travel, JobDefinitionError if the job's steps do not fit together.
     """
-    client.refuse_enqueue(conn)
-    question, arguments = client.one_run(job, value, given)
+    runs.refuse_enqueue(conn)
+    question, arguments = runs.one_run(job, value, given)
     async with _connection(job._app, conn) as one:
         ((run_id, created),) = await question.on(one, *arguments)
     return AsyncRun(job._app, run_id, job.result_type, created=created)
@@ -144,9 +146,9 @@ async def enqueue_many(
 
     Values are encoded between one write to the database and the next, so other tasks go on meanwhile.
     """
-    client.refuse_enqueue(conn)
+    runs.refuse_enqueue(conn)
     # A plain iterator cannot await, so the values cannot use this connection while they are read.
-    question, arguments = client.many_runs(job, values, given, in_one=True)
+    question, arguments = runs.many_runs(job, values, given, in_one=True)
     async with _connection(job._app, conn) as one:
         placed = await question.on(one, *arguments)
     return [AsyncRun(job._app, run_id, job.result_type, created=created) for run_id, created in placed]
@@ -160,25 +162,25 @@ async def cancel(
     conn: "psycopg.AsyncConnection[Any] | None" = None,
 ) -> int:
     """Cancel the job's live run with this unique key, or its live runs with this concurrency key. See Job.cancel."""
-    from underway.postgres import runs
+    from underway.postgres import client_queries
 
     refuse_while_loading("aio.cancel")
     _refuse_run("aio.cancel", job)
     async with _connection(job._app, conn) as one:
-        elsewhere = client.steps_with_another_key(job)
-        return await runs.cancel_key.on(
+        elsewhere = runs.steps_with_another_key(job)
+        return await client_queries.cancel_key.on(
             one, job.name, unique_key=unique_key, concurrency_key=concurrency_key, elsewhere=elsewhere
         )
 
 
 async def cancel_all(job: Job[Any, Any, Any], *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> int:
     """Cancel all live runs of this job, as Run.cancel does; returns how many. All of it is one transaction."""
-    from underway.postgres import runs
+    from underway.postgres import client_queries
 
     refuse_while_loading("aio.cancel_all")
     _refuse_run("aio.cancel_all", job)
     async with _connection(job._app, conn) as one:
-        return await runs.cancel_job.on(one, job.name)
+        return await client_queries.cancel_job.on(one, job.name)
 
 
 def _refuse_run(call: str, job: object) -> None:
@@ -190,12 +192,12 @@ def _refuse_run(call: str, job: object) -> None:
 
 async def get_run(app: "Underway", run_id: UUID | str) -> AsyncRun[Any]:
     """A handle of a run, from anywhere. Raises RunNotFound, InvalidOption for what is no UUID."""
-    from underway.postgres import runs
+    from underway.postgres import client_queries
 
     run_id = options.checked_id(run_id)
     async with _own(app) as own:
-        name = await runs.job_of.on(own, run_id)
-    return AsyncRun(app, run_id, app._result_type(client.known_job(run_id, name)), created=False)
+        name = await client_queries.job_of.on(own, run_id)
+    return AsyncRun(app, run_id, app._result_type(runs.known_job(run_id, name)), created=False)
 
 
 @overload
@@ -230,7 +232,7 @@ async def schedule(
     conn: "psycopg.AsyncConnection[Any] | None" = None,
 ) -> Schedule:
     """Enqueue a run with this value at every slot of a cron line. Everything as in Job.schedule."""
-    from underway.postgres.schedules import put
+    from underway.postgres.schedule_queries import put
 
     scheduling.refuse("schedule", conn)
     row_at = scheduling.checked(job, cron, value, name, catch_up, overlap)
@@ -242,7 +244,7 @@ async def unschedule(
     job: Job[Any, Any, Any], name: str = "default", *, conn: "psycopg.AsyncConnection[Any] | None" = None
 ) -> bool:
     """Remove a schedule; whether there was one. Runs that it has enqueued stay."""
-    from underway.postgres.schedules import drop
+    from underway.postgres.schedule_queries import drop
 
     scheduling.refuse("unschedule", conn)
     async with _connection(job._app, conn) as one:
@@ -251,7 +253,7 @@ async def unschedule(
 
 async def schedules(app: "Underway") -> list[Schedule]:
     """All schedules in the database, also those of jobs that this app does not know; by job and name."""
-    from underway.postgres.schedules import every
+    from underway.postgres.schedule_queries import every
 
     async with _own(app) as own:
         return [scheduling.made(row) for row in await every.on(own)]

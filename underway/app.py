@@ -16,14 +16,16 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway import client, options, quarantine, scheduling
-from underway import dead_letters as letters
-from underway.context import refuse_inside_step
+from underway.client import dead_letters as letters
+from underway.client import quarantine, runs
+from underway.client import schedules as scheduling
+from underway.definition import options
+from underway.definition.context import refuse_inside_step
+from underway.definition.job import Job, NewJob
+from underway.definition.loading import refuse_while_loading
+from underway.definition.manifest import Manifest, Queue
+from underway.definition.options import RunOptions
 from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, SupervisorFailed, UnderwayError
-from underway.job import Job, NewJob
-from underway.loading import refuse_while_loading
-from underway.manifest import Manifest, Queue
-from underway.options import RunOptions
 
 if TYPE_CHECKING:
     import psycopg
@@ -189,11 +191,12 @@ class Underway:
         """
         import psycopg
 
-        from underway.postgres import connect, migrate, runs
+        from underway.postgres import client_queries, migrate
+        from underway.postgres import connection as connect
 
         url = connect.conninfo(self._named_database())
         with psycopg.connect(url) as connection:
-            migrate.check(runs.applied_migrations(connection))
+            migrate.check(client_queries.applied_migrations(connection))
         return url
 
     def close(self) -> None:
@@ -205,7 +208,8 @@ class Underway:
         """Create or update the schema `underway`; returns the names of the migrations applied. Safe to repeat."""
         import psycopg
 
-        from underway.postgres import connect, migrate
+        from underway.postgres import connection as connect
+        from underway.postgres import migrate
 
         refuse_while_loading("migrate")
         with psycopg.connect(connect.conninfo(self._named_database())) as connection:
@@ -216,16 +220,16 @@ class Underway:
 
         A supervisor does it too.
         """
-        from underway.postgres import control, runs
+        from underway.postgres import admin_queries, client_queries
 
         refuse_while_loading("sync")
         with self.connection() as connection:
             manifest = self.manifest()
             # By name: deployments of code that names them in another order would each wait for the other.
             for job in sorted(manifest.jobs, key=lambda job: job.name):
-                runs.register_job(connection, job.name, job.steps[0].name, job.steps[0].placement)
+                client_queries.register_job(connection, job.name, job.steps[0].name, job.steps[0].placement)
             for queue in sorted(manifest.queues, key=lambda queue: queue.name):
-                control.register_queue(connection, queue.name, queue.dead_letter)
+                admin_queries.register_queue(connection, queue.name, queue.dead_letter)
         return list(self._jobs)
 
     def _named_database(self) -> str:
@@ -235,18 +239,18 @@ class Underway:
 
     # Runs
 
-    def get_run(self, run_id: UUID | str) -> client.Run[Any]:
+    def get_run(self, run_id: UUID | str) -> runs.Run[Any]:
         """A handle of a run, from anywhere. Raises RunNotFound, InvalidOption for what is no UUID."""
-        from underway.postgres import runs
+        from underway.postgres import client_queries
 
         run_id = options.checked_id(run_id)
         with self._own() as connection:
-            name = runs.job_of(connection, run_id)
-        return self._handle(run_id, client.known_job(run_id, name))
+            name = client_queries.job_of(connection, run_id)
+        return self._handle(run_id, runs.known_job(run_id, name))
 
-    def _handle(self, run_id: UUID, job: str) -> client.Run[Any]:
+    def _handle(self, run_id: UUID, job: str) -> runs.Run[Any]:
         """A handle of a run of this job, without a look whether there is one."""
-        return client.Run(self, run_id, self._result_type(job), created=False)
+        return runs.Run(self, run_id, self._result_type(job), created=False)
 
     def _result_type(self, job: str) -> Any:
         """Any for a job that this code does not know."""
@@ -255,7 +259,7 @@ class Underway:
 
     def cancel(self, run_id: UUID | str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Cancel a run by its id, as Run.cancel does."""
-        return client.Run(self, options.checked_id(run_id), Any).cancel(conn=conn)
+        return runs.Run(self, options.checked_id(run_id), Any).cancel(conn=conn)
 
     def pause(self, queue: str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Let no run of this queue begin, on any supervisor, until `resume`; False if it was paused already.
@@ -264,17 +268,17 @@ class Underway:
         before anything uses it. If neither this app nor the database knows the queue, a warning is logged that lists
         the existing ones.
         """
-        from underway.postgres import control, people
+        from underway.postgres import admin_queries, inspection
 
         refuse_while_loading("pause")
         options.checked_name("queue", queue)
         with self._given_or_own(conn) as connection:
-            if queue not in self._own_queues() and not people.knows_queue(connection, queue):
-                known = self._own_queues() | people.known_queues(connection)
+            if queue not in self._own_queues() and not inspection.knows_queue(connection, queue):
+                known = self._own_queues() | inspection.known_queues(connection)
                 log.warning(
-                    "pausing the queue %r, which nothing uses yet; %s", queue, control.existing(known - {queue})
+                    "pausing the queue %r, which nothing uses yet; %s", queue, admin_queries.existing(known - {queue})
                 )
-            return control.pause(connection, queue)
+            return admin_queries.pause(connection, queue)
 
     def _own_queues(self) -> set[str]:
         used = {spec.placement.queue for job in self._jobs.values() for _, spec in job._steps}
@@ -282,11 +286,11 @@ class Underway:
 
     def resume(self, queue: str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
         """Undo `pause`; False if the queue was not paused."""
-        from underway.postgres import control
+        from underway.postgres import admin_queries
 
         refuse_while_loading("resume")
         with self._given_or_own(conn) as connection:
-            return control.resume(connection, options.checked_name("queue", queue))
+            return admin_queries.resume(connection, options.checked_name("queue", queue))
 
     def dead_letters(self, label: str, *, limit: int = 100) -> list[letters.DeadLetter]:
         """The failed runs with this dead-letter label, the oldest first. Raises InvalidOption for the id of a run."""
@@ -294,7 +298,7 @@ class Underway:
 
     def redrive(
         self,
-        run_or_label: client.Run[Any] | UUID | str,
+        run_or_label: runs.Run[Any] | UUID | str,
         *,
         input: Any = letters.UNCHANGED,
         limit: int | None = None,
@@ -311,7 +315,7 @@ class Underway:
         return letters.redrive(self, run_or_label, input, limit, conn)
 
     def discard(
-        self, run_or_label: client.Run[Any] | UUID | str, *, conn: "psycopg.Connection[Any] | None" = None
+        self, run_or_label: runs.Run[Any] | UUID | str, *, conn: "psycopg.Connection[Any] | None" = None
     ) -> int:
         """Take the dead-letter label off a run, or off all that have it; returns how many.
 
@@ -325,7 +329,7 @@ class Underway:
         return quarantine.listed(self, job, limit)
 
     def _cancel_all(self, job: Job[Any, Any, Any], conn: "psycopg.Connection[Any] | None") -> int:
-        return client.cancel_all(self, job.name, conn)
+        return runs.cancel_all(self, job.name, conn)
 
     def _cancel_key(
         self,
@@ -334,17 +338,17 @@ class Underway:
         concurrency_key: str | None,
         conn: "psycopg.Connection[Any] | None",
     ) -> int:
-        return client.cancel_key(self, job, unique_key, concurrency_key, conn)
+        return runs.cancel_key(self, job, unique_key, concurrency_key, conn)
 
     def _enqueue(
         self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None", given: RunOptions
-    ) -> client.Run[R]:
-        return client.enqueue(self, job, value, conn, given)
+    ) -> runs.Run[R]:
+        return runs.enqueue(self, job, value, conn, given)
 
     def _enqueue_many(
         self, job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None", given: RunOptions
-    ) -> list[client.Run[R]]:
-        return client.enqueue_many(self, job, values, conn, given)
+    ) -> list[runs.Run[R]]:
+        return runs.enqueue_many(self, job, values, conn, given)
 
     # Schedules
 

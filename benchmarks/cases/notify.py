@@ -10,9 +10,9 @@ from benchmarks import app, pgbench
 from benchmarks.cases.setting import PROCS, Setting
 from benchmarks.model import OURS, Row
 from benchmarks.stage import Stage
-from underway.manifest import Placement
+from underway.definition.manifest import Placement
 from underway.postgres.queries import statements
-from underway.postgres.store import job_parameters
+from underway.postgres.supervisor_store import job_parameters
 
 # Nobody serves them: a supervisor that is woken finds nothing to do, and stays idle.
 _STEP = "first"

@@ -14,7 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from underway import Context, Done, Fail, Interrupt, Retry, RetryPolicy, To, Underway, wire
+from underway import Context, Done, Fail, Interrupt, Retry, RetryPolicy, To, Underway
+from underway.wire import messages as wire
 
 app = Underway()
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Never
 
 from underway import Context, Done, Fail, Retry, RetryPolicy, To, Underway
-from underway.job import Job
-from underway.options import StepOptions
+from underway.definition.job import Job
+from underway.definition.options import StepOptions
 
 app = Underway()
 

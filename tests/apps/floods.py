@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from underway import Context, Done, RetryPolicy, To, Underway
-from underway.codec import MAX_PAYLOAD
+from underway.payload.codec import MAX_PAYLOAD
 
 app = Underway()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from underway import Context, Done, RetryPolicy, To, Underway
-from underway.options import StepOptions
+from underway.definition.options import StepOptions
 
 app = Underway()
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from underway import Context, Done, Fail, Interrupt, RetryPolicy, To, Underway, wire
+from underway import Context, Done, Fail, Interrupt, RetryPolicy, To, Underway
+from underway.wire import messages
 
 app = Underway()
 
@@ -152,7 +153,7 @@ def stubborn(cx: Context, how: str) -> Done:
             # Faster than the supervisor can read; nobody hears of level 1.
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
             time.sleep(4.5 if "in the end" in how else 0)
-            frames = unsent = memoryview(wire.encode(wire.Log(0, 1, "flood", None, {}, b"x")) * 2000)
+            frames = unsent = memoryview(messages.encode(messages.Log(0, 1, "flood", None, {}, b"x")) * 2000)
             while True:
                 unsent = unsent[os.write(int(sys.argv[2]), unsent) :] or frames
     return To.done()

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from underway import Context, Done, Fail, To, Underway
-from underway.options import StepOptions
+from underway.definition.options import StepOptions
 
 app = Underway()
 

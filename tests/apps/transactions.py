@@ -15,7 +15,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from underway import Context, Done, Fail, Retry, RetryPolicy, To, Underway
-from underway.options import StepOptions
+from underway.definition.options import StepOptions
 
 app = Underway()
 

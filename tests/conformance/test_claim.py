@@ -23,12 +23,12 @@ from db import (
     with_store,
 )
 
-from underway.manifest import Lane, Policy, Step
-from underway.postgres import runs
-from underway.postgres.endings import Attempt, Continue
-from underway.postgres.store import Store
-from underway.supervisor.task import Task
-from underway.supervisor.verdict import Seen, settle
+from underway.definition.manifest import Lane, Policy, Step
+from underway.postgres import client_queries
+from underway.postgres.supervisor_store import Store
+from underway.postgres.transitions import Attempt, Continue
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.tasks.verdict import Seen, settle
 
 US = uuid4()
 FAILED = Attempt("failed", "oh", started=ago(600))
@@ -99,11 +99,11 @@ def test_the_attempts_of_a_run_stand_in_the_order_of_their_ends(database: str, c
         await store.claim(LANES, 1, candidates=1, suspects=1)
 
     with_store(database, fail_twice, US)
-    found = runs.attempts(connection, UUID(run))
+    found = client_queries.attempts(connection, UUID(run))
     assert [(attempt[1], attempt[2], attempt[3]) for attempt in found] == [(1, "failed", "oh 1"), (2, "failed", "oh 2")]
     ends = connection.execute("select finished_at from underway.attempt order by number").fetchall()
     assert ends[0] < ends[1]
-    assert runs.status(connection, UUID(run)) == "in_progress", "and the third has left no row yet"
+    assert client_queries.status(connection, UUID(run)) == "in_progress", "and the third has left no row yet"
 
 
 @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
@@ -111,7 +111,7 @@ def test_what_has_ended_is_not_claimed_again(any_database: str, state: str) -> N
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(connection, US)
         if state == "cancelled":
-            assert runs.cancel(connection, UUID(run))
+            assert client_queries.cancel(connection, UUID(run))
         row = finish(run, token, state=state, attempt=Attempt(state, started=ago(1.0)))
 
         async def end(store: Store) -> None:
@@ -120,7 +120,7 @@ def test_what_has_ended_is_not_claimed_again(any_database: str, state: str) -> N
 
         assert value(connection, "select count(*) from underway.attempt") == 0, "one row, written once, at the end"
         with_store(any_database, end, US)
-        assert runs.status(connection, UUID(run)) == state
+        assert client_queries.status(connection, UUID(run)) == state
         assert claim(any_database) == []
         query = "select number, outcome, finished_at > started_at from underway.attempt"
         assert connection.execute(query).fetchall() == [(1, state, True)]
@@ -137,7 +137,7 @@ def test_a_quarantined_run_refuses_its_late_owner(any_database: str) -> None:
             assert await store.continue_([go_on(run, token)], []) == {}
 
         with_store(any_database, late, US)
-        assert runs.status(connection, UUID(run)) == "failed"
+        assert client_queries.status(connection, UUID(run)) == "failed"
         assert connection.execute("select outcome from underway.attempt").fetchall() == [("lost",)]
 
 

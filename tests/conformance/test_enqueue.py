@@ -12,9 +12,9 @@ from db import LANE, Connection, claim, insert, row_of, value, with_store
 from harness import Supervisor, eventually
 
 from underway import Underway
-from underway.client import Run
-from underway.manifest import Policy
-from underway.postgres.store import Lanes
+from underway.client.runs import Run
+from underway.definition.manifest import Policy
+from underway.postgres.supervisor_store import Lanes
 
 Start = Callable[..., Supervisor]
 

@@ -3,9 +3,9 @@
 from datetime import timedelta
 from typing import NamedTuple
 
-from underway import wire
-from underway.manifest import Job, Manifest, Placement, Policy, Step
-from underway.retry import RetryPolicy
+from underway.definition.manifest import Job, Manifest, Placement, Policy, Step
+from underway.definition.retry import RetryPolicy
+from underway.wire import messages
 
 LEASE = 2.0
 POLICY = Policy(
@@ -51,7 +51,7 @@ def following_step(job: str, step: str) -> str | None:
     return None if step == steps[-1] else steps[steps.index(step) + 1]
 
 
-def placement_of(job: str, step: str, given: bytes, delay: float = 0.0) -> wire.Placement:
+def placement_of(job: str, step: str, given: bytes, delay: float = 0.0) -> messages.Placement:
     """The fields of a Next, as a worker fills them in."""
     key = key_of(job, step, given)
     return step, "default", 0, delay, 60.0, key and key.text, key and key.limit

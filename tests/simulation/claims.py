@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from simulation.database import NEVER, Database
-from underway.postgres.store import Claimed, Lanes
+from underway.postgres.supervisor_store import Claimed, Lanes
 
 
 def claim(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from underway import lease_clock
+from underway.guardian import lease_clock
 
 
 class Clockwork(asyncio.BaseEventLoop):

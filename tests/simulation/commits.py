@@ -9,8 +9,8 @@ import psycopg
 from simulation.app import UNSTORABLE, Key
 from simulation.database import NEVER, Database, Row
 from simulation.ledger import Broken
-from underway.manifest import Lane, Policy
-from underway.postgres.endings import Continue, Finish
+from underway.definition.manifest import Lane, Policy
+from underway.postgres.transitions import Continue, Finish
 
 Spawned = list[dict[str, Any]]
 End = TypeVar("End", Finish, Continue)

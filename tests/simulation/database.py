@@ -15,7 +15,7 @@ from simulation.app import Key, first_step, key_of
 from simulation.clockwork import Clockwork
 from simulation.keys import Keys
 from simulation.ledger import Ledger
-from underway.manifest import Lane
+from underway.definition.manifest import Lane
 
 NEVER = float("inf")
 # How late a notification and a statement are, mostly.

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from uuid import UUID
 
 from simulation.database import Database, Row
-from underway.postgres.store import Renewal
+from underway.postgres.supervisor_store import Renewal
 
 
 def renew(database: Database, owner: UUID, renewals: Iterable[Renewal]) -> set[str]:

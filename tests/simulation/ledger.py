@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from simulation.app import JOBS
 from simulation.clockwork import Clockwork
-from underway.postgres.endings import Attempt
+from underway.postgres.transitions import Attempt
 
 
 class Broken(AssertionError):

@@ -9,7 +9,7 @@ import psycopg
 
 from simulation.database import Database
 from simulation.schedules import Schedules
-from underway.postgres.session import ANSWER_SECONDS, STATEMENT_SECONDS, DatabaseAway
+from underway.postgres.reconnecting import ANSWER_SECONDS, STATEMENT_SECONDS, DatabaseAway
 
 T = TypeVar("T")
 

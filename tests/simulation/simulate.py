@@ -11,7 +11,10 @@ from simulation.clockwork import Clockwork, made_up_time
 from simulation.slow_line import SlowLine
 from simulation.supervisor import MOST_AHEAD, MOST_CLAIMED, MOST_UNCOMMITTED
 from simulation.world import World
-from underway.supervisor import commits, crew, dispatch, limits, service
+from underway.supervisor import service
+from underway.supervisor.loops import commit
+from underway.supervisor.tasks import dispatch
+from underway.supervisor.workers import limits, pool
 
 
 def simulate(seed: int, turns: int) -> World:
@@ -48,11 +51,11 @@ def _without_a_system() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     with (
-        patch.object(crew, "WorkerProcess", _fake_worker),
-        patch.object(crew, "Descendants", NoDescendants),
+        patch.object(pool, "WorkerProcess", _fake_worker),
+        patch.object(pool, "Descendants", NoDescendants),
         patch.object(limits, "Memory", Weights),
         patch.object(service, "KernelKills", NoKernelKills),
-        patch.object(commits, "MOST_UNCOMMITTED", MOST_UNCOMMITTED),
+        patch.object(commit, "MOST_UNCOMMITTED", MOST_UNCOMMITTED),
         patch.object(dispatch, "MOST_CLAIMED", MOST_CLAIMED),
         patch.object(dispatch, "MOST_AHEAD", MOST_AHEAD),
     ):

@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from simulation.app import POLICY, code
 from simulation.clockwork import Clockwork
 from simulation.world import World
-from underway.postgres.session import STATEMENT_SECONDS
-from underway.supervisor import claims, commits, dispatch
+from underway.postgres.reconnecting import STATEMENT_SECONDS
+from underway.supervisor.loops import claim, commit
+from underway.supervisor.tasks import dispatch
 
 BYTES_PER_SECOND = 1_000
 MOST_BYTES = 64_000
@@ -36,7 +37,7 @@ class SlowLine(World):
                 self.database.enqueue(job, bytes(size), count // 2)
 
     async def play(self) -> None:
-        bounds = {claims: "MOST_BYTES", commits: "MOST_BYTES", dispatch: "AHEAD_BYTES"}
+        bounds = {claim: "MOST_BYTES", commit: "MOST_BYTES", dispatch: "AHEAD_BYTES"}
         patches = [patch.object(module, name, MOST_BYTES) for module, name in bounds.items()]
         for each in patches:
             each.start()

@@ -7,13 +7,13 @@ from uuid import UUID
 from simulation import commits
 from simulation.app import LIMITS, UNSTORABLE, first_step, following_step, key_of, placement_of
 from simulation.whereabouts import Whereabouts
-from underway import wire
-from underway.postgres.endings import Attempt, Continue, succeed
+from underway.postgres.transitions import Attempt, Continue, succeed
+from underway.wire import messages
 
 if TYPE_CHECKING:
     from simulation.worker_loop import WorkerLoop
 
-_ENDINGS: tuple[wire.Ending, ...] = ("next", "retry", "fail")
+_ENDINGS: tuple[messages.Ending, ...] = ("next", "retry", "fail")
 _WEIGHTS = (92, 6, 2)
 _UNSTORABLE = 0.02  # so many of their results cannot be stored
 _CHILDREN = ["short", "short", "keyed", "swap"]
@@ -31,7 +31,7 @@ class Steps:
         self._clock = where.database.loop
         self._rng = self._clock.rng
 
-    def execute(self, task: wire.Task) -> None:
+    def execute(self, task: messages.Task) -> None:
         rng, calm = self._rng, self._where.calm
         seconds = rng.uniform(0.2, 2.9) if task.job == "long" else rng.expovariate(500)
         if rng.random() < 0.03:
@@ -42,30 +42,30 @@ class Steps:
         elif dice < 0.015:
             return  # hangs
         elif dice < 0.03:
-            self._worker.write(*[wire.Progress(task.token, b'{"done": 1}')] * 300)
+            self._worker.write(*[messages.Progress(task.token, b'{"done": 1}')] * 300)
         elif dice < 0.07:
-            self._worker.write(wire.Transaction(task.token))
+            self._worker.write(messages.Transaction(task.token))
             self._clock.happen(seconds, lambda: self._commit_own(task, seconds))
             return
-        ending: wire.Ending = "next" if calm else rng.choices(_ENDINGS, _WEIGHTS)[0]
+        ending: messages.Ending = "next" if calm else rng.choices(_ENDINGS, _WEIGHTS)[0]
         storable = calm or rng.random() > _UNSTORABLE
         self._clock.happen(seconds, lambda: self._end(task, ending, seconds, storable=storable))
 
-    def stop(self, task: wire.Task) -> None:
+    def stop(self, task: messages.Task) -> None:
         """Most steps end when they are told to, some succeed in spite of it, some do not care."""
         dice = self._rng.random()
         if dice < 0.9:
-            ending: wire.Ending = "interrupted" if dice < 0.7 else "next"
+            ending: messages.Ending = "interrupted" if dice < 0.7 else "next"
             self._clock.happen(self._rng.uniform(0, 0.5), lambda: self._end(task, ending, 0.1))
 
-    def _crash(self, task: wire.Task) -> None:
+    def _crash(self, task: messages.Task) -> None:
         if self._worker.runs is task:
             self._worker.process.die(-signal.SIGSEGV, self._rng.uniform(0, 0.01))
 
-    def _end(self, task: wire.Task, ending: wire.Ending, seconds: float, *, storable: bool = True) -> None:
+    def _end(self, task: messages.Task, ending: messages.Ending, seconds: float, *, storable: bool = True) -> None:
         if self._worker.runs is not task:
             return
-        payload, placement, spawned = task.payload if storable else UNSTORABLE, None, list[wire.Spawn]()
+        payload, placement, spawned = task.payload if storable else UNSTORABLE, None, list[messages.Spawn]()
         if ending == "next":
             placement = self._placement(task)
             spawned = self._spawn(task)
@@ -73,7 +73,7 @@ class Steps:
         self._ledger.produced[task.token] = ending
         self._result(task, ending, placement, spawned, seconds, payload)
 
-    def _commit_own(self, task: wire.Task, seconds: float) -> None:
+    def _commit_own(self, task: messages.Task, seconds: float) -> None:
         """Handed over by the worker, which then has to live long enough to say so."""
         if self._worker.runs is not task:
             return
@@ -95,17 +95,17 @@ class Steps:
             return
         self._result(task, "committed", placement, [], seconds, task.payload)
 
-    def _placement(self, task: wire.Task) -> wire.Placement | None:
+    def _placement(self, task: messages.Task) -> messages.Placement | None:
         step = following_step(task.job, task.step)
         if step is None:
             return None
         delay = 0.0 if self._rng.random() < 0.9 else self._rng.uniform(0, 0.5)
         return placement_of(task.job, step, task.payload, delay)
 
-    def _spawn(self, task: wire.Task, *, storable: bool = False) -> list[wire.Spawn]:
+    def _spawn(self, task: messages.Task, *, storable: bool = False) -> list[messages.Spawn]:
         if task.job != "parent":
             return []
-        spawned: list[wire.Spawn] = []
+        spawned: list[messages.Spawn] = []
         for n in range(self._rng.choice([1, 1, 4])):
             job = self._rng.choice(_CHILDREN)
             given = self._rng.choice(list(LIMITS))
@@ -114,18 +114,20 @@ class Steps:
             step, key = first_step(job), key_of(job, first_step(job), given)
             delay = 0.0 if self._rng.random() < 0.8 else 0.3
             child = {"id": f"{task.run}.{task.token}.{n}", "job": job, "step": step, "delay": delay}
-            spawned.append(cast(wire.Spawn, {**child, "concurrency_key": key and key.text, "input": given.decode()}))
+            spawned.append(
+                cast(messages.Spawn, {**child, "concurrency_key": key and key.text, "input": given.decode()})
+            )
         self._ledger.children[task.token] = [str(child["id"]) for child in spawned]
         return spawned
 
     def _result(
         self,
-        task: wire.Task,
-        ending: wire.Ending,
-        placement: wire.Placement | None,
-        spawned: list[wire.Spawn],
+        task: messages.Task,
+        ending: messages.Ending,
+        placement: messages.Placement | None,
+        spawned: list[messages.Spawn],
         seconds: float,
         payload: bytes,
     ) -> None:
-        result = wire.Result(task.token, None, ending, placement, None, spawned, seconds, seconds, 1, payload)
+        result = messages.Result(task.token, None, ending, placement, None, spawned, seconds, seconds, 1, payload)
         self._worker.ended(task, result)

@@ -8,10 +8,10 @@ from simulation import claims, commits, leases
 from simulation.database import Database
 from simulation.ledger import Broken
 from simulation.session import Session
-from underway.manifest import Lane, Manifest, Placement, Policy
-from underway.postgres.endings import Continue, Finish
-from underway.postgres.session import STATEMENT_SECONDS
-from underway.postgres.store import ANY_SIZE, Claimed, Lanes, Renewal
+from underway.definition.manifest import Lane, Manifest, Placement, Policy
+from underway.postgres.reconnecting import STATEMENT_SECONDS
+from underway.postgres.supervisor_store import ANY_SIZE, Claimed, Lanes, Renewal
+from underway.postgres.transitions import Continue, Finish
 
 
 class FakeStore:

@@ -9,12 +9,12 @@ from simulation.ledger import Broken
 from simulation.session import Session
 from simulation.store import FakeStore
 from simulation.worker import FakeWorker
-from underway import wire
-from underway.supervisor.booting import BootError
-from underway.supervisor.crew import Crew
-from underway.supervisor.recycling import Marks
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import StopRequest
+from underway.supervisor.workers.boot import BootError
+from underway.supervisor.workers.pool import Crew
+from underway.supervisor.workers.recycle import Marks
+from underway.wire import messages
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -57,7 +57,7 @@ class Supervisor:
             self.crew.start()
             with contextlib.suppress(BootError):
                 await self.crew.first_manifest
-                self.crew.welcome(wire.Welcome("owner", "host", "database"))
+                self.crew.welcome(messages.Welcome("owner", "host", "database"))
                 store: Any = self.store
                 work: Any = self.work
                 leases: Any = self.leases

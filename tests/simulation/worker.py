@@ -8,9 +8,9 @@ from uuid import UUID
 from simulation.ledger import Broken
 from simulation.whereabouts import Whereabouts
 from simulation.worker_loop import WorkerLoop
-from underway import wire
-from underway.manifest import Manifest
-from underway.supervisor.worker_process import END_SECONDS, WorkerProcess
+from underway.definition.manifest import Manifest
+from underway.supervisor.workers.process import END_SECONDS, WorkerProcess
+from underway.wire import messages as wire
 
 # Three quarters of what is between the kill of a worker and its lapse, by the lease.
 SLOWEST_DEATH = 0.05 * 0.75

@@ -6,8 +6,8 @@ from uuid import UUID
 
 from simulation.steps import Steps
 from simulation.whereabouts import Whereabouts
-from underway import wire
-from underway.manifest import Manifest
+from underway.definition.manifest import Manifest
+from underway.wire import messages as wire
 
 if TYPE_CHECKING:
     from simulation.worker import FakeWorker

@@ -6,14 +6,14 @@ import textwrap
 
 import click
 
-from underway.cli.duration import Seconds
-from underway.cli.secrecy import hide_password
+from underway.cli.hide_password import hide_password
+from underway.cli.options.duration import Seconds
+from underway.definition.options import checked_size
 from underway.errors import InvalidOption
-from underway.options import checked_size
-from underway.supervisor import logs
-from underway.supervisor.recycling import Marks
+from underway.supervisor.logs import format as logs
+from underway.supervisor.main import Settings, supervise
 from underway.supervisor.shutdown import EXIT_CODES
-from underway.supervisor.supervisor import Settings, supervise
+from underway.supervisor.workers.recycle import Marks
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(
     textwrap.fill(f"  {code:d}  {code.name.lower().replace('_', '-')}: {text}", 76, subsequent_indent="     ")

@@ -15,7 +15,7 @@ from psycopg.postgres import register_default_adapters, register_default_types
 from psycopg.rows import tuple_row
 from psycopg.types.array import register_all_arrays
 
-from underway.postgres import columns
+from underway.postgres import arrays
 
 _NO_ASCII = re.compile(r"[^\x00-\x7f]")
 
@@ -67,7 +67,7 @@ def _own_adapters() -> AdaptersMap:
     for kind in ("json", "jsonb"):
         adapters.register_loader(kind, _JsonLoader)
     adapters.register_dumper(Json, _JsonDumper)
-    columns.register(adapters)
+    arrays.register(adapters)
     return adapters
 
 

@@ -6,18 +6,18 @@ import time
 from collections.abc import Mapping
 from logging import getLogger
 
-from underway.postgres.store import Store
-from underway.supervisor.backends import Backends
-from underway.supervisor.commits import Commits
-from underway.supervisor.crew import Crew
-from underway.supervisor.dispatch import Dispatch
-from underway.supervisor.endings import Endings
-from underway.supervisor.faults import FAILED
-from underway.supervisor.limits import CLEANUP_SECONDS, about_task, interrupt
+from underway.postgres.supervisor_store import Store
+from underway.supervisor.loops.backends import Backends
+from underway.supervisor.loops.commit import Commits
+from underway.supervisor.loops.errors import FAILED
 from underway.supervisor.shutdown import StopRequest
-from underway.supervisor.task import Task
-from underway.supervisor.verdict import Seen
-from underway.supervisor.worker_process import END_SECONDS
+from underway.supervisor.tasks.dispatch import Dispatch
+from underway.supervisor.tasks.results import Endings
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.workers.limits import CLEANUP_SECONDS, about_task, interrupt
+from underway.supervisor.workers.pool import Crew
+from underway.supervisor.workers.process import END_SECONDS
 
 log = getLogger("underway.supervisor")
 

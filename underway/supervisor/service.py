@@ -8,31 +8,31 @@ from collections.abc import Callable, Coroutine
 from logging import getLogger
 from typing import Any
 
-from underway.postgres.session import Session
-from underway.postgres.store import Store
-from underway.postgres.wakeup import Wakeup
-from underway.supervisor.backends import Backends
-from underway.supervisor.cancels import Cancels
-from underway.supervisor.claims import Claims
-from underway.supervisor.commits import Commits
-from underway.supervisor.crew import Crew
-from underway.supervisor.dispatch import Dispatch
+from underway.postgres.listener import Wakeup
+from underway.postgres.reconnecting import Session
+from underway.postgres.supervisor_store import Store
 from underway.supervisor.drain import Drain
-from underway.supervisor.endings import Endings
-from underway.supervisor.faults import FAILED
-from underway.supervisor.kernel_kills import KernelKills
-from underway.supervisor.labels import Labels
-from underway.supervisor.leases import Leases
-from underway.supervisor.limits import Limits
-from underway.supervisor.pauses import Pauses
-from underway.supervisor.promoter import Promoter
-from underway.supervisor.reaper import Reaper
-from underway.supervisor.requests import Requests
-from underway.supervisor.retention import Retention
-from underway.supervisor.schedules import Schedules
+from underway.supervisor.logs.summary import summarise
+from underway.supervisor.loops.backends import Backends
+from underway.supervisor.loops.cancel import Cancels
+from underway.supervisor.loops.claim import Claims
+from underway.supervisor.loops.commit import Commits
+from underway.supervisor.loops.control import Requests
+from underway.supervisor.loops.errors import FAILED
+from underway.supervisor.loops.heartbeat import Labels
+from underway.supervisor.loops.pause import Pauses
+from underway.supervisor.loops.promote import Promoter
+from underway.supervisor.loops.reap import Reaper
+from underway.supervisor.loops.renew import Leases
+from underway.supervisor.loops.retention import Retention
+from underway.supervisor.loops.schedule import Schedules
 from underway.supervisor.shutdown import StopRequest
-from underway.supervisor.summary import summarise
-from underway.supervisor.task import Task
+from underway.supervisor.tasks.dispatch import Dispatch
+from underway.supervisor.tasks.results import Endings
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.workers.kernel_kills import KernelKills
+from underway.supervisor.workers.limits import Limits
+from underway.supervisor.workers.pool import Crew
 
 log = getLogger("underway.supervisor")
 

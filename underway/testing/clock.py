@@ -5,8 +5,8 @@ from typing import Any
 
 import psycopg
 
-from underway import options
-from underway.postgres import scratch
+from underway.definition import options
+from underway.postgres import temporary_database
 
 
 def advance(conn: psycopg.Connection[Any], delta: timedelta) -> None:
@@ -15,4 +15,4 @@ def advance(conn: psycopg.Connection[Any], delta: timedelta) -> None:
     Delays, back-offs, leases, schedules and `keep` are moved; instants that have passed, as of attempts, stay. It is
     part of your transaction: commit it before you drain.
     """
-    scratch.advance(conn, options.checked_duration("delta", delta))
+    temporary_database.advance(conn, options.checked_duration("delta", delta))

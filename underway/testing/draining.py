@@ -7,21 +7,22 @@ from contextlib import closing
 from typing import Any
 from uuid import uuid4
 
-from underway import lease_clock, wire
 from underway.app import Underway
+from underway.definition.job import Job
+from underway.definition.manifest import Manifest
 from underway.errors import UnderwayError
+from underway.guardian import lease_clock
 from underway.ids import new_id
-from underway.job import Job
-from underway.manifest import Manifest
-from underway.postgres import schedules
-from underway.postgres.endings import Attempt, Continue, Finish
-from underway.postgres.session import Session
-from underway.postgres.store import Lanes, Store
-from underway.schedule import Cron, due
-from underway.supervisor.task import Task, from_claim
-from underway.supervisor.verdict import Seen, settle
+from underway.postgres import schedule_queries
+from underway.postgres.reconnecting import Session
+from underway.postgres.supervisor_store import Lanes, Store
+from underway.postgres.transitions import Attempt, Continue, Finish
+from underway.schedule.cron import Cron, due
+from underway.supervisor.tasks.task import Task, from_claim
+from underway.supervisor.tasks.verdict import Seen, settle
 from underway.testing.database import refuse_event_loop
 from underway.testing.process import LocalWorker
+from underway.wire import messages
 
 _BATCH = 500
 _LOCKED_PAUSE = 0.01
@@ -70,7 +71,7 @@ class _Queue:
         self._work, self._leases = Session(url), Session(url)
         owner, host = uuid4(), socket.gethostname()
         self._store = Store(self._work, self._leases, owner, host)
-        worker.executor.transactions.welcome = wire.Welcome(str(owner), host, url)
+        worker.executor.transactions.welcome = messages.Welcome(str(owner), host, url)
 
     async def register(self) -> None:
         """Register the app's jobs and queues first: without queues, failed runs would get no dead-letter labels."""
@@ -101,11 +102,11 @@ class _Queue:
         """How many now wait for another slot."""
         first_steps = {job.name: job.steps[0] for job in self._manifest.jobs}
         moved = 0
-        for schedule in await schedules.upcoming(self._work, list(first_steps), 0):
+        for schedule in await schedule_queries.upcoming(self._work, list(first_steps), 0):
             cron, first = Cron(schedule.cron, schedule.zone), first_steps[schedule.job]
             slots, following = due(cron, schedule.catch_up, schedule.next_at, schedule.now, _BATCH)
             runs = [(new_id(), slot) for slot in slots]
-            enqueued = await schedules.fire(self._work, schedule, runs, following, first.name, first.placement)
+            enqueued = await schedule_queries.fire(self._work, schedule, runs, following, first.name, first.placement)
             moved += enqueued is not None
         return moved
 

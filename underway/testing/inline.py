@@ -9,14 +9,15 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway import codec, keys
-from underway.client import Status
+from underway.client.runs import Status
+from underway.definition.job import Job
+from underway.definition.manifest import Lane
 from underway.errors import RunFailed
 from underway.ids import new_id
-from underway.job import Job
-from underway.manifest import Lane
-from underway.postgres.endings import Continue, Finish
-from underway.supervisor.task import Task, from_hand_over
+from underway.keys import template
+from underway.payload import codec
+from underway.postgres.transitions import Continue, Finish
+from underway.supervisor.tasks.task import Task, from_hand_over
 from underway.testing.database import refuse_event_loop
 from underway.testing.process import LocalWorker, first_task
 from underway.testing.transaction import GivenTransaction
@@ -114,7 +115,7 @@ def _enqueued(job: Job[Any, Any, Any, Any], value: Any) -> Task:
     first = job.compiled[0]
     payload = codec.encode(value, first.input_type)
     placed = first.spec.placement
-    keys.fill_both(placed.unique_key, placed.concurrency_key, payload)
+    template.fill_both(placed.unique_key, placed.concurrency_key, payload)
     return first_task(new_id(), next(_tokens), Lane(placed.queue, job.name, first.spec.name), first.spec, payload)
 
 

@@ -12,14 +12,14 @@ from uuid import UUID
 
 import orjson
 
-from underway import wire
 from underway.app import Underway
+from underway.definition.manifest import Lane, Step
 from underway.errors import Interrupt
-from underway.manifest import Lane, Step
-from underway.postgres.endings import Attempt, Continue, Finish, succeed
-from underway.supervisor.task import Task, message
-from underway.supervisor.verdict import VERDICTS, Seen, settle
-from underway.worker.execute import Executor, Outcome
+from underway.postgres.transitions import Attempt, Continue, Finish, succeed
+from underway.supervisor.tasks.task import Task, message
+from underway.supervisor.tasks.verdict import VERDICTS, Seen, settle
+from underway.wire import messages
+from underway.worker.executor import Executor, Outcome
 
 _FOR_THE_STEP = (Exception, SystemExit, Interrupt, asyncio.CancelledError, GeneratorExit)
 
@@ -85,8 +85,8 @@ class _Outbox:
     def __init__(self) -> None:
         self.progress: list[dict[str, Any]] = []
 
-    def send(self, message: wire.Message | None = None) -> None:
-        if isinstance(message, wire.Progress):
+    def send(self, message: messages.Message | None = None) -> None:
+        if isinstance(message, messages.Progress):
             self.progress.append(orjson.loads(message.payload))
 
 

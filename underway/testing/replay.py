@@ -5,14 +5,14 @@ from contextlib import closing
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-from underway import wire
 from underway.app import Underway
+from underway.definition.manifest import Lane
 from underway.errors import UnderwayError
-from underway.manifest import Lane
-from underway.postgres.endings import Continue, Finish
-from underway.postgres.people import StoredAttempt
+from underway.postgres.inspection import StoredAttempt
+from underway.postgres.transitions import Continue, Finish
 from underway.testing.process import LocalWorker, first_task
-from underway.worker.execute import Outcome
+from underway.wire import messages
+from underway.worker.executor import Outcome
 from underway.worker.transaction import Transactions
 
 # No attempt has it. By the token of its transaction a supervisor finds what it terminates, which must not be ours.
@@ -30,7 +30,7 @@ class Replayed(NamedTuple):
 class UndoneTransactions(Transactions):
     """`cx.tx` as a worker has it, but rolled back where that would commit."""
 
-    def end(self, task: wire.Task, outcome: Outcome) -> Outcome:
+    def end(self, task: messages.Task, outcome: Outcome) -> Outcome:
         self._connection = self.token = None
         assert self._own is not None
         if outcome[0] in ("next", "done"):
@@ -55,7 +55,7 @@ def replay(app: Underway, run_id: UUID, stored: StoredAttempt) -> Replayed:
     task.number, task.scheduled_for = stored.number, stored.scheduled_for
     with closing(LocalWorker(app)) as worker:
         transactions = worker.executor.transactions = UndoneTransactions(worker.outbox, worker.guard)
-        transactions.welcome = wire.Welcome(str(uuid4()), socket.gethostname(), app._checked_url())
+        transactions.welcome = messages.Welcome(str(uuid4()), socket.gethostname(), app._checked_url())
         row, spawned = worker.run(task)
         assert row is not None
         return Replayed(row, spawned, worker.raised)

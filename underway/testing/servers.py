@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from underway.postgres import scratch
+from underway.postgres import temporary_database
 from underway.postgres.embedded import Cluster
 
 # synchronous_commit stays on: tests of durability and of commit order must see what users see. Only the disk is left
@@ -37,13 +37,13 @@ class TemporaryPostgres:
     def database(self, *, migrated: bool = True) -> Iterator[str]:
         """The URL of a fresh database, with the schema or empty."""
         template = self._migrated_template() if migrated else None
-        with scratch.database(self.url, f"{self._prefix}_{next(self._numbers)}", template=template) as url:
+        with temporary_database.database(self.url, f"{self._prefix}_{next(self._numbers)}", template=template) as url:
             yield url
 
     def _migrated_template(self) -> str:
         if self._template is None:
             template = f"{self._prefix}_template"
-            self._stack.enter_context(scratch.migrated_database(self.url, template))
+            self._stack.enter_context(temporary_database.migrated_database(self.url, template))
             self._template = template
         return self._template
 

@@ -8,10 +8,10 @@ import psycopg
 from psycopg import Rollback
 from psycopg.pq import TransactionStatus
 
-from underway import wire
 from underway.errors import InsideStep
-from underway.postgres import runs
-from underway.worker.execute import Outcome
+from underway.postgres import client_queries
+from underway.wire import messages
+from underway.worker.executor import Outcome
 from underway.worker.transaction import Transactions
 
 
@@ -31,12 +31,12 @@ class GivenTransaction(Transactions):
             )
         if self.token is None:
             if not self._given.autocommit and self._given.info.transaction_status == TransactionStatus.IDLE:
-                runs.clock(self._given)  # begins the transaction, or the savepoint would be one, and commit
+                client_queries.clock(self._given)  # begins the transaction, or the savepoint would be one, and commit
             self._savepoint.enter_context(self._given.transaction())
             self.token = token
         return self._given
 
-    def end(self, task: wire.Task, outcome: Outcome) -> Outcome:
+    def end(self, task: messages.Task, outcome: Outcome) -> Outcome:
         assert self._given is not None
         self.token = None
         aborted = self._given.info.transaction_status == TransactionStatus.INERROR

@@ -2,9 +2,9 @@
 
 import os
 
-from underway import child_record
-from underway.child_record import Record
-from underway.worker.shorten import shorten
+from underway.wire import child_record
+from underway.wire.child_record import Record
+from underway.worker.truncate import shorten
 
 _LONGEST_NAME = 200
 

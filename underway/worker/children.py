@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-from underway.keeper import children_listed
+from underway.guardian.script import children_listed
 
 # If the kernel does not provide these lists, zombies remain until their worker is replaced.
 _LISTED = os.path.exists(f"/proc/self/task/{os.getpid()}/children")

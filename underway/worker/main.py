@@ -7,21 +7,21 @@ import traceback
 from collections import deque
 from collections.abc import Iterable
 
-from underway import wire
 from underway.app import Underway
+from underway.definition.loading import load
 from underway.errors import AppNotFound
-from underway.loading import load
+from underway.wire import messages as wire
+from underway.worker.channel import Conversation, SupervisorGone
 from underway.worker.children import Children
-from underway.worker.conversation import Conversation, SupervisorGone
 from underway.worker.django import close_old_connections
-from underway.worker.ending import end_in_order
-from underway.worker.execute import Executor
-from underway.worker.guard import SIGNALS, Guard, end_everything
-from underway.worker.isolation import Isolation
-from underway.worker.logs import ForwardedLogs, LogForwarder
-from underway.worker.shorten import shorten
-from underway.worker.title import Title
-from underway.worker.victim import stand_in_front
+from underway.worker.executor import Executor
+from underway.worker.interrupts import SIGNALS, Guard, end_everything
+from underway.worker.logging_setup import ForwardedLogs, LogForwarder
+from underway.worker.oom_score import stand_in_front
+from underway.worker.orderly_exit import end_in_order
+from underway.worker.process_state import Isolation
+from underway.worker.process_title import Title
+from underway.worker.truncate import shorten
 
 _DID_NOT_BOOT = 3
 _HANDED_OVER = ("next", "done", "committed")

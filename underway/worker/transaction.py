@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from underway import wire
 from underway.errors import InsideStep
-from underway.worker.conversation import Outbox
-from underway.worker.guard import Interrupts
+from underway.wire import messages
+from underway.worker.channel import Outbox
+from underway.worker.interrupts import Interrupts
 
 if TYPE_CHECKING:
     import psycopg
 
-    from underway.postgres.transaction import StepTransactions
-    from underway.worker.execute import Outcome
+    from underway.postgres.step_transaction import StepTransactions
+    from underway.worker.executor import Outcome
 
 
 class Transactions:
@@ -30,7 +30,7 @@ class Transactions:
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._pid = os.getpid()
         self._opening = threading.Lock()
-        self.welcome: wire.Welcome | None = None
+        self.welcome: messages.Welcome | None = None
         self.token: int | None = None  # of the attempt that has opened one
         self._ended: int | None = None  # the token of the attempt whose hand-over has begun
 
@@ -47,16 +47,16 @@ class Transactions:
                 self.token = before
                 raise
             if before != token or self._connection is None:
-                from underway.postgres.transaction import StepTransactions
+                from underway.postgres.step_transaction import StepTransactions
 
                 if self._own is None:
                     assert self.welcome is not None
                     self._own = StepTransactions(self.welcome.database, UUID(self.welcome.owner), self.welcome.host)
-                self._outbox.send(wire.Transaction(token))
+                self._outbox.send(messages.Transaction(token))
                 self._connection = self._own.begin(token)
             return self._connection
 
-    def end(self, task: wire.Task, outcome: "Outcome") -> "Outcome":
+    def end(self, task: messages.Task, outcome: "Outcome") -> "Outcome":
         """Commit what the step wrote with its hand-over, or roll it back. Raises what has refused a hand-over."""
         ending, placement, _, spawned, seconds, cpu_seconds, peak_rss, payload = outcome
         with self._opening:  # a thread that the step has left behind may be at it
@@ -66,7 +66,7 @@ class Transactions:
         if ending not in ("next", "done") or connection is None:  # None: it could not be opened, and the step went on
             self._own.roll_back()
             return outcome
-        from underway.postgres.endings import Attempt, succeed
+        from underway.postgres.transitions import Attempt, succeed
 
         now = time.monotonic()
         attempt = Attempt("succeeded", None, now - seconds, now, self._pid, cpu_seconds, peak_rss)

@@ -116,7 +116,7 @@ $$;
 comment on function underway.pass_keys is 'every statement with which a run gives up its key ends with this';
 
 -- Fills a key template: {field} and {outer.field} stand for strings, integers and booleans of the input. An integer is
--- written with digits only: 1.0 and 1e3 are rejected. underway/keys.py is the same in Python.
+-- written with digits only: 1.0 and 1e3 are rejected. underway/keys/template.py is the same in Python.
 create function underway.fill_key(template text, input json) returns text
 language plpgsql immutable strict
 set search_path = pg_catalog, pg_temp

@@ -2,7 +2,7 @@
 -- instant to which it is kept is none that Postgres has, so it ran again and again.
 -- oldest code: 1
 
--- As Python has it (underway/options.py): a thousand years. To be compared, a year has 360 days and the parts are summed
+-- As Python has it (underway/definition/options.py): a thousand years. To be compared, a year has 360 days and the parts are summed
 -- up; what is short only since one part undoes another, as '292000 years -105110000 days', overflows when it is added.
 create function underway.checked_duration(option text, given interval) returns interval
 language plpgsql immutable

@@ -1,0 +1,103 @@
+"""Whether a type has the fields that a key's template names: a typo is told at import, not by runs that fail. Pure.
+
+Fields go by their names in JSON, in which a key is made. What the type leaves open (Any, a dict, a model that writes
+itself) is left to `keys.fill`, which sees the value; so is a field that only some of the values have.
+"""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import msgspec.inspect as shapes
+
+from underway.keys import template as keys
+from underway.payload.codec import type_name
+
+_OPEN = shapes.AnyType()
+# What no key is made of, by the names of msgspec.inspect's types
+_NEVER = {"None": "null"}
+_NEVER |= dict.fromkeys(("List", "Set", "FrozenSet", "VarTuple", "Tuple", "NamedTuple"), "a list")
+_NEVER |= dict.fromkeys(("Dict", "TypedDict", "Dataclass", "Struct"), "an object")
+
+
+def misfit(template: str, kind: Any) -> str | None:
+    """Why no value of this type makes this key; None if some may."""
+    return next(filter(None, (_misfit(field, kind) for field in keys.fields(template))), None)
+
+
+def _misfit(field: str, kind: Any) -> str | None:
+    found, holder = list(_of_type(kind)), "it"
+    for name in field.split("."):
+        within = [inner for node in found for inner in _inside(node, name)]
+        if not within:
+            names = ", ".join(dict.fromkeys(name for node in found for name in _fields(node) or ()))
+            hint = f"; {holder} has {names}" if names else ""
+            return f"needs the field {field}, which {type_name(kind)} does not have{hint}"
+        found, holder = within, name
+    never = [_never(node) for node in found]
+    if None in never:
+        return None
+    instead = " or ".join(dict.fromkeys(filter(None, never)))
+    return f"takes a string, an integer or a boolean from the field {field}, which in {type_name(kind)} is {instead}"
+
+
+def _of_type(kind: Any) -> Iterator[shapes.Type]:
+    try:
+        yield from _alternatives(shapes.type_info(kind))
+    except Exception:  # a union that msgspec cannot tell apart, and the codec can
+        for member in get_args(kind):
+            yield from _of_type(member)
+
+
+def _alternatives(node: shapes.Type) -> Iterator[shapes.Type]:
+    if isinstance(node, shapes.UnionType):
+        for member in node.types:
+            yield from _alternatives(member)
+    elif isinstance(node, shapes.Metadata):
+        yield from _alternatives(node.type)
+    else:
+        yield node
+
+
+def _inside(node: shapes.Type, name: str) -> Iterator[shapes.Type]:
+    """What the field of this name may be; nothing if there is none."""
+    if isinstance(node, shapes.DictType):
+        yield from _alternatives(node.value_type)
+        return
+    fields = _fields(node)
+    if fields is None:
+        yield _OPEN
+    elif name in fields:
+        yield from _alternatives(fields[name])
+
+
+def _fields(node: shapes.Type) -> dict[str, shapes.Type] | None:
+    """By their names in JSON; None if the type does not tell."""
+    if isinstance(node, shapes.AnyType | shapes.DictType):
+        return None
+    if isinstance(node, shapes.CustomType):
+        return _fields_of_model(node.cls)
+    fields: dict[str, shapes.Type] = {}
+    if isinstance(node, shapes.StructType) and node.array_like:
+        return fields
+    if isinstance(node, shapes.StructType) and node.tag_field is not None:
+        fields[node.tag_field] = shapes.LiteralType((node.tag,))
+    if isinstance(node, shapes.StructType | shapes.DataclassType | shapes.TypedDictType):
+        fields |= {field.encode_name: field.type for field in node.fields}
+    return fields
+
+
+def _fields_of_model(model: Any) -> dict[str, shapes.Type] | None:
+    """Of a pydantic model, which alone knows how it writes each of them; None if it may write others."""
+    known = (
+        getattr(model, "__pydantic_complete__", False)
+        and not model.__pydantic_root_model__
+        and not model.__pydantic_decorators__.model_serializers
+        and model.model_config.get("extra") != "allow"
+        and model.model_dump.__module__ == model.__get_pydantic_core_schema__.__module__ == "pydantic.main"
+    )
+    return {field.serialization_alias or name: _OPEN for name, field in model.model_fields.items()} if known else None
+
+
+def _never(node: shapes.Type) -> str | None:
+    """What it is in JSON, if no key is made of that."""
+    return _NEVER.get(type(node).__name__.removesuffix("Type"))

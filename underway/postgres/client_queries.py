@@ -1,0 +1,263 @@
+"""What a client asks of Postgres, on any psycopg connection, sync or async: enqueue, look, cancel."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from underway.definition.manifest import Placement
+from underway.errors import InvalidOption, SchemaMissing
+from underway.postgres.cursors import Json
+from underway.postgres.query import Asking, Statement, atomic_question, fetch, question
+from underway.postgres.supervisor_store import job_parameters
+
+_COPY_CHUNK = 256 * 1024
+_CHUNK_RUNS = 2000
+_CHUNK_BYTES = 4 * 1024 * 1024
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class KeyedRun(NamedTuple):
+    """A run to be, its keys filled in."""
+
+    id: UUID
+    payload: bytes
+    unique_key: str | None
+    concurrency_key: str | None
+
+
+# Enqueueing answers with (id, created) of each run.
+
+
+@question
+def insert_run(
+    run_id: UUID, job: str, step: str, placement: Placement, payload: bytes
+) -> Asking[list[tuple[UUID, bool]]]:
+    parameters = {
+        "id": run_id,
+        "job": job,
+        "step": step,
+        "queue": placement.queue,
+        "priority": placement.priority,
+        "keep": placement.keep,
+        "delay": placement.delay.total_seconds(),
+        "input": Json(payload.decode()),
+    }
+    yield Statement("enqueue_run", parameters)
+    return [(run_id, True)]
+
+
+@atomic_question
+def insert_keyed_runs(
+    rows: Sequence[KeyedRun], job: str, step: str, placement: Placement
+) -> Asking[list[tuple[UUID, bool]]]:
+    """Runs with keys, all of them or none: not created where a live one had its unique key.
+
+    Waits for a transaction that has enqueued one of the unique keys and is still open.
+    """
+    created: set[UUID] = set()
+    live: dict[str, UUID] = {}
+    # By key: two that enqueue the same keys in different orders would each wait for the other.
+    left = sorted(rows, key=lambda row: row.unique_key or "")
+    while left:
+        chunk = left[: _chunk_length(left)]
+        found = yield Statement("enqueue_keyed_runs", _keyed(chunk, job, step, placement))
+        for run_id, key, is_new in found:
+            live[key] = run_id
+            if is_new:
+                created.add(run_id)
+        # A run that ended, or was enqueued by somebody else, while we looked is not found: look again.
+        again = [row for row in chunk if row.unique_key is not None and row.unique_key not in live]
+        left = again + left[len(chunk) :]
+    ids = [row.id if row.unique_key is None else live[row.unique_key] for row in rows]
+    return [(run_id, run_id == row.id and run_id in created) for run_id, row in zip(ids, rows, strict=True)]
+
+
+def _chunk_length(rows: Sequence[KeyedRun]) -> int:
+    """How many of these go into one statement."""
+    size = 0
+    for number, row in enumerate(rows[:_CHUNK_RUNS], 1):
+        size += len(row.payload)
+        if size > _CHUNK_BYTES:
+            return number
+    return min(len(rows), _CHUNK_RUNS)
+
+
+def _keyed(rows: Sequence[KeyedRun], job: str, step: str, placement: Placement) -> dict[str, Any]:
+    return {
+        "ids": [row.id for row in rows],
+        "inputs": [Json(row.payload.decode()) for row in rows],
+        "unique_keys": [row.unique_key for row in rows],
+        "concurrency_keys": [row.concurrency_key for row in rows],
+        "job": job,
+        "step": step,
+        "queue": placement.queue,
+        "priority": placement.priority,
+        "keep": placement.keep,
+        "delay": placement.delay.total_seconds(),
+        "key_limit": placement.concurrency_limit,
+    }
+
+
+@atomic_question
+def copy_runs(
+    rows: Iterable[tuple[UUID, bytes]], job: str, step: str, placement: Placement, in_one: bool
+) -> Asking[list[tuple[UUID, bool]]]:
+    """Many runs at once by COPY: all of them or none.
+
+    With `in_one`, a single COPY sends the rows, so the client produces rows while the server writes earlier ones; that
+    is half as fast again. The code that produces the values must then not use this connection (see Statement). Without
+    it, each chunk is a COPY of its own, and that code may use the connection.
+    """
+    ((now,),) = yield Statement("clock")
+    columns = _constant_columns(instant(now), job, step, placement)
+    made: list[UUID] = []
+    chunks = _copy_chunks(rows, columns, made)
+    for lines in [chunks] if in_one else ([chunk] for chunk in chunks):
+        yield Statement("copy_runs", lines=lines)
+    yield Statement("wake_supervisors", {"queue": placement.queue})
+    return [(run_id, True) for run_id in made]
+
+
+def _constant_columns(now: datetime, job: str, step: str, placement: Placement) -> bytes:
+    due = now + placement.delay
+    rank = due - placement.priority * timedelta(minutes=1)
+    columns = (
+        _copy_text(job),
+        _copy_text(step),
+        _copy_text(placement.queue),
+        str(placement.priority),
+        f"{placement.keep.total_seconds()} seconds",
+        due.isoformat(),
+        rank.isoformat(),
+        "waiting" if placement.delay > timedelta(0) else "pending",
+    )
+    return ("\t".join(columns) + "\n").encode()
+
+
+def _copy_chunks(rows: Iterable[tuple[UUID, bytes]], tail: bytes, made: list[UUID]) -> Iterator[bytes]:
+    """Lines of COPY's text format; JSON has no raw tabs or line ends, so only its backslashes need escaping."""
+    lines: list[bytes] = []
+    size = 0
+    for run_id, payload in rows:
+        made.append(run_id)
+        line = b"\t".join((run_id.hex.encode(), payload.replace(b"\\", b"\\\\"), tail))
+        lines.append(line)
+        size += len(line)
+        if size > _COPY_CHUNK:
+            yield b"".join(lines)
+            lines, size = [], 0
+    yield b"".join(lines)
+
+
+def _copy_text(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+@question
+def status(run_id: UUID) -> Asking[str | None]:
+    """The state of a run; None if there is no such run."""
+    rows = yield Statement("run_status", {"id": run_id})
+    return rows[0][0] if rows else None
+
+
+@question
+def outcome(run_id: UUID) -> Asking[tuple[str, str | None, str | None] | None]:
+    """(state, result, error) of a finished run; None while it is live."""
+    rows = yield Statement("run_outcome", {"id": run_id})
+    return rows[0] if rows else None
+
+
+@question
+def job_of(run_id: UUID) -> Asking[str | None]:
+    rows = yield Statement("run_job", {"id": run_id})
+    return rows[0][0] if rows else None
+
+
+@question
+def attempts(run_id: UUID) -> Asking[list[tuple[Any, ...]]]:
+    """Step, number, outcome, error, start, end, host, pid, CPU seconds, peak bytes of each."""
+    rows = yield Statement("run_attempts", {"id": run_id})
+    return [
+        (step, number, outcome, error, instant(started), instant(finished), *rest)
+        for step, number, outcome, error, started, finished, *rest in rows
+    ]
+
+
+@question
+def cancel(run_id: UUID) -> Asking[bool]:
+    """Whether this call cancelled it: it was live, and nobody had cancelled it before."""
+    ((cancelled,),) = yield Statement("cancel_run", {"id": run_id})
+    return bool(cancelled)
+
+
+@question
+def cancel_job(job: str) -> Asking[int]:
+    """How many runs this call cancelled."""
+    ((number,),) = yield Statement("cancel_job", {"job": job})
+    return int(number)
+
+
+@question
+def cancel_key(
+    job: str, *, unique_key: str | None = None, concurrency_key: str | None = None, elsewhere: Collection[str] = ()
+) -> Asking[int]:
+    """Cancel the runs with this unique or concurrency key, and return how many this call cancelled.
+
+    `elsewhere` are the steps at which a run has another concurrency key, or none. Raises InvalidOption if it is not
+    empty, because the runs at these steps cannot be matched with the key.
+    """
+    if (unique_key is None) == (concurrency_key is None):
+        raise InvalidOption("cancel by unique_key= or by concurrency_key=, one of them")
+    if unique_key is not None:
+        ((number,),) = yield Statement("cancel_key", {"job": job, "unique_key": unique_key})
+        return int(number)
+    if elsewhere:
+        rows = yield Statement("live_by_step", {"job": job})
+        left = sum(number for step, number, _keyed in rows if step in elsewhere)
+        raise InvalidOption(
+            f"cancel(concurrency_key={concurrency_key!r}) does not cover job {job!r}: a run at step "
+            f"{', '.join(map(repr, elsewhere))} has another concurrency key or none, and would go on ({left:,} live "
+            f"runs stand there now). Give each step the same concurrency_key=, or cancel by unique_key=, by id, or all "
+            f"of the job. underway.cancel_concurrency_key in SQL cancels the runs that have the key at this moment"
+        )
+    ((number,),) = yield Statement("cancel_concurrency_key", {"job": job, "concurrency_key": concurrency_key})
+    return int(number)
+
+
+def without_key(connection: psycopg.Connection[Any], job: str) -> dict[str, int]:
+    """The number of live runs of a job without a concurrency key, by their current step."""
+    rows = fetch(connection, "live_by_step", {"job": job})
+    return {step: number - keyed for step, number, keyed in rows if number > keyed}
+
+
+def register_job(connection: psycopg.Connection[Any], name: str, step: str, placement: Placement) -> None:
+    fetch(connection, "register_job", job_parameters(name, step, placement))
+
+
+def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | None:
+    """Versions that this database has, and the oldest code each allows; None without our schema."""
+    try:
+        with connection.transaction():
+            return dict(fetch(connection, "applied_migrations"))
+    except SchemaMissing:
+        return None
+
+
+def clock(connection: psycopg.Connection[Any]) -> datetime:
+    """The database's, which decides in all that is told of time."""
+    now: datetime = instant(fetch(connection, "clock")[0][0])
+    return now
+
+
+# Instants travel as microseconds: a caller's DateStyle may be any.
+
+
+def instant(microseconds: Any) -> Any:
+    return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
+
+
+def microseconds(instant: datetime) -> int:
+    return (instant - _EPOCH) // timedelta(microseconds=1)

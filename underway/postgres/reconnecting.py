@@ -1,0 +1,321 @@
+"""One connection of a supervisor that comes back by itself."""
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from logging import getLogger
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow, tuple_row
+
+from underway.errors import SchemaError
+from underway.guardian import lease_clock
+from underway.postgres import arrays, migrate
+from underway.postgres.queries import statements
+
+log = getLogger("underway.postgres")
+
+# A statement must take less than the renewal period of the default lease (15 s), unless its caller allows more time,
+# for a single large row on a slow network.
+STATEMENT_SECONDS = 10.0
+# By this time after its deadline the server has cancelled the statement and reported it. A longer silence means that
+# the connection is dead: a proxy whose server is gone keeps acknowledging packets, so TCP notices nothing. (A claim
+# waited forever, and the renewals waited behind it.)
+ANSWER_SECONDS = 2.0
+# Between two tries to open a connection.
+LONGEST_PAUSE = 5.0
+# Maximum interval between two warnings with the same reason. A schema that is too new remains so until an operator
+# acts.
+_LONGEST_SILENCE = 60.0
+# After a statement that the server has refused, as long as it does.
+_LEAST_PAUSE = 0.2
+_MOST_PAUSE = 2.0
+_SETTINGS = {
+    "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
+    # No statement of ours waits for a row; whatever else it waits for is a lock on a table, which may last for an hour.
+    # It had better ask again, and let others on its connection do so too, than stand in line: a reaper that did was let
+    # in before those who were to release what they could not renew, and charged them with crashes.
+    "lock_timeout": "1s",
+    # A role may have one; ours rest between two looks.
+    "idle_session_timeout": "0",
+    "default_transaction_isolation": "read\\ committed",
+    # Whatever else a role's own path holds, and anybody may have put there: our statements name what is ours.
+    "search_path": "pg_catalog,pg_temp",
+    # psycopg reads no other style, and a database may have any for its default.
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    # Right after a bulk load, before the first ANALYZE, the planner prefers a bitmap scan and a sort of the whole
+    # backlog to the index that has the order already: 422 ms instead of 0.6.
+    "enable_bitmapscan": "off",
+    "enable_seqscan": "off",
+    # Planned once, not at each execution: planning a commit takes four times as long as committing one attempt. What
+    # makes generic plans a trap here is a nested loop over the arrays, quadratic in a plan that expects ten rows; with
+    # the scans above and this one switched off only one plan is left, whatever the table held when it was made.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_nestloop": "off",
+    # Up to PostgreSQL 17 a scan that is switched off but needed all the same counts as so dear that the statement is
+    # compiled first: 650 ms for each commit instead of 2.
+    "jit": "off",
+}
+# Since PostgreSQL 17, and whoever does not know it refuses the connection: so only where somebody has set it. What is
+# shorter than the deadline above would otherwise end, with the whole session, each statement that takes so long.
+_NO_TRANSACTION_TIMEOUT = {"transaction_timeout": "0"}
+
+# The parameters are to blame: repeating the statement with them would fail for ever.
+_ABOUT_THE_DATA = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.StatementTooComplex,
+)
+# Where a full queue of notifications is found, since a stranger listens in a transaction that he does not end. Its code
+# is that of a limit, but no statement's data is to blame: attempts were failed for it, and the supervisor ended.
+_NOTIFYING = "PreCommit_Notify"
+# The connection is good, this statement had bad luck. Anything else (a standby that was promoted elsewhere, a server
+# shutting down) wants a new connection.
+_PASSING = (
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.TransactionRollback,
+    psycopg.errors.OutOfMemory,  # above all of shared memory: all the server's sessions together have too many locks
+)
+
+
+class DatabaseAway(Exception):
+    """The connection broke during a statement, or the server refused it for now; whether it took effect is unknown."""
+
+
+class Session:
+    """Runs statements one at a time on a connection that is opened, and opened again, when it is needed.
+
+    Statements are prepared at their first use. Behind a pooler that is not possible, and they are planned each time.
+
+    `on_notify` is given the payload of each notification, whether it comes between statements or with one; `on_broken`
+    is called when the connection breaks while nobody uses it; `on_open` may say something on each new connection before
+    anybody else does.
+    """
+
+    def __init__(self, conninfo: str) -> None:
+        self.on_notify: Callable[[str], None] | None = None
+        self.on_broken: Callable[[], None] | None = None
+        self.on_open: Callable[[psycopg.AsyncConnection[TupleRow]], Awaitable[None]] | None = None
+        self._conninfo = conninfo
+        self._connection: psycopg.AsyncConnection[TupleRow] | None = None
+        self._lock = asyncio.Lock()
+        self._watched: int | None = None
+        self._pauses: dict[str, float] = {}  # how long to wait when this statement fails once more
+        self.opened = 0  # how often: whoever keeps state in the session compares this
+        self.sent_at = 0.0  # when the latest statement left, monotonic: it may have waited for a connection
+        self.leased_from = 0.0  # the same instant on the lease clock
+
+    async def open(self) -> psycopg.AsyncConnection[TupleRow]:
+        """The connection; if it is closed, make one attempt to open it.
+
+        Raises DatabaseAway. If the schema does not fit, raises SchemaError only if this session was never open before,
+        and DatabaseAway later, because a restore makes the schema disappear temporarily. (A restore ended all
+        supervisors with exit code 4.)
+        """
+        async with self._lock:  # two who find it closed must not open one each
+            return await self._open()
+
+    async def _open(self) -> psycopg.AsyncConnection[TupleRow]:
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        try:
+            connection = await self._connect()
+        except psycopg.Error as error:
+            raise DatabaseAway(str(error).strip()) from error
+        try:
+            migrate.check_encoding(connection)
+            migrate.check(await _applied_migrations(connection))
+            if self.on_open is not None:
+                await self.on_open(connection)
+        except psycopg.Error as error:
+            await connection.close()
+            raise DatabaseAway(str(error).strip()) from error
+        except SchemaError as error:
+            await connection.close()
+            if not self.opened:
+                raise
+            raise DatabaseAway(str(error)) from error
+        except BaseException:
+            await connection.close()
+            raise
+        self._connection = connection
+        self.opened += 1
+        connection.add_notify_handler(lambda notify: self._heard(notify.payload))
+        return connection
+
+    async def _connect(self) -> psycopg.AsyncConnection[TupleRow]:
+        """Settings go with the start of the connection, never with SET: a pooler would pass them on to strangers."""
+        try:
+            connection = await self._connect_with(_SETTINGS)
+            if await _limits_transactions(connection):
+                await connection.close()
+                connection = await self._connect_with(_SETTINGS | _NO_TRANSACTION_TIMEOUT)
+            return connection
+        except psycopg.OperationalError as error:
+            if "unsupported startup parameter" not in str(error):
+                raise
+            log.warning("a pooler refuses our settings (%s), going on without", ", ".join(_SETTINGS))
+            return await _connect(self._conninfo, prepare_threshold=None)
+
+    async def _connect_with(self, settings: Mapping[str, str]) -> psycopg.AsyncConnection[TupleRow]:
+        given = conninfo_to_dict(self._conninfo).get("options") or ""
+        options = " ".join([str(given), *(f"-c {name}={value}" for name, value in settings.items())])
+        return await _connect(make_conninfo(self._conninfo, options=options), prepare_threshold=0)
+
+    async def fetch(
+        self, statement: str, parameters: Mapping[str, Any] | None = None, *, seconds: float = STATEMENT_SECONDS
+    ) -> list[TupleRow]:
+        """Rows of a named statement. Waits indefinitely for a connection, then at most `seconds` for the statement.
+
+        Raises DatabaseAway if the connection breaks or the server refuses, and psycopg.Error if the parameters cannot
+        be stored.
+        """
+        try:
+            rows = await self._execute(statements()[statement], parameters, seconds)
+        except psycopg.Error as error:
+            if isinstance(error, _ABOUT_THE_DATA) and error.diag.source_function != _NOTIFYING:
+                raise
+            await self._pause_after(statement)
+            raise DatabaseAway(str(error).strip()) from error
+        self._pauses.pop(statement, None)
+        return rows
+
+    async def _execute(
+        self, sql: LiteralString, parameters: Mapping[str, Any] | None, seconds: float
+    ) -> list[TupleRow]:
+        async with self._lock:
+            connection = await self._open_patiently()
+            self._unwatch()
+            self.sent_at, self.leased_from = time.monotonic(), lease_clock.now()
+            patience = asyncio.get_running_loop().call_later(seconds + ANSWER_SECONDS, _hang_up, connection)
+            try:
+                if seconds <= STATEMENT_SECONDS:
+                    return await _rows(connection, sql, parameters)
+                return await _rows_in_longer(connection, sql, parameters, seconds)
+            except psycopg.Error as error:
+                if not isinstance(error, (*_ABOUT_THE_DATA, *_PASSING)):
+                    await self.close()
+                raise
+            finally:
+                patience.cancel()
+                self._watch()
+
+    async def _pause_after(self, statement: str) -> None:
+        """Whatever the caller does next, a statement that fails at once must not spin.
+
+        Ever longer while it fails and others may not: a disk is full, a grant is gone. (A commit that could not be
+        written was sent, and said to have been interrupted, seven times a second.)
+        """
+        pause = self._pauses.get(statement, _LEAST_PAUSE)
+        self._pauses[statement] = min(2 * pause, _MOST_PAUSE)
+        await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
+
+    async def _open_patiently(self) -> psycopg.AsyncConnection[TupleRow]:
+        pause, said, silent_until, silence = 0.05, "", 0.0, 1.0
+        while True:
+            try:
+                return await self._open()
+            except DatabaseAway as error:
+                if str(error) != said or time.monotonic() >= silent_until:
+                    log.warning("the database is away, trying again in %.1f s: %s", pause, error)
+                    said, silent_until = str(error), time.monotonic() + silence
+                    silence = min(silence * 2, _LONGEST_SILENCE)
+                # Jitter: a fleet that lost its database together must not come back in step.
+                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def close(self) -> None:
+        self._unwatch()
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    # Between statements
+
+    def _watch(self) -> None:
+        """Hear notifications while nothing is executed; while something is, the driver reads them."""
+        if self.on_notify is not None and self._connection is not None and not self._connection.closed:
+            self._watched = self._connection.fileno()
+            asyncio.get_running_loop().add_reader(self._watched, self._on_readable, self._connection)
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            self._watched = None
+
+    def _on_readable(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+        # First of all: a connection found broken closes its descriptor, and the next one may get the same.
+        self._unwatch()
+        try:
+            connection.pgconn.consume_input()
+        except psycopg.Error as error:
+            log.warning("a connection broke while it was idle: %s", str(error).strip())
+            if self.on_broken is not None:
+                self.on_broken()
+            return
+        self._watch()
+        while (notify := connection.pgconn.notifies()) is not None:
+            self._heard(notify.extra.decode(errors="replace"))
+
+    def _heard(self, payload: str) -> None:
+        if self.on_notify is not None:
+            self.on_notify(payload)
+
+
+async def _rows(
+    connection: psycopg.AsyncConnection[TupleRow], sql: LiteralString, parameters: Mapping[str, Any] | None
+) -> list[TupleRow]:
+    cursor = await connection.execute(sql, parameters)
+    return await cursor.fetchall() if cursor.description else []
+
+
+async def _rows_in_longer(
+    connection: psycopg.AsyncConnection[TupleRow],
+    sql: LiteralString,
+    parameters: Mapping[str, Any] | None,
+    seconds: float,
+) -> list[TupleRow]:
+    """Rows of a statement with its own timeout, set for its transaction: a pooler would share a session's setting."""
+    async with connection.transaction():
+        await connection.execute(statements()["set_deadline"], {"deadline": f"{seconds:.0f}s"})
+        return await _rows(connection, sql, parameters)
+
+
+def _hang_up(connection: psycopg.AsyncConnection[TupleRow]) -> None:
+    """Let a statement that waits for its answer find the connection closed."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
+async def _connect(conninfo: str, prepare_threshold: int | None) -> psycopg.AsyncConnection[TupleRow]:
+    connection = await psycopg.AsyncConnection.connect(
+        conninfo, autocommit=True, prepare_threshold=prepare_threshold, row_factory=tuple_row
+    )
+    arrays.register(connection)
+    return connection
+
+
+async def _limits_transactions(connection: psycopg.AsyncConnection[TupleRow]) -> bool:
+    try:
+        cursor = await connection.execute(statements()["limits_transactions"])
+        return await cursor.fetchone() == (True,)
+    except BaseException:
+        await connection.close()
+        raise
+
+
+async def _applied_migrations(connection: psycopg.AsyncConnection[TupleRow]) -> dict[int, int] | None:
+    try:
+        cursor = await connection.execute(statements()["applied_migrations"])
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return None
+    return dict(await cursor.fetchall())

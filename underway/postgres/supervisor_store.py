@@ -1,0 +1,372 @@
+"""What a supervisor asks of Postgres, statement by statement. Every write of an attempt is fenced in its SQL."""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import orjson
+import psycopg
+from psycopg.rows import TupleRow
+
+from underway.definition.manifest import Lane, Manifest, Placement, Policy
+from underway.postgres.arrays import Column, Float8s, Int4s, Int8s, Texts, UUIDs
+from underway.postgres.queries import statements
+from underway.postgres.reconnecting import STATEMENT_SECONDS, Session
+from underway.postgres.step_transaction import transaction_name
+from underway.postgres.transitions import Continue, Finish, continue_parameters, finish_parameters
+
+_FIRST = UUID(int=0)
+ANY_SIZE = 2**62
+# A due time is taken when the run is written, and may be over when that is committed: hardly ever by more than this.
+_LATE_SECONDS = 1.0
+
+
+class Claimed(NamedTuple):
+    """A run as a claim returns it."""
+
+    run: str
+    token: int
+    lane: Lane
+    number: int
+    attempts: int
+    crashes: int
+    releases: int
+    scheduled_for: float | None
+    input: bytes
+    holds_key: bool = False
+
+
+class Renewal(NamedTuple):
+    run: str
+    token: int
+    lease: float
+    progress: str | None
+
+
+class Lanes:
+    """Lanes with the policies they are claimed under, and how far each has been claimed.
+
+    Every run that leaves a lane leaves a dead entry at its head, which stays until the next vacuum, and as long as
+    some old snapshot lives: three minutes of one took a claim from 2 to 68 ms. So a claim may begin behind the last
+    run that was claimed, its lane's mark. What came to stand before a mark since (a retry, a release, a higher
+    priority) is found by a claim that begins at the head.
+    """
+
+    def __init__(self, lanes: Iterable[tuple[Lane, Policy]]) -> None:
+        served = list(lanes)
+        self.lanes = [lane for lane, _ in served]
+        self._columns = {
+            "queues": Texts(lane.queue for lane in self.lanes),
+            "jobs": Texts(lane.job for lane in self.lanes),
+            "steps": Texts(lane.step for lane in self.lanes),
+            "leases": Float8s(policy.lease.total_seconds() for _, policy in served),
+            "max_crashes": Int4s(policy.max_crashes for _, policy in served),
+        }
+        self._heads = {"marks": Float8s([-math.inf] * len(served)), "mark_ids": UUIDs([_FIRST] * len(served))}
+        self._marks = {"marks": Float8s(self._heads["marks"]), "mark_ids": UUIDs(self._heads["mark_ids"])}
+
+    def columns(self, *, from_head: bool) -> dict[str, Column]:
+        return {**self._columns, **(self._heads if from_head else self._marks)}
+
+    def mark(self, lane: int, rank: float, run: str) -> None:
+        """So far, by its number among the lanes, has this one been claimed."""
+        self._marks["marks"][lane] = rank
+        self._marks["mark_ids"][lane] = run
+
+
+class Store:
+    """One supervisor's view of the queue. `work` commits; `leases` claims and renews, beside it and never behind it."""
+
+    def __init__(self, work: Session, leases: Session, owner: UUID, host: str) -> None:
+        self._work = work
+        self._leases = leases
+        self._owner = owner
+        self._host = host
+        self._last_token = 0
+        self._due_since = self._expired_since = -math.inf
+        work.on_open = leases.on_open = self._pass_tokens
+        self.locked_keys: set[tuple[str, str]] = set()
+        self.on_locked_keys: Callable[[], None] = lambda: None
+
+    async def _pass_tokens(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+        """Advance the token sequence so that no token is reused: this server may not know the latest ones."""
+        await connection.execute(statements()["recover_tokens"])
+        if self._last_token:
+            await connection.execute(statements()["pass_tokens"], {"last": self._last_token})
+
+    async def claim(
+        self,
+        lanes: Lanes,
+        tasks: int,
+        *,
+        candidates: int,
+        suspects: int,
+        size: int = ANY_SIZE,
+        from_head: bool = True,
+        seconds: float = STATEMENT_SECONDS,
+    ) -> list[Claimed]:
+        """Claim up to `tasks` runs in the order of their ranks.
+
+        Their inputs together have at most `size` bytes; a single larger run is claimed alone. Unless `from_head`, each
+        lane is read only from its mark on.
+        """
+        limits = {"tasks": tasks, "candidates": candidates, "suspects": suspects, "size": size}
+        parameters = {**lanes.columns(from_head=from_head), "owner": self._owner, **limits}
+        rows = await self._leases.fetch("claim_tasks", parameters, seconds=seconds)
+        claimed = []
+        for run, token, n, number, attempts, crashes, releases, key, rank, slot, payload in rows:
+            lane, data = lanes.lanes[n - 1], payload.encode()
+            self._last_token = max(self._last_token, token)
+            claimed.append(Claimed(run, token, lane, number, attempts, crashes, releases, slot, data, key))
+            if not crashes:
+                lanes.mark(n - 1, rank, run)
+        return claimed
+
+    @property
+    def claim_sent_at(self) -> float:
+        """When the claim that has just returned was sent."""
+        return self._leases.sent_at
+
+    @property
+    def claim_leased_from(self) -> float:
+        """The same instant on the lease clock: the leases that the claim took began no earlier."""
+        return self._leases.leased_from
+
+    @property
+    def commit_sent_at(self) -> float:
+        """When a hand-over left, or whatever else commits were waiting for."""
+        return self._work.sent_at
+
+    @property
+    def commit_leased_from(self) -> float:
+        """The same instant on the lease clock, for runs that stay with this supervisor."""
+        return self._work.leased_from
+
+    async def finish(
+        self, rows: Sequence[Finish], spawned: list[dict[str, Any]], *, seconds: float = STATEMENT_SECONDS
+    ) -> set[int]:
+        """Commit these and return the tokens for which the fence held; the others are locked by somebody or lost."""
+        parameters = finish_parameters(rows, spawned, self._owner, self._host)
+        done = await self._work.fetch("finish_runs", parameters, seconds=seconds)
+        self._note_locked_keys(done)
+        return {token for token, *_ in done}
+
+    async def continue_(
+        self,
+        rows: Sequence[Continue],
+        spawned: list[dict[str, Any]],
+        keep: Sequence[Policy | None] | None = None,
+        *,
+        seconds: float = STATEMENT_SECONDS,
+    ) -> dict[int, int | None]:
+        """Like finish, for runs that go on.
+
+        A run for which `keep` has a policy stays ours, claimed anew under it: the new token is returned with the old.
+        A run that goes to a step with a concurrency key cannot stay.
+        """
+        parameters = continue_parameters(rows, spawned, self._owner, self._host, keep)
+        done = await self._work.fetch("continue_runs", parameters, seconds=seconds)
+        self._note_locked_keys(done)
+        self._last_token = max(self._last_token, *(kept or 0 for _, kept, *_ in done), 0)
+        return {token: kept for token, kept, *_ in done}
+
+    async def drop(self, run: str, token: int) -> bool:
+        """Delete a run whose ID a finished run already has. Returns whether this supervisor owned such a run."""
+        rows = await self._work.fetch("drop_run", {"id": run, "token": token, "owner": self._owner})
+        self._note_locked_keys(rows)
+        return bool(rows)
+
+    async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> dict[tuple[str, int], bool]:
+        """Which of these runs are still ours, with their tokens, and whether somebody has cancelled them.
+
+        Asked on the connection that the caller uses.
+        """
+        session = self._leases if on_leases else self._work
+        rows = await session.fetch("owned_runs", {"ids": UUIDs(runs), "owner": self._owner})
+        return {(run, token): cancelled for run, token, cancelled in rows}
+
+    async def recorded(
+        self, attempts: Sequence[tuple[str, int]], *, on_leases: bool = False
+    ) -> dict[tuple[str, int], str]:
+        """The outcomes of those that are written already."""
+        session = self._leases if on_leases else self._work
+        ids, tokens = zip(*attempts, strict=True)
+        rows = await session.fetch("recorded_attempts", {"ids": UUIDs(ids), "tokens": Int8s(tokens)})
+        return {(run, token): outcome for run, token, outcome in rows}
+
+    async def renew(self, renewals: Sequence[Renewal]) -> set[str]:
+        """Extend leases; the runs not returned are locked by somebody or lost."""
+        ids, tokens, leases, progress = zip(*renewals, strict=True)
+        parameters = {
+            "ids": UUIDs(ids),
+            "tokens": Int8s(tokens),
+            "leases": Float8s(leases),
+            "progress": Texts(progress),
+            "owner": self._owner,
+        }
+        return {run for (run,) in await self._leases.fetch("renew_leases", parameters)}
+
+    async def release_unknown(self, known: Collection[str]) -> None:
+        """Give back what is ours without our knowing: all but these runs."""
+        claimed = await self._leases.fetch("claimed_runs", {"owner": self._owner})
+        unknown = [(run, token) for run, token in claimed if run not in known]
+        if unknown:
+            ids, tokens = zip(*unknown, strict=True)
+            parameters = {"owner": self._owner, "ids": UUIDs(ids), "tokens": Int8s(tokens)}
+            await self._leases.fetch("release_unknown", parameters)
+
+    async def cancel_requests(self) -> list[tuple[str, int, int, int]]:
+        """Run, token, attempts and crashes of each run of ours that somebody has cancelled.
+
+        Asked behind the claims, on their connection: whatever one of those has taken is known when this returns.
+        """
+        rows = await self._leases.fetch("cancel_requests", {"owner": self._owner})
+        return [(run, token, attempts, crashes) for run, token, attempts, crashes in rows]
+
+    async def paused_queues(self) -> Set[str]:
+        """The names of the paused queues, read on the connection of the claims, as cancel_requests is."""
+        return {queue for (queue,) in await self._leases.fetch("paused_queues")}
+
+    async def rehearse_renewal(self) -> float:
+        """Raises DatabaseAway when nobody can renew a lease, even if there is none to renew; else the time it was."""
+        rows = await self._work.fetch("rehearse_renewal")
+        return float(rows[0][0])
+
+    async def reap(
+        self, limit: int, expired_by: float | None = None, *, passing_over: int = 0
+    ) -> list[tuple[str, int, str | None]]:
+        """Take back what has expired, by now or that time: (run, token, final state if that was its end) of each.
+
+        Raises psycopg.Error if one of them holds what cannot be written; the first so many are passed over.
+        """
+        parameters = {"limit": limit, "expired_by": expired_by, "passing_over": passing_over}
+        rows = await self._work.fetch("reap_runs", parameters)
+        self._note_locked_keys(rows)
+        return [(run, token, final) for run, token, final, _ in rows]
+
+    # Like reap, these raise psycopg.Error if a row's data is refused; `passing_over` skips that number of rows.
+
+    async def expire(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
+        """Remove so many finished runs whose keep has passed; unless `from_head`, only those behind the last ones."""
+        since = -math.inf if from_head else self._expired_since
+        rows = await self._work.fetch("expire_runs", {"limit": limit, "since": since, "passing_over": passing_over})
+        self._expired_since = max((expires_at for (expires_at,) in rows), default=since)
+        return len(rows)
+
+    async def promote(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
+        since = -math.inf if from_head else self._due_since
+        parameters = {"limit": limit, "since": since, "passing_over": passing_over}
+        return len(await self._work.fetch("promote_runs", parameters))
+
+    async def line_up(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
+        """Let due runs get in line for their keys; pass on these keys and those that were locked.
+
+        How many it looked at: if none, nothing has become pending.
+        """
+        since = -math.inf if from_head else self._due_since
+        locked, self.locked_keys = self.locked_keys, set()
+        keys = {"queues": Texts(queue for queue, _ in locked), "keys": Texts(key for _, key in locked)}
+        parameters = {**keys, "limit": limit, "since": since, "passing_over": passing_over}
+        rows = await self._work.fetch("line_up_runs", parameters)
+        self._note_locked_keys(rows)
+        return int(rows[0][0]) if rows else 0
+
+    async def sweep_keys(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
+        """Pass on free keys among so many behind `after`; returns where to go on, ("", "") when that was the end."""
+        rows = await self._work.fetch("sweep_keys", {"queue": after[0], "key": after[1], "limit": limit})
+        self._note_locked_keys(rows)
+        queue, key, _ = rows[0] if rows else (None, None, None)
+        return ("", "") if queue is None else (queue, key)
+
+    def _note_locked_keys(self, rows: list[TupleRow]) -> None:
+        """Remember the keys (the last column) that somebody else was passing on just then, for the next line_up."""
+        for row in rows:
+            if row[-1] is not None:
+                self.locked_keys.update((queue, key) for queue, key in row[-1])
+                self.on_locked_keys()
+                return
+
+    async def seconds_until_due(self, *, from_head: bool = True) -> float | None:
+        """Unless `from_head` only of runs that were not yet due at the last look, or hardly.
+
+        Of those before it there are only dead entries: all that have waited since the last vacuum. See Lanes.
+        """
+        since = -math.inf if from_head else self._due_since
+        seconds: float | None
+        ((seconds, since),) = await self._work.fetch("seconds_until_due", {"since": since})
+        self._due_since = since - _LATE_SECONDS
+        return seconds
+
+    async def has_work(self, jobs: Iterable[str]) -> bool:
+        rows = await self._work.fetch("has_work", {"jobs": list(jobs)})
+        return bool(rows[0][0])
+
+    async def terminate(self, tokens: Iterable[int]) -> None:
+        """End the backends in which these attempts' own transactions are still open."""
+        await self._leases.fetch("terminate_transactions", {"names": Texts(map(transaction_name, tokens))})
+
+    async def register(
+        self, *, pid: int, app: str, manifest_hash: str, lanes: Iterable[Lane] = (), trouble: str = ""
+    ) -> None:
+        label = {
+            "host": self._host,
+            "pid": pid,
+            "app": app,
+            "manifest_hash": manifest_hash,
+            "lanes": orjson.dumps([lane._asdict() for lane in lanes]).decode(),
+            "trouble": trouble or None,
+        }
+        await self._work.fetch("register_supervisor", {"id": self._owner, **label})
+
+    async def register_app(self, manifest: Manifest) -> None:
+        """Register the app's jobs for `underway.enqueue`, and its queues for dead letters."""
+        for job in manifest.jobs:
+            await self.register_job(job.name, job.steps[0].name, job.steps[0].placement)
+        for queue in manifest.queues:
+            await self.register_queue(queue.name, queue.dead_letter)
+
+    async def register_queue(self, name: str, dead_letter: str | None) -> None:
+        await self._work.fetch("register_queue", {"name": name, "dead_letter": dead_letter})
+
+    async def stranded_lanes(self) -> list[Lane]:
+        """Where runs have been pending for a minute that no living supervisor serves."""
+        return [Lane(*row) for row in await self._work.fetch("long_stranded_lanes")]
+
+    async def stop_requested(self) -> bool:
+        rows = await self._leases.fetch("stop_requested", {"id": self._owner})
+        return bool(rows[0][0])
+
+    async def register_job(self, name: str, step: str, placement: Placement) -> None:
+        await self._work.fetch("register_job", job_parameters(name, step, placement))
+
+    async def still_here(self) -> bool:
+        """Update seen_at. Returns whether the supervisor's row still exists: a recreated schema has lost it."""
+        rows = await self._work.fetch("still_here", {"id": self._owner})
+        return bool(rows[0][0])
+
+    async def set_idle(self, idle: bool, queues: Iterable[str] | None = None) -> None:
+        """While idle, work in these queues is notified; in all of them if none are named."""
+        named = None if queues is None else Texts(sorted(queues))
+        await self._work.fetch("set_idle", {"id": self._owner, "idle": idle, "queues": named})
+
+    async def forget_supervisors(self) -> None:
+        await self._work.fetch("forget_supervisors")
+
+    async def deregister(self) -> None:
+        await self._work.fetch("deregister_supervisor", {"id": self._owner})
+
+
+def job_parameters(name: str, step: str, placement: Placement) -> dict[str, Any]:
+    """What register_job writes: the first step and where its runs are placed."""
+    return {
+        "name": name,
+        "step": step,
+        "queue": placement.queue,
+        "priority": placement.priority,
+        "delay": placement.delay,
+        "keep": placement.keep,
+        "unique_key": placement.unique_key,
+        "concurrency_key": placement.concurrency_key,
+        "key_limit": placement.concurrency_limit,
+    }

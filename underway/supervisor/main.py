@@ -1,0 +1,131 @@
+"""A supervisor's life: boot the crew, open the database, serve, leave nothing behind."""
+
+import asyncio
+import ctypes
+import gc
+import os
+import socket
+import sys
+import threading
+from dataclasses import dataclass, field
+from logging import getLogger
+from typing import Any
+from uuid import uuid4
+
+from underway.errors import EmbeddedPostgresError, InvalidOption, NoDatabase, SchemaError
+from underway.postgres.connection import conninfo, label
+from underway.postgres.reconnecting import DatabaseAway, Session
+from underway.postgres.supervisor_store import Store
+from underway.supervisor.logs.output_quota import OUTPUT_LIMIT
+from underway.supervisor.service import Service
+from underway.supervisor.shutdown import ExitCode, StopRequest, until_unheard
+from underway.supervisor.temporary_folders import remove_leftovers
+from underway.supervisor.workers.boot import BootError
+from underway.supervisor.workers.pool import Crew
+from underway.supervisor.workers.recycle import NO_MARKS, Marks
+from underway.wire import messages
+
+log = getLogger("underway.supervisor")
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`grace` is in seconds: how long a stop waits for running steps before it interrupts them."""
+
+    app: str
+    procs: int
+    database: str | None = field(default=None, repr=False)  # may hold a password
+    grace: float = 30.0
+    until_idle: bool = False
+    marks: Marks = NO_MARKS
+    output_limit: int = OUTPUT_LIMIT  # bytes of output and log records per attempt
+
+
+def supervise(settings: Settings) -> int:
+    """Run a supervisor until it is told to stop; returns its exit code."""
+    return asyncio.run(_live(settings))
+
+
+async def _live(settings: Settings) -> int:
+    # Its identity is new at every start: a host or a pid may come back, and what it left behind is not ours.
+    identity = uuid4()
+    crew = Crew(settings.app, settings.procs, str(identity), settings.marks, settings.output_limit)
+    stop = StopRequest()
+    stop.listen(on_reload=crew.reload)
+    sessions: list[Session] = []
+    try:
+        threading.Thread(target=remove_leftovers, daemon=True).start()
+        crew.start()
+        if not await _unless_stopped(stop, crew.first_manifest):
+            return ExitCode.CLEAN
+        manifest = crew.first_manifest.result()
+        if not manifest.jobs:
+            log.warning("%s declares no jobs: import the modules that declare them where the app is", settings.app)
+        database = manifest.database if settings.database is None else settings.database
+        if database is None:
+            raise NoDatabase
+        url = conninfo(database)
+        work, leases = Session(url), Session(url)
+        sessions += work, leases
+        store = Store(work, leases, identity, socket.gethostname())  # before they connect: it checks the token sequence
+        for session in sessions:
+            if not await _unless_stopped(stop, asyncio.ensure_future(session.open())):
+                return ExitCode.CLEAN
+        # Not before: an embedded Postgres that was started just now must not become ours to bury.
+        crew.disown_strangers()
+        _become_subreaper()
+        crew.welcome(messages.Welcome(str(identity), socket.gethostname(), url))
+        # What is here now stays; and hundreds of tasks claimed together are not garbage to look for.
+        gc.freeze()
+        gc.set_threshold(20_000)
+        service = Service(settings.app, crew, store, work, leases, stop)
+
+        def say_so() -> None:
+            log.info("serving %s from %s with %d workers", settings.app, label(database), settings.procs,
+                     extra={"about": {"supervisor": str(identity)[:8], "pid": os.getpid()}})  # fmt: skip
+
+        clean = await service.serve(grace=settings.grace, until_idle=settings.until_idle, on_serving=say_so)
+        code = ExitCode.CLEAN if clean else ExitCode.KILLED_WORK
+        log.info("stopped, exit code %d", code)
+        return code
+    except BootError as error:
+        if error.terminated and not await _unless_stopped(stop, asyncio.ensure_future(until_unheard())):
+            return ExitCode.CLEAN
+        log.error("%s does not boot: %s", settings.app, error)
+        return ExitCode.APP_DOES_NOT_BOOT
+    except SchemaError as error:
+        log.error("%s", error)
+        return ExitCode.SCHEMA_DOES_NOT_FIT
+    except (NoDatabase, InvalidOption) as error:
+        log.error("%s", error)
+        return ExitCode.USAGE
+    except (DatabaseAway, EmbeddedPostgresError) as error:
+        log.error("cannot reach the database: %s", error)
+        return ExitCode.DATABASE_UNREACHABLE
+    finally:
+        await crew.kill_all()
+        for session in sessions:
+            await session.close()
+        stop.end_listening()
+
+
+async def _unless_stopped(stop: StopRequest, something: "asyncio.Future[Any]") -> bool:
+    """Wait for it, and let it raise what it will; False if we were told to stop before it was there."""
+    told = asyncio.ensure_future(stop.draining.wait())
+    await asyncio.wait([something, told], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if not something.done():
+        something.cancel()
+        return False
+    something.result()
+    return True
+
+
+def _become_subreaper() -> None:
+    """Orphans of our workers come to us instead of to init, so that we can find and kill them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    else:
+        log.warning("no subreaper on %s: what a dead worker has started may survive it", sys.platform)

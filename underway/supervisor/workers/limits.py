@@ -1,0 +1,146 @@
+"""Time, memory and lease limits of running tasks, enforced from outside."""
+
+import math
+import signal
+from collections.abc import Iterable
+from logging import getLogger
+
+from underway.guardian import lease_clock
+from underway.supervisor.tasks.task import Task
+from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.workers.memory import SAMPLE_SECONDS, Memory
+from underway.supervisor.workers.process import LAST_WORDS_SECONDS, WorkerProcess
+from underway.wire import messages
+
+log = getLogger("underway.supervisor")
+
+# Between the interrupt and the kill a step may clean up.
+CLEANUP_SECONDS = 5.0
+_KILLED = {"timeout": Seen.KILLED_TIMEOUT, "cancel": Seen.KILLED_CANCEL, "shutdown": Seen.KILLED_SHUTDOWN}
+# A worker is killed before its lease lapses, so that the kill is over when somebody else may begin.
+LEASE_MARGIN = 0.05
+# A growing worker gets less time to write its stacks: at a gigabyte per second it grows by 10 MB.
+_HURRIED_WORDS_SECONDS = 0.01
+# A worker that has nothing before a task says at once that it has begun.
+BEGIN_SECONDS = 10.0
+
+
+class Limits:
+    """Looked at in every tick of the supervisor while something runs."""
+
+    def __init__(self) -> None:
+        self._memory = Memory()
+        self._sample_at = 0.0
+        self._unbegun: dict[int, float] = {}  # tokens of tasks that are next at their workers, since when
+        self._looked_at = 0.0
+
+    def enforce(self, workers: Iterable[WorkerProcess], now: float) -> None:
+        running = [worker for worker in workers if worker.tasks]
+        for worker in running:
+            task = worker.current
+            if task is not None and not self._kill_before_lapse(worker, task):
+                self._enforce_stop(worker, task, now)
+        self._enforce_begin(running, now)
+        if now >= self._sample_at:
+            self._enforce_memory([worker for worker in running if _runs_longer_than_a_sample(worker, now)])
+            self._sample_at = now + self._memory.pause
+
+    def due_in(self, workers: Iterable[WorkerProcess], now: float) -> float:
+        """Seconds until the first running task reaches its timeout or the end of its lease."""
+        running = [task for worker in workers if (task := worker.current) is not None]
+        lease_now = lease_clock.now()
+        return min((min(_limit_of(task) - now, _lapse_of(task) - lease_now) for task in running), default=math.inf)
+
+    def _kill_before_lapse(self, worker: WorkerProcess, task: Task) -> bool:
+        """Self-fencing: counted on our own clock from the sending of the last renewal that was accepted."""
+        if lease_clock.now() < _lapse_of(task):
+            return False
+        _kill(worker, task, Seen.KILLED_LEASE, "it could not be renewed in time")
+        return True
+
+    def _enforce_stop(self, worker: WorkerProcess, task: Task, now: float) -> None:
+        """First the interrupt, at the timeout if nothing else has come before it, then the kill."""
+        if now < _limit_of(task):
+            return
+        if task.stop_reason is None:
+            interrupt(worker, task, "timeout", now)
+            log.warning("interrupted after its timeout of %.1f s", task.step.policy.timeout.total_seconds(),
+                        extra={"about": about_task(worker, task)})  # fmt: skip
+        else:
+            assert task.stop_sent_at is not None
+            assert task.started_at is not None
+            ran = task.stop_sent_at - task.started_at
+            why = f"it did not end within {CLEANUP_SECONDS:.1f} s of its interrupt, which came after {ran:,.1f} s"
+            # A step that a shutdown interrupts is not at fault and needs no evidence.
+            last_words = 0.0 if task.stop_reason == "shutdown" else LAST_WORDS_SECONDS
+            _kill(worker, task, _KILLED[task.stop_reason], why, last_words)
+
+    def _enforce_begin(self, workers: list[WorkerProcess], now: float) -> None:
+        """Kill a worker that does not take up its next task: it was stopped while it was idle, or something that a step
+        has left behind holds the interpreter. No limit counts for a task that has not begun, and none was ever reached.
+        """
+        if now - self._looked_at > BEGIN_SECONDS / 2:
+            self._unbegun.clear()  # it was us who were stopped
+        self._looked_at = now
+        silent = {next(iter(worker.tasks)): worker for worker in workers if worker.tasks and not worker.current}
+        self._unbegun = {token: self._unbegun.get(token, now) for token in silent}
+        for token, worker in silent.items():
+            if now - self._unbegun[token] < BEGIN_SECONDS:
+                continue
+            worker.drain()
+            if worker.current is None and token in worker.tasks and not worker.doomed:
+                log.error("killed: it has not begun its next task within %.0f s; that goes to another", BEGIN_SECONDS,
+                          extra={"about": {"worker": worker.slot, "pid": worker.pid}})  # fmt: skip
+                worker.kill_between_tasks(last_words=LAST_WORDS_SECONDS)
+
+    def _enforce_memory(self, workers: list[WorkerProcess]) -> None:
+        sizes = self._memory.sample(worker.pid for worker in workers)
+        for worker in workers:
+            task, rss = worker.current, sizes[worker.pid]
+            if task is None:
+                continue
+            task.peak_rss = max(task.peak_rss, rss)
+            limit = task.step.policy.memory_limit
+            if limit is not None and rss > limit:
+                why = f"{mebibytes(rss)} resident, more than its limit of {mebibytes(limit)}"
+                _kill(worker, task, Seen.KILLED_MEMORY, why, _HURRIED_WORDS_SECONDS)
+
+
+def _kill(worker: WorkerProcess, task: Task, seen: Seen, why: str, last_words: float = 0.0) -> None:
+    """What the log says is what the attempt's error will say."""
+    in_time = lease_clock.now() + last_words < _lapse_of(task)
+    if worker.kill_task(task, seen, why, last_words=last_words if in_time else 0.0):
+        log.error("%s", worker.kill_words, extra={"about": about_task(worker, task)})
+
+
+def _limit_of(task: Task) -> float:
+    if task.stop_sent_at is not None:
+        return task.stop_sent_at + CLEANUP_SECONDS
+    assert task.started_at is not None
+    return task.started_at + task.step.policy.timeout.total_seconds()
+
+
+def _lapse_of(task: Task) -> float:
+    return task.lease_deadline - task.step.policy.lease.total_seconds() * LEASE_MARGIN
+
+
+def interrupt(worker: WorkerProcess, task: Task, reason: str, now: float) -> None:
+    """Ask a step to stop. The frame names the task; the signal only says that there is a frame."""
+    task.stop_sent_at = now
+    task.stop_reason = reason
+    worker.send(messages.Stop(task.token, reason))
+    worker.signal(signal.SIGUSR1)
+
+
+def _runs_longer_than_a_sample(worker: WorkerProcess, now: float) -> bool:
+    """Whoever is through many tasks between two samples cannot be caught by one, so none is taken."""
+    task = worker.current
+    return task is not None and task.started_at is not None and now - task.started_at > SAMPLE_SECONDS
+
+
+def about_task(worker: WorkerProcess, task: Task) -> dict[str, object]:
+    return {"worker": worker.slot, **task.about}
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

@@ -1,0 +1,91 @@
+"""When a worker has done enough: after so many tasks, at an age, at a size. Its place then goes to a fresh one."""
+
+import random
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from underway.supervisor.workers.memory import Memory
+
+if TYPE_CHECKING:
+    from underway.supervisor.workers.process import WorkerProcess
+
+# Workers that began together must not all end together: each is due somewhere in the last fifth before the mark.
+_JITTER = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What a worker may reach, None for as much as it likes; `age` in seconds at work, `memory` in bytes."""
+
+    tasks: int | None = None
+    age: float | None = None
+    memory: int | None = None
+
+
+NO_MARKS = Marks()
+
+
+class Wear:
+    """How near one worker is to its marks."""
+
+    def __init__(self, marks: Marks, rng: random.Random) -> None:
+        self._marks = marks
+        self._share = rng.uniform(1 - _JITTER, 1)
+        self.tasks_due = sys.maxsize if marks.tasks is None else max(1, round(marks.tasks * self._share))
+        self._at_work_since = time.monotonic()
+        self.tasks = 0  # that have ended
+        self.rss = 0  # when last weighed, with all below the worker
+        self.left = False  # a step that was interrupted has left processes below it
+        self.spoilt = ""  # the irreversible change that a step has made to the process, for the log
+
+    def begin(self) -> None:
+        """It takes its place now; until then it was the spare, and did not age."""
+        if not self.tasks:
+            self._at_work_since = time.monotonic()
+
+    @property
+    def tasks_left(self) -> int:
+        """Before it is due; at least 1."""
+        return max(1, self.tasks_due - self.tasks)
+
+    def reached(self, now: float) -> str:
+        """The mark at which it is due to be replaced, in words; "" if it is at none."""
+        if self.spoilt:
+            return self.spoilt
+        if self.left:
+            return "a step that was interrupted has left processes"
+        if self.tasks >= self.tasks_due:
+            return f"{self.tasks:,} tasks"
+        age = now - self._at_work_since
+        if self._marks.age is not None and age >= self._marks.age * self._share:
+            return f"{age:,.0f} s at work"
+        # A worker that is too large before its first task would be replaced for ever, without any work done.
+        if self._marks.memory is not None and self.rss >= self._marks.memory * self._share and self.tasks:
+            return f"{self.rss / 2**20:,.0f} MiB"
+        return ""
+
+    @property
+    def spent(self) -> bool:
+        """It is at the full mark, and should not begin another task even if nobody can take its place yet."""
+        too_many = self._marks.tasks is not None and self.tasks >= self._marks.tasks
+        too_large = self._marks.memory is not None and self.rss >= self._marks.memory and self.tasks > 0
+        return too_many or too_large or self.left
+
+
+class Scales:
+    """Weighs workers, if there is a mark for it."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._needed = marks.memory is not None
+        self._memory = Memory()
+        self._weigh_at = 0.0
+
+    def weigh(self, workers: Iterable["WorkerProcess"], now: float) -> None:
+        if self._needed and now >= self._weigh_at:
+            by_pid = {worker.pid: worker for worker in workers}
+            for pid, rss in self._memory.sample(by_pid).items():
+                by_pid[pid].wear.rss = rss
+            self._weigh_at = now + self._memory.pause
