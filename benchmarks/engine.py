@@ -13,9 +13,9 @@ from uuid import uuid4
 
 from underway.definition.manifest import Lane, Policy
 from underway.postgres.connection import conninfo
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Claimed, Lanes, Store
-from underway.postgres.transitions import Attempt, Continue, Finish
+from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun
 from underway.supervisor.loops.claim import HEAD_SHARE
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Engine:
 
     def __init__(self, url: str) -> None:
         self._runner = asyncio.Runner()
-        self._session = Session(conninfo(url))
+        self._session = ReconnectingConnection(conninfo(url))
         self._store = Store(self._session, self._session, uuid4(), "benchmark")
         self._lanes = Lanes([(Lane(QUEUE, JOB, step), Policy()) for step in (FIRST, SECOND)])
         self._head_at = 0.0
@@ -46,15 +46,15 @@ class Engine:
     async def claim_on(self, tasks: int) -> list[Claimed]:
         """As a supervisor claims under a backlog: from where it left off, and for a tenth of the time from the head."""
         began = time.monotonic()
-        from_head = began >= self._head_at
-        claimed = await self._store.claim(self._lanes, tasks, candidates=tasks, suspects=1, from_head=from_head)
-        if from_head:
+        from_start = began >= self._head_at
+        claimed = await self._store.claim(self._lanes, tasks, candidates=tasks, suspects=1, from_start=from_start)
+        if from_start:
             now = time.monotonic()
             self._head_at = now + (now - began) / HEAD_SHARE
         return claimed
 
     async def finish(self, claimed: list[Claimed]) -> None:
-        rows = [Finish(task.run, task.token, "succeeded", None, 0, 0, _attempt()) for task in claimed]
+        rows = [FinishRun(task.run, task.token, "succeeded", None, 0, 0, _attempt()) for task in claimed]
         _all_held(rows, await self._store.finish(rows, []))
 
     async def hand_over(self, claimed: list[Claimed]) -> None:
@@ -80,8 +80,8 @@ def _attempt() -> Attempt:
     return Attempt("succeeded", started=now, ended=now, pid=os.getpid(), cpu_seconds=0.001, peak_rss=50_000_000)
 
 
-def _at_second(task: Claimed) -> Continue:
-    return Continue(
+def _at_second(task: Claimed) -> AdvanceRun:
+    return AdvanceRun(
         run=task.run,
         token=task.token,
         step=SECOND,

@@ -10,13 +10,13 @@ from db import LANE, LANES, STEP, Connection, ago, held_task
 from psycopg.rows import TupleRow
 
 from underway.definition.manifest import Lane, Step
-from underway.postgres.reconnecting import STATEMENT_SECONDS, Session
+from underway.postgres.reconnecting import STATEMENT_SECONDS, ReconnectingConnection
 from underway.postgres.supervisor_store import Store
 from underway.postgres.transitions import Attempt, Next, succeed
 from underway.supervisor.loops.commit import Commits, Ended
 from underway.supervisor.tasks.dispatch import Dispatch
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Seen, settle
+from underway.supervisor.tasks.verdict import Observation, settle
 from underway.wire import messages
 
 NEXT = Next("next", "default", 0, 0.0, 60.0)
@@ -26,7 +26,7 @@ NEXT_LANE = Lane("default", LANE.job, "next")
 COMMITS = frozenset({"finish_runs", "continue_runs"})
 
 
-class Interrupted(Session):
+class Interrupted(ReconnectingConnection):
     """A session that a test can cut off around the next of some statements, as a failing network or server does."""
 
     def __init__(self, conninfo: str) -> None:
@@ -73,7 +73,7 @@ class Committing:
     def __init__(self, database: str, workers: int = 0, lanes: dict[Lane, Step] | None = None) -> None:
         self.owner = uuid4()
         self.work = Interrupted(database)
-        self.leases = Session(database)
+        self.leases = ReconnectingConnection(database)
         self.store = Store(self.work, self.leases, self.owner, "testhost")
         self.held: dict[int, Task] = {}
         self.continued: list[float] = []
@@ -125,7 +125,7 @@ class Committing:
         self.commits.submit(Ended(task, row, spawned or []))
         return task
 
-    def fail(self, run: str, seen: Seen = Seen.RETRY, error: str = "oh") -> Task:
+    def fail(self, run: str, seen: Observation = Observation.RETRY, error: str = "oh") -> Task:
         task = self.task(run)
         row = settle(task, seen, Attempt("failed", error, started=ago(1.0)), random.Random(1))
         self.commits.submit(Ended(task, row, []))

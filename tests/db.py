@@ -14,9 +14,9 @@ from psycopg import sql
 from underway.definition import manifest
 from underway.definition.manifest import Lane, Policy
 from underway.ids import new_id
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Claimed, Lanes, Store
-from underway.postgres.transitions import Attempt, Continue, Finish
+from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun
 from underway.supervisor.tasks.task import Task, from_claim
 
 T = TypeVar("T")
@@ -104,12 +104,12 @@ def ago(seconds: float) -> float:
 
 def finish(
     run: str, token: int, *, state: str = "succeeded", payload: bytes | None = b'"result"', **more: Any
-) -> Finish:
+) -> FinishRun:
     attempt = more.pop("attempt", None) or Attempt("succeeded" if state == "succeeded" else "failed", started=ago(1.0))
-    return Finish(run, token, state, payload, more.pop("attempts", 0), more.pop("crashes", 0), attempt, **more)
+    return FinishRun(run, token, state, payload, more.pop("attempts", 0), more.pop("crashes", 0), attempt, **more)
 
 
-def go_on(run: str, token: int, **more: Any) -> Continue:
+def go_on(run: str, token: int, **more: Any) -> AdvanceRun:
     """Continue at the step `next` with another input, unless told otherwise."""
     values: dict[str, Any] = {
         "step": "next",
@@ -126,7 +126,7 @@ def go_on(run: str, token: int, **more: Any) -> Continue:
         "ran_number": 1,
         "attempt": Attempt("succeeded", started=ago(1.0)),
     }
-    return Continue(run=run, token=token, **{**values, **more})
+    return AdvanceRun(run=run, token=token, **{**values, **more})
 
 
 def held_task(claimed: Claimed) -> Task:
@@ -143,7 +143,7 @@ def spawn(payload: str = "null", **more: Any) -> Any:
 @asynccontextmanager
 async def open_store(url: str, owner: UUID | None = None) -> AsyncIterator[Store]:
     """A supervisor's store, with connections of its own."""
-    work, leases = Session(url), Session(url)
+    work, leases = ReconnectingConnection(url), ReconnectingConnection(url)
     try:
         yield Store(work, leases, owner or uuid4(), "testhost")
     finally:

@@ -12,7 +12,7 @@ from psycopg.rows import dict_row
 from underway.definition.manifest import Placement
 from underway.ids import new_id
 from underway.postgres import schedule_queries
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 
 Connection = psycopg.Connection[Any]
 
@@ -54,9 +54,9 @@ class Firing:
         )
         return fired
 
-    def _with_session(self, use: Callable[[Session], Any]) -> Any:
+    def _with_session(self, use: Callable[[ReconnectingConnection], Any]) -> Any:
         async def main() -> Any:
-            session = Session(self._database)
+            session = ReconnectingConnection(self._database)
             try:
                 return await use(session)
             finally:

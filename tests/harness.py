@@ -78,18 +78,18 @@ class Supervisor:
                 continue
         return found
 
-    def keeper(self) -> psutil.Process:
-        """The keeper process, which kills the workers if the supervisor is gone."""
-        (keeper,) = [
+    def guardian(self) -> psutil.Process:
+        """The guardian process, which kills the workers if the supervisor is gone."""
+        (guardian,) = [
             child
             for child in psutil.Process(self.pid).children()
-            if child.status() != psutil.STATUS_ZOMBIE and any("keeper.py" in word for word in child.cmdline())
+            if child.status() != psutil.STATUS_ZOMBIE and any("guardian.py" in word for word in child.cmdline())
         ]
-        return keeper
+        return guardian
 
-    def kill_with_keeper(self) -> None:
-        """Kill the supervisor and its keeper. Both are stopped first, so neither can react to the other's death."""
-        both = [psutil.Process(self.pid), self.keeper()]
+    def kill_with_guardian(self) -> None:
+        """Kill the supervisor and its guardian. Both are stopped first, so neither can react to the other's death."""
+        both = [psutil.Process(self.pid), self.guardian()]
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for process in both:
                 process.send_signal(number)

@@ -17,7 +17,7 @@ import psycopg
 from db import LANE, Connection, insert, insert_held, next_token, value
 from psycopg.conninfo import make_conninfo
 
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.step_transaction import StepTransactions
 from underway.postgres.supervisor_store import Store
 
@@ -151,7 +151,7 @@ class Side:
         self._thread = ThreadPoolExecutor(1)
         self.world: World
         self.runner: asyncio.Runner
-        self.work, self.leases = Session(url), Session(url)
+        self.work, self.leases = ReconnectingConnection(url), ReconnectingConnection(url)
         self.store = Store(self.work, self.leases, US, "testhost")
         self.client = psycopg.connect(url)
         self.own = StepTransactions(url, US, "testhost")

@@ -14,16 +14,16 @@ import psycopg
 from db import ago, finish, go_on
 
 from underway.definition.manifest import Lane, Policy
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Claimed, Lanes, Store
-from underway.postgres.transitions import Attempt, Continue, Finish
+from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun
 
 LANES = Lanes((Lane("default", "job", step), Policy(lease=timedelta(seconds=1))) for step in ("step", "next"))
 _HOUSEKEEPING_SECONDS = 0.3
 
 
 async def main(url: str, rng: random.Random) -> None:
-    work, leases = Session(url), Session(url)
+    work, leases = ReconnectingConnection(url), ReconnectingConnection(url)
     store = Store(work, leases, uuid4(), "testhost")
     housekeeping_at = 0.0
     with psycopg.connect(url, autocommit=True) as journal:
@@ -35,7 +35,7 @@ async def main(url: str, rng: random.Random) -> None:
                 housekeeping_at = time.monotonic() + _HOUSEKEEPING_SECONDS
                 await store.reap(500)
                 await store.sweep_keys(("", ""), 2000)
-            batch = await store.claim(LANES, rng.randint(1, 60), candidates=100, suspects=5, from_head=True)
+            batch = await store.claim(LANES, rng.randint(1, 60), candidates=100, suspects=5, from_start=True)
             if not batch:
                 await asyncio.sleep(0.005)
                 continue
@@ -43,8 +43,8 @@ async def main(url: str, rng: random.Random) -> None:
             rows = [ending(one, rng) for one in batch]
             # Before the commit: from then on the key is somebody else's.
             write(journal, "ended", batch)
-            await store.continue_([row for row in rows if isinstance(row, Continue)] or [nobody()], [])
-            await store.finish([row for row in rows if isinstance(row, Finish)] or [finish(str(uuid4()), 0)], [])
+            await store.continue_([row for row in rows if isinstance(row, AdvanceRun)] or [nobody()], [])
+            await store.finish([row for row in rows if isinstance(row, FinishRun)] or [finish(str(uuid4()), 0)], [])
 
 
 def write(journal: psycopg.Connection[tuple[object, ...]], event: str, batch: list[Claimed]) -> None:
@@ -53,7 +53,7 @@ def write(journal: psycopg.Connection[tuple[object, ...]], event: str, batch: li
                     [columns[2], columns[0], columns[1]])  # fmt: skip
 
 
-def ending(one: Claimed, rng: random.Random) -> Finish | Continue:
+def ending(one: Claimed, rng: random.Random) -> FinishRun | AdvanceRun:
     """Mostly success; now and then a retry, or a second step with the same key."""
     chance = rng.random()
     if chance < 0.1:
@@ -66,7 +66,7 @@ def ending(one: Claimed, rng: random.Random) -> Finish | Continue:
     return finish(one.run, one.token)
 
 
-def nobody() -> Continue:
+def nobody() -> AdvanceRun:
     return go_on(str(uuid4()), 0)
 
 

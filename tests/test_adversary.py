@@ -21,7 +21,7 @@ CRASHED = """a_child_of_numbers a_hello_of_nonsense a_late_boot_failure a_log_wi
     what_only_a_supervisor_says"""
 FAILED = """a_result_that_is_no_json a_to_that_was_bent again_after_words cancelled_error generator_exit
     groups_in_groups its_own_cause its_text_exits next_in_a_million_years"""
-SUCCEEDED = """half_a_pair_in_the_log half_a_pair_in_the_note kills_the_keeper no_more_files progress_of_nonsense
+SUCCEEDED = """half_a_pair_in_the_log half_a_pair_in_the_note kills_the_guardian no_more_files progress_of_nonsense
     results_of_others starts_and_skips_others tells_its_supervisor ten_thousand_threads"""
 VERDICTS = {
     **dict.fromkeys(CRASHED.split(), "crashed"),

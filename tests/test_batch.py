@@ -2,38 +2,38 @@
 
 import pytest
 
-from underway.postgres.reconnecting import STATEMENT_SECONDS, DatabaseAway
-from underway.supervisor.loops.adaptive_batch import Batch
+from underway.postgres.reconnecting import STATEMENT_SECONDS, DatabaseUnavailable
+from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
 
 SLOW = STATEMENT_SECONDS / 2
 
 
-def interrupt(batch: Batch, times: int) -> None:
+def interrupt(batch: AdaptiveBatch, times: int) -> None:
     for _ in range(times):
         batch.interrupted(batch.rows, batch.size)
 
 
 def test_an_interrupted_statement_comes_again_smaller() -> None:
-    batch = Batch(1000, 8000)
+    batch = AdaptiveBatch(1000, 8000)
     interrupt(batch, 1)
     assert (batch.rows, batch.size, batch.seconds) == (250, 2000, STATEMENT_SECONDS)
 
 
 def test_it_is_smaller_than_what_was_carried_not_than_what_might_have_been() -> None:
-    batch = Batch(1000, 8000)
+    batch = AdaptiveBatch(1000, 8000)
     batch.interrupted(8, 400)
     assert (batch.rows, batch.size) == (2, 100)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 500, 5000])
 def test_it_ends_at_one_row(rows: int) -> None:
-    batch = Batch(rows, rows)
+    batch = AdaptiveBatch(rows, rows)
     interrupt(batch, 20)
     assert (batch.rows, batch.size) == (1, rows // 1024)
 
 
 def test_a_single_row_is_given_more_time_up_to_a_limit() -> None:
-    batch = Batch(1, 8000, longest=3 * STATEMENT_SECONDS)
+    batch = AdaptiveBatch(1, 8000, longest=3 * STATEMENT_SECONDS)
     allowed = []
     for _ in range(3):
         interrupt(batch, 1)
@@ -42,7 +42,7 @@ def test_a_single_row_is_given_more_time_up_to_a_limit() -> None:
 
 
 def test_the_time_is_that_of_all_statements_again_when_a_row_has_passed_quickly() -> None:
-    batch = Batch(1, longest=100 * STATEMENT_SECONDS)
+    batch = AdaptiveBatch(1, longest=100 * STATEMENT_SECONDS)
     interrupt(batch, 3)
     batch.succeeded(1, seconds=2 * STATEMENT_SECONDS)
     assert batch.seconds == 4 * STATEMENT_SECONDS
@@ -51,7 +51,7 @@ def test_the_time_is_that_of_all_statements_again_when_a_row_has_passed_quickly(
 
 
 def test_the_bounds_grow_slowly_up_to_the_full_ones() -> None:
-    batch = Batch(100, 8000)
+    batch = AdaptiveBatch(100, 8000)
     interrupt(batch, 10)
     seen = []
     while (batch.rows, batch.size) < (100, 8000):
@@ -65,7 +65,7 @@ def test_the_bounds_grow_slowly_up_to_the_full_ones() -> None:
 
 
 def test_small_statements_prove_nothing_about_large_ones() -> None:
-    batch = Batch(1000, 8000)
+    batch = AdaptiveBatch(1000, 8000)
     interrupt(batch, 1)
     for _ in range(50):
         batch.succeeded(3, 30)
@@ -73,7 +73,7 @@ def test_small_statements_prove_nothing_about_large_ones() -> None:
 
 
 def test_each_bound_grows_for_itself() -> None:
-    batch = Batch(1000, 8000)
+    batch = AdaptiveBatch(1000, 8000)
     interrupt(batch, 1)
     for _ in range(50):
         batch.succeeded(batch.rows, 30)
@@ -81,16 +81,16 @@ def test_each_bound_grows_for_itself() -> None:
 
 
 def test_a_slow_statement_is_not_waited_for_to_be_interrupted() -> None:
-    batch = Batch(1000, 8000)
+    batch = AdaptiveBatch(1000, 8000)
     batch.succeeded(400, 8000, seconds=SLOW)
     assert (batch.rows, batch.size) == (200, 4000)
 
 
 def test_only_an_interruption_makes_it_smaller() -> None:
-    batch = Batch(100)
+    batch = AdaptiveBatch(100)
     with pytest.raises(ValueError), batch.smaller_if_interrupted(100):  # noqa: PT011
         raise ValueError
     assert batch.rows == 100
-    with pytest.raises(DatabaseAway), batch.smaller_if_interrupted(100):
-        raise DatabaseAway
+    with pytest.raises(DatabaseUnavailable), batch.smaller_if_interrupted(100):
+        raise DatabaseUnavailable
     assert batch.rows == 25

@@ -12,10 +12,10 @@ import pytest
 from db import value
 from harness import APPS, Supervisor, eventually, outcomes
 
-from underway.supervisor.workers.boot import Boots
+from underway.supervisor.workers.boot import WorkerBoots
 
 
-def pauses(failures: int, slot: int = 1, *, boots: Boots) -> list[float]:
+def pauses(failures: int, slot: int = 1, *, boots: WorkerBoots) -> list[float]:
     """How long it waits after each of so many failures in a row."""
     loop = asyncio.get_running_loop()
     waits = []
@@ -33,7 +33,7 @@ def no_process(_slot: int) -> Any:
 
 def test_each_failure_of_a_slot_doubles_its_pause_up_to_half_a_minute() -> None:
     async def main() -> None:
-        boots = Boots(no_process, random.Random(1))
+        boots = WorkerBoots(no_process, random.Random(1))
         waits = pauses(20, boots=boots)
         for n, wait in enumerate(waits):
             expected = min(0.1 * 2**n, 30)
@@ -41,7 +41,7 @@ def test_each_failure_of_a_slot_doubles_its_pause_up_to_half_a_minute() -> None:
         assert len({round(wait, 3) for wait in waits[10:]}) > 5, "jitter"
         # Another slot begins at the beginning, and so does this one after a worker that was of use, or a reload.
         assert pauses(1, 2, boots=boots)[0] < 0.13
-        boots.proven(1)
+        boots.reset_backoff(1)
         assert pauses(1, boots=boots)[0] < 0.13
         pauses(5, boots=boots)
         boots.end()
@@ -52,7 +52,7 @@ def test_each_failure_of_a_slot_doubles_its_pause_up_to_half_a_minute() -> None:
 
 def test_trouble_is_one_line_that_postgres_can_store() -> None:
     async def main() -> None:
-        boots = Boots(no_process, random.Random(1))
+        boots = WorkerBoots(no_process, random.Random(1))
         boots.failed(1, "exit code 3\nTraceback ...\nValueError: \0" + "x" * 10_000)
         assert boots.trouble.startswith("workers do not boot: ValueError: \N{REPLACEMENT CHARACTER}xxx")
         assert len(boots.trouble) < 400

@@ -38,7 +38,7 @@ from underway.postgres.supervisor_store import Store
 from underway.supervisor.loops.cancel import Cancels
 from underway.supervisor.tasks.dispatch import Dispatch
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.tasks.verdict import Observation
 
 US = uuid4()
 
@@ -197,13 +197,22 @@ def _late(ending: str) -> Callable[[Committing, str], Task]:
     def submit(committing: Committing, run: str) -> Task:
         if ending in ("done", "next"):
             return committing.submit(run, ending=ending, spawned=[spawn()])
-        return committing.fail(run, Seen(ending))
+        return committing.fail(run, Observation(ending))
 
     return submit
 
 
 @pytest.mark.parametrize(
-    "ending", ["done", "next", Seen.RETRY, Seen.FAIL, Seen.DIED, Seen.KILLED_SHUTDOWN, Seen.KILLED_TIMEOUT]
+    "ending",
+    [
+        "done",
+        "next",
+        Observation.RETRY,
+        Observation.FAIL,
+        Observation.DIED,
+        Observation.KILLED_SHUTDOWN,
+        Observation.KILLED_TIMEOUT,
+    ],
 )
 def test_an_ending_that_comes_after_the_cancel_closes_the_run_as_cancelled(
     database: str, connection: Connection, ending: str
@@ -232,7 +241,7 @@ def test_a_task_that_never_began_leaves_no_attempt(database: str, connection: Co
 
     async def script(committing: Committing) -> None:
         assert client_queries.cancel(connection, UUID(run))
-        committing.fail(run, Seen.NEVER_STARTED)
+        committing.fail(run, Observation.NEVER_STARTED)
         committing.commits._waiting[0] = _never_started(committing)
 
     def _never_started(committing: Committing) -> Any:
@@ -260,7 +269,7 @@ def test_a_next_step_that_stayed_is_stopped_under_its_new_token(database: str, c
         stopper.held = stopper.cancels._held = {task.token: task}
         task.worker, task.started_at = None, None
         assert await stopper.cancels.look()
-        assert stopper.settled == [(run, Seen.CANCELLED)]
+        assert stopper.settled == [(run, Observation.CANCELLED)]
 
     play(database, script, workers=1, lanes={NEXT_LANE: Step("next")}, then=then)
 
@@ -276,12 +285,12 @@ class Stopping:
 
     def __init__(self, store: Store) -> None:
         self.held: dict[int, Task] = {}
-        self.settled: list[tuple[str, Seen]] = []
+        self.settled: list[tuple[str, Observation]] = []
         crew: Any = None
         endings: Any = self
         self.cancels = Cancels(store, Dispatch(crew), endings, self.held)
 
-    def settle(self, task: Task, seen: Seen, _error: str) -> None:
+    def settle(self, task: Task, seen: Observation, _error: str) -> None:
         self.settled.append((task.run, seen))
 
 

@@ -33,7 +33,7 @@ from underway.definition.manifest import Lane, Placement, Policy
 from underway.definition.retry import LONGEST
 from underway.postgres import client_queries
 from underway.postgres.listener import Wakeup
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Claimed, Lanes, Renewal, Store
 from underway.supervisor.loops import promote
 from underway.supervisor.loops.renew import Leases
@@ -297,14 +297,14 @@ def test_a_look_that_does_not_begin_at_the_head_finds_what_comes_due_from_now_on
         assert await store.seconds_until_due() is None
         insert(any_connection, state="waiting", due=AGES_AGO)  # by somebody who committed late
         insert(any_connection, state="waiting", due=ago(0))
-        assert await store.promote(10, from_head=False) == 1
-        assert await store.promote(10, from_head=False) == 0
+        assert await store.promote(10, from_start=False) == 1
+        assert await store.promote(10, from_start=False) == 0
         insert(any_connection, state="waiting", due=IN_AN_HOUR)
-        seconds = await store.seconds_until_due(from_head=False)
+        seconds = await store.seconds_until_due(from_start=False)
         assert seconds is not None
         assert seconds > 3000
         insert(any_connection, state="waiting", due=ago(0))  # sooner than all that was known of
-        assert await store.promote(10, from_head=False) == 1
+        assert await store.promote(10, from_start=False) == 1
         assert await store.promote(10) == 1
 
     with_store(any_database, looks)
@@ -345,7 +345,7 @@ def test_a_server_that_has_forgotten_the_last_tokens_does_not_give_them_out_agai
     insert(connection)
 
     async def fail_over() -> None:
-        work, leases = Session(database), Session(database)
+        work, leases = ReconnectingConnection(database), ReconnectingConnection(database)
         store = Store(work, leases, uuid4(), "testhost")
         connection.execute("select setval('underway.token', 100)")
         (claimed,) = await store.claim(LANES, 1, candidates=1, suspects=1)
@@ -679,7 +679,7 @@ class Renewing:
     """A lease loop with a real store, driven turn by turn."""
 
     def __init__(self, database: str, owner: UUID) -> None:
-        self.work, self.leases = Session(database), Session(database)
+        self.work, self.leases = ReconnectingConnection(database), ReconnectingConnection(database)
         self.store = Store(self.work, self.leases, owner, "testhost")
         self.held: dict[int, Task] = {}
         self.lost: list[str] = []

@@ -779,7 +779,7 @@ def test_type_name_of_a_local_class() -> None:
 
 
 def test_pydantic_is_never_imported() -> None:
-    code = "import sys, underway.codec as c; c.encode([1], list[int]); assert 'pydantic' not in sys.modules"
+    code = "import sys, underway.payload.codec as c; c.encode([1], list[int]); assert 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from underway.postgres.arrays import Column, Float4s, Float8s, Int2s, Int4s, Int8s, Texts, UUIDs, register
 from underway.postgres.queries import statements
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 
 # What Postgres calls the elements of each kind of column.
 TYPES: dict[type[Column], str] = {
@@ -205,7 +205,7 @@ def test_a_session_takes_columns_as_they_stand_in_its_statements(database: str) 
     """Each connection of a session is made to take them, also the next one."""
 
     async def both() -> list[Any]:
-        session = Session(database)
+        session = ReconnectingConnection(database)
         answers = []
         try:
             for _ in range(2):

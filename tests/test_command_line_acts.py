@@ -17,7 +17,7 @@ from harness import states as count_states
 from underway_command import document, output, refusal, underway, underway_process, widest
 
 from underway import Status, Underway
-from underway.cli.commands.supervisors import STILL_THERE
+from underway.cli.commands.supervisors import SHUTDOWN_TIMED_OUT
 
 Start = Callable[..., Supervisor]
 Bind = Callable[[Underway], Underway]
@@ -161,11 +161,11 @@ def test_shutdown_waits_no_longer_than_it_is_told(
     supervisor = start_supervisor("states", "--procs", "1", env={"STATES_FOLDER": str(tmp_path)})
     eventually(lambda: run.status() == Status.IN_PROGRESS)
     done = underway("shutdown", "--all", "--wait", "0.5", "--json", database=database)
-    assert done.returncode == STILL_THERE
+    assert done.returncode == SHUTDOWN_TIMED_OUT
     told = json.loads(done.stdout)
     assert (len(told["asked"]), told["gone"]) == (1, [])
     done = underway("shutdown", "--all", "--wait", "0.1", database=database)
-    assert (done.returncode, done.stdout) == (STILL_THERE, "0 of 1 supervisor gone\n")
+    assert (done.returncode, done.stdout) == (SHUTDOWN_TIMED_OUT, "0 of 1 supervisor gone\n")
     assert re.fullmatch(rf"still there after 0.1 s: {told['asked'][0]} \(busy, seen \d+s ago\)\n", done.stderr)
     (tmp_path / "1").touch()
     assert supervisor.wait() == 0

@@ -29,7 +29,7 @@ from underway import Run, Status, Underway
 from underway.definition.manifest import Lane, Policy
 from underway.postgres import client_queries
 from underway.postgres.supervisor_store import Claimed, Lanes, Store
-from underway.postgres.transitions import Finish
+from underway.postgres.transitions import FinishRun
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ async def claimed(store: Store) -> list[str]:
     return [one.run for one in await claim(store)]
 
 
-def done(one: Claimed, **more: Any) -> Finish:
+def done(one: Claimed, **more: Any) -> FinishRun:
     return finish(one.run, one.token, **more)
 
 

@@ -18,7 +18,7 @@ from underway import Context, Done, To, Underway
 from underway.definition.manifest import Placement
 from underway.ids import new_id
 from underway.postgres import admin_queries, client_queries, schedule_queries
-from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.reconnecting import DatabaseUnavailable
 from underway.postgres.supervisor_store import Renewal
 from underway.postgres.transitions import Attempt, continue_parameters, finish_parameters
 
@@ -262,7 +262,7 @@ def test_what_waits_for_a_stranger_is_ended_by_its_own_lock_timeout(database: st
                 await store.register_job("job", "step", Placement())
                 waits = (store.expire(100), other.register_job("job", "step", Placement(queue="other")))
                 for ended in await asyncio.gather(*waits, return_exceptions=True):
-                    assert isinstance(ended, DatabaseAway)
+                    assert isinstance(ended, DatabaseUnavailable)
                     assert "lock timeout" in str(ended)
             assert await store.expire(100) == 1
             await other.register_job("job", "step", Placement(queue="other"))

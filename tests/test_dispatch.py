@@ -21,9 +21,9 @@ from underway.supervisor.tasks.dispatch import (
     STALE_SECONDS,
     Dispatch,
 )
-from underway.supervisor.tasks.results import Endings
+from underway.supervisor.tasks.results import ResultHandler
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.limits import LEASE_MARGIN, Limits
 from underway.supervisor.workers.process import WorkerProcess
 from underway.wire import messages as wire
@@ -330,7 +330,7 @@ def test_what_is_skipped_after_it_was_lost_does_not_come_back() -> None:
     commits: Any = None
     backends: Any = None
     kernel_kills: Any = None
-    endings = Endings(
+    endings = ResultHandler(
         line,
         commits,
         backends,
@@ -430,13 +430,13 @@ def test_while_results_cannot_leave_nothing_is_handed_out_and_nothing_waits_behi
     worker.start()
     first, *behind = worker.tokens
     assert behind
-    line.held_back = True
+    line.backpressured = True
     line._crew.active.append(idle)  # type: ignore[arg-type]
     line.take_back_waiting(time.monotonic())
     line.pump()
     assert worker.tokens == [first]
     assert idle.tokens == []
-    line.held_back = False
+    line.backpressured = False
     line.pump()
     assert idle.tokens
 
@@ -488,13 +488,13 @@ def test_less_is_claimed_ahead_after_something_went_back_unused() -> None:
     learn(line, 0.01)
     line.add(tasks(2))
     line.pump()
-    usual = line.places()
+    usual = line.free_capacity()
     line.add([task(3, age=2 * STALE_SECONDS)])
     assert line.overdue(time.monotonic())
-    assert 0.4 * usual < line.places() < 0.6 * usual
+    assert 0.4 * usual < line.free_capacity() < 0.6 * usual
     for _ in range(20):
         assert not line.overdue(time.monotonic())
-    assert line.places() == usual
+    assert line.free_capacity() == usual
 
 
 def test_dropping_and_taking_all() -> None:
@@ -533,7 +533,7 @@ def test_short_tasks_are_claimed_ahead_but_not_without_limit() -> None:
     assert line.demand() == 2 + 2 * int(AHEAD_SECONDS / 0.02)
     line = on(StubWorker())
     learn(line, 0.0)
-    assert line.places() == 1 + MOST_AHEAD
+    assert line.free_capacity() == 1 + MOST_AHEAD
     line = on(*(StubWorker() for _ in range(40)))
     learn(line, 0.0)
     assert line.demand() == MOST_CLAIMED
@@ -585,7 +585,7 @@ def test_what_waits_is_bounded_by_its_size_whatever_was_usual() -> None:
     line.add(large)
     assert line.room() == 0
     assert line.demand() == 0
-    assert line.places() <= 0
+    assert line.free_capacity() <= 0
     line.take_all()
     line.add(large[:1])
     assert line.room() == AHEAD_BYTES
@@ -597,7 +597,7 @@ def test_every_idle_worker_gets_a_task_however_large_those_are_that_wait() -> No
     huge.input = bytes(5 * AHEAD_BYTES)
     line.add([huge])
     assert line.room() == 0
-    assert line.demand() == line.places() == 3
+    assert line.demand() == line.free_capacity() == 3
 
 
 def test_runs_that_were_here_before_go_first_in_their_order() -> None:
@@ -669,7 +669,7 @@ def test_a_lease_lapses_while_the_machine_is_suspended(monkeypatch: pytest.Monke
 
     class Killed(StubWorker):
         doomed = False
-        kill_words = ""
+        kill_message = ""
         reasons: list[str]
 
         def kill_task(self, task: Task, seen: str, why: str, *, last_words: float) -> bool:
@@ -686,10 +686,10 @@ def test_a_lease_lapses_while_the_machine_is_suspended(monkeypatch: pytest.Monke
     monkeypatch.setattr(lease_clock, "now", lambda: slept)
     assert [waiting.token for waiting in line.overdue(time.monotonic())] == [2]
     Limits().enforce([worker], time.monotonic())  # type: ignore[list-item]
-    assert worker.reasons == [Seen.KILLED_LEASE]
+    assert worker.reasons == [Observation.KILLED_LEASE]
 
 
-def test_the_keeper_knows_of_a_lease_before_the_task_is_sent() -> None:
+def test_the_guardian_knows_of_a_lease_before_the_task_is_sent() -> None:
     worker = StubWorker()
     line = on(worker)
     line.add([task(1, lease=60.0), task(2, lease=2.0)])

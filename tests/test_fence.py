@@ -41,48 +41,48 @@ from underway.postgres.transitions import Attempt
 
 US, OTHERS = uuid4(), uuid4()
 
-Batch = list[tuple[str, int]]
+AdaptiveBatch = list[tuple[str, int]]
 # Returns the tokens for which the fence held.
-FencedWrite = Callable[[Store, Batch], Awaitable[set[int]]]
+FencedWrite = Callable[[Store, AdaptiveBatch], Awaitable[set[int]]]
 
 
-async def _finish(store: Store, batch: Batch) -> set[int]:
+async def _finish(store: Store, batch: AdaptiveBatch) -> set[int]:
     return await store.finish([finish(run, token) for run, token in batch], [spawn(parent=token) for _, token in batch])
 
 
-async def _fail(store: Store, batch: Batch) -> set[int]:
+async def _fail(store: Store, batch: AdaptiveBatch) -> set[int]:
     rows = [finish(run, token, state="failed", payload=None, attempts=5) for run, token in batch]
     return await store.finish(rows, [])
 
 
-async def _close_cancelled(store: Store, batch: Batch) -> set[int]:
+async def _close_cancelled(store: Store, batch: AdaptiveBatch) -> set[int]:
     rows = [finish(run, token, state="cancelled", payload=None) for run, token in batch]
     return await store.finish(rows, [spawn(parent=token) for _, token in batch])
 
 
-async def _next(store: Store, batch: Batch) -> set[int]:
+async def _next(store: Store, batch: AdaptiveBatch) -> set[int]:
     rows = [go_on(run, token) for run, token in batch]
     return set(await store.continue_(rows, [spawn(parent=token) for _, token in batch]))
 
 
-async def _next_here(store: Store, batch: Batch) -> set[int]:
+async def _next_here(store: Store, batch: AdaptiveBatch) -> set[int]:
     """The next step stays with the supervisor, claimed anew."""
     rows = [go_on(run, token) for run, token in batch]
     return set(await store.continue_(rows, [spawn(parent=token) for _, token in batch], [POLICY] * len(batch)))
 
 
-async def _retry(store: Store, batch: Batch) -> set[int]:
+async def _retry(store: Store, batch: AdaptiveBatch) -> set[int]:
     attempt = Attempt("failed", "oh", started=ago(1.0))
     rows = [go_on(run, token, step="step", payload=None, delay=9.0, attempt=attempt) for run, token in batch]
     return set(await store.continue_(rows, []))
 
 
-async def _release(store: Store, batch: Batch) -> set[int]:
+async def _release(store: Store, batch: AdaptiveBatch) -> set[int]:
     rows = [go_on(run, token, step="step", payload=None, attempt=Attempt("released")) for run, token in batch]
     return set(await store.continue_(rows, []))
 
 
-async def _renew(store: Store, batch: Batch) -> set[int]:
+async def _renew(store: Store, batch: AdaptiveBatch) -> set[int]:
     renewed = await store.renew([Renewal(run, token, 60.0, '{"done": 1}') for run, token in batch])
     tokens = dict(batch)  # of a run named twice, the last: it says runs, not tokens
     return {tokens[run] for run in renewed}
@@ -169,7 +169,7 @@ def any_database(any_database: str) -> str:
 TOKENS = ("right", "older", "newer", "swapped")
 
 
-def pair(connection: Connection, situation: str, token: str) -> Batch:
+def pair(connection: Connection, situation: str, token: str) -> AdaptiveBatch:
     """Two runs in this situation, with what a supervisor believes to be their tokens."""
     keys = [(_put(connection, situation, number), number) for number in _numbers(connection)]
     if token == "swapped":

@@ -31,14 +31,14 @@ Connection = psycopg.Connection[Any]
 Start = Callable[..., Supervisor]
 
 
-class Seen(NamedTuple):
+class Observation(NamedTuple):
     """Of all runs in progress, at any time: the least that was left of a lease, in seconds. And the runs seen."""
 
     least_left: float
     most_running: int
 
 
-def watch(connection: Connection, *, within: float) -> Seen:
+def watch(connection: Connection, *, within: float) -> Observation:
     """Look at the leases, again and again, until every run there is has ended."""
     least_left, most_running = LEASE, 0
 
@@ -56,7 +56,7 @@ def watch(connection: Connection, *, within: float) -> Seen:
         return bool(live == 0)
 
     eventually(all_ended, within=within, what="all runs have ended")
-    return Seen(least_left, most_running)
+    return Observation(least_left, most_running)
 
 
 def peak_rss(process: int) -> int:

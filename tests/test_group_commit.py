@@ -11,11 +11,11 @@ from committing import Committing, attempts_of, play
 from db import STEP, Connection, claim, insert, insert_held, next_token, row_of, spawn, value, with_store
 
 from underway.postgres import client_queries
-from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.reconnecting import DatabaseUnavailable
 from underway.postgres.supervisor_store import Claimed
 from underway.postgres.transitions import Attempt
 from underway.supervisor.loops.commit import MOST_TOGETHER, Ended
-from underway.supervisor.tasks.verdict import Seen, settle
+from underway.supervisor.tasks.verdict import Observation, settle
 
 ENDINGS = ["done", "next"]
 
@@ -232,7 +232,7 @@ def test_a_commit_cut_off_by_a_lost_connection_counts_once(any_database: str, en
 
 
 def raise_lost() -> None:
-    raise DatabaseAway("server closed the connection unexpectedly")
+    raise DatabaseUnavailable("server closed the connection unexpectedly")
 
 
 def test_a_commit_that_took_effect_counts_even_if_its_run_went_on_meanwhile(
@@ -371,7 +371,7 @@ def test_a_failed_attempt_and_a_good_one_are_committed_together(database: str, c
 
     async def script(committing: Committing) -> None:
         committing.fail(bad)
-        committing.fail(final, Seen.FAIL)
+        committing.fail(final, Observation.FAIL)
         committing.submit(good)
 
     committing = play(database, script)
@@ -409,7 +409,7 @@ def test_an_attempt_that_never_started_leaves_no_row(database: str, connection: 
 
     async def script(committing: Committing) -> None:
         task = committing.task(run)
-        row = settle(task, Seen.NEVER_STARTED, Attempt("released"), random.Random(1))
+        row = settle(task, Observation.NEVER_STARTED, Attempt("released"), random.Random(1))
         committing.commits.submit(Ended(task, row, []))
 
     play(database, script)

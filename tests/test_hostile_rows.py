@@ -13,7 +13,7 @@ import pytest
 from apps import basic, clients
 from db import insert, value
 from harness import Supervisor
-from test_layers import imports, sources
+from test_layers import MODULES
 
 from underway import Status, Underway
 from underway.testing import drain, using_database
@@ -21,8 +21,8 @@ from underway.testing import drain, using_database
 Connection = psycopg.Connection[Any]
 
 # The only ways from a name to a thing, and where they may be: an APP that somebody gave to a command.
-THE_ONE_LOADER = "loading.py"
-WHO_LOADS = {"worker/main.py", "cli/loaded.py"}
+THE_ONE_LOADER = "definition/loading.py"
+WHO_LOADS = {"worker/main.py", "cli/in_app/app.py"}
 # importlib.resources reads our own files, importlib.util.find_spec looks where the embedded wheel is.
 HARMLESS_IMPORTS = {"importlib.resources", "importlib.metadata"}
 # What would read more than plain values, or start code by its name.
@@ -37,47 +37,48 @@ RESOLVERS = {
 
 
 def test_no_source_imports_what_reads_more_than_values() -> None:
-    for path, _, tree in sources():
-        for name in {*imports(tree, lazy=False), *imports(tree, lazy=True)}:
-            assert name.split(".")[0] not in SERIALIZERS, path
+    for module in MODULES:
+        for name in module.imports():
+            assert name.split(".")[0] not in SERIALIZERS, module.path
             if name.split(".")[0] == "importlib" and name not in HARMLESS_IMPORTS:
-                assert path in (THE_ONE_LOADER, "postgres/embedded.py"), path
+                assert module.path in (THE_ONE_LOADER, "postgres/embedded.py"), module.path
 
 
 def test_nothing_is_resolved_by_name_but_an_app_that_was_given_to_a_command() -> None:
-    for path, _, tree in sources():
-        for node in ast.walk(tree):
+    for module in MODULES:
+        for node in ast.walk(module.tree):
             if not isinstance(node, ast.Call):
                 continue
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called == "compile" and ast.unparse(node.func) == "re.compile":
                 continue
             if called in RESOLVERS:
-                assert path == THE_ONE_LOADER or (path, called) == ("postgres/embedded.py", "find_spec"), path
-            if called == "load" and path not in WHO_LOADS:
-                assert "loading" not in {*imports(tree, lazy=False), *imports(tree, lazy=True)}, path
+                allowed = (module.path, called) == ("postgres/embedded.py", "find_spec")
+                assert allowed or module.path == THE_ONE_LOADER, module.path
+            if called == "load" and module.path not in WHO_LOADS:
+                assert "underway.definition.loading" not in module.imports(), module.path
 
 
 def test_attributes_are_taken_by_names_that_stand_in_the_source() -> None:
     """`getattr(thing, name)` with a name from elsewhere is how `os` and `system` become a call."""
     by_variable = {
-        path
-        for path, _, tree in sources()
-        for node in ast.walk(tree)
+        module.path
+        for module in MODULES
+        for node in ast.walk(module.tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and node.func.id in ("getattr", "setattr")
         and not isinstance(node.args[1], ast.Constant)
     }
     # An app's name; the fields that a declared type has; the standard streams, and the limits that `resource` names.
-    assert by_variable == {THE_ONE_LOADER, "codec.py", "worker/isolation.py"}
+    assert by_variable == {THE_ONE_LOADER, "payload/codec.py", "worker/process_state.py"}
 
 
 def test_whoever_loads_takes_the_name_from_the_command_line() -> None:
-    for path, _, tree in sources():
-        if path in WHO_LOADS:
-            (call,) = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "load"]
-            assert ast.unparse(call.args[0]) in ("sys.argv[1]", "app_name"), path
+    for module in MODULES:
+        if module.path in WHO_LOADS:
+            (call,) = [n for n in ast.walk(module.tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "load"]
+            assert ast.unparse(call.args[0]) in ("sys.argv[1]", "app_name"), module.path
 
 
 class Exploit:

@@ -14,7 +14,7 @@ from underway.definition.manifest import Job, Manifest
 from underway.postgres import reconnecting as sessions
 from underway.postgres.listener import Wakeup
 from underway.postgres.queries import statements
-from underway.postgres.reconnecting import STATEMENT_SECONDS, DatabaseAway, Session
+from underway.postgres.reconnecting import STATEMENT_SECONDS, DatabaseUnavailable, ReconnectingConnection
 from underway.postgres.supervisor_store import Store
 from underway.supervisor.loops.backends import Backends
 from underway.supervisor.loops.promote import Promoter
@@ -39,7 +39,7 @@ SCHEDULE = (
 )
 
 
-class Narrow(Session):
+class Narrow(ReconnectingConnection):
     """Interrupts statements with more than a few rows."""
 
     def __init__(self, conninfo: str) -> None:
@@ -52,7 +52,7 @@ class Narrow(Session):
         given = parameters or {}
         if max(given.get("limit", 0), len(given.get("ids", ()))) > FITTING and statement != "upcoming_schedules":
             self.interrupted += 1
-            raise DatabaseAway("canceling statement due to statement timeout")
+            raise DatabaseUnavailable("canceling statement due to statement timeout")
         return await super().fetch(statement, parameters, seconds=seconds)
 
 
@@ -95,17 +95,17 @@ def sweeping(side: Side) -> Turn:
 
 def expiring(side: Side) -> Turn:
     loop = Retention(side.store)
-    return lambda: loop._expire(from_head=True)
+    return lambda: loop._expire(from_start=True)
 
 
 def firing(side: Side) -> Turn:
-    class Crew:
+    class WorkerPool:
         class Worker:
             manifest = Manifest((Job("job", (STEP,)),))
 
         active = (Worker,)
 
-    crew: Any = Crew
+    crew: Any = WorkerPool
     return Schedules(side.work, crew, on_enqueued=lambda delay: None)._turn
 
 
@@ -189,7 +189,7 @@ def test_a_loop_gets_everything_done_although_only_a_few_rows_pass_at_a_time(
         for _ in range(MOST_TURNS):
             try:
                 await turn()
-            except DatabaseAway:
+            except DatabaseUnavailable:
                 continue
             if value(connection, is_done):
                 break
@@ -208,8 +208,8 @@ def test_a_statement_may_be_given_more_time_than_its_session(database: str, monk
     monkeypatch.setitem(statements(), "deadline", "select current_setting('statement_timeout')")
 
     async def play() -> None:
-        session = Session(database)
-        with pytest.raises(DatabaseAway, match="statement timeout"):
+        session = ReconnectingConnection(database)
+        with pytest.raises(DatabaseUnavailable, match="statement timeout"):
             await session.fetch("sleep")
         ((_, during),) = await session.fetch("sleep", seconds=2 * STATEMENT_SECONDS)
         assert during == "20s"

@@ -4,8 +4,10 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from apps import modules
@@ -16,156 +18,151 @@ from underway import Underway
 
 PACKAGE = Path(underway.__file__).parent
 
-# Each room of the package, and the rooms below it. What a function imports when it is called is in LAZY.
-PURE = {"errors", "ids", "retry", "codec", "keys", "key_fields", "wire", "manifest", "handover"}
-PURE |= {"child_record", "lease_clock"}
-DECLARING = PURE | {"context", "options", "loading", "job"}
-ROOMS: dict[str, set[str]] = {
-    "errors": set(),
-    "ids": set(),
-    "keeper": set(),
-    "lease_clock": set(),
-    "wire": set(),
-    "child_record": set(),
-    "printable": set(),
-    "retry": {"errors"},
-    "codec": {"errors"},
-    "keys": {"errors"},
-    "key_fields": {"codec", "keys"},
-    "handover": {"errors", "retry"},
-    "schedule": {"errors"},
-    "manifest": {"retry"},
-    "loading": {"errors"},
-    "context": {"errors"},
-    "options": {"errors", "ids", "keys", "manifest", "retry"},
-    "job": PURE | {"context", "options"},
-    "client": DECLARING,
-    "scheduling": DECLARING,
-    "aio": DECLARING | {"client", "scheduling"},
-    "dead_letters": DECLARING | {"client"},
-    "quarantine": {"client"},
-    "app": DECLARING | {"client", "dead_letters", "quarantine", "scheduling"},
-    "postgres": PURE,
-    "worker": DECLARING | {"client", "app", "keeper"},
-    "supervisor": {"errors", "manifest", "wire", "child_record", "retry", "schedule", "ids", "keeper", "lease_clock"}
-    | {"postgres", "printable"},
-    "cli": {"app", "client", "errors", "ids", "loading", "options", "postgres", "printable", "supervisor", "testing"},
-    "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
-    "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},
-}
-# Clients, and workers for cx.tx, come to Postgres when they first use it.
-LAZY: dict[str, set[str]] = {
-    "client": {"postgres"},
-    "scheduling": {"postgres", "schedule"},
-    "aio": {"postgres"},
-    "app": {"postgres", "supervisor"},  # supervisor: for the meaning of its exit codes
-    "dead_letters": {"postgres"},
-    "quarantine": {"postgres"},
-    "worker": {"postgres"},
-    "cli": {"job"},
-}
+# From the bottom to the top. A module may import from its own folder and from what stands above it in this list.
+ORDER = (
+    "errors",
+    "ids",
+    "printable",
+    "guardian",
+    "wire",
+    "payload",
+    "keys",
+    "schedule",
+    "definition",
+    "postgres",
+    "client",
+    "supervisor",
+    "app",
+    "aio",
+    "worker",
+    "testing",
+    "cli",
+)
 # psycopg at import costs a worker 20 ms and its memory; only these may be slower to start.
 MAY_IMPORT_PSYCOPG = {"postgres", "supervisor", "cli", "testing"}
-THE_PROCESS_THAT_IMPORTS_THE_APP = {"cli/loaded.py", "cli/sync.py", "cli/replaying.py"}
+THE_PROCESS_THAT_IMPORTS_THE_APP = "cli/in_app/"
 # It runs a step as the tests of an app do.
-WHO_REPLAYS = "cli/replaying.py"
+WHO_REPLAYS = "cli/in_app/replay.py"
 
 
-def sources() -> Iterator[tuple[str, str, ast.Module]]:
-    """(path in the package, room, tree) of every module."""
+@dataclass(frozen=True)
+class Import:
+    module: str
+    when: Literal["import", "call", "type check"]
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str
+    path: str
+    folder: str
+    tree: ast.Module
+
+    def imports(self, *when: str) -> set[str]:
+        """The modules that it imports, at these times or at any."""
+        return {found.module for found in _imports(self.tree, "import") if not when or found.when in when}
+
+
+def _imports(node: ast.AST, when: Literal["import", "call", "type check"]) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, when) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "relative import"
+            assert child.module is not None
+            for alias in child.names:
+                submodule = f"{child.module}.{alias.name}"
+                yield Import(submodule if submodule in NAMES else child.module, when)
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            yield from _imports(child, "type check")
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and when == "import":
+            yield from _imports(child, "call")
+        else:
+            yield from _imports(child, when)
+
+
+def _read() -> Iterator[Module]:
     for file in sorted(PACKAGE.rglob("*.py")):
         path = file.relative_to(PACKAGE)
-        yield str(path), path.parts[0].removesuffix(".py"), ast.parse(file.read_text())
+        name = ".".join(("underway", *path.with_suffix("").parts)).removesuffix(".__init__")
+        yield Module(name, str(path), path.parts[0].removesuffix(".py"), ast.parse(file.read_text()))
 
 
-def imports(tree: ast.AST, *, lazy: bool) -> Iterator[str]:
-    """Modules imported when the module is, or those imported inside its functions. For a type checker: neither."""
-
-    def walk(node: ast.AST, inside: bool) -> Iterator[str]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                continue
-            if inside is lazy:
-                if isinstance(child, ast.Import):
-                    yield from (alias.name for alias in child.names)
-                elif isinstance(child, ast.ImportFrom):
-                    assert child.level == 0, "relative import"
-                    assert child.module is not None
-                    yield child.module
-                    if child.module == "underway":
-                        yield from (f"underway.{alias.name}" for alias in child.names)
-            yield from walk(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
-
-    return walk(tree, False)
+MODULES = list(_read())
+NAMES = {module.name for module in MODULES}
 
 
-def rooms(names: Iterator[str]) -> set[str]:
+def folders(names: Iterable[str]) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("underway.")}
 
 
-def test_every_room_is_on_the_map() -> None:
-    assert {room for _, room, _ in sources()} <= set(ROOMS)
+def test_every_folder_has_its_place() -> None:
+    assert {module.folder for module in MODULES} == {*ORDER, "__init__"}
 
 
 def test_imports_go_only_downwards() -> None:
+    """Also those for type checkers and those inside functions."""
     wrong = []
-    for path, room, tree in sources():
-        below = ROOMS[room] | {room}
-        wrong += [f"{path} imports {name}" for name in rooms(imports(tree, lazy=False)) - below]
-        later = below | LAZY.get(room, set())
-        wrong += [f"{path} imports {name} in a function" for name in rooms(imports(tree, lazy=True)) - later]
+    for module in MODULES:
+        if module.folder != "__init__":
+            below = set(ORDER[: ORDER.index(module.folder) + 1])
+            wrong += [f"{module.path} imports {name}" for name in module.imports() if folders([name]) - below]
     assert wrong == []
 
 
-def test_the_map_has_no_circles() -> None:
-    done: set[str] = set()
-    while ready := {room for room in ROOMS if room not in done and ROOMS[room] <= done | {room}}:
-        done |= ready
-    assert done == set(ROOMS)
+def test_no_circle_of_modules() -> None:
+    circles = {module.name: module.imports() & (NAMES - {module.name}) for module in MODULES}
+    while ends := {name for name in circles if not circles[name] or not any(name in used for used in circles.values())}:
+        circles = {name: used - ends for name, used in circles.items() if name not in ends}
+    assert sorted(circles) == []
 
 
 def test_a_supervisor_never_touches_user_code() -> None:
-    forbidden = {"job", "app", "client", "worker", "loading", "context", "handover", "codec", "options"}
-    for path, room, tree in sources():
-        if room == "supervisor":
-            used = rooms(imports(tree, lazy=False)) | rooms(imports(tree, lazy=True))
-            assert not used & forbidden, path
+    allowed = {"underway.definition.manifest", "underway.definition.retry"}
+    for module in MODULES:
+        if module.folder == "supervisor":
+            used = module.imports()
+            assert not folders(used - allowed) & {"definition", "payload", "client", "app", "aio", "worker"}, (
+                module.path
+            )
             # nor the way to it: nothing there imports by name, evaluates or unpickles
-            calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-            assert not calls & {"eval", "exec", "__import__", "importlib.import_module", "pickle.loads"}, path
+            calls = {ast.unparse(node.func) for node in ast.walk(module.tree) if isinstance(node, ast.Call)}
+            assert not calls & {"eval", "exec", "__import__", "importlib.import_module", "pickle.loads"}, module.path
 
 
 def test_nothing_else_needs_what_tests_need() -> None:
-    for path, room, tree in sources():
-        if room != "testing" and path != WHO_REPLAYS:
-            assert "testing" not in rooms(imports(tree, lazy=False)) | rooms(imports(tree, lazy=True)), path
-        names = {*imports(tree, lazy=False), *imports(tree, lazy=True)}
-        assert "pytest" not in names or path == "testing/fixtures.py", path
+    for module in MODULES:
+        used = module.imports()
+        if module.folder != "testing" and module.path != WHO_REPLAYS:
+            assert "testing" not in folders(used), module.path
+        assert "pytest" not in used or module.path == "testing/fixtures.py", module.path
 
 
 def test_commands_import_an_app_only_in_a_process_of_its_own() -> None:
-    for path, room, tree in sources():
-        if room == "cli" and path not in THE_PROCESS_THAT_IMPORTS_THE_APP:
-            names = {*imports(tree, lazy=False), *imports(tree, lazy=True)}
-            assert "loading" not in rooms(iter(names)), path
-            assert not names & {
-                f"underway.{there[:-3].replace('/', '.')}" for there in THE_PROCESS_THAT_IMPORTS_THE_APP
-            }
+    for module in MODULES:
+        if module.folder == "cli" and not module.path.startswith(THE_PROCESS_THAT_IMPORTS_THE_APP):
+            used = module.imports()
+            assert "underway.definition.loading" not in used, module.path
+            assert not {name for name in used if name.startswith("underway.cli.in_app.")} - RUNS_IT, module.path
 
 
-def test_nobody_unpickles_or_evaluates() -> None:
-    for path, _, tree in sources():
-        names = {*imports(tree, lazy=False), *imports(tree, lazy=True)}
-        assert not {name.split(".")[0] for name in names} & {"pickle", "marshal", "shelve", "dill", "cloudpickle"}, path
-        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        assert not calls & {"eval", "exec", "__import__"}, path
+# Starts that process.
+RUNS_IT = {"underway.cli.in_app.process"}
+
+
+def test_nothing_unpickles_or_evaluates() -> None:
+    for module in MODULES:
+        used = {name.split(".")[0] for name in module.imports()}
+        assert not used & {"pickle", "marshal", "shelve", "dill", "cloudpickle"}, module.path
+        calls = {ast.unparse(node.func) for node in ast.walk(module.tree) if isinstance(node, ast.Call)}
+        assert not calls & {"eval", "exec", "__import__"}, module.path
 
 
 def test_psycopg_is_imported_by_those_who_need_it_at_once() -> None:
-    for path, room, tree in sources():
-        if room not in MAY_IMPORT_PSYCOPG:
-            loaded = {name.split(".")[0] for name in imports(tree, lazy=False)}
-            assert not loaded & {"psycopg", "psycopg_pool"}, path
+    for module in MODULES:
+        if module.folder not in MAY_IMPORT_PSYCOPG:
+            loaded = {name.split(".")[0] for name in module.imports("import")}
+            assert not loaded & {"psycopg", "psycopg_pool"}, module.path
 
 
 def test_importing_underway_is_light() -> None:
@@ -224,7 +221,7 @@ def sql_in(tree: ast.Module) -> list[str]:
 
 
 def test_sql_is_written_in_one_place() -> None:
-    wrong = {path: sql for path, room, tree in sources() if room != "postgres" and (sql := sql_in(tree))}
+    wrong = {module.path: sql for module in MODULES if module.folder != "postgres" and (sql := sql_in(module.tree))}
     assert wrong == {}
 
 

@@ -93,20 +93,20 @@ def test_the_files_of_a_killed_supervisor_are_removed(start: Start, stage: Path,
     (folder / "1" / "file").write_text("large")
     supervisor.process.kill()
     supervisor.process.wait()
-    eventually(lambda: not folder.exists(), what="by the keeper")
+    eventually(lambda: not folder.exists(), what="by the guardian")
 
 
-def test_what_was_killed_together_with_its_keeper_is_ended_by_the_next_supervisor(
+def test_what_was_killed_together_with_its_guardian_is_ended_by_the_next_supervisor(
     start: Start, stage: Path, tmp_path: Path
 ) -> None:
-    """A step that hangs in C code does not notice the supervisor's death, and no keeper is left to kill it."""
+    """A step that hangs in C code does not notice the supervisor's death, and no guardian is left to kill it."""
     run = leavings.hanging.enqueue("blocks all signals")
     supervisor = start("--procs", "1")
     eventually(lambda: run.status() is Status.IN_PROGRESS)
     eventually(lambda: _cpu(supervisor) > 0.2, what="it spins")
     (folder,) = (tmp_path / "t").iterdir()
     spinning = max(supervisor.workers(), key=_spent)
-    supervisor.kill_with_keeper()
+    supervisor.kill_with_guardian()
     assert folder.exists()
     another = start("--procs", "1")
     another.until("processes that supervisor")

@@ -9,7 +9,7 @@ import pytest
 from harness import Supervisor
 
 from underway import AppNotFound, ImportSideEffect, Underway
-from underway.definition.loading import load, refuse_while_loading
+from underway.definition.loading import forbid_during_import, load
 
 APP = "from underway import Context, Done, To, Underway\napp = Underway()\n"
 STEP = "def work(cx: Context) -> Done:\n    return To.done()\njob = app.job('job').step(work)\n"
@@ -142,7 +142,7 @@ def test_a_failed_import_leaves_nothing_half_done(folder: Path) -> None:
     with pytest.raises(RuntimeError):
         load("loading_fails.py:app")
     assert "loading_fails" not in sys.modules
-    refuse_while_loading("enqueue")  # allowed again
+    forbid_during_import("enqueue")  # allowed again
     file.write_text(APP)
     assert isinstance(load("loading_fails.py:app"), Underway)
 
@@ -173,7 +173,7 @@ def test_importing_has_no_effects(folder: Path, effect: str) -> None:
             load(app)
         assert f"was called while {app} was imported" in str(raised.value)
         assert "move this under if __name__ == '__main__':" in str(raised.value)
-    refuse_while_loading("enqueue")  # allowed again
+    forbid_during_import("enqueue")  # allowed again
 
 
 def test_a_worker_refuses_effects_and_says_where(folder: Path, start_supervisor: Callable[..., Supervisor]) -> None:

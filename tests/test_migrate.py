@@ -21,7 +21,7 @@ from underway import Underway
 from underway.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
 from underway.postgres import client_queries, migrate
 from underway.postgres.queries import statements
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 
 KNOWN = migrate.migrations()
 NEWEST = KNOWN[-1].version
@@ -224,7 +224,7 @@ def test_a_schema_that_does_not_fit_is_refused_with_advice(
         migrate.check(client_queries.applied_migrations(connection))
 
     async def supervisor() -> None:
-        session = Session(database)
+        session = ReconnectingConnection(database)
         try:
             await session.open()
         finally:
@@ -255,7 +255,7 @@ def test_a_database_that_cannot_store_any_text_is_refused(server: str, encoding:
                 migrate.migrate(connection)
 
             async def supervisor() -> None:
-                session = Session(url)
+                session = ReconnectingConnection(url)
                 try:
                     await session.open()
                 finally:

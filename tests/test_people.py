@@ -91,7 +91,7 @@ def test_a_list_reads_no_more_than_it_shows(connection: Connection) -> None:
 def rows_read(connection: Connection, name: str = "list_runs", **given: Any) -> int:
     """How many rows of the two tables a list looks at."""
     none = {"state": None, "job": None, "queue": None, "stranded": False, "unsuccessful": 0}
-    parameters = {**none, "limit": 20, "live": 20, "finished": inspection.LOOKED_AT, **given}
+    parameters = {**none, "limit": 20, "live": 20, "finished": inspection.SEARCH_LIMIT, **given}
     explain = sql.SQL("explain (analyze, timing off, format json) ") + sql.SQL(statements()[name])
     row = connection.execute(explain, parameters).fetchone()
     assert row is not None

@@ -21,7 +21,7 @@ from underway.definition.manifest import Lane, Placement, Policy
 from underway.postgres import inspection, schedule_queries
 from underway.postgres.arrays import Int8s, UUIDs
 from underway.postgres.queries import statements
-from underway.postgres.reconnecting import STATEMENT_SECONDS, Session
+from underway.postgres.reconnecting import STATEMENT_SECONDS, ReconnectingConnection
 from underway.postgres.supervisor_store import Lanes, Renewal, Store
 
 US = uuid4()
@@ -31,7 +31,7 @@ Plan = dict[str, Any]
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s")
 
 
-class Explaining(Session):
+class Explaining(ReconnectingConnection):
     """A supervisor's session, which asks Postgres for the plan of each statement in place of its rows.
 
     Like a supervisor's, its statements are prepared when they are first used and keep the plan they got then.
@@ -445,7 +445,7 @@ def test_the_few_that_did_not_succeed_are_listed_without_a_look_at_the_others(
             connection.execute("analyze underway.finished_run")
         for state, job in (("failed", None), ("cancelled", None), ("failed", "job"), ("failed", "nobody")):
             given = {"state": state, "job": job, "queue": None, "stranded": False, "limit": 20}
-            whole = {"live": 0, "finished": 0, "unsuccessful": inspection.LOOKED_AT}
+            whole = {"live": 0, "finished": 0, "unsuccessful": inspection.SEARCH_LIMIT}
             explain = sql.SQL("explain (analyze, buffers, format json) ")
             row = connection.execute(explain + sql.SQL(statements()["list_runs"]), {**given, **whole}).fetchone()
             assert row is not None

@@ -16,7 +16,7 @@ from harness import APPS, Supervisor, eventually, outcomes, states
 from underway_command import document, output
 
 from underway import Status, Underway
-from underway.supervisor.workers.recycle import Marks, Wear
+from underway.supervisor.workers.recycle import RecycleLimits, WorkerUsage
 
 MIB = 2**20
 
@@ -24,14 +24,14 @@ MIB = 2**20
 # The marks
 
 
-def worn(marks: Marks, *, tasks: int = 1, rss: int = 0, seed: int = 1) -> Wear:
-    wear = Wear(marks, random.Random(seed))
+def worn(marks: RecycleLimits, *, tasks: int = 1, rss: int = 0, seed: int = 1) -> WorkerUsage:
+    wear = WorkerUsage(marks, random.Random(seed))
     wear.tasks, wear.rss = tasks, rss
     return wear
 
 
 def test_each_worker_is_due_somewhere_in_the_last_fifth() -> None:
-    marks = Marks(tasks=1000, age=1000, memory=1000 * MIB)
+    marks = RecycleLimits(tasks=1000, age=1000, memory=1000 * MIB)
     now = time.monotonic()
 
     def by_tasks(at: int, seed: int) -> str:
@@ -50,7 +50,7 @@ def test_each_worker_is_due_somewhere_in_the_last_fifth() -> None:
 
 
 def test_a_worker_at_the_full_mark_is_spent() -> None:
-    marks = Marks(tasks=10, age=1, memory=100 * MIB)
+    marks = RecycleLimits(tasks=10, age=1, memory=100 * MIB)
     assert not worn(marks, tasks=9, rss=99 * MIB).spent
     assert worn(marks, tasks=10).spent
     assert worn(marks, rss=100 * MIB).spent
@@ -61,7 +61,7 @@ def test_a_worker_at_the_full_mark_is_spent() -> None:
 
 
 def test_a_worker_too_large_from_the_start_does_at_least_one_task() -> None:
-    marks = Marks(memory=MIB)
+    marks = RecycleLimits(memory=MIB)
     fresh = worn(marks, tasks=0, rss=50 * MIB)
     assert not fresh.reached(time.monotonic())
     assert not fresh.spent
@@ -69,7 +69,7 @@ def test_a_worker_too_large_from_the_start_does_at_least_one_task() -> None:
 
 
 def test_without_marks_a_worker_is_never_due() -> None:
-    assert not worn(Marks(), tasks=10**9, rss=2**40).reached(time.monotonic() + 10**9)
+    assert not worn(RecycleLimits(), tasks=10**9, rss=2**40).reached(time.monotonic() + 10**9)
 
 
 # With supervisors

@@ -23,11 +23,11 @@ from underway.definition.manifest import Lane, Placement, Policy
 from underway.definition.retry import RetryPolicy
 from underway.ids import new_id
 from underway.postgres import client_queries
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Lanes, Renewal, Store
-from underway.postgres.transitions import Attempt, Continue, Finish, Next, succeed
+from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, Next, succeed
 from underway.supervisor.tasks.task import Task, from_claim
-from underway.supervisor.tasks.verdict import VERDICTS, Charge, Seen, settle
+from underway.supervisor.tasks.verdict import VERDICTS, Charge, Observation, settle
 
 T = TypeVar("T")
 
@@ -43,14 +43,14 @@ OWNERS = (uuid4(), uuid4())
 
 # Those for which the model has no arithmetic of its own do not differ from one that is here.
 UNSUCCESSFUL = (
-    Seen.RETRY,
-    Seen.FAIL,
-    Seen.KILLED_TIMEOUT,
-    Seen.DIED,
-    Seen.KILLED_SHUTDOWN,
-    Seen.NEVER_STARTED,
+    Observation.RETRY,
+    Observation.FAIL,
+    Observation.KILLED_TIMEOUT,
+    Observation.DIED,
+    Observation.KILLED_SHUTDOWN,
+    Observation.NEVER_STARTED,
 )
-ENDINGS = st.sampled_from((Seen.NEXT, Seen.DONE, *UNSUCCESSFUL, Seen.NEXT))
+ENDINGS = st.sampled_from((Observation.NEXT, Observation.DONE, *UNSUCCESSFUL, Observation.NEXT))
 picks = st.integers(min_value=0, max_value=10_000)
 
 
@@ -95,22 +95,22 @@ class ModelRun:
         self.number += 1
         self.recorded.append((STEPS[self.step], self.number, outcome))
 
-    def end(self, seen: Seen) -> None:
+    def end(self, seen: Observation) -> None:
         """The rules of DESIGN.md, promise 7, once more and independently."""
         self.owner = None
         if self.cancel_requested:
-            seen = Seen.CANCELLED
+            seen = Observation.CANCELLED
         outcome, charge = VERDICTS[seen]
-        if seen is not Seen.NEVER_STARTED:
+        if seen is not Observation.NEVER_STARTED:
             self.record(outcome)
-        if seen is Seen.DONE:
+        if seen is Observation.DONE:
             self.state = "succeeded"
-        elif seen is Seen.NEXT:
+        elif seen is Observation.NEXT:
             self.state = "pending"
             self.step += 1
             self.input += 1
             self.number = self.attempts = self.crashes = self.releases = 0
-        elif seen is Seen.CANCELLED:
+        elif seen is Observation.CANCELLED:
             self.state = "cancelled"
         elif charge is Charge.RELEASE:
             self.state = "pending"
@@ -134,7 +134,7 @@ class World:
     def __init__(self, database: str, connection: Connection, runner: asyncio.Runner) -> None:
         self.connection = connection
         self.runner = runner
-        self.session = Session(database)
+        self.session = ReconnectingConnection(database)
         self.stores = {owner: Store(self.session, self.session, owner, "testhost") for owner in OWNERS}
 
     def run(self, asked: Coroutine[Any, Any, T]) -> T:
@@ -199,7 +199,7 @@ class RunMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, endings=st.lists(ENDINGS, min_size=1, max_size=3), late=st.booleans())
-    def commit(self, pick: int, endings: list[Seen], late: bool) -> None:
+    def commit(self, pick: int, endings: list[Observation], late: bool) -> None:
         """One group commit of a supervisor, perhaps with an ending in it that comes too late."""
         keys = list(self.held)
         owner = keys[pick % len(keys)].owner
@@ -207,7 +207,8 @@ class RunMachine(RuleBasedStateMachine):
         if refused := [self._row(self.held[key], seen) for key, seen in ended.items() if self._cancelled(key)]:
             assert self._write(owner, refused) == set()
         rows = [
-            self._row(self.held[key], Seen.CANCELLED if self._cancelled(key) else seen) for key, seen in ended.items()
+            self._row(self.held[key], Observation.CANCELLED if self._cancelled(key) else seen)
+            for key, seen in ended.items()
         ]
         if late and self.stale:
             key, task = self.stale[pick % len(self.stale)]
@@ -218,7 +219,7 @@ class RunMachine(RuleBasedStateMachine):
         for key, seen in ended.items():
             # A job's last step cannot go on.
             last = self.model[key.run].step == len(STEPS) - 1
-            self.model[key.run].end(Seen.DONE if last and seen is Seen.NEXT else seen)
+            self.model[key.run].end(Observation.DONE if last and seen is Observation.NEXT else seen)
             self._let_go(key)
 
     @precondition(lambda self: self.held)
@@ -239,7 +240,7 @@ class RunMachine(RuleBasedStateMachine):
         for key in mine[remembered:]:
             if self._cancelled(key):
                 continue
-            self.model[key.run].end(Seen.NEVER_STARTED)
+            self.model[key.run].end(Observation.NEVER_STARTED)
             self._let_go(key)
 
     @precondition(lambda self: self.held)
@@ -253,7 +254,7 @@ class RunMachine(RuleBasedStateMachine):
         for key in lapsed:
             run = self.model[key.run]
             if run.cancel_requested:
-                run.end(Seen.CANCELLED)
+                run.end(Observation.CANCELLED)
             else:
                 run.record("lost")
                 run.crash()
@@ -281,7 +282,7 @@ class RunMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.stale)
     @rule(pick=picks, seen=ENDINGS)
-    def write_late(self, pick: int, seen: Seen) -> None:
+    def write_late(self, pick: int, seen: Observation) -> None:
         key, task = self.stale[pick % len(self.stale)]
         assert self._write(key.owner, [self._row(task, seen)]) == set()
         store = self.world.stores[key.owner]
@@ -289,7 +290,7 @@ class RunMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.held) > 1)
     @rule(owner=st.sampled_from(OWNERS), seen=ENDINGS)
-    def write_with_swapped_tokens(self, owner: UUID, seen: Seen) -> None:
+    def write_with_swapped_tokens(self, owner: UUID, seen: Observation) -> None:
         tasks = [task for key, task in self.held.items() if key.owner == owner]
         if len(tasks) > 1:
             rows = [self._row(task, seen) for task in tasks]
@@ -299,7 +300,7 @@ class RunMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, seen=ENDINGS)
-    def write_as_another(self, pick: int, seen: Seen) -> None:
+    def write_as_another(self, pick: int, seen: Observation) -> None:
         key = list(self.held)[pick % len(self.held)]
         (other,) = set(OWNERS) - {key.owner}
         assert self._write(other, [self._row(self.held[key], seen)]) == set()
@@ -350,26 +351,26 @@ class RunMachine(RuleBasedStateMachine):
     def _cancelled(self, key: Key) -> bool:
         return self.model[key.run].cancel_requested
 
-    def _row(self, task: Task, seen: Seen) -> Finish | Continue:
-        started = None if seen is Seen.NEVER_STARTED else ago(0.5)
+    def _row(self, task: Task, seen: Observation) -> FinishRun | AdvanceRun:
+        started = None if seen is Observation.NEVER_STARTED else ago(0.5)
         attempt = Attempt(VERDICTS[seen].outcome, error="what happened", started=started)
         index = STEPS.index(task.lane.step)
-        if seen in (Seen.NEXT, Seen.DONE):
+        if seen in (Observation.NEXT, Observation.DONE):
             following = None
-            if seen is Seen.NEXT and index + 1 < len(STEPS):
+            if seen is Observation.NEXT and index + 1 < len(STEPS):
                 following = Next(STEPS[index + 1], "default", 0, 0.0, 60.0)
             return succeed(task, attempt, following, b"%d" % (int(task.input) + 1))
         row = settle(task, seen, attempt, random.Random(0))
-        if isinstance(row, Continue) and row.delay:
+        if isinstance(row, AdvanceRun) and row.delay:
             return row._replace(delay=HOUR.total_seconds())
         return row
 
-    def _write(self, owner: UUID, rows: list[Finish | Continue]) -> set[int]:
+    def _write(self, owner: UUID, rows: list[FinishRun | AdvanceRun]) -> set[int]:
         store = self.world.stores[owner]
         written: set[int] = set()
-        if finishing := [row for row in rows if isinstance(row, Finish)]:
+        if finishing := [row for row in rows if isinstance(row, FinishRun)]:
             written |= self.world.run(store.finish(finishing, []))
-        if continuing := [row for row in rows if isinstance(row, Continue)]:
+        if continuing := [row for row in rows if isinstance(row, AdvanceRun)]:
             written |= self.world.run(store.continue_(continuing, [])).keys()
         return written
 

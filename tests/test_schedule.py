@@ -99,7 +99,7 @@ def patterns(draw: Any) -> Pattern:
 
 
 @st.composite
-def places(draw: Any) -> tuple[str, datetime]:
+def free_capacity(draw: Any) -> tuple[str, datetime]:
     """A zone and an instant, mostly the day before its clocks are changed."""
     name = draw(st.sampled_from(ODD_ZONES) | st.sampled_from(ZONES))
     zone, year = ZoneInfo(name), draw(st.integers(1975, 2060))
@@ -145,7 +145,7 @@ def pattern(line: str) -> Pattern:
 
 
 @settings(max_examples=100, deadline=None)
-@given(patterns(), places())
+@given(patterns(), free_capacity())
 @example(pattern("30 2 * * *"), ("America/New_York", datetime(2024, 3, 9, 12, tzinfo=UTC)))
 @example(pattern("30 1 * * *"), ("America/New_York", datetime(2024, 11, 2, 12, tzinfo=UTC)))
 @example(pattern("0,30 * * * *"), ("America/New_York", datetime(2024, 11, 2, 12, tzinfo=UTC)))

@@ -22,7 +22,7 @@ from underway import InvalidOption, JobDefinitionError, PayloadError, Run, Sched
 from underway.definition.manifest import Placement
 from underway.ids import new_id
 from underway.postgres import schedule_queries
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 
 Bind = Callable[[Underway], Underway]
 Start = Callable[..., Supervisor]
@@ -176,7 +176,7 @@ def test_a_slot_that_was_read_twice_is_fired_once(firing: Firing) -> None:
 
 def test_of_many_at_the_same_moment_one_fires(firing: Firing, database: str) -> None:
     async def race(schedule: schedule_queries.Upcoming) -> list[int | None]:
-        sessions = [Session(database) for _ in range(8)]
+        sessions = [ReconnectingConnection(database) for _ in range(8)]
         following = schedule.next_at + MINUTE
         try:
             for session in sessions:

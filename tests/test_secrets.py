@@ -177,7 +177,7 @@ def test_a_supervisor_at_work_tells_it_nowhere(
         assert run.result(timeout=30) == 1
         process = psutil.Process(supervisor.pid)
         family = [process, *process.children(recursive=True)]
-        assert len(family) >= 4, "supervisor, keeper, workers"
+        assert len(family) >= 4, "supervisor, guardian, workers"
         for member in family:
             arguments = Path(f"/proc/{member.pid}/cmdline").read_bytes().decode()
             assert arguments

@@ -14,7 +14,7 @@ from db import LANE, Connection, ago, insert, row_of, value
 
 from underway.definition.manifest import Job, Lane, Manifest, Policy, Step
 from underway.postgres import admin_queries
-from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.reconnecting import DatabaseUnavailable
 from underway.postgres.supervisor_store import Claimed, Store
 from underway.postgres.transitions import Attempt, succeed
 from underway.supervisor import service
@@ -24,7 +24,7 @@ from underway.supervisor.service import Service
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.tasks import dispatch
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Seen, settle
+from underway.supervisor.tasks.verdict import Observation, settle
 from underway.wire import messages as wire
 
 # Longer than any of these tests: what a lapse would take back counts as stuck.
@@ -163,7 +163,7 @@ class Serving:
         async def cut(moment: str, pid: int) -> None:
             if moment == "after":
                 lost.set()
-                raise DatabaseAway("server closed the connection unexpectedly")
+                raise DatabaseUnavailable("server closed the connection unexpectedly")
 
         self.work.cut = cut
         return lost
@@ -389,7 +389,7 @@ def test_a_retry_needs_no_poll(database: str, connection: Connection) -> None:
         serving.silent.active[0].tasks.clear()
         attempt = Attempt("failed", "not yet", started=ago(0.001), pid=7)
         serving.service._commits.submit(
-            Ended(task, settle(task, Seen.RETRY, attempt, random.Random(1), retry_after=0.3), [])
+            Ended(task, settle(task, Observation.RETRY, attempt, random.Random(1), retry_after=0.3), [])
         )
         again = await serving.running()
         assert (again.run, again.attempts) == (run, 1)

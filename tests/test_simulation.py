@@ -17,10 +17,10 @@ from simulation.store import FakeStore
 from underway.definition.manifest import Lane
 from underway.postgres.reconnecting import STATEMENT_SECONDS
 from underway.postgres.supervisor_store import Store
-from underway.supervisor.loops.adaptive_batch import Batch
+from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
 from underway.supervisor.loops.commit import Commits
 from underway.supervisor.tasks.dispatch import Dispatch
-from underway.supervisor.tasks.results import Endings
+from underway.supervisor.tasks.results import ResultHandler
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.workers.process import WorkerProcess
 from underway.wire import messages
@@ -95,16 +95,16 @@ def look_before_revoking(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def submit_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Endings._ended
+    real = ResultHandler._ended
 
-    def ended(self: Endings, worker: WorkerProcess, result: messages.Result) -> None:
+    def ended(self: ResultHandler, worker: WorkerProcess, result: messages.Result) -> None:
         task = worker.tasks.get(result.token)
         real(self, worker, result)
         if task is not None and task.token in self._held:
             worker.tasks[task.token] = task
             real(self, worker, result)
 
-    monkeypatch.setattr(Endings, "_ended", ended)
+    monkeypatch.setattr(ResultHandler, "_ended", ended)
 
 
 def hand_to_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def drop_what_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
 def take_the_unstarted_for_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give back as never started whatever a dead worker had, also what it had begun."""
 
-    def died(self: Endings, worker: WorkerProcess) -> None:
+    def died(self: ResultHandler, worker: WorkerProcess) -> None:
         tasks, worker.tasks = list(worker.tasks.values()), {}
         for task in tasks:
             task.worker = None
@@ -149,12 +149,12 @@ def take_the_unstarted_for_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
             if task.token in self._held:
                 self._dispatch.add([task])
 
-    monkeypatch.setattr(Endings, "died", died)
+    monkeypatch.setattr(ResultHandler, "died", died)
 
 
 def judge_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker's death by the TERM that was sent to its supervisor too, and is seen first."""
-    monkeypatch.setattr(Endings, "_judge_in_time", Endings._judge)
+    monkeypatch.setattr(ResultHandler, "_judge_in_time", ResultHandler._judge)
 
 
 QUICK = [judge_at_once, do_not_say_what_is_taken_back, submit_twice, take_the_unstarted_for_crashed]
@@ -183,12 +183,12 @@ def test_a_broken_promise_is_seen(
 
 
 def repeat_what_was_interrupted_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Batch, "_shrink", lambda self, rows, size, divisor: None)
+    monkeypatch.setattr(AdaptiveBatch, "_shrink", lambda self, rows, size, divisor: None)
 
 
 def give_a_single_row_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        Batch, "seconds", property(lambda self: STATEMENT_SECONDS, lambda self, seconds: None), raising=False
+        AdaptiveBatch, "seconds", property(lambda self: STATEMENT_SECONDS, lambda self, seconds: None), raising=False
     )
 
 

@@ -24,7 +24,7 @@ from underway.definition.retry import RetryPolicy
 from underway.guardian import lease_clock
 from underway.postgres import client_queries
 from underway.postgres.embedded import Cluster
-from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.reconnecting import DatabaseUnavailable
 from underway.postgres.step_transaction import StepConnection, StepTransactions
 from underway.postgres.temporary_database import migrated_database
 from underway.postgres.transitions import Attempt, succeed
@@ -62,7 +62,7 @@ class Cutting:
             self._arm()
             if moment == "after":  # it took effect, and the answer is lost
                 await session.close()
-                raise DatabaseAway("server closed the connection unexpectedly")
+                raise DatabaseUnavailable("server closed the connection unexpectedly")
 
         return at
 
@@ -287,7 +287,7 @@ def test_a_statement_that_waits_for_a_lock_on_a_table_is_ended_by_its_own_lock_t
             await store.reap(1)
             with psycopg.connect(database) as stranger:
                 stranger.execute("lock table underway.run in share mode")
-                with pytest.raises(DatabaseAway, match="lock timeout"):
+                with pytest.raises(DatabaseUnavailable, match="lock timeout"):
                     await store.rehearse_renewal()
             assert store._work.opened == 1
             await store.rehearse_renewal()
@@ -300,7 +300,7 @@ def test_a_full_queue_of_notifications_is_nobodys_data() -> None:
 
     async def ask(url: str) -> None:
         async with open_store(url) as store:
-            with pytest.raises(DatabaseAway, match="too many notifications"):
+            with pytest.raises(DatabaseUnavailable, match="too many notifications"):
                 await store._work.fetch("notify_self", {"nonce": "nonce"})
             assert store._work.opened == 1
 

@@ -25,10 +25,10 @@ from db import (
 
 from underway.definition.manifest import Lane, Policy, Step
 from underway.guardian import lease_clock
-from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.reconnecting import DatabaseUnavailable
 from underway.postgres.supervisor_store import Renewal, Store
 from underway.postgres.transitions import Next
-from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.tasks.verdict import Observation
 
 US, OTHERS = uuid4(), uuid4()
 KEPT = Policy(lease=timedelta(seconds=45), max_crashes=7)
@@ -283,7 +283,7 @@ def test_a_step_that_is_to_be_tried_again_does_not_stay(database: str, connectio
 
     async def script(committing: Committing) -> None:
         committing.fail(retried)
-        committing.fail(released, Seen.INTERRUPTED_SHUTDOWN)
+        committing.fail(released, Observation.INTERRUPTED_SHUTDOWN)
 
     committing = play(database, script, workers=3, lanes=lanes)
     assert (committing.held, committing.stayed) == ({}, [])
@@ -297,22 +297,22 @@ def test_the_dispatch_expects_those_that_may_stay_while_it_is_not_known(database
 
     async def script(committing: Committing) -> None:
         async def look(moment: str, pid: int) -> None:
-            seen.append(committing.dispatch.places())
+            seen.append(committing.dispatch.free_capacity())
 
         committing.work.cut = look
-        assert committing.dispatch.places() == 2
+        assert committing.dispatch.free_capacity() == 2
         committing.submit(run, ending="next")
 
     committing = play(database, script, workers=2, lanes=SERVED)
     assert seen == [1, 1]
-    assert committing.dispatch.places() == 2  # the stub does not put what stayed in line
+    assert committing.dispatch.free_capacity() == 2  # the stub does not put what stayed in line
 
 
 # Answers that are lost
 
 
 def lose() -> None:
-    raise DatabaseAway("server closed the connection unexpectedly")
+    raise DatabaseUnavailable("server closed the connection unexpectedly")
 
 
 def test_when_the_answer_of_a_hand_over_is_lost_its_run_is_given_back_and_nobody_is_charged(any_database: str) -> None:
@@ -429,4 +429,4 @@ def test_one_payload_that_cannot_be_stored_keeps_no_other_from_staying(
     assert committing.held.keys() == {task.token for task in committing.stayed}
     assert attempts_of(connection, bad) == [("failed", 1)]
     assert (now(connection, bad)["state"], now(connection, bad)["step"]) == ("waiting", "step")
-    assert committing.dispatch.places() == 2
+    assert committing.dispatch.free_capacity() == 2

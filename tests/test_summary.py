@@ -7,12 +7,16 @@ from collections import Counter
 import pytest
 
 from underway.supervisor.logs import summary
-from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.tasks.verdict import Observation
 
 
 def test_a_line_tells_what_is_new(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(summary, "_SECONDS", 0.01)
-    outcomes, ends, commits = Counter(succeeded=1200, crashed=3), Counter({Seen.KILLED_MEMORY: 1, "lost": 2}), [0.002]
+    outcomes, ends, commits = (
+        Counter(succeeded=1200, crashed=3),
+        Counter({Observation.KILLED_MEMORY: 1, "lost": 2}),
+        [0.002],
+    )
     commits += [0.001, 0.0402]
 
     async def main() -> None:

@@ -42,7 +42,7 @@ def test_nothing_outlives_a_killed_supervisor_and_another_finishes_its_work(
     doomed.shorts.enqueue_many(range(100))
     below = psutil.Process(supervisor.pid).children(recursive=True)
     assert {int(name) for name in os.listdir(folder)} <= {process.pid for process in below}
-    assert len(below) >= 10 + 4  # the workers, the spare, the keeper
+    assert len(below) >= 10 + 4  # the workers, the spare, the guardian
     supervisor.process.kill()
     supervisor.process.wait()
     eventually(lambda: not [process for process in below if lives(process)], what=f"{below} end")
@@ -75,8 +75,8 @@ def test_a_supervisor_that_was_stopped_for_too_long_changes_nothing(
     assert not pids & workers
     before = connection.execute("select * from underway.finished_run order by id").fetchall()
     stopped.send(signal.SIGCONT)
-    # Its keeper has killed the workers before the leases expired and others could take the runs.
-    stopped.until("the keeper has killed all workers")
+    # Its guardian has killed the workers before the leases expired and others could take the runs.
+    stopped.until("the guardian has killed all workers")
     eventually(lambda: len({worker.pid for worker in stopped.workers()} - workers) == 3, what="all are replaced")
     # Both are well and go on to work.
     doomed.shorts.enqueue_many(range(500))
@@ -120,7 +120,7 @@ def test_no_two_bodies_run_when_a_run_is_cancelled_beside_a_supervisor_that_stan
     assert other.wait() == 0
     # A task whose lease is far from its end is released when the supervisor resumes, and not counted as a crash.
     frozen.send(signal.SIGCONT)
-    frozen.until("the keeper has killed all workers")
+    frozen.until("the guardian has killed all workers")
     (stage / "patient.end").touch()
     assert patient.result(20) == 2
     assert [(attempt.number, attempt.outcome) for attempt in patient.attempts()] == [(1, "released"), (2, "succeeded")]
@@ -146,16 +146,16 @@ def test_leases_are_renewed_on_a_machine_that_has_slept(
     assert [(attempt.number, attempt.outcome) for attempt in run.attempts()] == [(1, "succeeded")]
 
 
-def test_a_keeper_that_is_stopped_is_replaced(
+def test_a_guardian_that_is_stopped_is_replaced(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
 ) -> None:
     bind(doomed.app)
     supervisor = start_supervisor(DOOMED, "--procs", "1", env=IMPORTABLE)
     busy = doomed.c_code.enqueue(60)
     eventually(lambda: busy.status() is Status.IN_PROGRESS)
-    stopped = supervisor.keeper()
+    stopped = supervisor.guardian()
     stopped.suspend()
-    supervisor.until("the keeper does not run, starting another")
+    supervisor.until("the guardian does not run, starting another")
     eventually(lambda: not lives(stopped))
     below = psutil.Process(supervisor.pid).children(recursive=True)
     supervisor.process.kill()
@@ -163,10 +163,10 @@ def test_a_keeper_that_is_stopped_is_replaced(
     eventually(lambda: not [process for process in below if lives(process)], what=f"{below} end")
 
 
-def test_nothing_outlives_a_supervisor_and_its_keeper_that_are_killed_together(
+def test_nothing_outlives_a_supervisor_and_its_guardian_that_are_killed_together(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor], stage: Path, tmp_path: Path
 ) -> None:
-    """Their workers do the keeper's work: as subreapers they are the parents of hidden processes."""
+    """Their workers do the guardian's work: as subreapers they are the parents of hidden processes."""
     temporary = tmp_path / "t"  # so that no supervisor of another test cleans up here
     temporary.mkdir()
     bind(doomed.app)
@@ -175,20 +175,22 @@ def test_nothing_outlives_a_supervisor_and_its_keeper_that_are_killed_together(
     supervisor = start_supervisor(DOOMED, "--procs", "2", env=environment)
     eventually(lambda: len(os.listdir(stage)) == 5, what="the children run")
     below = psutil.Process(supervisor.pid).children(recursive=True)
-    supervisor.kill_with_keeper()
+    supervisor.kill_with_guardian()
     eventually(lambda: not [process for process in below if lives(process)], what=f"{below} end")
 
 
-def test_the_keeper_is_kept(bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]) -> None:
+def test_the_guardian_is_kept(
+    bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
+) -> None:
     bind(doomed.app)
     supervisor = start_supervisor(DOOMED, "--procs", "1", env=IMPORTABLE)
     assert doomed.shorts.enqueue(1).result(30) == 1
-    keeper = supervisor.keeper()
-    keeper.kill()
-    supervisor.until("the keeper is gone")
+    guardian = supervisor.guardian()
+    guardian.kill()
+    supervisor.until("the guardian is gone")
     assert doomed.shorts.enqueue(2).result(30) == 2
-    another = eventually(supervisor.keeper)
-    assert another.pid != keeper.pid
+    another = eventually(supervisor.guardian)
+    assert another.pid != guardian.pid
     # The new one does its duty.
     busy = doomed.c_code.enqueue(60)
     eventually(lambda: busy.status() is Status.IN_PROGRESS)

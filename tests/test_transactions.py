@@ -25,7 +25,7 @@ from test_fence import SITUATIONS, TOKENS, US, pair
 from underway import RunFailed, Status, Underway, UnderwayError
 from underway.client.runs import Run
 from underway.postgres.step_transaction import StepTransactions
-from underway.postgres.transitions import Continue, Finish
+from underway.postgres.transitions import AdvanceRun, FinishRun
 from underway.supervisor.shutdown import ExitCode
 
 Start = Callable[..., Supervisor]
@@ -321,7 +321,7 @@ def test_a_lease_renewed_while_the_answer_to_commit_is_late_is_not_taken_for_los
 
 @pytest.mark.parametrize("kind", [finish, go_on])
 def test_only_the_right_token_of_our_own_running_attempt_hands_over(
-    any_database: str, any_connection: Connection, kind: Callable[[str, int], Finish | Continue]
+    any_database: str, any_connection: Connection, kind: Callable[[str, int], FinishRun | AdvanceRun]
 ) -> None:
     """As test_fence has it for the same statements of a supervisor."""
     connection = any_connection

@@ -11,9 +11,9 @@ import pytest
 from underway.definition.manifest import Lane, Policy, Step
 from underway.definition.retry import RetryPolicy
 from underway.postgres.queries import statements
-from underway.postgres.transitions import Attempt, Continue, Finish, Next, succeed
+from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, Next, succeed
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import VERDICTS, Charge, Seen, crash_delay, settle, what_follows
+from underway.supervisor.tasks.verdict import VERDICTS, Charge, Observation, crash_delay, settle, what_follows
 
 POLICY = Policy(retry=RetryPolicy(max_attempts=4, initial_interval=timedelta(seconds=8), jitter=0.5), max_crashes=3)
 STARTED = Attempt("to be replaced", error="what happened", started=2.0, pid=7, cpu_seconds=1.5, peak_rss=99)
@@ -35,44 +35,44 @@ def task(**counters: int) -> Task:
 
 
 def settled(
-    seen: Seen, *, attempt: Attempt = STARTED, after: float | None = None, **counters: int
-) -> Finish | Continue:
+    seen: Observation, *, attempt: Attempt = STARTED, after: float | None = None, **counters: int
+) -> FinishRun | AdvanceRun:
     attempt = attempt._replace(outcome=VERDICTS[seen].outcome)
     return settle(task(**counters), seen, attempt, random.Random(1), after)
 
 
-def goes_on(row: Finish | Continue) -> Continue:
-    assert isinstance(row, Continue)
+def goes_on(row: FinishRun | AdvanceRun) -> AdvanceRun:
+    assert isinstance(row, AdvanceRun)
     return row
 
 
-def ends(row: Finish | Continue) -> Finish:
-    assert isinstance(row, Finish)
+def ends(row: FinishRun | AdvanceRun) -> FinishRun:
+    assert isinstance(row, FinishRun)
     return row
 
 
 def test_the_table_cell_by_cell() -> None:
     assert {
-        Seen.NEXT: ("succeeded", Charge.NOTHING),
-        Seen.DONE: ("succeeded", Charge.NOTHING),
-        Seen.RETRY: ("failed", Charge.ATTEMPT),
-        Seen.FAIL: ("failed", Charge.FAILURE),
-        Seen.INTERRUPTED_TIMEOUT: ("timed_out", Charge.ATTEMPT),
-        Seen.INTERRUPTED_SHUTDOWN: ("released", Charge.RELEASE),
-        Seen.KILLED_TIMEOUT: ("timed_out", Charge.ATTEMPT),
-        Seen.KILLED_MEMORY: ("out_of_memory", Charge.CRASH),
-        Seen.KILLED_SHUTDOWN: ("released", Charge.RELEASE),
-        Seen.KILLED_FOR_ANOTHER: ("released", Charge.RELEASE),
-        Seen.KILLED_LEASE: ("released", Charge.RELEASE),
-        Seen.DIED: ("crashed", Charge.CRASH),
-        Seen.OUT_OF_MEMORY: ("out_of_memory", Charge.CRASH),
-        Seen.NEVER_STARTED: ("released", Charge.RELEASE),
-        Seen.UNSTORABLE: ("failed", Charge.ATTEMPT),
-        Seen.TOO_LARGE: ("failed", Charge.FAILURE),
-        Seen.CANCELLED: ("cancelled", Charge.CANCEL),
-        Seen.KILLED_CANCEL: ("cancelled", Charge.CANCEL),
+        Observation.NEXT: ("succeeded", Charge.NOTHING),
+        Observation.DONE: ("succeeded", Charge.NOTHING),
+        Observation.RETRY: ("failed", Charge.ATTEMPT),
+        Observation.FAIL: ("failed", Charge.FAILURE),
+        Observation.INTERRUPTED_TIMEOUT: ("timed_out", Charge.ATTEMPT),
+        Observation.INTERRUPTED_SHUTDOWN: ("released", Charge.RELEASE),
+        Observation.KILLED_TIMEOUT: ("timed_out", Charge.ATTEMPT),
+        Observation.KILLED_MEMORY: ("out_of_memory", Charge.CRASH),
+        Observation.KILLED_SHUTDOWN: ("released", Charge.RELEASE),
+        Observation.KILLED_FOR_ANOTHER: ("released", Charge.RELEASE),
+        Observation.KILLED_LEASE: ("released", Charge.RELEASE),
+        Observation.DIED: ("crashed", Charge.CRASH),
+        Observation.OUT_OF_MEMORY: ("out_of_memory", Charge.CRASH),
+        Observation.NEVER_STARTED: ("released", Charge.RELEASE),
+        Observation.UNSTORABLE: ("failed", Charge.ATTEMPT),
+        Observation.TOO_LARGE: ("failed", Charge.FAILURE),
+        Observation.CANCELLED: ("cancelled", Charge.CANCEL),
+        Observation.KILLED_CANCEL: ("cancelled", Charge.CANCEL),
     } == VERDICTS
-    assert set(VERDICTS) == set(Seen), "an ending without a verdict"
+    assert set(VERDICTS) == set(Observation), "an ending without a verdict"
 
 
 def test_every_outcome_can_be_stored(connection: psycopg.Connection[Any]) -> None:
@@ -84,13 +84,13 @@ def test_every_outcome_can_be_stored(connection: psycopg.Connection[Any]) -> Non
         )
 
 
-ATTEMPTS = [seen for seen in Seen if VERDICTS[seen].charge is Charge.ATTEMPT]
-CRASHES = [seen for seen in Seen if VERDICTS[seen].charge is Charge.CRASH]
-RELEASES = [seen for seen in Seen if VERDICTS[seen].charge is Charge.RELEASE]
+ATTEMPTS = [seen for seen in Observation if VERDICTS[seen].charge is Charge.ATTEMPT]
+CRASHES = [seen for seen in Observation if VERDICTS[seen].charge is Charge.CRASH]
+RELEASES = [seen for seen in Observation if VERDICTS[seen].charge is Charge.RELEASE]
 
 
 @pytest.mark.parametrize("seen", ATTEMPTS)
-def test_an_attempt_is_charged_and_backs_off(seen: Seen) -> None:
+def test_an_attempt_is_charged_and_backs_off(seen: Observation) -> None:
     for attempts in range(3):
         row = goes_on(settled(seen, attempts=attempts, crashes=1))
         assert (row.attempts, row.crashes, row.releases, row.number) == (attempts + 1, 1, 2, 6)
@@ -103,7 +103,7 @@ def test_an_attempt_is_charged_and_backs_off(seen: Seen) -> None:
 
 @pytest.mark.parametrize("seen", ATTEMPTS)
 @pytest.mark.parametrize("after", [None, 1.0])
-def test_the_last_attempt_fails_the_run(seen: Seen, after: float | None) -> None:
+def test_the_last_attempt_fails_the_run(seen: Observation, after: float | None) -> None:
     # more than allowed: somebody has lowered max_attempts since
     for attempts in (3, 4, 10):
         row = ends(settled(seen, attempts=attempts, crashes=2, after=after))
@@ -113,13 +113,13 @@ def test_the_last_attempt_fails_the_run(seen: Seen, after: float | None) -> None
 
 
 def test_a_failure_fails_the_run_at_once() -> None:
-    row = ends(settled(Seen.FAIL))
+    row = ends(settled(Observation.FAIL))
     assert (row.run, row.token, row.state, row.payload) == ("run", 11, "failed", None)
     assert (row.attempts, row.crashes) == (1, 0)
 
 
 @pytest.mark.parametrize("seen", CRASHES)
-def test_a_crash_is_charged_and_makes_a_suspect(seen: Seen) -> None:
+def test_a_crash_is_charged_and_makes_a_suspect(seen: Observation) -> None:
     for crashes in range(2):
         row = goes_on(settled(seen, crashes=crashes, attempts=3))
         assert (row.attempts, row.crashes, row.releases, row.number) == (3, crashes + 1, 2, 6)
@@ -127,7 +127,7 @@ def test_a_crash_is_charged_and_makes_a_suspect(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("seen", CRASHES)
-def test_the_last_crash_quarantines_the_run_with_evidence(seen: Seen) -> None:
+def test_the_last_crash_quarantines_the_run_with_evidence(seen: Observation) -> None:
     for crashes in (2, 3, 7):
         row = ends(settled(seen, crashes=crashes, attempts=1))
         assert (row.state, row.payload, row.attempts, row.crashes) == ("failed", None, 1, crashes + 1)
@@ -135,8 +135,8 @@ def test_the_last_crash_quarantines_the_run_with_evidence(seen: Seen) -> None:
         assert row.attempt.outcome == VERDICTS[seen].outcome
 
 
-@pytest.mark.parametrize("seen", [seen for seen in Seen if VERDICTS[seen].charge is not Charge.NOTHING])
-def test_the_log_says_what_becomes_of_the_run(seen: Seen) -> None:
+@pytest.mark.parametrize("seen", [seen for seen in Observation if VERDICTS[seen].charge is not Charge.NOTHING])
+def test_the_log_says_what_becomes_of_the_run(seen: Observation) -> None:
     charge = VERDICTS[seen].charge
     first, last = ("", "")
     if charge is Charge.ATTEMPT:
@@ -152,12 +152,12 @@ def test_the_log_says_what_becomes_of_the_run(seen: Seen) -> None:
 def test_one_crash_is_not_two() -> None:
     only = task()
     only.step = Step("step", policy=Policy(max_crashes=1))
-    row = ends(settle(only, Seen.DIED, STARTED, random.Random(1)))
+    row = ends(settle(only, Observation.DIED, STARTED, random.Random(1)))
     assert row.attempt.error == "quarantined after 1 crash: what happened"
 
 
 @pytest.mark.parametrize("seen", RELEASES)
-def test_a_release_is_free_however_often(seen: Seen) -> None:
+def test_a_release_is_free_however_often(seen: Observation) -> None:
     for attempts, crashes, releases in ((0, 0, 0), (3, 2, 0), (50, 50, 1000)):
         row = goes_on(settled(seen, attempts=attempts, crashes=crashes, releases=releases))
         assert (row.attempts, row.crashes, row.releases) == (attempts, crashes, releases + 1)
@@ -165,7 +165,7 @@ def test_a_release_is_free_however_often(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("seen", [*ATTEMPTS, *CRASHES, *RELEASES])
-def test_whoever_goes_on_stays_where_it_is(seen: Seen) -> None:
+def test_whoever_goes_on_stays_where_it_is(seen: Observation) -> None:
     row = goes_on(settled(seen))
     assert (row.run, row.token, row.payload) == ("run", 11, None)
     # the name it was claimed under: a rename must not move what is queued
@@ -178,7 +178,7 @@ def test_whoever_goes_on_stays_where_it_is(seen: Seen) -> None:
 def test_success_ends_the_run_or_takes_it_to_the_next_step() -> None:
     before = task(attempts=2, crashes=1)
     finish = ends(succeed(before, STARTED, None, b"[1]"))
-    assert finish == Finish("run", 11, "succeeded", b"[1]", 2, 1, STARTED)
+    assert finish == FinishRun("run", 11, "succeeded", b"[1]", 2, 1, STARTED)
     following = Next("after", "other queue", 9, 30.0, 120.0, "customer 7", 2)
     row = goes_on(succeed(before, STARTED, following, b"[2]"))
     assert all(getattr(row, name) == placed for name, placed in following._asdict().items())

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from underway.postgres import reconnecting
 from underway.postgres.listener import Wakeup
-from underway.postgres.reconnecting import DatabaseAway, Session
+from underway.postgres.reconnecting import DatabaseUnavailable, ReconnectingConnection
 
 SOON = 20.0
 
@@ -22,7 +22,7 @@ class Listening:
     """A session that listens, and what it has heard so far."""
 
     def __init__(self, database: str) -> None:
-        self.session = Session(database)
+        self.session = ReconnectingConnection(database)
         self.heard = 0
         self._came = asyncio.Event()
         self.wakeup = Wakeup(self.session, self._hear)
@@ -50,7 +50,7 @@ def listen(database: str, play: Callable[[Listening], Awaitable[None]], *, opene
     async def main() -> None:
         listening = Listening(database)
         if opened:
-            listening.session = Session(database)
+            listening.session = ReconnectingConnection(database)
             await listening.session.open()
             listening.wakeup = Wakeup(listening.session, listening._hear)
         try:
@@ -132,10 +132,10 @@ def test_a_connection_that_breaks_while_it_is_idle_is_noticed_at_once_and_listen
 ) -> None:
     async def play(listening: Listening) -> None:
         for turn in (1, 2, 3):
-            resting = asyncio.ensure_future(listening.wakeup.rest(60))
+            paused = asyncio.ensure_future(listening.wakeup.rest(60))
             await asyncio.sleep(0)
             assert value(connection, "select pg_terminate_backend(%s, 10000)", [await listening.pid()])
-            await asyncio.wait_for(resting, SOON)  # not after a minute
+            await asyncio.wait_for(paused, SOON)  # not after a minute
             before = listening.heard
             await listening.wakeup.subscribe()
             assert listening.session.opened == turn + 1
@@ -162,7 +162,7 @@ def test_a_connection_that_breaks_under_a_statement_is_listened_to_again(databas
             while not value(connection, "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s", [pid]):
                 await asyncio.sleep(0.001)
             assert value(connection, "select pg_terminate_backend(%s, 10000)", [pid])
-            with pytest.raises(DatabaseAway):
+            with pytest.raises(DatabaseUnavailable):
                 await statement
         await listening.wakeup.subscribe()
         coming = asyncio.ensure_future(listening.hears())
@@ -188,10 +188,10 @@ def test_who_hears_nothing_for_longer_than_any_statement_takes_hangs_up(
     monkeypatch.setattr(reconnecting, "ANSWER_SECONDS", 0.0)
 
     async def ask(proxy: Swallowing) -> None:
-        asking = Session(proxy.url)
+        asking = ReconnectingConnection(proxy.url)
         await asking.fetch("clock")
         proxy.swallows = True
-        with pytest.raises(DatabaseAway, match="closed"):
+        with pytest.raises(DatabaseUnavailable, match="closed"):
             await asking.fetch("clock", seconds=0.3)
         proxy.swallows = False
         assert await asking.fetch("clock"), "on a new connection"
@@ -221,7 +221,7 @@ def test_a_statement_that_fails_leaves_the_session_with_its_ears(
                 while not value(connection, waits, [pid]):
                     await asyncio.sleep(0.001)
                 connection.execute("select pg_cancel_backend(%s)", [pid])
-                with pytest.raises(DatabaseAway):
+                with pytest.raises(DatabaseUnavailable):
                     await statement
         assert await listening.pid() == pid
         coming = asyncio.ensure_future(listening.hears())
@@ -240,16 +240,16 @@ def test_a_session_that_rests_is_not_ended_by_what_a_role_says_of_idle_ones(
     with_one = "select count(*) from pg_stat_activity where pid = %s"
 
     async def rest() -> None:
-        resting = Session(database)
-        await resting.open()
+        paused = ReconnectingConnection(database)
+        await paused.open()
         try:
             with psycopg.connect(database) as other:
                 while value(connection, with_one, [other.info.backend_pid]):
                     await asyncio.sleep(0.01)
-            await resting.fetch("clock")
-            assert resting.opened == 1
+            await paused.fetch("clock")
+            assert paused.opened == 1
         finally:
-            await resting.close()
+            await paused.close()
 
     asyncio.run(asyncio.wait_for(rest(), 20))
 
@@ -262,7 +262,7 @@ def test_a_statement_is_not_ended_by_what_a_role_says_of_long_transactions(
     connection.execute(sql.SQL("alter database {} set transaction_timeout = '50ms'").format(name))
 
     async def take_long() -> None:
-        patient = Session(database)
+        patient = ReconnectingConnection(database)
         try:
             await (await patient.open()).execute("select pg_sleep(0.3)")
             await patient.fetch("clock")

@@ -75,7 +75,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(wire.Stop, tokens, texts),
     st.builds(wire.Revoke, tokens),
     st.builds(wire.Skipped, tokens),
-    st.builds(wire.Spoilt, texts),
+    st.builds(wire.Tainted, texts),
     st.builds(wire.End),
 )
 
@@ -93,7 +93,7 @@ def read(*pieces: bytes) -> list[Message]:
 def test_every_message_is_tried_here() -> None:
     assert {kind.__name__ for kind in wire._KINDS} == {
         "Hello", "BootFailed", "Welcome", "Task", "Started", "Progress", "Log", "Transaction", "Result", "Stop",
-        "Revoke", "Skipped", "Spoilt", "End",
+        "Revoke", "Skipped", "Tainted", "End",
     }  # fmt: skip
 
 

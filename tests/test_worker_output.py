@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from underway import Run, Status, Underway
 from underway.supervisor.logs import worker_output
-from underway.supervisor.logs.output_quota import OUTPUT_LIMIT, Allowance
+from underway.supervisor.logs.output_quota import OUTPUT_LIMIT, OutputQuota
 from underway.supervisor.logs.worker_output import WorkerOutput
 
 Bind = Callable[[Underway], Underway]
@@ -204,7 +204,7 @@ def test_a_crash_has_its_evidence_however_much_was_printed(bind: Bind, start_sup
 
 
 def test_an_allowance_of_nothing_used_says_nothing() -> None:
-    allowance = Allowance(1000)
+    allowance = OutputQuota(1000)
     assert allowance.take(200)
     assert allowance.renew() == ""
     assert not allowance.take(2000)

@@ -19,10 +19,10 @@ from harness import APPS, Supervisor, eventually
 
 from underway import Underway
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.descendants import Descendants
 from underway.supervisor.workers.process import WorkerProcess
-from underway.supervisor.workers.recycle import NO_MARKS, Wear
+from underway.supervisor.workers.recycle import NO_MARKS, WorkerUsage
 from underway.wire import messages as wire
 
 
@@ -56,7 +56,7 @@ def test_the_kernel_takes_workers_before_their_supervisor(start_supervisor: Call
         int(Path(f"/proc/{pid}/oom_score_adj").read_text())
         for pid in [supervisor.pid, *(child.pid for child in psutil.Process(supervisor.pid).children())]
     )
-    # The keeper, and the worker that has booted; the spare may not have come so far.
+    # The guardian, and the worker that has booted; the spare may not have come so far.
     assert ours in others
     assert min(ours + 500, 1000) in others
 
@@ -75,20 +75,20 @@ def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason(
 
     async def main() -> None:
         overseer = Noted()
-        wear = Wear(NO_MARKS, random.Random(1))
+        wear = WorkerUsage(NO_MARKS, random.Random(1))
         mark = f"{uuid4()};"
         pids: set[int] = set()
         descendants = Descendants("nobody's mark/", lambda: pids)
-        descendants.disown_strangers()  # the test server's watchdog among them
+        descendants.ignore_existing_children()  # the test server's watchdog among them
         worker = WorkerProcess(
             "no:app", 1, mark, overseer, descendants, crew_size=1, generation=0, wear=wear, folder=None
         )
         pids.add(worker.pid)
         task = Task("run", 1, LANE, STEP, 0, 0, 0, 0, b"", claimed_at=0.0, lease_deadline=0.0, started_at=0.0)
         worker.tasks[1] = task
-        assert worker.kill_task(task, Seen.KILLED_MEMORY, "too much")
-        assert not worker.kill_task(task, Seen.KILLED_SHUTDOWN)  # which would charge nobody
-        assert worker.kill_reason == (1, Seen.KILLED_MEMORY)
+        assert worker.kill_task(task, Observation.KILLED_MEMORY, "too much")
+        assert not worker.kill_task(task, Observation.KILLED_SHUTDOWN)  # which would charge nobody
+        assert worker.kill_reason == (1, Observation.KILLED_MEMORY)
         async with asyncio.timeout(20):
             await overseer.gone.wait()
         assert worker.death == "was killed: memory: too much"

@@ -21,12 +21,12 @@ from typing_extensions import TypeVar, Unpack
 
 from underway.client import runs
 from underway.client import schedules as scheduling
-from underway.client.runs import Attempt, Handle, Patience, Status
+from underway.client.runs import Attempt, Handle, PollBackoff, Status
 from underway.client.schedules import CatchUp, Schedule
 from underway.definition import options
-from underway.definition.context import outliving
+from underway.definition.context import survives_step
 from underway.definition.job import Job
-from underway.definition.loading import refuse_while_loading
+from underway.definition.loading import forbid_during_import
 from underway.definition.options import RunOptions
 from underway.errors import InvalidOption
 
@@ -71,7 +71,7 @@ class AsyncRun(Handle[R]):
 
         Raises TimeoutError. Holds no connection while it waits.
         """
-        patience = Patience(self.id, timeout)
+        patience = PollBackoff(self.id, timeout)
         while not (status := await self.status()).final:
             await asyncio.sleep(patience.next_pause(status))
         return status
@@ -100,7 +100,7 @@ class AsyncRun(Handle[R]):
         """Cancel the run, for good; False if it was finished, cancelled before, or never there. See Run.cancel."""
         from underway.postgres import client_queries
 
-        refuse_while_loading("AsyncRun.cancel")
+        forbid_during_import("AsyncRun.cancel")
         async with _connection(self._app, conn) as one:
             return await client_queries.cancel.on(one, self.id)
 
@@ -164,7 +164,7 @@ async def cancel(
     """Cancel the job's live run with this unique key, or its live runs with this concurrency key. See Job.cancel."""
     from underway.postgres import client_queries
 
-    refuse_while_loading("aio.cancel")
+    forbid_during_import("aio.cancel")
     _refuse_run("aio.cancel", job)
     async with _connection(job._app, conn) as one:
         elsewhere = runs.steps_with_another_key(job)
@@ -177,7 +177,7 @@ async def cancel_all(job: Job[Any, Any, Any], *, conn: "psycopg.AsyncConnection[
     """Cancel all live runs of this job, as Run.cancel does; returns how many. All of it is one transaction."""
     from underway.postgres import client_queries
 
-    refuse_while_loading("aio.cancel_all")
+    forbid_during_import("aio.cancel_all")
     _refuse_run("aio.cancel_all", job)
     async with _connection(job._app, conn) as one:
         return await client_queries.cancel_job.on(one, job.name)
@@ -311,11 +311,11 @@ async def _connections(app: "Underway") -> "AsyncPools":
             mine.database = app.database
             # In a thread: it may start the embedded Postgres, and connects.
             opened = AsyncPools(await asyncio.to_thread(app._checked_url))
-            before = outliving.set(True)  # otherwise the pools' tasks would end with the step that opens them
+            before = survives_step.set(True)  # otherwise the pools' tasks would end with the step that opens them
             try:
                 await opened.open()
             finally:
-                outliving.reset(before)
+                survives_step.reset(before)
             mine.pools = opened
         return mine.pools
 

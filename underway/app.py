@@ -22,7 +22,7 @@ from underway.client import schedules as scheduling
 from underway.definition import options
 from underway.definition.context import refuse_inside_step
 from underway.definition.job import Job, NewJob
-from underway.definition.loading import refuse_while_loading
+from underway.definition.loading import forbid_during_import
 from underway.definition.manifest import Manifest, Queue
 from underway.definition.options import RunOptions
 from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, SupervisorFailed, UnderwayError
@@ -211,7 +211,7 @@ class Underway:
         from underway.postgres import connection as connect
         from underway.postgres import migrate
 
-        refuse_while_loading("migrate")
+        forbid_during_import("migrate")
         with psycopg.connect(connect.conninfo(self._named_database())) as connection:
             return migrate.migrate(connection)
 
@@ -222,7 +222,7 @@ class Underway:
         """
         from underway.postgres import admin_queries, client_queries
 
-        refuse_while_loading("sync")
+        forbid_during_import("sync")
         with self.connection() as connection:
             manifest = self.manifest()
             # By name: deployments of code that names them in another order would each wait for the other.
@@ -270,7 +270,7 @@ class Underway:
         """
         from underway.postgres import admin_queries, inspection
 
-        refuse_while_loading("pause")
+        forbid_during_import("pause")
         options.checked_name("queue", queue)
         with self._given_or_own(conn) as connection:
             if queue not in self._own_queues() and not inspection.knows_queue(connection, queue):
@@ -288,7 +288,7 @@ class Underway:
         """Undo `pause`; False if the queue was not paused."""
         from underway.postgres import admin_queries
 
-        refuse_while_loading("resume")
+        forbid_during_import("resume")
         with self._given_or_own(conn) as connection:
             return admin_queries.resume(connection, options.checked_name("queue", queue))
 
@@ -354,7 +354,7 @@ class Underway:
 
     def schedules(self) -> list[scheduling.Schedule]:
         """All schedules in the database, also those of jobs that this app does not know; by job and name."""
-        return scheduling.every_schedule(self)
+        return scheduling.list_schedules(self)
 
     def _schedule(
         self,
@@ -384,7 +384,7 @@ class Underway:
         supervised in here. With `until_idle` it stops when no run of this app is pending, in progress or waiting for
         a retry. Raises UnderwayError if this app is no global of a module that can be imported again.
         """
-        refuse_while_loading("run")
+        forbid_during_import("run")
         refuse_inside_step("app.run", "a supervisor already runs this step")
         address = self._address()
         self.migrate()

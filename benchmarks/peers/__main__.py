@@ -115,12 +115,12 @@ class Comparison:
             (row.peer.name, setting.text): self._guarded(
                 row, "no-ops", partial(measures.noop, self._ground, row.peer, setting, self._sizes)
             )
-            for row in self._able
+            for row in self._usable_count
             for setting in row.peer.fast
         }
         labels = {f"{name}, {text}": (name, text) for name, text in forms}
         samples = self.pairs.alternate({label: forms[key] for label, key in labels.items()}, "no-ops, ")
-        for row in self._able:
+        for row in self._usable_count:
             row.noop = {text: samples[label] for label, (name, text) in labels.items() if name == row.peer.name}
 
     def _cpu(self) -> None:
@@ -129,12 +129,12 @@ class Comparison:
                 row.peer.name: self._guarded(
                     row, "CPU work", partial(measures.cpu, self._ground, row.peer, milliseconds, tasks)
                 )
-                for row in self._able
+                for row in self._usable_count
             }
             forms[POOL] = partial(limits.pool_rate, CORES, work.burn, [milliseconds] * tasks)
             samples = self.pairs.alternate(forms, f"{milliseconds} ms of CPU, ")
             self.result.pool[milliseconds] = samples[POOL]
-            for row in self._able:
+            for row in self._usable_count:
                 row.cpu[milliseconds] = samples[row.peer.name]
 
     def _latency(self) -> None:
@@ -143,26 +143,26 @@ class Comparison:
                 row.peer.name: self._guarded(
                     row, "latency", partial(measures.latency, self._ground, row.peer, self._sizes)
                 )
-                for row in self._able
+                for row in self._usable_count
             },
             "latency, ",
         )
-        for row in self._able:
+        for row in self._usable_count:
             row.latency = samples[row.peer.name]
 
     def _killed(self) -> None:
         samples = self.pairs.alternate(
             {
                 row.peer.name: self._guarded(row, "kill", partial(measures.killed, self._ground, row.peer, self._sizes))
-                for row in self._able
+                for row in self._usable_count
             },
             "kill, ",
         )
-        for row in self._able:
+        for row in self._usable_count:
             row.killed = samples[row.peer.name]
 
     @property
-    def _able(self) -> list[Row]:
+    def _usable_count(self) -> list[Row]:
         return [row for row in self.result.rows if row.peer.name in self._ground.pythons]
 
     def _guarded(self, row: Row, what: str, form: Callable[[], T]) -> Callable[[], T | None]:

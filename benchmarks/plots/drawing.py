@@ -9,7 +9,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.plots.labels import Labels, Spot
+from benchmarks.plots.labels import Heartbeat, Spot
 from benchmarks.plots.pictures import Bar, Bars, Curves, Distribution, Line, Panels, Picture
 
 _ACCENT, _GREY, _TEXT, _FAINT = "#c8450c", "#8d959e", "#23282e", "#6b747d"
@@ -130,7 +130,7 @@ def _draw_curves(axes: Axes, curves: Curves) -> None:
 
 def _write_beside(axes: Axes, curves: Curves) -> None:
     """Each line's figures at its points, and its name where it is farthest from the other."""
-    labels = Labels(axes)
+    labels = Heartbeat(axes)
     for line in curves.lines:
         labels.avoid(line.values)
     spots = {

@@ -24,7 +24,7 @@ class Spot:
     above: bool
     apart: float
 
-    def places(self) -> Iterator[dict[str, Any]]:
+    def free_capacity(self) -> Iterator[dict[str, Any]]:
         """Where the text may go: the expected side first, close to the point."""
         first = 1 if self.above else -1
         for further in _FURTHER:
@@ -35,7 +35,7 @@ class Spot:
 
 
 @dataclass
-class Labels:
+class Heartbeat:
     """Of one panel; the lines are drawn and its limits are set."""
 
     axes: Axes
@@ -52,7 +52,7 @@ class Labels:
         """Beside the first of these spots where it covers nothing, else where it covers least."""
         best, least = None, _WORST
         for spot in spots:
-            for place in spot.places():
+            for place in spot.free_capacity():
                 label = self.axes.annotate(text, (spot.x, spot.y), textcoords="offset points", **place, **style)
                 cost = self._cost(label.get_window_extent())
                 if cost < least:

@@ -278,7 +278,7 @@ def a_to_that_was_bent(cx: Context) -> Any:
 
 
 @deed
-def kills_the_keeper(cx: Context) -> Done[str]:
+def kills_the_guardian(cx: Context) -> Done[str]:
     parent = os.getppid()
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -287,7 +287,7 @@ def kills_the_keeper(cx: Context) -> Done[str]:
                 line = Path(f"/proc/{name}/cmdline").read_bytes()
             except OSError:
                 continue
-            if int(stat[1]) == parent and b"keeper" in line:
+            if int(stat[1]) == parent and b"guardian" in line:
                 os.kill(int(name), signal.SIGSTOP)
                 os.kill(int(name), signal.SIGKILL)
     return To.done("it is started again")

@@ -82,7 +82,7 @@ short: StepOptions = {"lease": timedelta(seconds=1), "max_crashes": MOST_CRASHES
 
 
 def take_all_along(cx: Context, folder: str) -> Done:
-    """Supervisor, keeper, workers, all at once: stopped first, none of them can do anything about the others."""
+    """Supervisor, guardian, workers, all at once: stopped first, none of them can do anything about the others."""
     Path(folder, str(cx.attempt)).touch()
     supervisor = psutil.Process(os.getppid())
     others = [process for process in supervisor.children(recursive=True) if process.pid != os.getpid()]

@@ -31,7 +31,7 @@ REQUIREMENTS: dict[str, Line] = {
     ),
     "R5": held(
         "death is seen at once, a complete result before it counts",
-        "test_keeper::test_a_death_is_heard_of_without_a_look",
+        "test_guardian::test_a_death_is_heard_of_without_a_look",
         "test_worker_deaths::test_an_idle_worker_that_dies_is_replaced_and_nobody_is_charged",
         "test_wire::test_messages_survive_any_cut",
         "test_transactions::test_a_worker_killed_between_its_commit_and_its_report_has_succeeded",
@@ -57,7 +57,7 @@ REQUIREMENTS: dict[str, Line] = {
     "R10": held(
         "a killed supervisor leaves nothing behind",
         "test_supervisor_death::test_nothing_outlives_a_killed_supervisor_and_another_finishes_its_work",
-        "test_supervisor_death::test_the_keeper_is_kept",
+        "test_supervisor_death::test_the_guardian_is_kept",
     ),
     "R11": held(
         "one statement renews all, on its own connection, by the database's clock",

@@ -26,9 +26,9 @@ from db import (
 from underway.definition.manifest import Lane, Policy, Step
 from underway.postgres import client_queries
 from underway.postgres.supervisor_store import Store
-from underway.postgres.transitions import Attempt, Continue
+from underway.postgres.transitions import AdvanceRun, Attempt
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Seen, settle
+from underway.supervisor.tasks.verdict import Observation, settle
 
 US = uuid4()
 FAILED = Attempt("failed", "oh", started=ago(600))
@@ -78,8 +78,8 @@ def test_retries_of_many_are_spread() -> None:
             run="run", token=number, lane=LANE, step=Step("step", policy=Policy()), input=b"", claimed_at=0.0,
             lease_deadline=60.0, number=3, attempts=3, crashes=0, releases=0,
         )  # fmt: skip
-        back = settle(task, Seen.RETRY, FAILED, rng, None)
-        assert isinstance(back, Continue)
+        back = settle(task, Observation.RETRY, FAILED, rng, None)
+        assert isinstance(back, AdvanceRun)
         waits.add(back.delay)
     assert len(waits) == 1000
     assert 4 <= min(waits) < 4.1

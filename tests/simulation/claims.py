@@ -20,7 +20,7 @@ def claim(
     carry: Callable[[int], None],
 ) -> list[tuple[Claimed, int, float]]:
     """Each with the number of its lane, and its rank."""
-    columns: Any = lanes.columns(from_head=head)
+    columns: Any = lanes.columns(from_start=head)
     number = {lane: n for n, lane in enumerate(lanes.lanes)}
     clean: list[list[tuple[float, str]]] = [[] for _ in number]
     suspected: list[list[tuple[float, str]]] = [[] for _ in number]

@@ -10,13 +10,13 @@ from simulation.app import UNSTORABLE, Key
 from simulation.database import NEVER, Database, Row
 from simulation.ledger import Broken
 from underway.definition.manifest import Lane, Policy
-from underway.postgres.transitions import Continue, Finish
+from underway.postgres.transitions import AdvanceRun, FinishRun
 
 Spawned = list[dict[str, Any]]
-End = TypeVar("End", Finish, Continue)
+End = TypeVar("End", FinishRun, AdvanceRun)
 
 
-def finish(database: Database, owner: UUID, rows: Sequence[Finish], spawned: Spawned) -> tuple[set[int], list[str]]:
+def finish(database: Database, owner: UUID, rows: Sequence[FinishRun], spawned: Spawned) -> tuple[set[int], list[str]]:
     """The tokens for which the fence held, and keys that were locked."""
     fenced = _through_the_fence(database, owner, rows)
     ours = [(row, end) for row, end in fenced if row.cancel_requested == (end.state == "cancelled")]
@@ -31,7 +31,7 @@ def finish(database: Database, owner: UUID, rows: Sequence[Finish], spawned: Spa
 
 
 def continue_(
-    database: Database, owner: UUID, rows: Sequence[Continue], spawned: Spawned, keep: Sequence[Policy | None] | None
+    database: Database, owner: UUID, rows: Sequence[AdvanceRun], spawned: Spawned, keep: Sequence[Policy | None] | None
 ) -> tuple[dict[int, int | None], list[str]]:
     """The tokens for which the fence held, each with that of a run that stays; and keys that were locked."""
     policies = {row.token: policy for row, policy in zip(rows, keep or [None] * len(rows), strict=True)}
@@ -62,7 +62,7 @@ def owned(database: Database, owner: UUID, runs: Iterable[str]) -> dict[tuple[st
     return {(row.run, row.token): row.cancel_requested for row in held}
 
 
-def _hand_over(database: Database, row: Row, on: Continue) -> set[str]:
+def _hand_over(database: Database, row: Row, on: AdvanceRun) -> set[str]:
     """Put the run at its step; the keys that it has given up, or wants."""
     before, held = row.key, row.holds_key
     if on.queue is not None:
@@ -85,13 +85,15 @@ def _through_the_fence(database: Database, owner: UUID, ends: Sequence[End]) -> 
     return [(row, end) for end in ends if (row := database.held(end.run, end.token, owner)) is not None]
 
 
-def _end(database: Database, row: Row, end: Finish | Continue) -> None:
+def _end(database: Database, row: Row, end: FinishRun | AdvanceRun) -> None:
     if end.token not in database.ledger.announced and (end.attempts > row.attempts or end.crashes > row.crashes):
         raise Broken(f"{row.run} {end.token}: charged with {end.attempt.outcome}, but no worker has begun it")
     database.ledger.ended(row.run, row.lane.step, end.token, end.attempt)
 
 
-def _refuse(database: Database, ours: set[int], ends: Sequence[Finish] | Sequence[Continue], spawned: Spawned) -> None:
+def _refuse(
+    database: Database, ours: set[int], ends: Sequence[FinishRun] | Sequence[AdvanceRun], spawned: Spawned
+) -> None:
     """Before anything is written: a statement that fails has done nothing."""
     if any(end.payload == UNSTORABLE for end in ends):
         raise psycopg.DataError("this payload cannot be stored")

@@ -9,7 +9,7 @@ import psycopg
 
 from simulation.database import Database
 from simulation.schedules import Schedules
-from underway.postgres.reconnecting import ANSWER_SECONDS, STATEMENT_SECONDS, DatabaseAway
+from underway.postgres.reconnecting import ANSWER_SECONDS, STATEMENT_SECONDS, DatabaseUnavailable
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ LOST_AND_LATE = 0.002
 LATEST = 8.0
 
 
-class Session:
+class ReconnectingConnection:
     def __init__(self, database: Database, schedules: Schedules) -> None:
         self.on_notify: Callable[[str], None] | None = None
         self.on_broken: Callable[[], None] | None = None
@@ -46,7 +46,7 @@ class Session:
     async def open(self) -> None:
         async with self._lock:
             if not self._open and self._is_away():
-                raise DatabaseAway("away")
+                raise DatabaseUnavailable("away")
             self._opened()
 
     async def fetch(self, statement: str, parameters: Any = None) -> list[Any]:
@@ -80,7 +80,7 @@ class Session:
                 self._loop.happen(there, lambda: self._arrive(answer, name, effect, back, lost=lost))
             try:
                 return await answer
-            except DatabaseAway:
+            except DatabaseUnavailable:
                 await asyncio.sleep(rng.uniform(0.05, 0.2))
                 raise
 
@@ -103,7 +103,7 @@ class Session:
         try:
             result = effect()
         except psycopg.errors.QueryCanceled as error:
-            cancelled = DatabaseAway(str(error))
+            cancelled = DatabaseUnavailable(str(error))
             self._loop.happen(self._seconds + back, lambda: self._refuse(answer, cancelled))
             return
         except psycopg.Error as error:
@@ -130,7 +130,7 @@ class Session:
         self._loop.note("connection lost at", name)
         self._break()
         if not answer.done():
-            answer.set_exception(DatabaseAway("connection lost"))
+            answer.set_exception(DatabaseUnavailable("connection lost"))
 
     def _unheard(self, effect: Callable[[], Any]) -> None:
         with contextlib.suppress(psycopg.Error):

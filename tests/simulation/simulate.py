@@ -73,7 +73,7 @@ def _fake_worker(
 
 class NoDescendants:
     def __init__(self, *_: Any) -> None:
-        self.keeper = self.temporary = self
+        self.guardian = self.temporary = self
 
     def expect_word_by(self, lapses_at: float) -> None: ...
     def stand_down(self) -> None: ...

@@ -7,7 +7,7 @@ from uuid import UUID
 from simulation import commits
 from simulation.app import LIMITS, UNSTORABLE, first_step, following_step, key_of, placement_of
 from simulation.whereabouts import Whereabouts
-from underway.postgres.transitions import Attempt, Continue, succeed
+from underway.postgres.transitions import AdvanceRun, Attempt, succeed
 from underway.wire import messages
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Steps:
         attempt = Attempt("succeeded", None, self._clock.time() - seconds)
         self._ledger.produced[task.token] = "committed"
         end = succeed(task, attempt, placement, task.payload)
-        if isinstance(end, Continue):
+        if isinstance(end, AdvanceRun):
             commits.continue_(self._database, self._owner, [end], children, None)
         else:
             commits.finish(self._database, self._owner, [end], children)

@@ -7,17 +7,19 @@ from uuid import UUID
 from simulation import claims, commits, leases
 from simulation.database import Database
 from simulation.ledger import Broken
-from simulation.session import Session
+from simulation.session import ReconnectingConnection
 from underway.definition.manifest import Lane, Manifest, Placement, Policy
 from underway.postgres.reconnecting import STATEMENT_SECONDS
 from underway.postgres.supervisor_store import ANY_SIZE, Claimed, Lanes, Renewal
-from underway.postgres.transitions import Continue, Finish
+from underway.postgres.transitions import AdvanceRun, FinishRun
 
 
 class FakeStore:
     """`holds` tells which tokens its supervisor has now."""
 
-    def __init__(self, database: Database, work: Session, leases: Session, owner: UUID) -> None:
+    def __init__(
+        self, database: Database, work: ReconnectingConnection, leases: ReconnectingConnection, owner: UUID
+    ) -> None:
         self.holds: Callable[[], Collection[int]] = tuple
         self.known = True
         self.locked_keys: set[str] = set()
@@ -35,10 +37,10 @@ class FakeStore:
         candidates: int,
         suspects: int,
         size: int = ANY_SIZE,
-        from_head: bool = True,
+        from_start: bool = True,
         seconds: float = STATEMENT_SECONDS,
     ) -> list[Claimed]:
-        limits = tasks, candidates, suspects, size, from_head
+        limits = tasks, candidates, suspects, size, from_start
         claimed = await self._leases.do(
             "claim",
             lambda: claims.claim(self._database, self._owner, lanes, *limits, self._leases.carry),
@@ -66,7 +68,7 @@ class FakeStore:
         return self._work.leased_from
 
     async def finish(
-        self, rows: Sequence[Finish], spawned: list[dict[str, Any]], *, seconds: float = STATEMENT_SECONDS
+        self, rows: Sequence[FinishRun], spawned: list[dict[str, Any]], *, seconds: float = STATEMENT_SECONDS
     ) -> set[int]:
         self._check_held(row for row in rows if row.state != "cancelled")  # nobody holds an orphan that is closed
         done, locked = await self._work.do(
@@ -80,7 +82,7 @@ class FakeStore:
 
     async def continue_(
         self,
-        rows: Sequence[Continue],
+        rows: Sequence[AdvanceRun],
         spawned: list[dict[str, Any]],
         keep: Sequence[Policy | None] | None = None,
         *,
@@ -96,7 +98,7 @@ class FakeStore:
         self._note_locked_keys(locked)
         return done
 
-    def _check_held(self, rows: Iterable[Finish | Continue]) -> None:
+    def _check_held(self, rows: Iterable[FinishRun | AdvanceRun]) -> None:
         if lost := [row.token for row in rows if row.token not in self.holds()]:
             raise Broken(f"something is to be written for {lost}, which are not held any more")
 
@@ -135,10 +137,10 @@ class FakeStore:
         self._note_locked_keys(locked)
         return reaped
 
-    async def promote(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
+    async def promote(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
         return await self._work.do("promote", lambda: claims.promote(self._database))
 
-    async def line_up(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
+    async def line_up(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
         before, self.locked_keys = self.locked_keys, set()
         looked_at, locked = await self._work.do("line up", lambda: self._database.keys.line_up(before))
         self._note_locked_keys(locked)
@@ -153,7 +155,7 @@ class FakeStore:
             self.locked_keys.update(locked)
             self.on_locked_keys()
 
-    async def seconds_until_due(self, *, from_head: bool = True) -> float | None:
+    async def seconds_until_due(self, *, from_start: bool = True) -> float | None:
         due = await self._work.do("due", lambda: claims.due_at(self._database))
         return None if due is None else due - self._database.loop.time()
 
@@ -161,7 +163,7 @@ class FakeStore:
         named = set(tokens)
         await self._leases.do("terminate", lambda: self._database.terminated.update(named))
 
-    def _session(self, on_leases: bool) -> Session:
+    def _session(self, on_leases: bool) -> ReconnectingConnection:
         return self._leases if on_leases else self._work
 
     # Of no account here
@@ -169,7 +171,7 @@ class FakeStore:
     async def paused_queues(self) -> Set[str]:
         return frozenset()
 
-    async def still_here(self) -> bool:
+    async def heartbeat(self) -> bool:
         return True
 
     async def stop_requested(self) -> bool:
@@ -178,7 +180,7 @@ class FakeStore:
     async def has_work(self, jobs: Iterable[str]) -> bool:
         return bool(self._database.live)
 
-    async def expire(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
+    async def expire(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
         return 0
 
     async def stranded_lanes(self) -> list[Lane]:
@@ -195,5 +197,5 @@ class FakeStore:
     async def deregister(self) -> None: ...
 
 
-def _size(rows: Sequence[Finish] | Sequence[Continue]) -> int:
+def _size(rows: Sequence[FinishRun] | Sequence[AdvanceRun]) -> int:
     return sum(len(row.payload or b"") for row in rows)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from simulation.ledger import Broken
-from simulation.session import Session
+from simulation.session import ReconnectingConnection
 from simulation.store import FakeStore
 from simulation.worker import FakeWorker
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.workers.boot import BootError
-from underway.supervisor.workers.pool import Crew
-from underway.supervisor.workers.recycle import Marks
+from underway.supervisor.workers.pool import WorkerPool
+from underway.supervisor.workers.recycle import RecycleLimits
 from underway.wire import messages
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ class Supervisor:
         self.number = number
         self.owner = UUID(int=number)
         self.loop = world.loop
-        self.work = Session(world.database, world.schedules)
-        self.leases = Session(world.database, world.schedules)
+        self.work = ReconnectingConnection(world.database, world.schedules)
+        self.leases = ReconnectingConnection(world.database, world.schedules)
         self.store = FakeStore(world.database, self.work, self.leases, self.owner)
         self.stop = StopRequest()
         self.code = world.loop.rng.choice(["even", "odd"])
-        marks = Marks(tasks=world.loop.rng.choice([None, 5, 60]))
-        self.crew = Crew("simulated", world.loop.rng.randint(1, MOST_WORKERS), f"supervisor{number}", marks)
+        marks = RecycleLimits(tasks=world.loop.rng.choice([None, 5, 60]))
+        self.crew = WorkerPool("simulated", world.loop.rng.randint(1, MOST_WORKERS), f"supervisor{number}", marks)
         self.crew.__dict__["simulated"] = self
         self.service: Service | None = None
         self.life = world.loop.create_task(self._live())
@@ -93,7 +93,7 @@ class Supervisor:
             loop.happen(rng.uniform(0, LATE_SECONDS), worker.terminated_with_all)
 
     def kill(self) -> None:
-        """SIGKILL, and its keeper kills the workers."""
+        """SIGKILL, and its guardian kills the workers."""
         self.loop.note("kill of supervisor", self.number)
         self._killed = True
         self.crew.stop_booting()
@@ -114,16 +114,16 @@ class Supervisor:
         if self.service is None or self.life.done():
             return
         held, line = self.service._held, self.service._dispatch
-        places = [task.token for task in line.ready]
-        places += [task.token for task in line.suspects]
-        waiting = len(places)
+        free_capacity = [task.token for task in line.ready]
+        free_capacity += [task.token for task in line.suspects]
+        waiting = len(free_capacity)
         for worker in self.crew.active:  # no others have any
-            places += worker.tasks
-        places += self.service._endings.unjudged
-        here = set(places)
-        if len(places) != len(here):
-            raise Broken(f"in two places: {sorted(token for token in here if places.count(token) > 1)}")
-        if lost := [token for token in places[:waiting] if token not in held]:
+            free_capacity += worker.tasks
+        free_capacity += self.service._endings.unjudged
+        here = set(free_capacity)
+        if len(free_capacity) != len(here):
+            raise Broken(f"in two places: {sorted(token for token in here if free_capacity.count(token) > 1)}")
+        if lost := [token for token in free_capacity[:waiting] if token not in held]:
             raise Broken(f"{lost} wait here, but are not held")
         if wrong := [token for token, task in held.items() if task.ended is (token in here)]:
             raise Broken(f"{wrong} have ended and are still handed out, or are nowhere")

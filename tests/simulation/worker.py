@@ -41,13 +41,13 @@ class FakeWorker(WorkerProcess):
         self.generation = generation
         self.wear = wear
         self.due = ""
-        self.resting = False
+        self.paused = False
         self.manifest = None
         self.lanes = {}
         self.tasks = {}
         self.revoked = set()
         self.kill_reason = None
-        self.kill_words = ""
+        self.kill_message = ""
         self.doomed = False
         self.has_last_words = False
         self.died_writing = False

@@ -70,7 +70,7 @@ class WorkerLoop:
     def _refuse(self) -> None:
         if not self._asked:
             self._asked = True
-            self._unwritten.append(wire.Spoilt("a step has spoilt it"))
+            self._unwritten.append(wire.Tainted("a step has spoilt it"))
         while self._queue:
             self._unwritten.append(wire.Skipped(self._queue.pop().token))
 

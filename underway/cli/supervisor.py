@@ -13,7 +13,7 @@ from underway.errors import InvalidOption
 from underway.supervisor.logs import format as logs
 from underway.supervisor.main import Settings, supervise
 from underway.supervisor.shutdown import EXIT_CODES
-from underway.supervisor.workers.recycle import Marks
+from underway.supervisor.workers.recycle import RecycleLimits
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(
     textwrap.fill(f"  {code:d}  {code.name.lower().replace('_', '-')}: {text}", 76, subsequent_indent="     ")
@@ -69,7 +69,7 @@ def main(
     """
     hide_password(database)
     logs.configure(json=log_format == "json", level=logging.DEBUG if verbose else logging.INFO)
-    marks = Marks(max_tasks, max_age, max_memory)
+    marks = RecycleLimits(max_tasks, max_age, max_memory)
     sys.exit(supervise(Settings(app, procs, database, grace, until_idle, marks, output_limit)))
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from underway.client.runs import Run
 from underway.definition import options
-from underway.definition.loading import refuse_while_loading
+from underway.definition.loading import forbid_during_import
 from underway.errors import InvalidOption, UnknownJob
 from underway.ids import read_id
 from underway.payload import codec
@@ -56,7 +56,7 @@ def redrive(
 ) -> int:
     from underway.postgres import admin_queries
 
-    refuse_while_loading("redrive")
+    forbid_during_import("redrive")
     run_id = _run_id(what)
     if run_id is None:
         if given is not UNCHANGED:
@@ -82,7 +82,7 @@ def redrive(
 def discard(app: "Underway", what: Run[Any] | UUID | str, conn: "psycopg.Connection[Any] | None") -> int:
     from underway.postgres import admin_queries
 
-    refuse_while_loading("discard")
+    forbid_during_import("discard")
     run_id = _run_id(what)
     with app._given_or_own(conn) as connection:
         if run_id is not None:

@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 from underway.definition import context, options
 from underway.definition.context import refuse_inside_step
 from underway.definition.job import Job
-from underway.definition.loading import refuse_while_loading
+from underway.definition.loading import forbid_during_import
 from underway.definition.manifest import Placement
 from underway.definition.options import RunOptions
 from underway.errors import InsideStep, InvalidOption, PayloadError, RunCancelled, RunFailed, RunNotFound
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from underway.app import Underway
     from underway.postgres.client_queries import KeyedRun
-    from underway.postgres.query import Question
+    from underway.postgres.query import Query
 
 R = TypeVar("R", covariant=True)
 
@@ -116,7 +116,7 @@ class Run(Handle[R]):
 
         Raises TimeoutError. Looks every 20 ms at first and once a second in the end; finishing sends no notification.
         """
-        patience = Patience(self.id, timeout)
+        patience = PollBackoff(self.id, timeout)
         while not (status := self.status()).final:
             time.sleep(patience.next_pause(status))
         return status
@@ -153,7 +153,7 @@ class Run(Handle[R]):
         """
         from underway.postgres import client_queries
 
-        refuse_while_loading("Run.cancel")
+        forbid_during_import("Run.cancel")
         _refuse_own_end("Run.cancel", self.id, conn)
         with self._app._given_or_own(conn) as connection:
             return client_queries.cancel(connection, self.id)
@@ -191,7 +191,7 @@ def enqueue_many(
 def cancel_all(app: "Underway", job: str, conn: "psycopg.Connection[Any] | None") -> int:
     from underway.postgres import client_queries
 
-    refuse_while_loading("cancel_all")
+    forbid_during_import("cancel_all")
     _refuse_own_end("cancel_all", job, conn)
     with app._given_or_own(conn) as connection:
         return client_queries.cancel_job(connection, job)
@@ -206,7 +206,7 @@ def cancel_key(
 ) -> int:
     from underway.postgres import client_queries
 
-    refuse_while_loading("cancel")
+    forbid_during_import("cancel")
     with app._given_or_own(conn) as connection:
         return client_queries.cancel_key(
             connection,
@@ -243,7 +243,7 @@ def steps_with_another_key(job: Job[Any, Any, Any]) -> list[str]:
 
 
 def refuse_enqueue(conn: object) -> None:
-    refuse_while_loading("enqueue")
+    forbid_during_import("enqueue")
     if conn is None:
         instead = "use cx.enqueue(job, value), or job.enqueue(…, conn=cx.tx) for its options: both commit with the step"
         refuse_inside_step("enqueue without conn=", instead)
@@ -251,7 +251,7 @@ def refuse_enqueue(conn: object) -> None:
 
 def one_run(
     job: Job[Any, Any, Any], value: Any, given: RunOptions
-) -> "tuple[Question[..., list[tuple[UUID, bool]]], tuple[Any, ...]]":
+) -> "tuple[Query[..., list[tuple[UUID, bool]]], tuple[Any, ...]]":
     """What to ask Postgres to enqueue a run; it answers with (id, created) of each. Raises PayloadError."""
     from underway.postgres import client_queries
 
@@ -267,7 +267,7 @@ def one_run(
 
 def many_runs(
     job: Job[Any, Any, Any], values: Iterable[Any], given: RunOptions, *, in_one: bool
-) -> "tuple[Question[..., list[tuple[UUID, bool]]], tuple[Any, ...]]":
+) -> "tuple[Query[..., list[tuple[UUID, bool]]], tuple[Any, ...]]":
     """Like one_run; values without keys are encoded only as they are sent. `in_one`: see copy_runs."""
     from underway.postgres import client_queries
 
@@ -324,7 +324,7 @@ def result_of(run_id: UUID, outcome: tuple[str, str | None, str | None] | None, 
     return codec.decode(result or "null", result_type)
 
 
-class Patience:
+class PollBackoff:
     """How long to pause between two looks at a run, until its `timeout` has passed."""
 
     def __init__(self, run_id: UUID, timeout: timedelta | float | None) -> None:

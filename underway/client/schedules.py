@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from underway.definition import options
 from underway.definition.context import refuse_inside_step
 from underway.definition.job import Job
-from underway.definition.loading import refuse_while_loading
+from underway.definition.loading import forbid_during_import
 from underway.errors import InvalidOption
 from underway.keys import template
 from underway.payload import codec
@@ -82,7 +82,7 @@ def unschedule(app: "Underway", job: str, name: str, conn: "psycopg.Connection[A
         return schedule_queries.drop(connection, job, name)
 
 
-def every_schedule(app: "Underway") -> list[Schedule]:
+def list_schedules(app: "Underway") -> list[Schedule]:
     from underway.postgres import schedule_queries
 
     with app._own() as connection:
@@ -93,7 +93,7 @@ def every_schedule(app: "Underway") -> list[Schedule]:
 
 
 def refuse(call: str, conn: object) -> None:
-    refuse_while_loading(call)
+    forbid_during_import(call)
     if conn is None:
         refuse_inside_step(f"{call} without conn=", f"use job.{call}(…, conn=cx.tx), which commits with the step")
 

@@ -24,7 +24,7 @@ _R = TypeVar("_R")
 _current: "Context | None" = None
 
 # Whether tasks of asyncio that are begun here outlive the step: those of a state, of a pool, and all that they begin.
-outliving: ContextVar[bool] = ContextVar("outliving", default=False)
+survives_step: ContextVar[bool] = ContextVar("outliving", default=False)
 
 
 class Worker(Protocol):

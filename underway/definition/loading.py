@@ -28,7 +28,7 @@ def load(app: str) -> object:
     return getattr(module, attribute)
 
 
-def refuse_while_loading(call: str) -> None:
+def forbid_during_import(call: str) -> None:
     """Raise ImportSideEffect if an app is being imported: workers import it again and again."""
     if _loading is not None:
         raise ImportSideEffect(

@@ -1,8 +1,8 @@
 """Kills everything below a supervisor, or below some workers of it.
 
-Run as a script, this is the keeper. It holds the other end of a pipe: when the supervisor has died, for whatever
-reason, the keeper kills everything that the supervisor started. The supervisor sends it a deadline until which the
-workers may run. If the deadline passes without a new one, the supervisor is stopped or starved of CPU, and the keeper
+Run as a script, this is the guardian. It holds the other end of a pipe: when the supervisor has died, for whatever
+reason, the guardian kills everything that the supervisor started. The supervisor sends it a deadline until which the
+workers may run. If the deadline passes without a new one, the supervisor is stopped or starved of CPU, and the guardian
 kills the workers before other supervisors may take their runs. It uses only the standard library, to save memory and to
 be robust.
 
@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable
 MARK = "UNDERWAY_SLOT"
 # A resource tracker exits by itself when all processes that hold its pipe are dead.
 TRACKER_SECONDS = 2.0
-# The keeper's message that it is killing the workers of a live supervisor.
+# The guardian's message that it is killing the workers of a live supervisor.
 STRUCK = b"struck\n"
 _PAUSE_SECONDS = 0.1
 _SPARED_PAUSE_SECONDS = 0.01
@@ -194,7 +194,7 @@ def _watch(mark: str) -> None:
                 return
             *lines, text = (text + read).split(b"\n")
             lapses_at = float(lines[-1]) if lines else lapses_at
-        elif left <= 0:  # only after the pipe has been drained: the keeper itself may have been stopped
+        elif left <= 0:  # only after the pipe has been drained: the guardian itself may have been stopped
             _strike(mark)
             lapses_at = math.inf
 

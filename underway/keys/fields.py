@@ -21,10 +21,10 @@ _NEVER |= dict.fromkeys(("Dict", "TypedDict", "Dataclass", "Struct"), "an object
 
 def misfit(template: str, kind: Any) -> str | None:
     """Why no value of this type makes this key; None if some may."""
-    return next(filter(None, (_misfit(field, kind) for field in keys.fields(template))), None)
+    return next(filter(None, (_describe_error(field, kind) for field in keys.fields(template))), None)
 
 
-def _misfit(field: str, kind: Any) -> str | None:
+def _describe_error(field: str, kind: Any) -> str | None:
     found, holder = list(_of_type(kind)), "it"
     for name in field.split("."):
         within = [inner for node in found for inner in _inside(node, name)]
@@ -33,7 +33,7 @@ def _misfit(field: str, kind: Any) -> str | None:
             hint = f"; {holder} has {names}" if names else ""
             return f"needs the field {field}, which {type_name(kind)} does not have{hint}"
         found, holder = within, name
-    never = [_never(node) for node in found]
+    never = [_unsupported_reason(node) for node in found]
     if None in never:
         return None
     instead = " or ".join(dict.fromkeys(filter(None, never)))
@@ -98,6 +98,6 @@ def _fields_of_model(model: Any) -> dict[str, shapes.Type] | None:
     return {field.serialization_alias or name: _OPEN for name, field in model.model_fields.items()} if known else None
 
 
-def _never(node: shapes.Type) -> str | None:
+def _unsupported_reason(node: shapes.Type) -> str | None:
     """What it is in JSON, if no key is made of that."""
     return _NEVER.get(type(node).__name__.removesuffix("Type"))

@@ -87,14 +87,14 @@ class Codec:
             self._members = [codec_for(member) for member in sorted(get_args(self.type), key=type_name)]
         hooks = bool(self._members)
         for path, node in nodes:
-            if reason := _never(node):
+            if reason := _unsupported_reason(node):
                 raise PayloadError(f"{self.name} cannot travel as JSON: {path} {reason}")
             odd_keys = isinstance(node, shapes.DictType) and _kind(node.key_type) not in ("Str", "Any")
             hooks = hooks or odd_keys or isinstance(node, shapes.CustomType)
         # Whether all values are what orjson reads and writes
         self.plain = not hooks and all(_kind(node) in _PLAIN for _, node in nodes)
         # Passing options costs as much as a small value itself: only for types that need them
-        self._out: dict[str, Any] = {"str_keys": True, "enc_hook": _spell} if hooks else {}
+        self._out: dict[str, Any] = {"str_keys": True, "enc_hook": _to_builtin} if hooks else {}
         self._in: dict[str, Any] = {"str_keys": True, "dec_hook": _build} if hooks else {}
         # msgspec remembers what it learned about a class, not about an expression like list[Order]
         self._box = msgspec.defstruct("Box", [("value", self.type)], array_like=True)
@@ -103,9 +103,9 @@ class Codec:
         """JSON that decodes to an equal value; PayloadError if there is none."""
         try:
             data = self._dump(value)
-            reason = self._flaw(value, data, max_payload)
+            reason = self._validate(value, data, max_payload)
         except Exception as error:
-            raise PayloadError(self._trouble(value) or self._misfit(error)) from error
+            raise PayloadError(self._find_unencodable(value) or self._describe_error(error)) from error
         if reason:
             raise PayloadError(reason)
         return data
@@ -115,7 +115,7 @@ class Codec:
         try:
             return self._load(orjson.loads(data))
         except Exception as error:
-            misfit = self._misfit(error)
+            misfit = self._describe_error(error)
             hint = "; give a new field a default, for older data lacks it" if "missing required" in misfit else ""
             raise PayloadError(f"the data does not fit {self.name}: {misfit}{hint}") from error
 
@@ -124,7 +124,7 @@ class Codec:
             # not orjson's own way with dataclasses: that writes whatever stands in __dict__
             data = orjson.dumps([[[[value if self.plain else msgspec.to_builtins(value, **self._out)]]]])
         except TypeError:  # perhaps only a subclass of float, or an enum as a key
-            data = orjson.dumps([[[[msgspec.to_builtins(value, str_keys=True, enc_hook=_spell)]]]])
+            data = orjson.dumps([[[[msgspec.to_builtins(value, str_keys=True, enc_hook=_to_builtin)]]]])
         return data[4:-4]
 
     def _load(self, tree: Any) -> Any:
@@ -142,24 +142,24 @@ class Codec:
             raise PayloadError(f"{self._root}: fits no member of {self.name}")
         return fits[0]
 
-    def _flaw(self, value: Any, data: bytes, max_payload: int) -> str | None:
+    def _validate(self, value: Any, data: bytes, max_payload: int) -> str | None:
         if len(data) > max_payload:
             sizes = f"a payload of {len(data):,} bytes, and max_payload is {max_payload:,}"
             return f"{self.name}: {sizes}: keep it in a table or a file store and pass its key"
         if b"\\u0000" in data and _NUL.search(data):
-            return self._trouble(value) or f"{self._root}: holds a NUL character, which Postgres cannot store"
+            return self._find_unencodable(value) or f"{self._root}: holds a NUL character, which Postgres cannot store"
         back = self._load(orjson.loads(data))
         if _equal(value, back):
             return None
-        return self._trouble(value) or _difference(value, back, self._root)
+        return self._find_unencodable(value) or _difference(value, back, self._root)
 
-    def _trouble(self, value: Any) -> str | None:
+    def _find_unencodable(self, value: Any) -> str | None:
         try:
-            return _trouble(value, self._root)
+            return _find_unencodable(value, self._root)
         except Exception:  # a hostile value may raise anything when looked at
             return None
 
-    def _misfit(self, error: Exception) -> str:
+    def _describe_error(self, error: Exception) -> str:
         """What an error says, path first; msgspec ends with "- at `$[0].lines[3]`" or "- at `key` in `$[0].prices`"."""
         try:
             text = str(error)
@@ -219,7 +219,7 @@ def _nodes(node: shapes.Type, path: str, seen: set[int]) -> Iterator[tuple[str, 
                 yield from _nodes(inner, within, seen)
 
 
-def _never(node: shapes.Type) -> str | None:
+def _unsupported_reason(node: shapes.Type) -> str | None:
     """Why no value of this type can travel, if none can."""
     if isinstance(node, shapes.DictType) and _kind(node.key_type) in _NO_KEYS:
         return "has keys that JSON cannot spell: use str, int, UUID, date or enum keys, or a list of pairs"
@@ -238,7 +238,7 @@ def _is_model(kind: type) -> bool:
     return hasattr(kind, "model_validate_json") and hasattr(kind, "model_dump")
 
 
-def _spell(value: Any) -> Any:
+def _to_builtin(value: Any) -> Any:
     """A value msgspec does not know, in terms of those it knows."""
     if _is_model(type(value)):  # round_trip leaves out what is computed; a warning's reason is found by comparing
         return value.model_dump(mode="json", by_alias=True, round_trip=True, warnings=False)
@@ -281,7 +281,7 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
     return [(f".{name}", getattr(value, name, None)) for name in names]
 
 
-def _trouble(value: Any, path: str, level: int = 1, modelled: bool = False) -> str | None:
+def _find_unencodable(value: Any, path: str, level: int = 1, modelled: bool = False) -> str | None:
     """The first thing in a value that JSON or Postgres cannot hold, whatever its type is said to be."""
     modelled = modelled or _is_model(type(value))  # then pydantic may spell what we could not
     value = value.value if isinstance(value, enum.Enum) else value
@@ -302,10 +302,10 @@ def _trouble(value: Any, path: str, level: int = 1, modelled: bool = False) -> s
         for key in value if isinstance(value, dict) else ():
             if isinstance(key, bool) or not isinstance(key, _KEYS):
                 return f"{path}: has a key of type {type_name(type(key))}: keys travel as str"
-            if reason := _trouble(key, f"{path}, key {_show(key)}", level, modelled):
+            if reason := _find_unencodable(key, f"{path}, key {_show(key)}", level, modelled):
                 return reason
         for name, part in parts:
-            if reason := _trouble(part, path + name, level + 1, modelled):
+            if reason := _find_unencodable(part, path + name, level + 1, modelled):
                 return reason
     elif not modelled and type(value) not in _LEAVES and not isinstance(value, date):
         return f"{path}: a `{type_name(type(value))}` cannot travel as JSON: pass what it is made from"

@@ -10,7 +10,7 @@ import psycopg
 from underway.definition.manifest import Placement
 from underway.errors import InvalidOption, SchemaMissing
 from underway.postgres.cursors import Json
-from underway.postgres.query import Asking, Statement, atomic_question, fetch, question
+from underway.postgres.query import QuerySteps, Statement, atomic_question, fetch, question
 from underway.postgres.supervisor_store import job_parameters
 
 _COPY_CHUNK = 256 * 1024
@@ -34,7 +34,7 @@ class KeyedRun(NamedTuple):
 @question
 def insert_run(
     run_id: UUID, job: str, step: str, placement: Placement, payload: bytes
-) -> Asking[list[tuple[UUID, bool]]]:
+) -> QuerySteps[list[tuple[UUID, bool]]]:
     parameters = {
         "id": run_id,
         "job": job,
@@ -52,7 +52,7 @@ def insert_run(
 @atomic_question
 def insert_keyed_runs(
     rows: Sequence[KeyedRun], job: str, step: str, placement: Placement
-) -> Asking[list[tuple[UUID, bool]]]:
+) -> QuerySteps[list[tuple[UUID, bool]]]:
     """Runs with keys, all of them or none: not created where a live one had its unique key.
 
     Waits for a transaction that has enqueued one of the unique keys and is still open.
@@ -104,7 +104,7 @@ def _keyed(rows: Sequence[KeyedRun], job: str, step: str, placement: Placement) 
 @atomic_question
 def copy_runs(
     rows: Iterable[tuple[UUID, bytes]], job: str, step: str, placement: Placement, in_one: bool
-) -> Asking[list[tuple[UUID, bool]]]:
+) -> QuerySteps[list[tuple[UUID, bool]]]:
     """Many runs at once by COPY: all of them or none.
 
     With `in_one`, a single COPY sends the rows, so the client produces rows while the server writes earlier ones; that
@@ -157,27 +157,27 @@ def _copy_text(value: str) -> str:
 
 
 @question
-def status(run_id: UUID) -> Asking[str | None]:
+def status(run_id: UUID) -> QuerySteps[str | None]:
     """The state of a run; None if there is no such run."""
     rows = yield Statement("run_status", {"id": run_id})
     return rows[0][0] if rows else None
 
 
 @question
-def outcome(run_id: UUID) -> Asking[tuple[str, str | None, str | None] | None]:
+def outcome(run_id: UUID) -> QuerySteps[tuple[str, str | None, str | None] | None]:
     """(state, result, error) of a finished run; None while it is live."""
     rows = yield Statement("run_outcome", {"id": run_id})
     return rows[0] if rows else None
 
 
 @question
-def job_of(run_id: UUID) -> Asking[str | None]:
+def job_of(run_id: UUID) -> QuerySteps[str | None]:
     rows = yield Statement("run_job", {"id": run_id})
     return rows[0][0] if rows else None
 
 
 @question
-def attempts(run_id: UUID) -> Asking[list[tuple[Any, ...]]]:
+def attempts(run_id: UUID) -> QuerySteps[list[tuple[Any, ...]]]:
     """Step, number, outcome, error, start, end, host, pid, CPU seconds, peak bytes of each."""
     rows = yield Statement("run_attempts", {"id": run_id})
     return [
@@ -187,14 +187,14 @@ def attempts(run_id: UUID) -> Asking[list[tuple[Any, ...]]]:
 
 
 @question
-def cancel(run_id: UUID) -> Asking[bool]:
+def cancel(run_id: UUID) -> QuerySteps[bool]:
     """Whether this call cancelled it: it was live, and nobody had cancelled it before."""
     ((cancelled,),) = yield Statement("cancel_run", {"id": run_id})
     return bool(cancelled)
 
 
 @question
-def cancel_job(job: str) -> Asking[int]:
+def cancel_job(job: str) -> QuerySteps[int]:
     """How many runs this call cancelled."""
     ((number,),) = yield Statement("cancel_job", {"job": job})
     return int(number)
@@ -203,7 +203,7 @@ def cancel_job(job: str) -> Asking[int]:
 @question
 def cancel_key(
     job: str, *, unique_key: str | None = None, concurrency_key: str | None = None, elsewhere: Collection[str] = ()
-) -> Asking[int]:
+) -> QuerySteps[int]:
     """Cancel the runs with this unique or concurrency key, and return how many this call cancelled.
 
     `elsewhere` are the steps at which a run has another concurrency key, or none. Raises InvalidOption if it is not

@@ -13,12 +13,12 @@ from underway.postgres.query import fetch
 Row = dict[str, Any]
 
 # A search with a filter ends after so many finished runs: under a second.
-LOOKED_AT = 500_000
+SEARCH_LIMIT = 500_000
 
 _LIVE = ("pending", "waiting", "in_progress")
 _UNSUCCESSFUL = ("failed", "cancelled")
 _FINISHED = ("succeeded", *_UNSUCCESSFUL)
-ALIKE = 6
+MAX_MATCHES = 6
 
 
 class Found(NamedTuple):
@@ -62,8 +62,8 @@ def list_runs(
         "limit": limit,
         # Half of the tables cannot have such a run, and need not be searched for it.
         "live": 0 if state in _FINISHED else limit,
-        "finished": 0 if state in (*_LIVE, *_UNSUCCESSFUL) or stranded else LOOKED_AT,
-        "unsuccessful": LOOKED_AT if state in _UNSUCCESSFUL and not stranded else 0,
+        "finished": 0 if state in (*_LIVE, *_UNSUCCESSFUL) or stranded else SEARCH_LIMIT,
+        "unsuccessful": SEARCH_LIMIT if state in _UNSUCCESSFUL and not stranded else 0,
     }
     return _objects(connection, "list_runs", parameters)
 
@@ -71,7 +71,7 @@ def list_runs(
 def all_looked_at(connection: psycopg.Connection[Any], state: str | None = None) -> bool:
     """Whether `list_runs` looks at every finished run there is, in this state."""
     statement = "more_unsuccessful_than" if state in _UNSUCCESSFUL else "more_finished_than"
-    return not fetch(connection, statement, {"finished": LOOKED_AT, "state": state})[0][0]
+    return not fetch(connection, statement, {"finished": SEARCH_LIMIT, "state": state})[0][0]
 
 
 def run(connection: psycopg.Connection[Any], run_id: UUID) -> Row | None:
@@ -123,7 +123,7 @@ def list_schedules(connection: psycopg.Connection[Any]) -> list[Row]:
 
 
 def _found(connection: psycopg.Connection[Any], statement: str, least: UUID, most: UUID) -> list[Found]:
-    parameters = {"least": least, "most": most, "limit": ALIKE}
+    parameters = {"least": least, "most": most, "limit": MAX_MATCHES}
     return [Found(*row) for row in fetch(connection, statement, parameters)]
 
 

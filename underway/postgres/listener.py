@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from logging import getLogger
 
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 
 log = getLogger("underway.postgres")
 
@@ -22,7 +22,7 @@ class Wakeup:
     `on_notify` is given the payload: the queue of new runs, `cancel`, `shutdown`, or "" for whatever was missed.
     """
 
-    def __init__(self, session: Session, on_notify: Callable[[str], None]) -> None:
+    def __init__(self, session: ReconnectingConnection, on_notify: Callable[[str], None]) -> None:
         self._session = session
         self._on_notify = on_notify
         self._opened = -1

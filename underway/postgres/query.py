@@ -33,20 +33,20 @@ class Statement(NamedTuple):
     lines: Iterable[bytes] | None = None
 
 
-Asking: TypeAlias = Generator[Statement, Rows, T]
+QuerySteps: TypeAlias = Generator[Statement, Rows, T]
 
 
 # Any statement does: a connection that is not in autocommit begins a transaction for its first one.
 _BEGIN = Statement("clock")
 
 
-class Question(Generic[P, T]):
+class Query(Generic[P, T]):
     """`question(connection, ...)` on a psycopg.Connection, `await question.on(connection, ...)` on an AsyncConnection.
 
     Raises SchemaMissing where our tables are not, and whatever else the driver raises.
     """
 
-    def __init__(self, asking: Callable[P, Asking[T]], *, atomic: bool = False) -> None:
+    def __init__(self, asking: Callable[P, QuerySteps[T]], *, atomic: bool = False) -> None:
         self._asking = asking
         self._atomic = atomic
 
@@ -82,14 +82,14 @@ class Question(Generic[P, T]):
                     return answer
 
 
-def question(asking: Callable[P, Asking[T]]) -> Question[P, T]:
+def question(asking: Callable[P, QuerySteps[T]]) -> Query[P, T]:
     """Each statement for itself, or in the transaction that the caller has opened."""
-    return Question(asking)
+    return Query(asking)
 
 
-def atomic_question(asking: Callable[P, Asking[T]]) -> Question[P, T]:
+def atomic_question(asking: Callable[P, QuerySteps[T]]) -> Query[P, T]:
     """All statements in a transaction, or in a savepoint of the caller's: all of it or nothing."""
-    return Question(asking, atomic=True)
+    return Query(asking, atomic=True)
 
 
 def fetch(connection: psycopg.Connection[Any], name: str, parameters: Any = None) -> Rows:

@@ -68,7 +68,7 @@ _SETTINGS = {
 _NO_TRANSACTION_TIMEOUT = {"transaction_timeout": "0"}
 
 # The parameters are to blame: repeating the statement with them would fail for ever.
-_ABOUT_THE_DATA = (
+_DATA_ERRORS = (
     psycopg.DataError,
     psycopg.IntegrityError,
     psycopg.errors.ProgramLimitExceeded,
@@ -79,7 +79,7 @@ _ABOUT_THE_DATA = (
 _NOTIFYING = "PreCommit_Notify"
 # The connection is good, this statement had bad luck. Anything else (a standby that was promoted elsewhere, a server
 # shutting down) wants a new connection.
-_PASSING = (
+_TRANSIENT_ERRORS = (
     psycopg.errors.QueryCanceled,
     psycopg.errors.LockNotAvailable,
     psycopg.errors.TransactionRollback,
@@ -87,11 +87,11 @@ _PASSING = (
 )
 
 
-class DatabaseAway(Exception):
+class DatabaseUnavailable(Exception):
     """The connection broke during a statement, or the server refused it for now; whether it took effect is unknown."""
 
 
-class Session:
+class ReconnectingConnection:
     """Runs statements one at a time on a connection that is opened, and opened again, when it is needed.
 
     Statements are prepared at their first use. Behind a pooler that is not possible, and they are planned each time.
@@ -130,7 +130,7 @@ class Session:
         try:
             connection = await self._connect()
         except psycopg.Error as error:
-            raise DatabaseAway(str(error).strip()) from error
+            raise DatabaseUnavailable(str(error).strip()) from error
         try:
             migrate.check_encoding(connection)
             migrate.check(await _applied_migrations(connection))
@@ -138,12 +138,12 @@ class Session:
                 await self.on_open(connection)
         except psycopg.Error as error:
             await connection.close()
-            raise DatabaseAway(str(error).strip()) from error
+            raise DatabaseUnavailable(str(error).strip()) from error
         except SchemaError as error:
             await connection.close()
             if not self.opened:
                 raise
-            raise DatabaseAway(str(error)) from error
+            raise DatabaseUnavailable(str(error)) from error
         except BaseException:
             await connection.close()
             raise
@@ -182,10 +182,10 @@ class Session:
         try:
             rows = await self._execute(statements()[statement], parameters, seconds)
         except psycopg.Error as error:
-            if isinstance(error, _ABOUT_THE_DATA) and error.diag.source_function != _NOTIFYING:
+            if isinstance(error, _DATA_ERRORS) and error.diag.source_function != _NOTIFYING:
                 raise
             await self._pause_after(statement)
-            raise DatabaseAway(str(error).strip()) from error
+            raise DatabaseUnavailable(str(error).strip()) from error
         self._pauses.pop(statement, None)
         return rows
 
@@ -202,7 +202,7 @@ class Session:
                     return await _rows(connection, sql, parameters)
                 return await _rows_in_longer(connection, sql, parameters, seconds)
             except psycopg.Error as error:
-                if not isinstance(error, (*_ABOUT_THE_DATA, *_PASSING)):
+                if not isinstance(error, (*_DATA_ERRORS, *_TRANSIENT_ERRORS)):
                     await self.close()
                 raise
             finally:
@@ -224,7 +224,7 @@ class Session:
         while True:
             try:
                 return await self._open()
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 if str(error) != said or time.monotonic() >= silent_until:
                     log.warning("the database is away, trying again in %.1f s: %s", pause, error)
                     said, silent_until = str(error), time.monotonic() + silence

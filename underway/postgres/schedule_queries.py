@@ -9,8 +9,8 @@ from underway.definition.manifest import Placement
 from underway.postgres.arrays import Int8s, UUIDs
 from underway.postgres.client_queries import instant, microseconds
 from underway.postgres.cursors import Json
-from underway.postgres.query import Asking, Statement, question
-from underway.postgres.reconnecting import Session
+from underway.postgres.query import QuerySteps, Statement, question
+from underway.postgres.reconnecting import ReconnectingConnection
 
 # So many are read at a time; the rest at the next look, which follows at once.
 _LIMIT = 100
@@ -42,7 +42,7 @@ class Upcoming(NamedTuple):
 
 
 @question
-def put(row_at: Callable[[datetime], Row]) -> Asking[Row]:
+def put(row_at: Callable[[datetime], Row]) -> QuerySteps[Row]:
     """Create or change the schedule that `row_at` makes of the database's time; returns it as it stands then."""
     ((now,),) = yield Statement("clock")
     row = row_at(instant(now))
@@ -52,18 +52,18 @@ def put(row_at: Callable[[datetime], Row]) -> Asking[Row]:
 
 
 @question
-def drop(job: str, name: str) -> Asking[bool]:
+def drop(job: str, name: str) -> QuerySteps[bool]:
     """Whether there was one."""
     return bool((yield Statement("drop_schedule", {"job": job, "name": name})))
 
 
 @question
-def every() -> Asking[list[Row]]:
+def every() -> QuerySteps[list[Row]]:
     rows = yield Statement("all_schedules")
     return [Row._make([*about, instant(next_at)]) for *about, next_at in rows]
 
 
-async def upcoming(session: Session, jobs: Sequence[str], within: float) -> list[Upcoming]:
+async def upcoming(session: ReconnectingConnection, jobs: Sequence[str], within: float) -> list[Upcoming]:
     """The schedules of these jobs that are due within so many seconds, the earliest first."""
     parameters = {"jobs": list(jobs), "within": within, "limit": _LIMIT}
     rows = await session.fetch("upcoming_schedules", parameters)
@@ -71,7 +71,7 @@ async def upcoming(session: Session, jobs: Sequence[str], within: float) -> list
 
 
 async def fire(
-    session: Session,
+    session: ReconnectingConnection,
     schedule: Upcoming,
     runs: Sequence[tuple[UUID, datetime]],
     following: datetime,

@@ -15,7 +15,7 @@ from underway.errors import Fail, InsideStep, UnderwayError
 from underway.postgres.arrays import UUIDs
 from underway.postgres.cursors import OwnClientCursor, OwnCursor
 from underway.postgres.queries import statements
-from underway.postgres.transitions import Continue, Finish, continue_parameters, finish_parameters
+from underway.postgres.transitions import AdvanceRun, FinishRun, continue_parameters, finish_parameters
 
 RV = TypeVar("RV")
 
@@ -111,7 +111,7 @@ class StepTransactions:
 
     def commit(
         self,
-        row: Finish | Continue,
+        row: FinishRun | AdvanceRun,
         spawned: list[dict[str, Any]],
         interruptible: AbstractContextManager[None] = _NO_INTERRUPTS,
     ) -> None:
@@ -122,7 +122,7 @@ class StepTransactions:
         Fail if the step itself made the hand-over impossible.
         """
         self._check(row.token)
-        if isinstance(row, Finish):
+        if isinstance(row, FinishRun):
             statement, parameters = "finish_runs", finish_parameters([row], spawned, self._owner, self._host)
         else:
             statement, parameters = "continue_runs", continue_parameters([row], spawned, self._owner, self._host)
@@ -138,7 +138,7 @@ class StepTransactions:
         super(StepConnection, self._connection).commit()
         self._rest()
 
-    def _refuse(self, row: Finish | Continue) -> NoReturn:
+    def _refuse(self, row: FinishRun | AdvanceRun) -> NoReturn:
         """Roll back, which also undoes the step's own changes to its run, and raise the reason for the refusal."""
         self.roll_back()
         if self._connection is not None and (row.run, row.token, False) in self._fetch(

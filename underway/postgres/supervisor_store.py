@@ -12,9 +12,9 @@ from psycopg.rows import TupleRow
 from underway.definition.manifest import Lane, Manifest, Placement, Policy
 from underway.postgres.arrays import Column, Float8s, Int4s, Int8s, Texts, UUIDs
 from underway.postgres.queries import statements
-from underway.postgres.reconnecting import STATEMENT_SECONDS, Session
+from underway.postgres.reconnecting import STATEMENT_SECONDS, ReconnectingConnection
 from underway.postgres.step_transaction import transaction_name
-from underway.postgres.transitions import Continue, Finish, continue_parameters, finish_parameters
+from underway.postgres.transitions import AdvanceRun, FinishRun, continue_parameters, finish_parameters
 
 _FIRST = UUID(int=0)
 ANY_SIZE = 2**62
@@ -66,8 +66,8 @@ class Lanes:
         self._heads = {"marks": Float8s([-math.inf] * len(served)), "mark_ids": UUIDs([_FIRST] * len(served))}
         self._marks = {"marks": Float8s(self._heads["marks"]), "mark_ids": UUIDs(self._heads["mark_ids"])}
 
-    def columns(self, *, from_head: bool) -> dict[str, Column]:
-        return {**self._columns, **(self._heads if from_head else self._marks)}
+    def columns(self, *, from_start: bool) -> dict[str, Column]:
+        return {**self._columns, **(self._heads if from_start else self._marks)}
 
     def mark(self, lane: int, rank: float, run: str) -> None:
         """So far, by its number among the lanes, has this one been claimed."""
@@ -78,7 +78,7 @@ class Lanes:
 class Store:
     """One supervisor's view of the queue. `work` commits; `leases` claims and renews, beside it and never behind it."""
 
-    def __init__(self, work: Session, leases: Session, owner: UUID, host: str) -> None:
+    def __init__(self, work: ReconnectingConnection, leases: ReconnectingConnection, owner: UUID, host: str) -> None:
         self._work = work
         self._leases = leases
         self._owner = owner
@@ -103,16 +103,16 @@ class Store:
         candidates: int,
         suspects: int,
         size: int = ANY_SIZE,
-        from_head: bool = True,
+        from_start: bool = True,
         seconds: float = STATEMENT_SECONDS,
     ) -> list[Claimed]:
         """Claim up to `tasks` runs in the order of their ranks.
 
-        Their inputs together have at most `size` bytes; a single larger run is claimed alone. Unless `from_head`, each
+        Their inputs together have at most `size` bytes; a single larger run is claimed alone. Unless `from_start`, each
         lane is read only from its mark on.
         """
         limits = {"tasks": tasks, "candidates": candidates, "suspects": suspects, "size": size}
-        parameters = {**lanes.columns(from_head=from_head), "owner": self._owner, **limits}
+        parameters = {**lanes.columns(from_start=from_start), "owner": self._owner, **limits}
         rows = await self._leases.fetch("claim_tasks", parameters, seconds=seconds)
         claimed = []
         for run, token, n, number, attempts, crashes, releases, key, rank, slot, payload in rows:
@@ -144,7 +144,7 @@ class Store:
         return self._work.leased_from
 
     async def finish(
-        self, rows: Sequence[Finish], spawned: list[dict[str, Any]], *, seconds: float = STATEMENT_SECONDS
+        self, rows: Sequence[FinishRun], spawned: list[dict[str, Any]], *, seconds: float = STATEMENT_SECONDS
     ) -> set[int]:
         """Commit these and return the tokens for which the fence held; the others are locked by somebody or lost."""
         parameters = finish_parameters(rows, spawned, self._owner, self._host)
@@ -154,7 +154,7 @@ class Store:
 
     async def continue_(
         self,
-        rows: Sequence[Continue],
+        rows: Sequence[AdvanceRun],
         spawned: list[dict[str, Any]],
         keep: Sequence[Policy | None] | None = None,
         *,
@@ -247,24 +247,24 @@ class Store:
 
     # Like reap, these raise psycopg.Error if a row's data is refused; `passing_over` skips that number of rows.
 
-    async def expire(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
-        """Remove so many finished runs whose keep has passed; unless `from_head`, only those behind the last ones."""
-        since = -math.inf if from_head else self._expired_since
+    async def expire(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
+        """Remove so many finished runs whose keep has passed; unless `from_start`, only those behind the last ones."""
+        since = -math.inf if from_start else self._expired_since
         rows = await self._work.fetch("expire_runs", {"limit": limit, "since": since, "passing_over": passing_over})
         self._expired_since = max((expires_at for (expires_at,) in rows), default=since)
         return len(rows)
 
-    async def promote(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
-        since = -math.inf if from_head else self._due_since
+    async def promote(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
+        since = -math.inf if from_start else self._due_since
         parameters = {"limit": limit, "since": since, "passing_over": passing_over}
         return len(await self._work.fetch("promote_runs", parameters))
 
-    async def line_up(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
+    async def line_up(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
         """Let due runs get in line for their keys; pass on these keys and those that were locked.
 
         How many it looked at: if none, nothing has become pending.
         """
-        since = -math.inf if from_head else self._due_since
+        since = -math.inf if from_start else self._due_since
         locked, self.locked_keys = self.locked_keys, set()
         keys = {"queues": Texts(queue for queue, _ in locked), "keys": Texts(key for _, key in locked)}
         parameters = {**keys, "limit": limit, "since": since, "passing_over": passing_over}
@@ -287,12 +287,12 @@ class Store:
                 self.on_locked_keys()
                 return
 
-    async def seconds_until_due(self, *, from_head: bool = True) -> float | None:
-        """Unless `from_head` only of runs that were not yet due at the last look, or hardly.
+    async def seconds_until_due(self, *, from_start: bool = True) -> float | None:
+        """Unless `from_start` only of runs that were not yet due at the last look, or hardly.
 
         Of those before it there are only dead entries: all that have waited since the last vacuum. See Lanes.
         """
-        since = -math.inf if from_head else self._due_since
+        since = -math.inf if from_start else self._due_since
         seconds: float | None
         ((seconds, since),) = await self._work.fetch("seconds_until_due", {"since": since})
         self._due_since = since - _LATE_SECONDS
@@ -340,7 +340,7 @@ class Store:
     async def register_job(self, name: str, step: str, placement: Placement) -> None:
         await self._work.fetch("register_job", job_parameters(name, step, placement))
 
-    async def still_here(self) -> bool:
+    async def heartbeat(self) -> bool:
         """Update seen_at. Returns whether the supervisor's row still exists: a recreated schema has lost it."""
         rows = await self._work.fetch("still_here", {"id": self._owner})
         return bool(rows[0][0])

@@ -31,7 +31,7 @@ class Attempt(NamedTuple):
     peak_rss: int | None = None
 
 
-class Finish(NamedTuple):
+class FinishRun(NamedTuple):
     """The run ends: its row moves to finished_run. `payload` is the result, as JSON in UTF-8."""
 
     run: str
@@ -43,7 +43,7 @@ class Finish(NamedTuple):
     attempt: Attempt
 
 
-class Continue(NamedTuple):
+class AdvanceRun(NamedTuple):
     """The run goes on: at its next step with `payload`, or at the same step with what it has (queue is None)."""
 
     run: str
@@ -77,7 +77,7 @@ class Next(NamedTuple):
     key_limit: int | None = None
 
 
-class Tried(Protocol):
+class AttemptRef(Protocol):
     """An attempt as it was claimed; supervisor and worker each have their own view of it."""
 
     @property
@@ -94,12 +94,14 @@ class Tried(Protocol):
     def crashes(self) -> int: ...
 
 
-def succeed(task: Tried, attempt: Attempt, placement: Sequence[Any] | None, payload: bytes) -> Finish | Continue:
+def succeed(
+    task: AttemptRef, attempt: Attempt, placement: Sequence[Any] | None, payload: bytes
+) -> FinishRun | AdvanceRun:
     """The row for an attempt that succeeded: at its next step, placed so (the fields of a Next), or finished."""
     if placement is None:
-        return Finish(task.run, task.token, "succeeded", payload, task.attempts, task.crashes, attempt)
+        return FinishRun(task.run, task.token, "succeeded", payload, task.attempts, task.crashes, attempt)
     following = Next._make(placement)
-    return Continue(
+    return AdvanceRun(
         run=task.run,
         token=task.token,
         step=following.step,
@@ -120,7 +122,9 @@ def succeed(task: Tried, attempt: Attempt, placement: Sequence[Any] | None, payl
     )
 
 
-def finish_parameters(rows: Sequence[Finish], spawned: list[dict[str, Any]], owner: UUID, host: str) -> dict[str, Any]:
+def finish_parameters(
+    rows: Sequence[FinishRun], spawned: list[dict[str, Any]], owner: UUID, host: str
+) -> dict[str, Any]:
     """For finish_runs."""
     runs, tokens, states, payloads, attempts, crashes, notes = zip(*rows, strict=True)
     return {
@@ -138,7 +142,7 @@ def finish_parameters(rows: Sequence[Finish], spawned: list[dict[str, Any]], own
 
 
 def continue_parameters(
-    rows: Sequence[Continue],
+    rows: Sequence[AdvanceRun],
     spawned: list[dict[str, Any]],
     owner: UUID,
     host: str,
@@ -146,7 +150,7 @@ def continue_parameters(
 ) -> dict[str, Any]:
     """For continue_runs. A run for which `keep` has a policy stays with its supervisor, claimed anew under it."""
     keep = [None] * len(rows) if keep is None else keep
-    columns = dict(zip(Continue._fields, zip(*rows, strict=True), strict=True))
+    columns = dict(zip(AdvanceRun._fields, zip(*rows, strict=True), strict=True))
     return {
         "ids": UUIDs(columns["run"]),
         "tokens": Int8s(columns["token"]),

@@ -12,11 +12,11 @@ from underway.supervisor.loops.commit import Commits
 from underway.supervisor.loops.errors import FAILED
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.tasks.dispatch import Dispatch
-from underway.supervisor.tasks.results import Endings
+from underway.supervisor.tasks.results import ResultHandler
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.limits import CLEANUP_SECONDS, about_task, interrupt
-from underway.supervisor.workers.pool import Crew
+from underway.supervisor.workers.pool import WorkerPool
 from underway.supervisor.workers.process import END_SECONDS
 
 log = getLogger("underway.supervisor")
@@ -32,9 +32,9 @@ class Drain:
 
     def __init__(
         self,
-        crew: Crew,
+        crew: WorkerPool,
         dispatch: Dispatch,
-        endings: Endings,
+        endings: ResultHandler,
         commits: Commits,
         backends: Backends,
         store: Store,
@@ -63,7 +63,7 @@ class Drain:
         if not self._nothing_runs():
             await self._kill()
         # Workers that died of the very signal that told us to stop have not let it finish, either.
-        finished = finished and not self._endings.ends[Seen.KILLED_SHUTDOWN]
+        finished = finished and not self._endings.ends[Observation.KILLED_SHUTDOWN]
         # Idle workers exit while the last results are committed. Late ones are killed; a stop "now" kills them at once.
         if not self._stop.now.is_set():
             self._crew.retire_all()
@@ -91,7 +91,7 @@ class Drain:
 
     async def _kill(self) -> None:
         for worker in list(self._crew.active):
-            if (task := worker.current) is not None and worker.kill_task(task, Seen.KILLED_SHUTDOWN):
+            if (task := worker.current) is not None and worker.kill_task(task, Observation.KILLED_SHUTDOWN):
                 log.warning("killed: the supervisor stops", extra={"about": about_task(worker, task)})
             elif worker.tasks:
                 worker.kill_between_tasks()

@@ -14,15 +14,15 @@ from uuid import uuid4
 
 from underway.errors import EmbeddedPostgresError, InvalidOption, NoDatabase, SchemaError
 from underway.postgres.connection import conninfo, label
-from underway.postgres.reconnecting import DatabaseAway, Session
+from underway.postgres.reconnecting import DatabaseUnavailable, ReconnectingConnection
 from underway.postgres.supervisor_store import Store
 from underway.supervisor.logs.output_quota import OUTPUT_LIMIT
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import ExitCode, StopRequest, until_unheard
 from underway.supervisor.temporary_folders import remove_leftovers
 from underway.supervisor.workers.boot import BootError
-from underway.supervisor.workers.pool import Crew
-from underway.supervisor.workers.recycle import NO_MARKS, Marks
+from underway.supervisor.workers.pool import WorkerPool
+from underway.supervisor.workers.recycle import NO_MARKS, RecycleLimits
 from underway.wire import messages
 
 log = getLogger("underway.supervisor")
@@ -39,7 +39,7 @@ class Settings:
     database: str | None = field(default=None, repr=False)  # may hold a password
     grace: float = 30.0
     until_idle: bool = False
-    marks: Marks = NO_MARKS
+    marks: RecycleLimits = NO_MARKS
     output_limit: int = OUTPUT_LIMIT  # bytes of output and log records per attempt
 
 
@@ -51,10 +51,10 @@ def supervise(settings: Settings) -> int:
 async def _live(settings: Settings) -> int:
     # Its identity is new at every start: a host or a pid may come back, and what it left behind is not ours.
     identity = uuid4()
-    crew = Crew(settings.app, settings.procs, str(identity), settings.marks, settings.output_limit)
+    crew = WorkerPool(settings.app, settings.procs, str(identity), settings.marks, settings.output_limit)
     stop = StopRequest()
     stop.listen(on_reload=crew.reload)
-    sessions: list[Session] = []
+    sessions: list[ReconnectingConnection] = []
     try:
         threading.Thread(target=remove_leftovers, daemon=True).start()
         crew.start()
@@ -67,14 +67,14 @@ async def _live(settings: Settings) -> int:
         if database is None:
             raise NoDatabase
         url = conninfo(database)
-        work, leases = Session(url), Session(url)
+        work, leases = ReconnectingConnection(url), ReconnectingConnection(url)
         sessions += work, leases
         store = Store(work, leases, identity, socket.gethostname())  # before they connect: it checks the token sequence
         for session in sessions:
             if not await _unless_stopped(stop, asyncio.ensure_future(session.open())):
                 return ExitCode.CLEAN
         # Not before: an embedded Postgres that was started just now must not become ours to bury.
-        crew.disown_strangers()
+        crew.ignore_existing_children()
         _become_subreaper()
         crew.welcome(messages.Welcome(str(identity), socket.gethostname(), url))
         # What is here now stays; and hundreds of tasks claimed together are not garbage to look for.
@@ -101,7 +101,7 @@ async def _live(settings: Settings) -> int:
     except (NoDatabase, InvalidOption) as error:
         log.error("%s", error)
         return ExitCode.USAGE
-    except (DatabaseAway, EmbeddedPostgresError) as error:
+    except (DatabaseUnavailable, EmbeddedPostgresError) as error:
         log.error("cannot reach the database: %s", error)
         return ExitCode.DATABASE_UNREACHABLE
     finally:

@@ -9,7 +9,7 @@ from logging import getLogger
 from typing import Any
 
 from underway.postgres.listener import Wakeup
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Store
 from underway.supervisor.drain import Drain
 from underway.supervisor.logs.summary import summarise
@@ -19,7 +19,7 @@ from underway.supervisor.loops.claim import Claims
 from underway.supervisor.loops.commit import Commits
 from underway.supervisor.loops.control import Requests
 from underway.supervisor.loops.errors import FAILED
-from underway.supervisor.loops.heartbeat import Labels
+from underway.supervisor.loops.heartbeat import Heartbeat
 from underway.supervisor.loops.pause import Pauses
 from underway.supervisor.loops.promote import Promoter
 from underway.supervisor.loops.reap import Reaper
@@ -28,11 +28,11 @@ from underway.supervisor.loops.retention import Retention
 from underway.supervisor.loops.schedule import Schedules
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.tasks.dispatch import Dispatch
-from underway.supervisor.tasks.results import Endings
+from underway.supervisor.tasks.results import ResultHandler
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.workers.kernel_kills import KernelKills
 from underway.supervisor.workers.limits import Limits
-from underway.supervisor.workers.pool import Crew
+from underway.supervisor.workers.pool import WorkerPool
 
 log = getLogger("underway.supervisor")
 
@@ -46,7 +46,15 @@ _CANCEL_SECONDS = 0.5
 class Service:
     """A supervisor at work: a crew on one side, a database on the other."""
 
-    def __init__(self, app: str, crew: Crew, store: Store, work: Session, leases: Session, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        app: str,
+        crew: WorkerPool,
+        store: Store,
+        work: ReconnectingConnection,
+        leases: ReconnectingConnection,
+        stop: StopRequest,
+    ) -> None:
         self._crew = crew
         self._store = store
         self._leases_session = leases
@@ -70,7 +78,7 @@ class Service:
             rng=rng,
         )
         self._backends = Backends(store)
-        self._endings = Endings(
+        self._endings = ResultHandler(
             self._dispatch,
             self._commits,
             self._backends,
@@ -106,7 +114,7 @@ class Service:
         self._pauses = Pauses(store, self._dispatch, self._endings)
         self._requests = Requests(store, self._cancels, self._pauses, stop, listening=lambda: wakeup.listening)
         self._retention = Retention(store)
-        self._labels = Labels(store, work, app, crew, on_label=self._claims.forget_idle)
+        self._labels = Heartbeat(store, work, app, crew, on_label=self._claims.forget_idle)
         crew.listener = self._endings
 
     async def serve(self, *, grace: float, until_idle: bool, on_serving: Callable[[], None] = lambda: None) -> bool:
@@ -221,8 +229,8 @@ class Service:
             if self._held:
                 self._limits.enforce(self._crew.active, now)
                 self._crew.vouch()
-                self._cancels.pursue(now)
-                self._pauses.pursue()
+                self._cancels.enforce(now)
+                self._pauses.enforce()
                 self._dispatch.take_back_waiting(now)
                 for task in self._dispatch.overdue(now):
                     self._endings.release(task)

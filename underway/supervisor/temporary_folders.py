@@ -22,7 +22,7 @@ _MARK = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/")
 
 
 class Temporary:
-    """The folder of one supervisor, locked as long as it or its keeper lives. (systemd-tmpfiles skips locked folders.)
+    """The folder of one supervisor, locked as long as it or its guardian lives. (systemd-tmpfiles skips locked folders.)
 
     If the folder cannot be created, workers inherit their supervisor's TMPDIR.
     """
@@ -52,7 +52,7 @@ class Temporary:
         return folder
 
     def close(self) -> None:
-        """Release the lock. The keeper has removed the folder, or is about to."""
+        """Release the lock. The guardian has removed the folder, or is about to."""
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
@@ -68,7 +68,7 @@ def remove(folder: str | None) -> None:
 
 
 def remove_leftovers() -> None:
-    """Remove processes and folders of supervisors on this host that were killed together with their keepers."""
+    """Remove processes and folders of supervisors on this host that were killed together with their guardians."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(tempfile.gettempdir()):
             if _NAME.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
@@ -77,7 +77,7 @@ def remove_leftovers() -> None:
 
 
 def _remove_if_left(folder: str) -> None:
-    """Raises OSError if its supervisor or keeper is alive, or if it is not such a folder."""
+    """Raises OSError if its supervisor or guardian is alive, or if it is not such a folder."""
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,12 +14,12 @@ from underway.errors import UnderwayError
 from underway.guardian import lease_clock
 from underway.ids import new_id
 from underway.postgres import schedule_queries
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Lanes, Store
-from underway.postgres.transitions import Attempt, Continue, Finish
+from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun
 from underway.schedule.cron import Cron, due
 from underway.supervisor.tasks.task import Task, from_claim
-from underway.supervisor.tasks.verdict import Seen, settle
+from underway.supervisor.tasks.verdict import Observation, settle
 from underway.testing.database import refuse_event_loop
 from underway.testing.process import LocalWorker
 from underway.wire import messages
@@ -68,7 +68,7 @@ class _Queue:
         self._steps = dict(manifest.lanes())
         self._lanes = Lanes((lane, step.policy) for lane, step in self._steps.items())
         self._rng = worker.rng
-        self._work, self._leases = Session(url), Session(url)
+        self._work, self._leases = ReconnectingConnection(url), ReconnectingConnection(url)
         owner, host = uuid4(), socket.gethostname()
         self._store = Store(self._work, self._leases, owner, host)
         worker.executor.transactions.welcome = messages.Welcome(str(owner), host, url)
@@ -110,7 +110,7 @@ class _Queue:
             moved += enqueued is not None
         return moved
 
-    async def write(self, task: Task, row: Finish | Continue | None, spawned: list[dict[str, Any]]) -> None:
+    async def write(self, task: Task, row: FinishRun | AdvanceRun | None, spawned: list[dict[str, Any]]) -> None:
         """Make an ending durable. One whose run was taken from us is dropped, as the fence would have it."""
         deadline = time.monotonic() + _LOCKED_SECONDS
         while row is not None and task.token not in await self._commit(row, spawned):
@@ -119,20 +119,20 @@ class _Queue:
                 return
             if owned[task.run, task.token]:
                 attempt = row.attempt._replace(outcome="cancelled", error="cancelled before its end was written")
-                row, spawned = settle(task, Seen.CANCELLED, attempt, self._rng), []
+                row, spawned = settle(task, Observation.CANCELLED, attempt, self._rng), []
             elif time.monotonic() > deadline:
                 raise UnderwayError(f"run {task.run} is locked by another transaction: end it before you drain")
             else:
                 await asyncio.sleep(_LOCKED_PAUSE)
 
-    async def _commit(self, row: Finish | Continue, spawned: list[dict[str, Any]]) -> set[int]:
-        if isinstance(row, Finish):
+    async def _commit(self, row: FinishRun | AdvanceRun, spawned: list[dict[str, Any]]) -> set[int]:
+        if isinstance(row, FinishRun):
             return await self._store.finish([row], spawned)
         return set(await self._store.continue_([row], spawned))
 
     async def release(self, task: Task) -> None:
         """Give back what was claimed and not begun."""
-        await self.write(task, settle(task, Seen.NEVER_STARTED, Attempt("released"), self._rng), [])
+        await self.write(task, settle(task, Observation.NEVER_STARTED, Attempt("released"), self._rng), [])
 
     async def close(self) -> None:
         await self._work.close()

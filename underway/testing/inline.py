@@ -16,7 +16,7 @@ from underway.errors import RunFailed
 from underway.ids import new_id
 from underway.keys import template
 from underway.payload import codec
-from underway.postgres.transitions import Continue, Finish
+from underway.postgres.transitions import AdvanceRun, FinishRun
 from underway.supervisor.tasks.task import Task, from_hand_over
 from underway.testing.database import refuse_event_loop
 from underway.testing.process import LocalWorker, first_task
@@ -94,12 +94,12 @@ def run_inline(
         while True:
             row, spawned = worker.run(task)
             assert row is not None
-            delay = timedelta(seconds=row.delay if isinstance(row, Continue) else 0)
+            delay = timedelta(seconds=row.delay if isinstance(row, AdvanceRun) else 0)
             run.attempts.append(
                 InlineAttempt(task.step.name, task.attempt, row.attempt.outcome, row.attempt.error, delay)
             )
             run.enqueued += [_noted(job, spawn) for spawn in spawned]
-            if isinstance(row, Finish):
+            if isinstance(row, FinishRun):
                 run.status, run.error = Status(row.state), row.attempt.error
                 run._value = None if row.payload is None else codec.decode(row.payload, job.result_type)
                 break
@@ -119,7 +119,7 @@ def _enqueued(job: Job[Any, Any, Any, Any], value: Any) -> Task:
     return first_task(new_id(), next(_tokens), Lane(placed.queue, job.name, first.spec.name), first.spec, payload)
 
 
-def _following(job: Job[Any, Any, Any, Any], last: Task, row: Continue) -> Task:
+def _following(job: Job[Any, Any, Any, Any], last: Task, row: AdvanceRun) -> Task:
     """At the same step again, or at the next."""
     if row.payload is None:
         return replace(last, token=next(_tokens), number=row.number, attempts=row.attempts)

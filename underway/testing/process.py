@@ -15,9 +15,9 @@ import orjson
 from underway.app import Underway
 from underway.definition.manifest import Lane, Step
 from underway.errors import Interrupt
-from underway.postgres.transitions import Attempt, Continue, Finish, succeed
+from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, succeed
 from underway.supervisor.tasks.task import Task, message
-from underway.supervisor.tasks.verdict import VERDICTS, Seen, settle
+from underway.supervisor.tasks.verdict import VERDICTS, Observation, settle
 from underway.wire import messages
 from underway.worker.executor import Executor, Outcome
 
@@ -27,7 +27,7 @@ _FOR_THE_STEP = (Exception, SystemExit, Interrupt, asyncio.CancelledError, Gener
 class Ended(NamedTuple):
     """How an attempt ended: the row to write, None if the step's own transaction has written it."""
 
-    row: Finish | Continue | None
+    row: FinishRun | AdvanceRun | None
     spawned: list[dict[str, Any]]
 
 
@@ -71,7 +71,7 @@ class LocalWorker:
         if ending in ("next", "done"):
             row = succeed(task, attempt, placement, payload)
             return Ended(row, [{**spawn, "parent": task.token} for spawn in spawned])
-        seen = Seen.FAIL if ending == "fail" else Seen.RETRY
+        seen = Observation.FAIL if ending == "fail" else Observation.RETRY
         attempt = attempt._replace(outcome=VERDICTS[seen].outcome, error=payload.decode())
         return Ended(settle(task, seen, attempt, self.rng, retry_after), [])
 

@@ -9,7 +9,7 @@ from underway.app import Underway
 from underway.definition.manifest import Lane
 from underway.errors import UnderwayError
 from underway.postgres.inspection import StoredAttempt
-from underway.postgres.transitions import Continue, Finish
+from underway.postgres.transitions import AdvanceRun, FinishRun
 from underway.testing.process import LocalWorker, first_task
 from underway.wire import messages
 from underway.worker.executor import Outcome
@@ -22,7 +22,7 @@ _NO_TOKEN = 0
 class Replayed(NamedTuple):
     """How it ended, what it wanted to enqueue, and the exception that left the step, if one has."""
 
-    row: Finish | Continue
+    row: FinishRun | AdvanceRun
     spawned: list[dict[str, Any]]
     raised: BaseException | None
 

@@ -171,7 +171,7 @@ class Skipped(NamedTuple):
     token: int
 
 
-class Spoilt(NamedTuple):
+class Tainted(NamedTuple):
     """Worker: a step has changed this process irreversibly: replace it. Unstarted tasks are returned as Skipped."""
 
     reason: str
@@ -194,7 +194,7 @@ Message: TypeAlias = (
     | Stop
     | Revoke
     | Skipped
-    | Spoilt
+    | Tainted
     | End
 )
 
@@ -211,7 +211,7 @@ _KINDS: tuple[type[Message], ...] = (
     Stop,
     Revoke,
     Skipped,
-    Spoilt,
+    Tainted,
     End,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}

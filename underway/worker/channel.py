@@ -23,7 +23,7 @@ class Outbox(Protocol):
     def send(self, message: messages.Message | None = None) -> None: ...
 
 
-class Conversation:
+class SupervisorChannel:
     """Blocking both ways, but for `poll`. A supervisor that does not read slows the worker down, no more.
 
     Threads of a step may log while its result is sent, and a signal handler may log in the middle of that: frames go

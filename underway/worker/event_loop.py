@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from logging import Logger
 from typing import Any
 
-from underway.definition.context import outliving
+from underway.definition.context import survives_step
 from underway.errors import Interrupt
 from underway.worker import forks
 from underway.worker.interrupts import Interrupts
@@ -40,12 +40,12 @@ class WorkerLoop:
     def run_factory(self, factory: Awaitable[Any]) -> Any:
         """What the factory returns; tasks it has started go on, and so does what they start, whenever that is."""
         lasting = contextvars.copy_context()
-        lasting.run(outliving.set, True)
+        lasting.run(survives_step.set, True)
         return lasting.run(self._run, _Run(self._loop, factory, self._lasting, self._log))
 
     def _begin(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         task = asyncio.Task(coroutine, loop=loop, **options)
-        if outliving.get():
+        if survives_step.get():
             self._lasting.add(task)
         return task
 

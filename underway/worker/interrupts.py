@@ -18,7 +18,7 @@ from typing import NoReturn, Protocol
 from underway.errors import Interrupt
 from underway.guardian.script import MARK, children_of, kill_below
 from underway.wire import messages
-from underway.worker.channel import Conversation, SupervisorGone
+from underway.worker.channel import SupervisorChannel, SupervisorGone
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -43,13 +43,13 @@ class Interrupts(Protocol):
     def delivering(self, deliver: Callable[[str], None]) -> AbstractContextManager[None]: ...
 
 
-class Guard:
+class InterruptHandler:
     """SIGUSR1 means: look into the inbox. So a request that comes late, after its task, can never hit the next one."""
 
-    def __init__(self, conversation: Conversation, supervisor: int) -> None:
+    def __init__(self, conversation: SupervisorChannel, supervisor: int) -> None:
         self._conversation = conversation
         self._running: int | None = None
-        self._postponed: str | None = None
+        self._pending: str | None = None
         self._called_early = False
         self._will_call_again = False
         self._deliver: Callable[[str], None] = _raise_here
@@ -82,7 +82,7 @@ class Guard:
     def end(self) -> None:
         """From here on no interrupt is raised."""
         self._running = None
-        self._postponed = None
+        self._pending = None
 
     def _take_signal_back(self) -> None:
         """A step before this one may have put another handler in our place."""
@@ -99,7 +99,7 @@ class Guard:
             for message in self._conversation.poll():
                 if isinstance(message, messages.Stop):
                     if message.token == self._running:
-                        self._postponed = message.reason
+                        self._pending = message.reason
                 else:
                     self.inbox.append(message)
         except SupervisorGone:
@@ -114,14 +114,14 @@ class Guard:
         It is for the step, not for a thread of it that happens to log.
         """
         if (
-            self._postponed is not None
+            self._pending is not None
             and self._running is not None
             and threading.current_thread() is threading.main_thread()
         ):
             if _importing():
                 self._call_again_soon()
                 return
-            reason, self._postponed = self._postponed, None
+            reason, self._pending = self._pending, None
             self._deliver(reason)
 
     def _call_again_soon(self) -> None:
@@ -161,10 +161,10 @@ def _raise_here(reason: str) -> None:
 
 
 def end_everything() -> NoReturn:
-    """The supervisor is gone: do nothing more, and be killed by the keeper with everything below.
+    """The supervisor is gone: do nothing more, and be killed by the guardian with everything below.
 
     It finds by their parent those of our children that hide from it otherwise, so we must not end before them. Only
-    if the keeper is dead or stopped too does this worker do its work: a subreaper is the parent of hidden orphans.
+    if the guardian is dead or stopped too does this worker do its work: a subreaper is the parent of hidden orphans.
     """
     time.sleep(_KEEPER_SECONDS)
     with contextlib.suppress(OSError):  # the system may have no file descriptors left
@@ -179,7 +179,7 @@ def _arrange_end(supervisor: int) -> None:
     """Hear of the supervisor's death even while a step runs, and adopt the orphans of our own children.
 
     The signal for that is SIGUSR1 and not SIGKILL: a worker killed at the same moment as its supervisor would leave
-    its children without a parent by which the keeper can find them.
+    its children without a parent by which the guardian can find them.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

@@ -15,9 +15,9 @@ import traceback
 from typing import Any, Protocol
 
 from underway.wire import messages
-from underway.worker.channel import Conversation, SupervisorGone
+from underway.worker.channel import SupervisorChannel, SupervisorGone
 from underway.worker.child_log import ChildLog
-from underway.worker.interrupts import Guard, end_everything
+from underway.worker.interrupts import InterruptHandler, end_everything
 from underway.worker.truncate import shorten
 
 _LONGEST_RECORD = 16 * 1024
@@ -96,7 +96,7 @@ class ForwardedLogs:
 class LogForwarder(logging.Handler):
     """Sends records to the supervisor, which adds run, job, step and attempt."""
 
-    def __init__(self, conversation: Conversation, guard: Guard, level: int) -> None:
+    def __init__(self, conversation: SupervisorChannel, guard: InterruptHandler, level: int) -> None:
         super().__init__(level)
         self._conversation = conversation
         self._guard = guard

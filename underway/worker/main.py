@@ -11,15 +11,15 @@ from underway.app import Underway
 from underway.definition.loading import load
 from underway.errors import AppNotFound
 from underway.wire import messages as wire
-from underway.worker.channel import Conversation, SupervisorGone
+from underway.worker.channel import SupervisorChannel, SupervisorGone
 from underway.worker.children import Children
 from underway.worker.django import close_old_connections
 from underway.worker.executor import Executor
-from underway.worker.interrupts import SIGNALS, Guard, end_everything
+from underway.worker.interrupts import SIGNALS, InterruptHandler, end_everything
 from underway.worker.logging_setup import ForwardedLogs, LogForwarder
-from underway.worker.oom_score import stand_in_front
+from underway.worker.oom_score import prefer_as_oom_victim
 from underway.worker.orderly_exit import end_in_order
-from underway.worker.process_state import Isolation
+from underway.worker.process_state import ProcessState
 from underway.worker.process_title import Title
 from underway.worker.truncate import shorten
 
@@ -33,11 +33,11 @@ _SECONDS_OF_INTEREST = 0.01
 
 def main() -> None:
     app_name, descriptor, supervisor, log_level, slot = sys.argv[1:]
-    stand_in_front()
+    prefer_as_oom_victim()
     wire_end = socket.socket(fileno=int(descriptor))
     wire_end.set_inheritable(False)  # passed to us by exec; what the user's code starts must not have it
-    conversation = Conversation(wire_end)
-    guard = Guard(conversation, int(supervisor))
+    conversation = SupervisorChannel(wire_end)
+    guard = InterruptHandler(conversation, int(supervisor))
     children = Children()
     forwarder = LogForwarder(conversation, guard, int(log_level))
     logs = ForwardedLogs(forwarder)
@@ -49,7 +49,7 @@ def main() -> None:
         manifest = app.manifest().to_json()
         logs.end_import()
         executor = Executor(app, conversation, guard, logs=logs)
-        isolation = Isolation(SIGNALS, guard.watch_faults)
+        isolation = ProcessState(SIGNALS, guard.watch_faults)
     except BaseException:
         text = shorten(traceback.format_exc(), _LONGEST_TRACEBACK)
         conversation.send(wire.BootFailed(text.encode(errors="replace")))
@@ -67,10 +67,10 @@ class Inbox:
 
     def __init__(
         self,
-        conversation: Conversation,
-        guard: Guard,
+        conversation: SupervisorChannel,
+        guard: InterruptHandler,
         executor: Executor,
-        isolation: Isolation,
+        isolation: ProcessState,
         children: Children,
         forwarder: LogForwarder,
         title: Title,
@@ -136,7 +136,7 @@ class Inbox:
         """Ask to be replaced, and return all tasks in reverse order, because each goes to the head of the queue."""
         if not self._asked:
             self._asked = True
-            self._conversation.hold(wire.Spoilt(self._isolation.spoilt))
+            self._conversation.hold(wire.Tainted(self._isolation.spoilt))
         while self._tasks:
             self._conversation.hold(wire.Skipped(self._tasks.pop().token))
 

@@ -7,8 +7,8 @@ _MOST = 1000
 _FILE = "/proc/self/oom_score_adj"
 
 
-def stand_in_front() -> None:
-    """Have the kernel take this worker, and what it starts, before its supervisor, the keeper, or a Postgres nearby.
+def prefer_as_oom_victim() -> None:
+    """Have the kernel take this worker, and what it starts, before its supervisor, the guardian, or a Postgres nearby.
 
     By as much as half of the memory there is. A step can take that back; only as root it can do better than they.
     """

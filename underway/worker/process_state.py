@@ -32,7 +32,7 @@ class Kept(NamedTuple):
     put_back: Callable[[], object]
 
 
-class Isolation:
+class ProcessState:
     """Created just after the app's import, and restores the state of that moment.
 
     `signals` are the supervisor's signals, which are never blocked. `watch_faults` enables faulthandler again.

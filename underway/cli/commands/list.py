@@ -17,7 +17,7 @@ from underway.postgres import client_queries, inspection
     short_help="The newest runs.",
     help=f"""List the newest runs, live and finished.
 
-    With a filter, of the finished runs the newest {inspection.LOOKED_AT:,} are looked at.
+    With a filter, of the finished runs the newest {inspection.SEARCH_LIMIT:,} are looked at.
     """,
 )
 @click.option(
@@ -49,7 +49,7 @@ def list_runs(
     print_rows(found, columns, as_json, none="no runs")
     if cut:
         kind = state if state is not None and Status(state) is not Status.SUCCEEDED else "finished"
-        click.echo(f"looked at the newest {inspection.LOOKED_AT:,} {kind} runs only", err=True)
+        click.echo(f"looked at the newest {inspection.SEARCH_LIMIT:,} {kind} runs only", err=True)
 
 
 def _columns(now: datetime) -> list[Column]:

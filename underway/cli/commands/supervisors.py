@@ -15,7 +15,7 @@ from underway.cli.output.format import age, count
 from underway.cli.output.table import Column
 from underway.postgres import admin_queries, client_queries, inspection
 
-STILL_THERE = 3
+SHUTDOWN_TIMED_OUT = 3
 
 _POLL_SECONDS = 0.1
 
@@ -87,7 +87,7 @@ def shutdown(supervisor: str | None, everyone: bool, wait: float, database: str 
                 click.echo(f"not waited for: {seen}: it was killed, or cannot reach the database", err=True)
             else:
                 click.echo(f"still there after {wait:g} s: {seen}", err=True)
-    sys.exit(STILL_THERE if wait and left else 0)
+    sys.exit(SHUTDOWN_TIMED_OUT if wait and left else 0)
 
 
 def _still_there(connection: Connection, asked: list[UUID], seconds: float) -> list[UUID]:

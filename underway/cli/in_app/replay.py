@@ -14,7 +14,7 @@ from underway.cli.options.database import connect
 from underway.cli.options.find import find_run
 from underway.cli.output.format import seconds
 from underway.postgres import inspection
-from underway.postgres.transitions import Continue, Finish
+from underway.postgres.transitions import AdvanceRun, FinishRun
 from underway.printable import printable
 from underway.testing.replay import replay
 
@@ -61,8 +61,8 @@ def _replay(app: Underway, given: str, *, debug: bool) -> int:
     return 0
 
 
-def _print_hand_over(row: Finish | Continue) -> None:
-    if isinstance(row, Continue):
+def _print_hand_over(row: FinishRun | AdvanceRun) -> None:
+    if isinstance(row, AdvanceRun):
         print(printable(f"next step {row.step}{f' in {seconds(row.delay)}' if row.delay else ''}:"))
     else:
         print("done:")

@@ -40,7 +40,9 @@ def _find(
         begins = "the id" if len(digits) == 32 else "an id that begins with"
         raise click.ClickException(f"no {kind} has {begins} {given}: {absent}")
     if len(found) > 1:
-        lines = [f"  {one.id}  {printable(one.about)}  {printable(one.more)}" for one in found[: inspection.ALIKE - 1]]
-        lines += ["  and more"] if len(found) == inspection.ALIKE else []
+        lines = [
+            f"  {one.id}  {printable(one.about)}  {printable(one.more)}" for one in found[: inspection.MAX_MATCHES - 1]
+        ]
+        lines += ["  and more"] if len(found) == inspection.MAX_MATCHES else []
         raise click.ClickException(f"several {kind}s have an id that begins with {given}:\n" + "\n".join(lines))
     return found[0].id

@@ -7,7 +7,7 @@ OUTPUT_LIMIT = 2**20
 _BESIDES = 100
 
 
-class Allowance:
+class OutputQuota:
     """The output quota of one attempt, until it is renewed. Output beyond the limit is counted and dropped.
 
     (A step that printed in a loop produced a log of 419 MB.) After the first dropped record, all later output is

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from underway.supervisor.logs.output_quota import Allowance
+from underway.supervisor.logs.output_quota import OutputQuota
 from underway.wire import child_record, messages
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class WorkerOutput:
         self._line = bytearray()
         self._rewritten_at = 0.0  # when this line was first rewritten or last logged; 0 if it has not been rewritten
         self._tail = bytearray()
-        self.allowance = Allowance(limit)
+        self.allowance = OutputQuota(limit)
         self.behind = False  # messages have arrived since the pipe was last read
         self._fresh = bytearray()  # the part of the tail that was read most recently
         self._fresh_at = 0.0

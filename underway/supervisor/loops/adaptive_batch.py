@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from underway.postgres.reconnecting import STATEMENT_SECONDS, DatabaseAway
+from underway.postgres.reconnecting import STATEMENT_SECONDS, DatabaseUnavailable
 
 _LESS = 4
 _MORE = 1.25
@@ -14,7 +14,7 @@ _SMALLEST = 1 / 1024
 _SLOW_SECONDS = STATEMENT_SECONDS / 4
 
 
-class Batch:
+class AdaptiveBatch:
     """The limits of one kind of statement: in rows and, where payloads are transferred, in bytes.
 
     An interrupted statement must not be retried unchanged. (Claims of 900 inputs of 60 kB over a 3 MB/s network hit the
@@ -60,7 +60,7 @@ class Batch:
         """Run a statement of at most this size; shrink if it is interrupted."""
         try:
             yield
-        except DatabaseAway:
+        except DatabaseUnavailable:
             self.interrupted(rows, size)
             raise
 

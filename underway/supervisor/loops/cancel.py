@@ -6,12 +6,12 @@ from logging import getLogger
 import psycopg
 
 from underway.postgres.supervisor_store import Store
-from underway.postgres.transitions import Attempt, Finish
-from underway.supervisor.loops.errors import Faults
+from underway.postgres.transitions import Attempt, FinishRun
+from underway.supervisor.loops.errors import LoopErrors
 from underway.supervisor.tasks.dispatch import Dispatch
-from underway.supervisor.tasks.results import Endings
+from underway.supervisor.tasks.results import ResultHandler
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.limits import about_task, interrupt
 
 log = getLogger("underway.supervisor")
@@ -24,13 +24,13 @@ class Cancels:
     and its key is free, when nothing of it runs any more.
     """
 
-    def __init__(self, store: Store, dispatch: Dispatch, endings: Endings, held: dict[int, Task]) -> None:
+    def __init__(self, store: Store, dispatch: Dispatch, endings: ResultHandler, held: dict[int, Task]) -> None:
         self._store = store
         self._dispatch = dispatch
         self._endings = endings
         self._held = held
         self._stopping: list[Task] = []
-        self._faults = Faults("closing a cancelled run")
+        self._faults = LoopErrors("closing a cancelled run")
 
     async def look(self) -> bool:
         """Ask for requests; False if there is one for a task that we are about to hear of: ask again. May raise
@@ -47,15 +47,15 @@ class Cancels:
                 found_all = False  # it is being handed over to its next step, which stays here under a new token
             else:
                 # A claim or hand-over whose answer was lost: no worker has it, and none will.
-                closing = Finish(run, token, "cancelled", None, attempts, crashes, Attempt("cancelled", "cancelled"))
+                closing = FinishRun(run, token, "cancelled", None, attempts, crashes, Attempt("cancelled", "cancelled"))
                 try:
                     await self._store.finish([closing], [])
                 except psycopg.Error as error:
                     self._faults.note(error)
-        self.pursue(time.monotonic())
+        self.enforce(time.monotonic())
         return found_all
 
-    def pursue(self, now: float) -> None:
+    def enforce(self, now: float) -> None:
         """In every tick, since a task may be on its way to or from a worker. The kill is up to the limits."""
         self._stopping = [task for task in self._stopping if task.token in self._held and not task.ended]
         for task in self._stopping:
@@ -65,7 +65,7 @@ class Cancels:
                 continue  # its worker has died: when that has been judged, in a moment, it ends as cancelled
             if task.worker is None:
                 self._dispatch.drop(task)
-                self._endings.settle(task, Seen.CANCELLED, "cancelled before it began")
+                self._endings.settle(task, Observation.CANCELLED, "cancelled before it began")
             elif task.started_at is not None and task.stop_sent_at is None:
                 interrupt(task.worker, task, "cancel", now)
                 log.warning("interrupted: somebody has cancelled it", extra={"about": about_task(task.worker, task)})

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 
 from underway.definition.manifest import Lane, Step
-from underway.postgres.reconnecting import ANSWER_SECONDS, DatabaseAway
+from underway.postgres.reconnecting import ANSWER_SECONDS, DatabaseUnavailable
 from underway.postgres.supervisor_store import Lanes, Store
-from underway.supervisor.loops.adaptive_batch import Batch
-from underway.supervisor.loops.errors import FAILED, Faults
+from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
+from underway.supervisor.loops.errors import FAILED, LoopErrors
 from underway.supervisor.tasks.dispatch import MOST_CLAIMED, Dispatch
 from underway.supervisor.tasks.task import Task, from_claim
-from underway.supervisor.workers.pool import Crew
+from underway.supervisor.workers.pool import WorkerPool
 from underway.wire import messages
 
 POLL_SECONDS = 1.0
@@ -36,7 +36,7 @@ class Claims:
     def __init__(
         self,
         store: Store,
-        crew: Crew,
+        crew: WorkerPool,
         dispatch: Dispatch,
         held: dict[int, Task],
         *,
@@ -48,7 +48,7 @@ class Claims:
         self._store = store
         self._crew = crew
         self._dispatch = dispatch
-        self._faults = Faults("claim")
+        self._faults = LoopErrors("claim")
         self._held = held
         self._full = full
         self._listening = listening
@@ -63,7 +63,7 @@ class Claims:
         self._short = False
         self._from_head = True
         self._head_at = 0.0
-        self._batch = Batch(MOST_CLAIMED, MOST_BYTES, longest=LONGEST_CLAIM_SECONDS)
+        self._batch = AdaptiveBatch(MOST_CLAIMED, MOST_BYTES, longest=LONGEST_CLAIM_SECONDS)
         self._lanes = Lanes(())
         self._lanes_of: object = None
         self._queues: set[str] = set()
@@ -115,7 +115,7 @@ class Claims:
         self._paused = self._full()
         return 0 if self._paused else self._dispatch.demand()
 
-    async def _claim(self, tasks: int, *, from_head: bool = False) -> int:
+    async def _claim(self, tasks: int, *, from_start: bool = False) -> int:
         await self._release_unknown()
         steps = self._crew.claimable
         if steps is not self._lanes_of:
@@ -124,7 +124,7 @@ class Claims:
         suspects = 0 if any(task.suspect for task in self._held.values()) else 1
         # Other claimers lock the same candidates first; after a short answer look further down the lane.
         candidates = min(tasks * 4, 4 * MOST_CLAIMED) if self._short else tasks
-        self._from_head = from_head or time.monotonic() >= self._head_at
+        self._from_head = from_start or time.monotonic() >= self._head_at
         size = min(self._batch.size, self._dispatch.room())
         try:
             with self._dispatch.expecting(tasks), self._batch.smaller_if_interrupted(tasks, size):
@@ -134,13 +134,13 @@ class Claims:
                     candidates=candidates,
                     suspects=suspects,
                     size=size,
-                    from_head=self._from_head,
+                    from_start=self._from_head,
                     seconds=self._batch.seconds,
                 )
         except FAILED as error:
             self._faults.note(error)
             # A claim whose data was refused has taken nothing. Woken for it, the loop asked again without a pause.
-            if isinstance(error, DatabaseAway):
+            if isinstance(error, DatabaseUnavailable):
                 self.expect_unknown()
             return 0
         # Not when it was wanted: it may have waited for the database to come back, much longer than a lease.
@@ -209,7 +209,7 @@ class Claims:
         except FAILED:
             return False
         self._idle = True
-        return await self._claim(tasks, from_head=True) > 0
+        return await self._claim(tasks, from_start=True) > 0
 
     async def _declare_busy(self) -> None:
         self._idle = False

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import psycopg
 
 from underway.definition.manifest import Lane, Step
-from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.reconnecting import DatabaseUnavailable
 from underway.postgres.supervisor_store import Store
-from underway.postgres.transitions import Continue, Finish
-from underway.supervisor.loops.adaptive_batch import Batch
-from underway.supervisor.loops.commit_timer import Pace
+from underway.postgres.transitions import AdvanceRun, FinishRun
+from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
+from underway.supervisor.loops.commit_timer import CommitTimer
 from underway.supervisor.loops.errors import FAILED
 from underway.supervisor.tasks.dispatch import Dispatch
 from underway.supervisor.tasks.task import Task, from_hand_over
-from underway.supervisor.tasks.verdict import Seen, settle
+from underway.supervisor.tasks.verdict import Observation, settle
 from underway.wire import messages
 
 log = getLogger("underway.supervisor")
@@ -44,7 +44,7 @@ class Ended(NamedTuple):
     """A task that ended, on its way to Postgres."""
 
     task: Task
-    row: Finish | Continue
+    row: FinishRun | AdvanceRun
     spawned: list[messages.Spawn]
 
 
@@ -81,8 +81,8 @@ class Commits:
         self._under_way = 0
         self._locked = 0
         self._waiting_bytes = self._under_way_bytes = 0
-        self._batch = Batch(MOST_TOGETHER, MOST_BYTES, longest=LONGEST_COMMIT_SECONDS)
-        self._pace = Pace()
+        self._batch = AdaptiveBatch(MOST_TOGETHER, MOST_BYTES, longest=LONGEST_COMMIT_SECONDS)
+        self._pace = CommitTimer()
         self._empty = asyncio.Event()
         self._empty.set()
         self.outcomes: Counter[str] = Counter()
@@ -92,8 +92,8 @@ class Commits:
         ended.task.ended = True
         self._empty.clear()
         self._waiting.append(ended)
-        self._weigh(_size(ended))
-        if isinstance(ended.row, Continue):
+        self._track_bytes(_size(ended))
+        if isinstance(ended.row, AdvanceRun):
             self._dispatch.expect(_may_stay(ended))
         self._news.append(ended)
         if len(self._news) == 1:  # once for all that is read from a worker together
@@ -109,7 +109,7 @@ class Commits:
 
     def full(self) -> bool:
         """More waits than should: the database does not keep up."""
-        return self.uncommitted() >= MOST_UNCOMMITTED or self._dispatch.held_back
+        return self.uncommitted() >= MOST_UNCOMMITTED or self._dispatch.backpressured
 
     async def flushed(self) -> None:
         """Wait until everything submitted so far is durable or known to be lost."""
@@ -119,7 +119,7 @@ class Commits:
     async def run(self) -> None:
         while True:
             await self._pace.departure()
-            batch = self._board()
+            batch = self._take_batch()
             self._under_way = len(batch)
             begun = time.monotonic()
             await self._commit(batch)
@@ -132,10 +132,10 @@ class Commits:
             elif self.uncommitted() == 0:
                 self._empty.set()
 
-    def _weigh(self, size: int) -> None:
+    def _track_bytes(self, size: int) -> None:
         """So much more waits than before."""
         self._waiting_bytes += size
-        self._dispatch.held_back = self._waiting_bytes >= MOST_BYTES
+        self._dispatch.backpressured = self._waiting_bytes >= MOST_BYTES
 
     def _offer(self) -> None:
         """Say when a commit should leave with what came just now."""
@@ -145,11 +145,11 @@ class Commits:
     def _repeat(self, group: list[Ended]) -> None:
         """Let these leave again, and first."""
         self._waiting[:0] = group
-        self._weigh(sum(map(_size, group)))
+        self._track_bytes(sum(map(_size, group)))
         self._dispatch.expect(sum(map(_may_stay, group)))
         self._pace.offer(len(self._waiting), awaited=True)
 
-    def _board(self) -> list[Ended]:
+    def _take_batch(self) -> list[Ended]:
         """What leaves together."""
         size = count = 0
         most = self._batch.size
@@ -161,12 +161,12 @@ class Commits:
             count += 1
         self._under_way_bytes = size
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._weigh(-size)
+        self._track_bytes(-size)
         self._dispatch.expect(-sum(map(_may_stay, batch)))
         return batch
 
     async def _commit(self, batch: list[Ended]) -> None:
-        for kind in (Continue, Finish):  # first those that workers may be waiting for
+        for kind in (AdvanceRun, FinishRun):  # first those that workers may be waiting for
             group = [ended for ended in batch if isinstance(ended.row, kind) and self._is_held(ended.task)]
             if group:
                 await self._commit_group(group)
@@ -174,7 +174,7 @@ class Commits:
     async def _commit_group(self, group: list[Ended]) -> None:
         try:
             done = await self._write(group)
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             log.warning("commit of %d attempts interrupted, it will be repeated: %s", len(group), error)
             self._batch.interrupted(len(group), sum(map(_size, group)))
             self._repeat(group)
@@ -196,12 +196,12 @@ class Commits:
     async def _write(self, group: list[Ended]) -> Collection[int]:
         """The tokens for which the fence held."""
         spawned = [{**spawn, "parent": ended.task.token} for ended in group for spawn in ended.spawned]
-        if isinstance(group[0].row, Finish):
-            rows = [ended.row for ended in group if isinstance(ended.row, Finish)]
+        if isinstance(group[0].row, FinishRun):
+            rows = [ended.row for ended in group if isinstance(ended.row, FinishRun)]
             return await self._store.finish(rows, spawned, seconds=self._batch.seconds)
-        return await self._hand_over([(e.task, e.row) for e in group if isinstance(e.row, Continue)], spawned)
+        return await self._hand_over([(e.task, e.row) for e in group if isinstance(e.row, AdvanceRun)], spawned)
 
-    async def _hand_over(self, group: list[tuple[Task, Continue]], spawned: list[dict[str, Any]]) -> Collection[int]:
+    async def _hand_over(self, group: list[tuple[Task, AdvanceRun]], spawned: list[dict[str, Any]]) -> Collection[int]:
         staying = self._staying([row for _, row in group], [task.lane.job for task, _ in group])
         policies = [None if step is None else step.policy for step in staying]
         with self._dispatch.expecting(len(policies) - policies.count(None)):
@@ -218,15 +218,15 @@ class Commits:
             self._on_stay(stayed)
         return tokens
 
-    def _staying(self, rows: list[Continue], jobs: list[str]) -> list[Step | None]:
+    def _staying(self, rows: list[AdvanceRun], jobs: list[str]) -> list[Step | None]:
         """The next step of each run that stays with us: there will be a worker that can run it."""
-        places = self._dispatch.places()
+        free_capacity = self._dispatch.free_capacity()
         staying: list[Step | None] = []
         for row, job in zip(rows, jobs, strict=True):
             step = None
-            if places > 0 and _goes_on_now(row) and row.queue is not None:
+            if free_capacity > 0 and _goes_on_now(row) and row.queue is not None:
                 step = self._dispatch.lanes.get(Lane(row.queue, job, row.step))
-            places -= step is not None
+            free_capacity -= step is not None
             staying.append(step)
         return staying
 
@@ -245,7 +245,7 @@ class Commits:
             message = f"what this attempt handed over cannot be stored: {error}"
             log.error("%s", message, extra={"about": {"run": ended.task.run}})
             attempt = attempt._replace(outcome="failed", error=message.replace("\0", "\N{REPLACEMENT CHARACTER}"))
-            self.submit(Ended(ended.task, settle(ended.task, Seen.UNSTORABLE, attempt, self._rng), []))
+            self.submit(Ended(ended.task, settle(ended.task, Observation.UNSTORABLE, attempt, self._rng), []))
         elif attempt.error is not None and (plain := _plain(attempt.error)) != attempt.error:
             log.error("storing the error of this attempt in ASCII: %s", error, extra={"about": ended.task.about})
             self.submit(ended._replace(row=ended.row._replace(attempt=attempt._replace(error=plain))))
@@ -288,10 +288,10 @@ class Commits:
 
     def _cancelled(self, ended: Ended) -> Ended:
         """What is left to write of an attempt whose run somebody has cancelled before its end was durable."""
-        if isinstance(ended.row, Finish) and ended.row.state == "cancelled":
+        if isinstance(ended.row, FinishRun) and ended.row.state == "cancelled":
             return ended
         attempt = ended.row.attempt._replace(outcome="cancelled", error="cancelled before its end was written")
-        return Ended(ended.task, settle(ended.task, Seen.CANCELLED, attempt, self._rng), [])
+        return Ended(ended.task, settle(ended.task, Observation.CANCELLED, attempt, self._rng), [])
 
     def _unlock(self, group: list[Ended]) -> None:
         self._locked -= len(group)
@@ -313,7 +313,7 @@ class Commits:
         attempt = ended.row.attempt
         unstarted = attempt.outcome == "released" and attempt.started is None
         self.outcomes[UNSTARTED if unstarted else attempt.outcome] += 1
-        if isinstance(ended.row, Continue):
+        if isinstance(ended.row, AdvanceRun):
             self._on_continue(ended.row.delay)
         if ended.task.suspect:
             self._on_continue(0)  # one is held at a time, and this one no more
@@ -336,13 +336,13 @@ def _size(ended: Ended) -> int:
 
 def _may_stay(ended: Ended) -> bool:
     """Its run's next step may be our next task: the place for it must not be filled by a claim meanwhile."""
-    return isinstance(ended.row, Continue) and _goes_on_now(ended.row)
+    return isinstance(ended.row, AdvanceRun) and _goes_on_now(ended.row)
 
 
-def _goes_on_now(row: Continue) -> bool:
+def _goes_on_now(row: AdvanceRun) -> bool:
     return row.payload is not None and not row.delay and row.concurrency_key is None
 
 
 def _awaited(ended: Ended) -> bool:
     """Something can go on when this is durable."""
-    return isinstance(ended.row, Continue) or ended.task.holds_key or ended.task.suspect or bool(ended.spawned)
+    return isinstance(ended.row, AdvanceRun) or ended.task.holds_key or ended.task.suspect or bool(ended.spawned)

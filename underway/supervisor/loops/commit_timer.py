@@ -12,7 +12,7 @@ GATHER_SECONDS_AWAITED = 0.02
 ENOUGH = 400
 
 
-class Pace:
+class CommitTimer:
     """At once while a worker is free or after a pause; else with whatever ends in the next moments."""
 
     def __init__(self) -> None:

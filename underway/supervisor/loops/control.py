@@ -7,7 +7,7 @@ from logging import getLogger
 
 from underway.postgres.supervisor_store import Store
 from underway.supervisor.loops.cancel import Cancels
-from underway.supervisor.loops.errors import FAILED, Faults
+from underway.supervisor.loops.errors import FAILED, LoopErrors
 from underway.supervisor.loops.pause import Pauses
 from underway.supervisor.shutdown import StopRequest
 
@@ -31,7 +31,7 @@ class Requests:
         self._pauses = pauses
         self._stop = stop
         self._listening = listening
-        self._faults = Faults("reading requests")
+        self._faults = LoopErrors("reading requests")
         self._woken = asyncio.Event()
 
     def hear(self, payload: str) -> None:

@@ -10,17 +10,17 @@ from logging import getLogger
 
 import psycopg
 
-from underway.postgres.reconnecting import DatabaseAway
-from underway.supervisor.loops.adaptive_batch import Batch
+from underway.postgres.reconnecting import DatabaseUnavailable
+from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
 
 log = getLogger("underway.supervisor")
 
 # The exceptions that a session's statements raise.
-FAILED = (DatabaseAway, psycopg.Error)
+FAILED = (DatabaseUnavailable, psycopg.Error)
 _MOST_PASSED_OVER = 500
 
 
-class Faults:
+class LoopErrors:
     """The failures of one loop. `what` names the loop's work in the log, such as "promotion"."""
 
     def __init__(self, what: str) -> None:
@@ -30,14 +30,14 @@ class Faults:
 
     def note(self, error: Exception) -> None:
         """Log the error. Rejected data is logged only once, because it recurs in every turn."""
-        if isinstance(error, DatabaseAway):
+        if isinstance(error, DatabaseUnavailable):
             log.warning("%s interrupted: %s", self._what, error)
         elif str(error) != self._said:
             self._said = str(error)
             log.error("%s: the database refuses the data of a row: %s", self._what, error)
 
     async def isolate(
-        self, take: Callable[[int, int], Awaitable[int]], batch: Batch, seconds: Callable[[], float]
+        self, take: Callable[[int, int], Awaitable[int]], batch: AdaptiveBatch, seconds: Callable[[], float]
     ) -> int:
         """Call `take(limit, 0)` with the batch's limit, and return how many rows it took.
 

@@ -11,10 +11,10 @@ from logging import getLogger
 from msgspec.structs import replace
 
 from underway.definition.manifest import Lane, Manifest, Step
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Store
-from underway.supervisor.loops.errors import FAILED, Faults
-from underway.supervisor.workers.pool import Crew
+from underway.supervisor.loops.errors import FAILED, LoopErrors
+from underway.supervisor.workers.pool import WorkerPool
 
 log = getLogger("underway.supervisor")
 
@@ -23,20 +23,22 @@ _LABEL_SECONDS = 60.0
 _SEEN_SECONDS = 5.0
 
 
-class Labels:
+class Heartbeat:
     """Writes the supervisor's row and its app's registrations, for information only.
 
     They are written again every minute, after the database was unavailable or has lost them, and when the workers' code
     has changed or no worker is booted any more.
     """
 
-    def __init__(self, store: Store, work: Session, app: str, crew: Crew, *, on_label: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, work: ReconnectingConnection, app: str, crew: WorkerPool, *, on_label: Callable[[], None]
+    ) -> None:
         self._store = store
         self._work = work
         self._app = app
         self._crew = crew
         self._on_label = on_label
-        self._faults = Faults("registering the supervisor and its app")
+        self._faults = LoopErrors("registering the supervisor and its app")
         self._stranded: set[Lane] = set()
         self._written: object = None
         self.known = asyncio.Event()  # what Postgres has to know of the app, before anything of it runs
@@ -79,7 +81,7 @@ class Labels:
             if now >= seen_at + _SEEN_SECONDS:
                 seen_at = now
                 with contextlib.suppress(*FAILED):
-                    if not await self._store.still_here():
+                    if not await self._store.heartbeat():
                         return
 
     async def _warn_of_stranded(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Set
 
 from underway.postgres.supervisor_store import Store
 from underway.supervisor.tasks.dispatch import Dispatch
-from underway.supervisor.tasks.results import Endings
+from underway.supervisor.tasks.results import ResultHandler
 
 
 class Pauses:
@@ -13,7 +13,7 @@ class Pauses:
     (Steps started up to a second after a pause had committed, because hundreds of short tasks are prefetched.)
     """
 
-    def __init__(self, store: Store, dispatch: Dispatch, endings: Endings) -> None:
+    def __init__(self, store: Store, dispatch: Dispatch, endings: ResultHandler) -> None:
         self._store = store
         self._dispatch = dispatch
         self._endings = endings
@@ -22,9 +22,9 @@ class Pauses:
     async def look(self) -> None:
         """Read which queues are paused. May raise DatabaseAway."""
         self.queues = await self._store.paused_queues()
-        self.pursue()
+        self.enforce()
 
-    def pursue(self) -> None:
+    def enforce(self) -> None:
         """At each tick, release unstarted tasks: after the check, hand-overs and workers may still bring new ones."""
         if self.queues:
             for task in self._dispatch.take_unstarted(self.queues):

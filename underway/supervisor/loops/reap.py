@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from logging import getLogger
 
-from underway.postgres.reconnecting import LONGEST_PAUSE, Session
+from underway.postgres.reconnecting import LONGEST_PAUSE, ReconnectingConnection
 from underway.postgres.supervisor_store import Store
-from underway.supervisor.loops.adaptive_batch import Batch
+from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
 from underway.supervisor.loops.backends import Backends
 from underway.supervisor.loops.database_clock import DatabaseClock
-from underway.supervisor.loops.errors import FAILED, Faults
+from underway.supervisor.loops.errors import FAILED, LoopErrors
 
 log = getLogger("underway.supervisor")
 
@@ -35,7 +35,7 @@ class Reaper:
     def __init__(
         self,
         store: Store,
-        work: Session,
+        work: ReconnectingConnection,
         backends: Backends,
         *,
         shortest_lease: Callable[[], float],
@@ -46,12 +46,12 @@ class Reaper:
         self._backends = backends
         self._shortest_lease = shortest_lease
         self._on_reaped = on_reaped
-        self._batch = Batch(_LIMIT)
+        self._batch = AdaptiveBatch(_LIMIT)
         self._clock = DatabaseClock()
         self._opened = work.opened
         self._well_at = 0.0
         self._not_before = 0.0
-        self._faults = Faults("reaping")
+        self._faults = LoopErrors("reaping")
 
     async def run(self) -> None:
         self._well_at = time.monotonic()

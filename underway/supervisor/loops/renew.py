@@ -10,10 +10,10 @@ import psycopg
 
 from underway.guardian import lease_clock
 from underway.postgres.listener import Wakeup
-from underway.postgres.reconnecting import DatabaseAway
+from underway.postgres.reconnecting import DatabaseUnavailable
 from underway.postgres.supervisor_store import Renewal, Store
-from underway.supervisor.loops.adaptive_batch import Batch
-from underway.supervisor.loops.errors import FAILED, Faults
+from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
+from underway.supervisor.loops.errors import FAILED, LoopErrors
 from underway.supervisor.tasks.task import Task
 
 log = getLogger("underway.supervisor")
@@ -43,8 +43,8 @@ class Leases:
         self._held = held
         self._shortest_lease = shortest_lease
         self._on_lost = on_lost
-        self._faults = Faults("renewal")
-        self._batch = Batch(MOST_RENEWED)
+        self._faults = LoopErrors("renewal")
+        self._batch = AdaptiveBatch(MOST_RENEWED)
 
     async def run(self) -> None:
         renewed_at = 0.0
@@ -83,7 +83,7 @@ class Leases:
         try:
             with self._batch.smaller_if_interrupted(len(renewals)):
                 renewed = await self._store.renew(renewals)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             _put_back_progress(tasks, renewals)
             raise
         except psycopg.Error as error:

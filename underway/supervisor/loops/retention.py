@@ -5,8 +5,8 @@ import random
 import time
 
 from underway.postgres.supervisor_store import Store
-from underway.supervisor.loops.adaptive_batch import Batch
-from underway.supervisor.loops.errors import FAILED, Faults
+from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
+from underway.supervisor.loops.errors import FAILED, LoopErrors
 
 _LIMIT = 500
 _PERIOD = 60.0
@@ -19,26 +19,26 @@ class Retention:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._faults = Faults("retention")
-        self._batch = Batch(_LIMIT)
+        self._faults = LoopErrors("retention")
+        self._batch = AdaptiveBatch(_LIMIT)
 
     async def run(self) -> None:
-        from_head = True
+        from_start = True
         while True:
             pause = _PERIOD * random.uniform(0.8, 1.2)  # noqa: S311 - a fleet need not look in step
             try:
-                from_head = await self._expire(from_head=from_head)
-                if not from_head:
+                from_start = await self._expire(from_start=from_start)
+                if not from_start:
                     pause = _PAUSE
             except FAILED as error:
                 self._faults.note(error)
             await asyncio.sleep(pause)
 
-    async def _expire(self, *, from_head: bool) -> bool:
+    async def _expire(self, *, from_start: bool) -> bool:
         """Remove a batch. Returns whether nothing more is left to remove for now."""
         limit = self._batch.rows
         removed = await self._faults.isolate(
-            lambda limit, passing_over: self._store.expire(limit, from_head=from_head, passing_over=passing_over),
+            lambda limit, passing_over: self._store.expire(limit, from_start=from_start, passing_over=passing_over),
             self._batch,
             lambda: time.monotonic() - self._store.commit_sent_at,
         )

@@ -11,12 +11,12 @@ from underway.definition import manifest
 from underway.errors import InvalidOption
 from underway.ids import new_id
 from underway.postgres import schedule_queries
-from underway.postgres.reconnecting import Session
+from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.schedule_queries import Upcoming
 from underway.schedule.cron import Cron, due
-from underway.supervisor.loops.adaptive_batch import Batch
-from underway.supervisor.loops.errors import FAILED, Faults
-from underway.supervisor.workers.pool import Crew
+from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
+from underway.supervisor.loops.errors import FAILED, LoopErrors
+from underway.supervisor.workers.pool import WorkerPool
 
 log = getLogger("underway.supervisor")
 
@@ -33,12 +33,12 @@ class Schedules:
     caught up with by its own rule when somebody does.
     """
 
-    def __init__(self, work: Session, crew: Crew, *, on_enqueued: Callable[[float], None]) -> None:
+    def __init__(self, work: ReconnectingConnection, crew: WorkerPool, *, on_enqueued: Callable[[float], None]) -> None:
         self._work = work
         self._crew = crew
         self._on_enqueued = on_enqueued
-        self._faults = Faults("schedules")
-        self._batch = Batch(_MOST_SLOTS)
+        self._faults = LoopErrors("schedules")
+        self._batch = AdaptiveBatch(_MOST_SLOTS)
         self._complaints: set[tuple[str, ...]] = set()
 
     async def run(self) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from underway.definition.manifest import Lane, Step
 from underway.guardian import lease_clock
 from underway.supervisor.tasks.task import Task, message
-from underway.supervisor.workers.pool import Crew
+from underway.supervisor.workers.pool import WorkerPool
 from underway.supervisor.workers.process import WorkerProcess
 from underway.wire import messages
 
@@ -41,7 +41,7 @@ _FEWER, _MORE, _FEWEST = 0.5, 1.05, 0.01
 class Dispatch:
     """Tasks that wait in the supervisor, and the workers they go to."""
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: WorkerPool) -> None:
         self._crew = crew
         self.ready: deque[Task] = deque()
         self.suspects: deque[Task] = deque()
@@ -49,9 +49,11 @@ class Dispatch:
         self._overall: float | None = None
         self._size = 0.0
         self._expected = 0
-        self._boldness = 1.0  # the share of what could be claimed ahead
+        self._prefetch_factor = 1.0  # the share of what could be claimed ahead
         self.closed = False  # nothing new is taken in: the supervisor stops
-        self.held_back = False  # nothing is handed out: the results that wait for Postgres are as large as they may get
+        self.backpressured = (
+            False  # nothing is handed out: the results that wait for Postgres are as large as they may get
+        )
 
     @property
     def lanes(self) -> Mapping[Lane, Step]:
@@ -78,7 +80,7 @@ class Dispatch:
 
     def pump(self) -> None:
         """Give every worker what it can take. A suspect gets an idle worker to itself."""
-        if self.held_back or (not self.ready and not self.suspects):
+        if self.backpressured or (not self.ready and not self.suspects):
             return
         workers = self._crew.active
         for worker in workers:
@@ -188,7 +190,7 @@ class Dispatch:
                 len(worker.tasks) > 1
                 and running is not None
                 and running.started_at is not None
-                and (self.held_back or now - running.started_at > PATIENCE_SECONDS)
+                and (self.backpressured or now - running.started_at > PATIENCE_SECONDS)
             ):
                 self.add_first(self.take_back(worker))
 
@@ -205,7 +207,9 @@ class Dispatch:
         """Tasks to give back: waiting too long while all workers are busy, or under a lease that may have lapsed."""
         waiting, lapsed = [*self.ready, *self.suspects], lease_clock.now()
         overdue = [task for task in waiting if now - task.claimed_at > STALE_SECONDS or lapsed >= task.lease_deadline]
-        self._boldness = max(self._boldness * _FEWER, _FEWEST) if overdue else min(self._boldness * _MORE, 1.0)
+        self._prefetch_factor = (
+            max(self._prefetch_factor * _FEWER, _FEWEST) if overdue else min(self._prefetch_factor * _MORE, 1.0)
+        )
         for task in overdue:
             self.drop(task)
         return overdue
@@ -252,12 +256,12 @@ class Dispatch:
         """How many tasks to claim now."""
         idle = self.idle()
         target = self._target(idle)
-        places = self._places(target)
-        if idle > len(self.ready) + self._expected or places * 2 >= target > 0:
-            return max(0, min(self._affordable(places, idle), MOST_CLAIMED))
+        free_capacity = self._places(target)
+        if idle > len(self.ready) + self._expected or free_capacity * 2 >= target > 0:
+            return max(0, min(self._affordable(free_capacity, idle), MOST_CLAIMED))
         return 0
 
-    def places(self) -> int:
+    def free_capacity(self) -> int:
         """How many more tasks would be welcome."""
         idle = self.idle()
         return self._affordable(self._places(self._target(idle)), idle)
@@ -270,9 +274,9 @@ class Dispatch:
         waiting = sum([len(task.input) for line in (self.ready, self.suspects) for task in line])
         return max(0, AHEAD_BYTES * max(len(self._crew.active), 1) - waiting)
 
-    def _affordable(self, places: int, idle: int) -> int:
+    def _affordable(self, free_capacity: int, idle: int) -> int:
         """Limit the claim to the number of idle workers if there is no room for more input."""
-        return places if self.room() else min(places, idle - len(self.ready) - self._expected)
+        return free_capacity if self.room() else min(free_capacity, idle - len(self.ready) - self._expected)
 
     def _places(self, target: int) -> int:
         if self.closed:
@@ -295,7 +299,7 @@ class Dispatch:
         if self._overall is None:
             return 0
         by_time, by_size = AHEAD_SECONDS / max(self._overall, 1e-6), AHEAD_BYTES / max(self._size, 1)
-        return int(min(by_time, by_size, MOST_AHEAD) * self._boldness)
+        return int(min(by_time, by_size, MOST_AHEAD) * self._prefetch_factor)
 
     def _is_soon_free(self, worker: WorkerProcess, now: float) -> bool:
         """Idle, or busy with something that will soon be over, as far as one can tell."""

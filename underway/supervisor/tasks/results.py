@@ -16,7 +16,7 @@ from underway.supervisor.loops.commit import Commits, Ended
 from underway.supervisor.shutdown import until_unheard
 from underway.supervisor.tasks.dispatch import Dispatch
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import VERDICTS, Seen, settle, what_follows
+from underway.supervisor.tasks.verdict import VERDICTS, Observation, settle, what_follows
 from underway.supervisor.workers.kernel_kills import KernelKills
 from underway.supervisor.workers.process import WorkerProcess
 from underway.wire import messages
@@ -34,7 +34,7 @@ class Death(NamedTuple):
     at: float
 
 
-class Endings:
+class ResultHandler:
     """Listens to the crew. `on_settled` is called after each batch of messages, when workers may be free; `stopping`
     tells whether we have been told to stop.
     """
@@ -169,7 +169,7 @@ class Endings:
     def settle(
         self,
         task: Task,
-        seen: Seen,
+        seen: Observation,
         error: str,
         *,
         attempt: Attempt | None = None,
@@ -177,7 +177,7 @@ class Endings:
     ) -> None:
         """Put an ending that is no success on its way. `attempt` is what was measured, if anybody was left to."""
         if task.cancelled:
-            seen = Seen.CANCELLED
+            seen = Observation.CANCELLED
         outcome = VERDICTS[seen].outcome
         if attempt is None:
             attempt = Attempt(outcome, started=task.started_at, ended=time.monotonic())
@@ -190,14 +190,14 @@ class Endings:
 
     def release(self, task: Task) -> None:
         """Give back a task that was never started; nobody is charged."""
-        self.settle(task, Seen.NEVER_STARTED, "")
+        self.settle(task, Observation.NEVER_STARTED, "")
 
     def too_large(self, task: Task) -> None:
         """Fail a task whose input no worker can read. (Every worker that received one died, without a charge.)"""
         now = time.monotonic()
         error = f"the input has {len(task.input):,} bytes, and a worker takes at most {messages.MAX_INPUT:,}"
         log.error("%s", error, extra={"about": task.about})
-        self.settle(task, Seen.TOO_LARGE, error, attempt=Attempt("failed", started=now, ended=now))
+        self.settle(task, Observation.TOO_LARGE, error, attempt=Attempt("failed", started=now, ended=now))
 
     def lost(self, task: Task) -> None:
         """The run is somebody else's now: nothing of ours may be written, and nothing may run on."""
@@ -212,25 +212,29 @@ class Endings:
         else:
             self._dispatch.add(other for other in self._dispatch.take_back(worker) if other is not task)
 
-    def _seen_of_death(self, worker: WorkerProcess, task: Task) -> Seen:
+    def _seen_of_death(self, worker: WorkerProcess, task: Task) -> Observation:
         if worker.kill_reason is not None:
             # It may have begun another in the moment between our last look and its death.
-            return Seen(worker.kill_reason[1]) if worker.kill_reason[0] == task.token else Seen.KILLED_FOR_ANOTHER
+            return (
+                Observation(worker.kill_reason[1])
+                if worker.kill_reason[0] == task.token
+                else Observation.KILLED_FOR_ANOTHER
+            )
         if worker.exit_code == -signal.SIGKILL and self._kernel_kills.explains_one():
-            return Seen.OUT_OF_MEMORY
-        return Seen.KILLED_SHUTDOWN if worker.terminated and self._stopping() else Seen.DIED
+            return Observation.OUT_OF_MEMORY
+        return Observation.KILLED_SHUTDOWN if worker.terminated and self._stopping() else Observation.DIED
 
 
-def _seen_of_error(task: Task, ending: str) -> Seen:
+def _seen_of_error(task: Task, ending: str) -> Observation:
     if ending == "interrupted":
-        return Seen.INTERRUPTED_SHUTDOWN if task.stop_reason == "shutdown" else Seen.INTERRUPTED_TIMEOUT
-    return Seen.FAIL if ending == "fail" else Seen.RETRY
+        return Observation.INTERRUPTED_SHUTDOWN if task.stop_reason == "shutdown" else Observation.INTERRUPTED_TIMEOUT
+    return Observation.FAIL if ending == "fail" else Observation.RETRY
 
 
-def _evidence(worker: WorkerProcess, seen: Seen) -> str:
+def _evidence(worker: WorkerProcess, seen: Observation) -> str:
     """What is known of a worker that died with a task."""
     text = f"the worker {worker.death}"
-    if seen is Seen.OUT_OF_MEMORY:
+    if seen is Observation.OUT_OF_MEMORY:
         text += ", killed by the kernel for memory"
     if worker.died_writing:
         text += ", in the middle of writing"

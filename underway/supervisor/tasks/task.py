@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from underway.definition import manifest
 from underway.definition.manifest import Lane
 from underway.postgres.supervisor_store import Claimed
-from underway.postgres.transitions import Continue
+from underway.postgres.transitions import AdvanceRun
 from underway.wire import messages
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def from_claim(claimed: Claimed, step: manifest.Step, leased_from: float) -> Tas
     )
 
 
-def from_hand_over(last: Task, row: Continue, token: int, step: manifest.Step, leased_from: float) -> Task:
+def from_hand_over(last: Task, row: AdvanceRun, token: int, step: manifest.Step, leased_from: float) -> Task:
     """The next step of a run that stays with its supervisor."""
     assert row.queue is not None
     assert row.payload is not None

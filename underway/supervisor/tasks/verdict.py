@@ -14,11 +14,11 @@ import random
 from enum import StrEnum
 from typing import NamedTuple
 
-from underway.postgres.transitions import Attempt, Continue, Finish
+from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun
 from underway.supervisor.tasks.task import Task
 
 
-class Seen(StrEnum):
+class Observation(StrEnum):
     """What a supervisor saw of an attempt."""
 
     NEXT = "next"
@@ -55,25 +55,25 @@ class Verdict(NamedTuple):
     charge: Charge
 
 
-VERDICTS: dict[Seen, Verdict] = {
-    Seen.NEXT: Verdict("succeeded", Charge.NOTHING),
-    Seen.DONE: Verdict("succeeded", Charge.NOTHING),
-    Seen.RETRY: Verdict("failed", Charge.ATTEMPT),
-    Seen.FAIL: Verdict("failed", Charge.FAILURE),
-    Seen.INTERRUPTED_TIMEOUT: Verdict("timed_out", Charge.ATTEMPT),
-    Seen.INTERRUPTED_SHUTDOWN: Verdict("released", Charge.RELEASE),
-    Seen.KILLED_TIMEOUT: Verdict("timed_out", Charge.ATTEMPT),
-    Seen.KILLED_MEMORY: Verdict("out_of_memory", Charge.CRASH),
-    Seen.KILLED_SHUTDOWN: Verdict("released", Charge.RELEASE),
-    Seen.KILLED_FOR_ANOTHER: Verdict("released", Charge.RELEASE),
-    Seen.KILLED_LEASE: Verdict("released", Charge.RELEASE),
-    Seen.DIED: Verdict("crashed", Charge.CRASH),
-    Seen.OUT_OF_MEMORY: Verdict("out_of_memory", Charge.CRASH),
-    Seen.NEVER_STARTED: Verdict("released", Charge.RELEASE),
-    Seen.UNSTORABLE: Verdict("failed", Charge.ATTEMPT),
-    Seen.TOO_LARGE: Verdict("failed", Charge.FAILURE),
-    Seen.CANCELLED: Verdict("cancelled", Charge.CANCEL),
-    Seen.KILLED_CANCEL: Verdict("cancelled", Charge.CANCEL),
+VERDICTS: dict[Observation, Verdict] = {
+    Observation.NEXT: Verdict("succeeded", Charge.NOTHING),
+    Observation.DONE: Verdict("succeeded", Charge.NOTHING),
+    Observation.RETRY: Verdict("failed", Charge.ATTEMPT),
+    Observation.FAIL: Verdict("failed", Charge.FAILURE),
+    Observation.INTERRUPTED_TIMEOUT: Verdict("timed_out", Charge.ATTEMPT),
+    Observation.INTERRUPTED_SHUTDOWN: Verdict("released", Charge.RELEASE),
+    Observation.KILLED_TIMEOUT: Verdict("timed_out", Charge.ATTEMPT),
+    Observation.KILLED_MEMORY: Verdict("out_of_memory", Charge.CRASH),
+    Observation.KILLED_SHUTDOWN: Verdict("released", Charge.RELEASE),
+    Observation.KILLED_FOR_ANOTHER: Verdict("released", Charge.RELEASE),
+    Observation.KILLED_LEASE: Verdict("released", Charge.RELEASE),
+    Observation.DIED: Verdict("crashed", Charge.CRASH),
+    Observation.OUT_OF_MEMORY: Verdict("out_of_memory", Charge.CRASH),
+    Observation.NEVER_STARTED: Verdict("released", Charge.RELEASE),
+    Observation.UNSTORABLE: Verdict("failed", Charge.ATTEMPT),
+    Observation.TOO_LARGE: Verdict("failed", Charge.FAILURE),
+    Observation.CANCELLED: Verdict("cancelled", Charge.CANCEL),
+    Observation.KILLED_CANCEL: Verdict("cancelled", Charge.CANCEL),
 }
 # Two endings have no verdict of ours, because nothing may be written any more: a task whose lease or run is lost
 # (the reaper has charged it as a crash, outcome `lost`), and one that succeeded in a
@@ -81,26 +81,26 @@ VERDICTS: dict[Seen, Verdict] = {
 
 
 def settle(
-    task: Task, seen: Seen, attempt: Attempt, rng: random.Random, retry_after: float | None = None
-) -> Finish | Continue:
+    task: Task, seen: Observation, attempt: Attempt, rng: random.Random, retry_after: float | None = None
+) -> FinishRun | AdvanceRun:
     """The row for an attempt that did not succeed, by the charge that VERDICTS names."""
     charge = VERDICTS[seen].charge
     policy = task.step.policy
     attempts = task.attempts + (charge in (Charge.ATTEMPT, Charge.FAILURE))
     crashes = task.crashes + (charge is Charge.CRASH)
     if charge is Charge.CANCEL:
-        return Finish(task.run, task.token, "cancelled", None, attempts, crashes, attempt)
+        return FinishRun(task.run, task.token, "cancelled", None, attempts, crashes, attempt)
     if charge is Charge.FAILURE or (charge is Charge.ATTEMPT and attempts >= policy.retry.max_attempts):
-        return Finish(task.run, task.token, "failed", None, attempts, crashes, attempt)
+        return FinishRun(task.run, task.token, "failed", None, attempts, crashes, attempt)
     if charge is Charge.CRASH and crashes >= policy.max_crashes:
         evidence = attempt._replace(error=f"quarantined after {_times(crashes)}: {attempt.error}")
-        return Finish(task.run, task.token, "failed", None, attempts, crashes, evidence)
+        return FinishRun(task.run, task.token, "failed", None, attempts, crashes, evidence)
     delay = 0.0
     if charge is Charge.ATTEMPT:
         delay = policy.retry.wait(attempts, rng) if retry_after is None else retry_after
     elif charge is Charge.CRASH:
         delay = crash_delay(crashes)
-    return Continue(
+    return AdvanceRun(
         run=task.run,
         token=task.token,
         step=task.lane.step,
@@ -121,11 +121,11 @@ def settle(
     )
 
 
-def what_follows(row: Finish | Continue, charge: Charge) -> str:
+def what_follows(row: FinishRun | AdvanceRun, charge: Charge) -> str:
     """For the log, behind the outcome of an attempt that did not succeed: what becomes of its run."""
     if charge in (Charge.RELEASE, Charge.CANCEL):
         return ""
-    if isinstance(row, Continue):
+    if isinstance(row, AdvanceRun):
         return f", again in {row.delay:.1f} s"
     return ", its run is quarantined" if charge is Charge.CRASH else ", its run has failed"
 

@@ -21,7 +21,7 @@ _LONGEST_PAUSE = 30.0
 _LONGEST_TROUBLE = 300
 
 
-class Boots:
+class WorkerBoots:
     """`trouble` says why workers do not come up, for as long as none has since. `start` makes a worker for a slot."""
 
     def __init__(self, start: Callable[[int], "WorkerProcess"], rng: random.Random) -> None:
@@ -55,7 +55,7 @@ class Boots:
             log.error("worker did not boot within %.0f s", BOOT_SECONDS, extra={"about": {"worker": worker.slot}})
             worker.kill(f"killed: it did not boot within {BOOT_SECONDS:.0f} s", last_words=LAST_WORDS_SECONDS)
 
-    def say_why(self, worker: "WorkerProcess", failure: messages.BootFailed, *, aloud: bool) -> None:
+    def record_boot_error(self, worker: "WorkerProcess", failure: messages.BootFailed, *, aloud: bool) -> None:
         self._booting[worker] = failure.payload.decode(errors="replace").rstrip()
         if aloud:
             log.error("the app does not import:\n%s", self._booting[worker], extra={"about": {"worker": worker.slot}})
@@ -69,7 +69,7 @@ class Boots:
     def died(self, worker: "WorkerProcess") -> str:
         """What is known of why."""
         said = self._booting.pop(worker) or worker.output.evidence() or "no output"
-        return f"{worker.kill_words or worker.exit_text}\n{said}"
+        return f"{worker.kill_message or worker.exit_text}\n{said}"
 
     def failed(self, slot: int, why: str) -> None:
         """Try again in 0.1, 0.2, 0.4, ... 30 s: for each slot by itself, so that one does not slow down the others,
@@ -88,7 +88,7 @@ class Boots:
         if not self._stopped:
             self.begin(slot)
 
-    def proven(self, slot: int) -> None:
+    def reset_backoff(self, slot: int) -> None:
         """The last worker of this slot was of use: there is no reason to wait with the next."""
         self._failures.pop(slot, None)
 

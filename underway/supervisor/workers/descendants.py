@@ -1,4 +1,4 @@
-"""What hangs below a supervisor: the keeper, what workers have started, and orphans that nobody else collects."""
+"""What hangs below a supervisor: the guardian, what workers have started, and orphans that nobody else collects."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from logging import getLogger
 
 from underway.guardian import script
 from underway.supervisor.temporary_folders import Temporary, remove
-from underway.supervisor.workers.guardian import KeeperProcess
+from underway.supervisor.workers.guardian import GuardianProcess
 from underway.supervisor.workers.process import WorkerProcess
 
 log = getLogger("underway.supervisor")
@@ -23,12 +23,12 @@ class Descendants:
         self._strangers: set[int] = set()
         self._doomed: list[WorkerProcess] = []
         self._dead: list[WorkerProcess] = []
-        self._struck: set[int] = set()  # workers that the keeper has killed, or is about to
+        self._struck: set[int] = set()  # workers that the guardian has killed, or is about to
         self._spared: set[int] = set()  # resource trackers of dead workers, which have a short time to clean up
         self.temporary = Temporary(mark)
-        self.keeper = KeeperProcess(mark, self.temporary.folder, self.temporary.lock)
+        self.guardian = GuardianProcess(mark, self.temporary.folder, self.temporary.lock)
 
-    def disown_strangers(self) -> None:
+    def ignore_existing_children(self) -> None:
         """Leave alone what is here by now: what a shell has left to us, as in `sidecar & exec underway-supervisor ...`,
         or, where we are process 1 of a container, an embedded Postgres.
         """
@@ -54,7 +54,7 @@ class Descendants:
         """
         doomed, dead, self._doomed, self._dead = self._doomed, self._dead, [], []
         dead = [worker for worker in dead if worker.collect()]
-        self._tell_whom_the_keeper_killed(dead)
+        self._tell_whom_the_guardian_killed(dead)
         spared: set[int] = set()
         try:
             script.kill_below(
@@ -70,9 +70,9 @@ class Descendants:
             remove(worker.temporary)
             worker.report_death()
 
-    def _tell_whom_the_keeper_killed(self, dead: list[WorkerProcess]) -> None:
-        """Mark dead workers that the keeper killed. It reports before it kills, so they are all still in our list."""
-        if self.keeper.has_struck():
+    def _tell_whom_the_guardian_killed(self, dead: list[WorkerProcess]) -> None:
+        """Mark dead workers that the guardian killed. It reports before it kills, so they are all still in our list."""
+        if self.guardian.has_struck():
             self._struck |= self._workers()
         for worker in dead:
             if worker.pid in self._struck:
@@ -123,9 +123,9 @@ class Descendants:
                 self._spared.discard(exited.si_pid)
 
     def dismiss(self) -> None:
-        """Dismiss the keeper after all workers have ended."""
-        self.keeper.dismiss()
+        """Dismiss the guardian after all workers have ended."""
+        self.guardian.dismiss()
         self.temporary.close()
 
     def _ours(self) -> set[int]:
-        return self._workers() | {self.keeper.pid}
+        return self._workers() | {self.guardian.pid}

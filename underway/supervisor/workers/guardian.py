@@ -1,4 +1,4 @@
-"""The supervisor's side of the keeper: its process, a pipe that sends it deadlines, and a pipe for its reports."""
+"""The supervisor's side of the guardian: its process, a pipe that sends it deadlines, and a pipe for its reports."""
 
 import contextlib
 import math
@@ -11,18 +11,18 @@ from underway.guardian import lease_clock, script
 
 log = getLogger("underway.supervisor")
 
-# How long before a lease expires the keeper kills the workers. This is later than the supervisor itself would kill the
+# How long before a lease expires the guardian kills the workers. This is later than the supervisor itself would kill the
 # task
 # (limits.py), even for the shortest lease of one second, and early enough to finish before the lease expires.
 STRIKE_SECONDS = 0.025
-# How long a supervisor waits for the keeper to exit: it may have gigabytes of temporary files to remove.
+# How long a supervisor waits for the guardian to exit: it may have gigabytes of temporary files to remove.
 _DISMISSAL_SECONDS = 1.0
 
 
-class KeeperProcess:
-    """Starts the keeper. Raises OSError if the system cannot start another process.
+class GuardianProcess:
+    """Starts the guardian. Raises OSError if the system cannot start another process.
 
-    `mark` is the prefix of all workers' marks. The keeper removes `folder` when the supervisor is gone, and inherits
+    `mark` is the prefix of all workers' marks. The guardian removes `folder` when the supervisor is gone, and inherits
     the descriptor `held`, which therefore stays open as long as one of the two lives. Both may be None.
     """
 
@@ -57,24 +57,24 @@ class KeeperProcess:
         return self._process.pid
 
     def check(self) -> None:
-        """Replace the keeper if it has died, is stopped, or does not read its pipe."""
+        """Replace the guardian if it has died, is stopped, or does not read its pipe."""
         if self._process.poll() is None:
             if not (self._clogged or _is_stopped(self.pid)):
                 return
-            log.error("the keeper does not run, starting another")
+            log.error("the guardian does not run, starting another")
             self._process.kill()
             self._process.wait()
         else:
-            log.error("the keeper is gone, starting another")
+            log.error("the guardian is gone, starting another")
         self._hear()
         self._let_go()
         try:
             self._start()
         except OSError as error:  # a step may have exhausted the process limit; the next tick tries again
-            log.error("cannot start the keeper, trying again: %s", error)
+            log.error("cannot start the guardian, trying again: %s", error)
 
     def expect_word_by(self, lapses_at: float) -> None:
-        """Set the deadline (on the lease clock) at which the keeper kills the workers unless it gets a later one.
+        """Set the deadline (on the lease clock) at which the guardian kills the workers unless it gets a later one.
 
         An earlier deadline is sent at once. A later one is sent only when half of the time has passed, because each
         message wakes both processes.
@@ -91,12 +91,12 @@ class KeeperProcess:
         self._lapses_at, now = lapses_at, lease_clock.now()
         self._due_at = now + (lapses_at - now) / 2
         try:
-            # This never blocks. A keeper that does not read is detected as stopped, or by its full pipe, and replaced.
+            # This never blocks. A guardian that does not read is detected as stopped, or by its full pipe, and replaced.
             os.write(self._tells.fileno(), b"%r\n" % (lapses_at - STRIKE_SECONDS))
         except BlockingIOError:
             self._clogged = True
         except (OSError, ValueError):
-            pass  # the keeper is gone, or its pipe is closed: the next check starts another, which gets the deadline
+            pass  # the guardian is gone, or its pipe is closed: the next check starts another, which gets the deadline
 
     def has_struck(self) -> bool:
         """Whether it has killed the workers since the last call, because this supervisor had been stopped."""
@@ -108,14 +108,16 @@ class KeeperProcess:
         with contextlib.suppress(OSError, ValueError):  # nothing to read, or the pipe is closed
             if script.STRUCK in os.read(self._answers.fileno(), 4096):
                 self._struck = True
-                log.error("the keeper has killed all workers: this supervisor was stopped until a lease nearly expired")
+                log.error(
+                    "the guardian has killed all workers: this supervisor was stopped until a lease nearly expired"
+                )
 
     def dismiss(self) -> None:
         self._let_go()
         try:
             self._process.wait(_DISMISSAL_SECONDS)
         except subprocess.TimeoutExpired:
-            log.warning("the keeper is still removing temporary files of workers")
+            log.warning("the guardian is still removing temporary files of workers")
 
     def _let_go(self) -> None:
         self._tells.close()
@@ -123,7 +125,7 @@ class KeeperProcess:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a signal or a debugger has stopped the process. A stopped keeper cannot kill any worker."""
+    """Whether a signal or a debugger has stopped the process. A stopped guardian cannot kill any worker."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split(maxsplit=1)[0] in (b"T", b"t")

@@ -48,12 +48,12 @@ def _counter() -> Path | None:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return None
-    places = []
+    free_capacity = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         below = path.lstrip("/")
         if "memory" in controllers.split(","):
-            places += [_ROOT / "memory" / below / "memory.oom_control", _ROOT / "memory" / "memory.oom_control"]
+            free_capacity += [_ROOT / "memory" / below / "memory.oom_control", _ROOT / "memory" / "memory.oom_control"]
         elif not controllers:
-            places += [_ROOT / below / "memory.events", _ROOT / "memory.events"]
-    return next((place for place in places if place.exists()), None)
+            free_capacity += [_ROOT / below / "memory.events", _ROOT / "memory.events"]
+    return next((place for place in free_capacity if place.exists()), None)

@@ -7,7 +7,7 @@ from logging import getLogger
 
 from underway.guardian import lease_clock
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Seen
+from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.memory import SAMPLE_SECONDS, Memory
 from underway.supervisor.workers.process import LAST_WORDS_SECONDS, WorkerProcess
 from underway.wire import messages
@@ -16,7 +16,11 @@ log = getLogger("underway.supervisor")
 
 # Between the interrupt and the kill a step may clean up.
 CLEANUP_SECONDS = 5.0
-_KILLED = {"timeout": Seen.KILLED_TIMEOUT, "cancel": Seen.KILLED_CANCEL, "shutdown": Seen.KILLED_SHUTDOWN}
+_KILLED = {
+    "timeout": Observation.KILLED_TIMEOUT,
+    "cancel": Observation.KILLED_CANCEL,
+    "shutdown": Observation.KILLED_SHUTDOWN,
+}
 # A worker is killed before its lease lapses, so that the kill is over when somebody else may begin.
 LEASE_MARGIN = 0.05
 # A growing worker gets less time to write its stacks: at a gigabyte per second it grows by 10 MB.
@@ -55,7 +59,7 @@ class Limits:
         """Self-fencing: counted on our own clock from the sending of the last renewal that was accepted."""
         if lease_clock.now() < _lapse_of(task):
             return False
-        _kill(worker, task, Seen.KILLED_LEASE, "it could not be renewed in time")
+        _kill(worker, task, Observation.KILLED_LEASE, "it could not be renewed in time")
         return True
 
     def _enforce_stop(self, worker: WorkerProcess, task: Task, now: float) -> None:
@@ -103,14 +107,14 @@ class Limits:
             limit = task.step.policy.memory_limit
             if limit is not None and rss > limit:
                 why = f"{mebibytes(rss)} resident, more than its limit of {mebibytes(limit)}"
-                _kill(worker, task, Seen.KILLED_MEMORY, why, _HURRIED_WORDS_SECONDS)
+                _kill(worker, task, Observation.KILLED_MEMORY, why, _HURRIED_WORDS_SECONDS)
 
 
-def _kill(worker: WorkerProcess, task: Task, seen: Seen, why: str, last_words: float = 0.0) -> None:
+def _kill(worker: WorkerProcess, task: Task, seen: Observation, why: str, last_words: float = 0.0) -> None:
     """What the log says is what the attempt's error will say."""
     in_time = lease_clock.now() + last_words < _lapse_of(task)
     if worker.kill_task(task, seen, why, last_words=last_words if in_time else 0.0):
-        log.error("%s", worker.kill_words, extra={"about": about_task(worker, task)})
+        log.error("%s", worker.kill_message, extra={"about": about_task(worker, task)})
 
 
 def _limit_of(task: Task) -> float:

@@ -15,10 +15,10 @@ from logging import getLogger
 
 from underway.definition.manifest import Lane, Manifest, Step
 from underway.supervisor.logs.output_quota import OUTPUT_LIMIT
-from underway.supervisor.workers.boot import BootError, Boots, working_folder
+from underway.supervisor.workers.boot import BootError, WorkerBoots, working_folder
 from underway.supervisor.workers.descendants import Descendants
-from underway.supervisor.workers.process import Overseer, WorkerProcess
-from underway.supervisor.workers.recycle import NO_MARKS, Marks, Scales, Wear
+from underway.supervisor.workers.process import WorkerListener, WorkerProcess
+from underway.supervisor.workers.recycle import NO_MARKS, MemorySampler, RecycleLimits, WorkerUsage
 from underway.wire import messages
 
 log = getLogger("underway.supervisor")
@@ -26,18 +26,18 @@ log = getLogger("underway.supervisor")
 # A worker that has died idle, before its first task and sooner than this, has hardly booted.
 _PROVEN_SECONDS = 30.0
 # Messages about the worker itself, not about a task.
-_OF_ITSELF = frozenset((messages.Hello, messages.BootFailed, messages.Spoilt))
+_OF_ITSELF = frozenset((messages.Hello, messages.BootFailed, messages.Tainted))
 _LONGEST_REASON = 200
 
 
-class Crew:
+class WorkerPool:
     """Keeps `size` workers at work and one more booted and idle. `manifest` is that of the newest that has booted."""
 
     def __init__(
-        self, app: str, size: int, supervisor_id: str, marks: Marks = NO_MARKS, output_limit: int = OUTPUT_LIMIT
+        self, app: str, size: int, supervisor_id: str, marks: RecycleLimits = NO_MARKS, output_limit: int = OUTPUT_LIMIT
     ) -> None:
         self.size = size
-        self.listener: Overseer | None = None  # hears what is said of tasks
+        self.listener: WorkerListener | None = None  # hears what is said of tasks
         self.active: list[WorkerProcess] = []  # those that came last stand last
         self.spare: WorkerProcess | None = None
         self.lanes: dict[Lane, Step] = {}
@@ -52,8 +52,8 @@ class Crew:
         self._rng = random.Random()  # noqa: S311 - spreads boots and replacements
         self._marks = marks
         self._output_limit = output_limit
-        self._scales = Scales(self._marks)
-        self._boots = Boots(self._start_worker, self._rng)
+        self._scales = MemorySampler(self._marks)
+        self._boots = WorkerBoots(self._start_worker, self._rng)
         self._descendants = Descendants(f"{supervisor_id}/", lambda: {worker.pid for worker in self.workers})
         self._generation = 0
         self._some_due = False
@@ -106,7 +106,7 @@ class Crew:
         self._scales.weigh(self.active, now)
         for worker in self.active:
             self._look_at(worker, now)
-        self._relieve()
+        self._replace_due()
 
     def unused(self, idle: WorkerProcess, lane: Lane) -> WorkerProcess | None:
         """This worker, or if it has run anything the spare in its place; None while there is no such spare.
@@ -128,33 +128,33 @@ class Crew:
         return spare
 
     def vouch_until(self, lapses_at: float) -> None:
-        """Before a task is sent: have the keeper kill the workers if this supervisor is stopped until `lapses_at`."""
-        self._descendants.keeper.expect_word_by(lapses_at)
+        """Before a task is sent: have the guardian kill the workers if this supervisor is stopped until `lapses_at`."""
+        self._descendants.guardian.expect_word_by(lapses_at)
 
     def vouch(self) -> None:
-        """At every tick, set the keeper's deadline to the earliest lease of the workers' tasks."""
+        """At every tick, set the guardian's deadline to the earliest lease of the workers' tasks."""
         alive = (worker for worker in self.active if not worker.doomed)
         self.vouch_until(
             min((task.lease_deadline for worker in alive for task in worker.tasks.values()), default=math.inf)
         )
 
     def stand_down(self) -> None:
-        """Clear the keeper's deadline: no worker has a task."""
-        self._descendants.keeper.stand_down()
+        """Clear the guardian's deadline: no worker has a task."""
+        self._descendants.guardian.stand_down()
 
     def keep_house(self) -> None:
-        self._descendants.keeper.check()
+        self._descendants.guardian.check()
         self._descendants.collect_adopted()
 
-    def disown_strangers(self) -> None:
+    def ignore_existing_children(self) -> None:
         """What hangs below us by now and is no worker is none of our business."""
-        self._descendants.disown_strangers()
+        self._descendants.ignore_existing_children()
 
     # What worker processes report
 
     def received(self, worker: WorkerProcess, message: messages.Message) -> None:
         if type(message) in _OF_ITSELF:
-            if isinstance(message, messages.Spoilt):
+            if isinstance(message, messages.Tainted):
                 self._spoilt(worker, message.reason)
             else:
                 self._hear_of_boot(worker, message)
@@ -174,18 +174,18 @@ class Crew:
         if isinstance(message, messages.Hello):
             self._booted(worker, message)
         elif isinstance(message, messages.BootFailed):
-            self._boots.say_why(worker, message, aloud=self.manifest is not None)
+            self._boots.record_boot_error(worker, message, aloud=self.manifest is not None)
 
     def _spoilt(self, worker: WorkerProcess, reason: str) -> None:
         """Replace a worker that cannot restore its process: it runs no more tasks and returns those it was given."""
         if worker in self._boots:
             raise messages.BrokenFrame("Spoilt of a worker that has not booted")
         worker.wear.spoilt = reason[:_LONGEST_REASON] or "a step has spoilt it"
-        worker.resting = True
+        worker.paused = True
         self._look_at(worker, time.monotonic())
 
     def settled(self) -> None:
-        self._relieve()
+        self._replace_due()
         if self.listener is not None:
             self.listener.settled()
 
@@ -205,14 +205,14 @@ class Crew:
 
     def _fill(self) -> None:
         """Boot what is missing: a worker for each place where none can work, and a spare, all with today's code."""
-        while not self._stopping and self._able() + self._coming() < self.size + 1:
+        while not self._stopping and self._usable_count() + self._booting_count() < self.size + 1:
             taken = {worker.slot for worker in self.workers} | self._boots.pausing
             self._boots.begin(next(number for number in itertools.count(1) if number not in taken))
 
-    def _able(self) -> int:
-        return sum(not worker.resting for worker in self.active)
+    def _usable_count(self) -> int:
+        return sum(not worker.paused for worker in self.active)
 
-    def _coming(self) -> int:
+    def _booting_count(self) -> int:
         booting = sum(not self._is_old(worker) for worker in self._boots)
         return booting + len(self._boots.pausing) + (self._fresh_spare() is not None)
 
@@ -220,7 +220,7 @@ class Crew:
         # The mark ends in a character that no number has: worker 1 must not be taken for worker 10.
         serial = next(self._serial)
         mark = f"{self._supervisor_id}/{serial};"
-        wear = Wear(self._marks, self._rng)
+        wear = WorkerUsage(self._marks, self._rng)
         return WorkerProcess(
             self._app,
             slot,
@@ -291,7 +291,7 @@ class Crew:
         if in_vain and time.monotonic() - worker.started_at < _PROVEN_SECONDS and not self._stopping:
             self._boots.failed(worker.slot, f"it died idle: {worker.exit_text}")
         else:
-            self._boots.proven(worker.slot)
+            self._boots.reset_backoff(worker.slot)
 
     def _take_over(self, spare: WorkerProcess) -> None:
         self.spare = None
@@ -309,7 +309,7 @@ class Crew:
         worker.due = why
         self._some_due = True
 
-    def _relieve(self) -> None:
+    def _replace_due(self) -> None:
         """Replace who is due and has just become idle, as far as there are spares."""
         if not self._some_due or self._stopping:
             return
@@ -318,13 +318,13 @@ class Crew:
             if spare is None:
                 # It keeps working meanwhile, and rests only when a limit is fully reached, unless the new code does not
                 # boot. A spoilt worker always rests, because it would skip every task.
-                worker.resting = bool(worker.wear.spoilt) or (worker.wear.spent and not self.trouble)
+                worker.paused = bool(worker.wear.spoilt) or (worker.wear.spent and not self.trouble)
                 continue
             log.info("worker replaced: %s", worker.due, extra={"about": {"worker": worker.slot, "pid": worker.pid}})
             self._leave(worker)
             self._retire(worker)
             self._take_over(spare)
-            self._boots.proven(worker.slot)
+            self._boots.reset_backoff(worker.slot)
             if self._is_old(worker) and not any(map(self._is_old, self.active)):
                 log.info("reloaded: all workers run the new code")
         self._some_due = any(worker.due for worker in self.active)

@@ -16,9 +16,9 @@ from underway.guardian.script import MARK, children_listed
 from underway.supervisor.logs.output_quota import OUTPUT_LIMIT
 from underway.supervisor.logs.worker_output import WorkerOutput
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Seen
-from underway.supervisor.workers.read_throttle import WORDS, Attention
-from underway.supervisor.workers.recycle import Wear
+from underway.supervisor.tasks.verdict import Observation
+from underway.supervisor.workers.read_throttle import OUTPUT_MESSAGES, ReadThrottle
+from underway.supervisor.workers.recycle import WorkerUsage
 from underway.wire import messages as wire
 
 log = getLogger("underway.supervisor")
@@ -40,7 +40,7 @@ NO_TASK = (0, "")
 _ROOM_FOR_TITLE = 160
 
 
-class Overseer(Protocol):
+class WorkerListener(Protocol):
     """Whoever a worker process reports to."""
 
     def received(self, worker: "WorkerProcess", message: wire.Message) -> None: ...
@@ -48,7 +48,7 @@ class Overseer(Protocol):
     def died(self, worker: "WorkerProcess") -> None: ...
 
 
-class Hunter(Protocol):
+class ProcessKiller(Protocol):
     """Kills what hangs below workers."""
 
     def kill(self, worker: "WorkerProcess") -> None: ...
@@ -66,12 +66,12 @@ class WorkerProcess:
         app: str,
         slot: int,
         mark: str,
-        overseer: Overseer,
-        hunter: Hunter,
+        overseer: WorkerListener,
+        hunter: ProcessKiller,
         *,
         crew_size: int,
         generation: int,
-        wear: Wear,
+        wear: WorkerUsage,
         folder: str | None,
         output_limit: int = OUTPUT_LIMIT,
         temporary: str | None = None,
@@ -81,14 +81,14 @@ class WorkerProcess:
         self.generation = generation  # how often the app had been reloaded when this worker was started
         self.wear = wear
         self.due = ""  # why it is to be replaced, as soon as it is idle and a fresh one has booted
-        self.resting = False  # and until then it gets no task
+        self.paused = False  # and until then it gets no task
         self.started_at = time.monotonic()
         self.manifest: Manifest | None = None
         self.lanes: dict[Lane, Step] = {}
         self.tasks: dict[int, Task] = {}  # in the order handed out; the first is the one that runs
         self.revoked: set[int] = set()
         self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and what was seen of it
-        self.kill_words = ""  # what people are told of why we killed it
+        self.kill_message = ""  # what people are told of why we killed it
         self.doomed = False  # we have killed it, and it stands still
         self.has_last_words = False  # whether it may write its stacks before it is stopped
         self.died_writing = False
@@ -99,7 +99,7 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
         self._unsent = bytearray()
-        self._attention = Attention(crew_size)
+        self._attention = ReadThrottle(crew_size)
         self._hung_up = False  # it has closed its end, or what it sent is no message
         self._clogged = False  # the worker has not taken all we have sent
         self._socket, theirs = socket.socketpair()
@@ -144,7 +144,7 @@ class WorkerProcess:
     @property
     def ready(self) -> bool:
         """It can be given a task."""
-        return self.manifest is not None and self.alive and not self.doomed and not self.resting
+        return self.manifest is not None and self.alive and not self.doomed and not self.paused
 
     @property
     def alive(self) -> bool:
@@ -175,7 +175,7 @@ class WorkerProcess:
     @property
     def death(self) -> str:
         """In words, behind "the worker": why we killed it, or how it ended by itself."""
-        return f"was {self.kill_words}" if self.kill_words else f"died: {self.exit_text}"
+        return f"was {self.kill_message}" if self.kill_message else f"died: {self.exit_text}"
 
     @property
     def exit_text(self) -> str:
@@ -260,7 +260,7 @@ class WorkerProcess:
         self.output.behind = True
         try:
             for message in self._reader.feed(_inbox[:size]):
-                if type(message) in WORDS:
+                if type(message) in OUTPUT_MESSAGES:
                     self._attention.words = True
                 if type(message) is wire.Log:
                     self.output.log_record(message)
@@ -317,7 +317,7 @@ class WorkerProcess:
         if self.doomed or not self.alive:
             return
         self.doomed = True
-        self.kill_words = words
+        self.kill_message = words
         if last_words and wire.STACK_SIGNAL:
             self.has_last_words = True
             self.signal(wire.STACK_SIGNAL)
@@ -345,11 +345,11 @@ class WorkerProcess:
             self._loop.call_later(END_SECONDS, self.kill)
 
     def cut_off(self) -> None:
-        """The keeper has killed the worker because the supervisor was stopped. The task is not to blame."""
+        """The guardian has killed the worker because the supervisor was stopped. The task is not to blame."""
         if self.kill_reason is None:
             task = self.current
-            self.kill_reason = NO_TASK if task is None else (task.token, Seen.KILLED_LEASE)
-            self.kill_words = f"{Seen.KILLED_LEASE}: the supervisor was stopped and could not renew it"
+            self.kill_reason = NO_TASK if task is None else (task.token, Observation.KILLED_LEASE)
+            self.kill_message = f"{Observation.KILLED_LEASE}: the supervisor was stopped and could not renew it"
 
     def kill_between_tasks(self, *, last_words: float = 0.0) -> None:
         """For nothing that it runs: what it begins in this very moment is not charged."""

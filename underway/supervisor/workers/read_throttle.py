@@ -11,12 +11,12 @@ _PAUSE_SECONDS = 0.001
 # Words are work for whoever reads them: 64 workers that flooded at once kept the supervisor's loop in one round for
 # seconds, and leases lapsed. If all talked as much as this worker did just now, a round may take so long; after more it
 # is not read for twice the time that such a round would take, which leaves the supervisor half of its own.
-WORDS = frozenset((messages.Log, messages.Progress))
+OUTPUT_MESSAGES = frozenset((messages.Log, messages.Progress))
 _ROUND_SECONDS = 0.25
 _MOST_SILENCE_SECONDS = 2.0
 
 
-class Attention:
+class ReadThrottle:
     """Results are always welcome; words, its output among them, have to be paid for."""
 
     def __init__(self, crew_size: int) -> None:

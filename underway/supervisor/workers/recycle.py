@@ -17,7 +17,7 @@ _JITTER = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class RecycleLimits:
     """What a worker may reach, None for as much as it likes; `age` in seconds at work, `memory` in bytes."""
 
     tasks: int | None = None
@@ -25,13 +25,13 @@ class Marks:
     memory: int | None = None
 
 
-NO_MARKS = Marks()
+NO_MARKS = RecycleLimits()
 
 
-class Wear:
+class WorkerUsage:
     """How near one worker is to its marks."""
 
-    def __init__(self, marks: Marks, rng: random.Random) -> None:
+    def __init__(self, marks: RecycleLimits, rng: random.Random) -> None:
         self._marks = marks
         self._share = rng.uniform(1 - _JITTER, 1)
         self.tasks_due = sys.maxsize if marks.tasks is None else max(1, round(marks.tasks * self._share))
@@ -75,10 +75,10 @@ class Wear:
         return too_many or too_large or self.left
 
 
-class Scales:
+class MemorySampler:
     """Weighs workers, if there is a mark for it."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: RecycleLimits) -> None:
         self._needed = marks.memory is not None
         self._memory = Memory()
         self._weigh_at = 0.0

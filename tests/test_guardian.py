@@ -21,7 +21,7 @@ from underway.guardian import script
 from underway.guardian.script import kill_below
 from underway.supervisor.workers.descendants import Descendants
 from underway.supervisor.workers.process import WorkerProcess
-from underway.supervisor.workers.recycle import NO_MARKS, Wear
+from underway.supervisor.workers.recycle import NO_MARKS, WorkerUsage
 from underway.wire import messages
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
@@ -45,18 +45,18 @@ def test_a_worker_is_killed_even_where_nobody_can_look_what_is_below_it() -> Non
         assert worker.wait(10) == -signal.SIGKILL
 
 
-def test_a_keeper_that_cannot_be_started_is_tried_again() -> None:
+def test_a_guardian_that_cannot_be_started_is_tried_again() -> None:
     descendants = Descendants("nobody's mark/", set)
     try:
-        first = descendants.keeper._process
+        first = descendants.guardian._process
         first.kill()
         first.wait()
         with no_descriptors():
-            descendants.keeper.check()
+            descendants.guardian.check()
             descendants._search()  # cannot look, and ends nobody either
-        descendants.keeper.check()
-        assert descendants.keeper.pid != first.pid
-        assert descendants.keeper._process.poll() is None
+        descendants.guardian.check()
+        assert descendants.guardian.pid != first.pid
+        assert descendants.guardian._process.poll() is None
     finally:
         descendants.dismiss()
 
@@ -65,9 +65,9 @@ def workers_of(overseer: "Mourner", count: int) -> tuple[list[WorkerProcess], De
     """Just started, and whoever kills what is below them."""
     workers: list[WorkerProcess] = []
     descendants = Descendants("nobody's mark/", lambda: {worker.pid for worker in workers})
-    descendants.disown_strangers()  # the test server's watchdog among them
+    descendants.ignore_existing_children()  # the test server's watchdog among them
     for slot in range(count):
-        mark, wear = f"{uuid4()};", Wear(NO_MARKS, random.Random(1))
+        mark, wear = f"{uuid4()};", WorkerUsage(NO_MARKS, random.Random(1))
         workers.append(
             WorkerProcess("no:app", slot, mark, overseer, descendants,
                           crew_size=count, generation=0, wear=wear, folder=None)
@@ -167,7 +167,7 @@ def test_a_worker_that_cannot_be_watched_does_not_stay(monkeypatch: pytest.Monke
     async def main() -> None:
         before = os.listdir("/proc/self/fd"), psutil.Process().children()
         monkeypatch.setattr(os, "pidfd_open", refused)
-        wear, overseer = Wear(NO_MARKS, random.Random(1)), Any
+        wear, overseer = WorkerUsage(NO_MARKS, random.Random(1)), Any
         with pytest.raises(OSError, match="Too many"):
             WorkerProcess("no:app", 1, "m;", overseer, Any, crew_size=1, generation=0, wear=wear, folder=None)  # type: ignore[arg-type]
         assert (os.listdir("/proc/self/fd"), psutil.Process().children()) == before
