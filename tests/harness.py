@@ -83,7 +83,7 @@ class Supervisor:
         (guardian,) = [
             child
             for child in psutil.Process(self.pid).children()
-            if child.status() != psutil.STATUS_ZOMBIE and any("guardian.py" in word for word in child.cmdline())
+            if child.status() != psutil.STATUS_ZOMBIE and any("guardian/script.py" in word for word in child.cmdline())
         ]
         return guardian
 

@@ -76,7 +76,7 @@ def test_a_supervisor_that_was_stopped_for_too_long_changes_nothing(
     before = connection.execute("select * from underway.finished_run order by id").fetchall()
     stopped.send(signal.SIGCONT)
     # Its guardian has killed the workers before the leases expired and others could take the runs.
-    stopped.until("the guardian has killed all workers")
+    stopped.until("the guardian killed all workers")
     eventually(lambda: len({worker.pid for worker in stopped.workers()} - workers) == 3, what="all are replaced")
     # Both are well and go on to work.
     doomed.shorts.enqueue_many(range(500))
@@ -120,7 +120,7 @@ def test_no_two_bodies_run_when_a_run_is_cancelled_beside_a_supervisor_that_stan
     assert other.wait() == 0
     # A task whose lease is far from its end is released when the supervisor resumes, and not counted as a crash.
     frozen.send(signal.SIGCONT)
-    frozen.until("the guardian has killed all workers")
+    frozen.until("the guardian killed all workers")
     (stage / "patient.end").touch()
     assert patient.result(20) == 2
     assert [(attempt.number, attempt.outcome) for attempt in patient.attempts()] == [(1, "released"), (2, "succeeded")]
@@ -179,7 +179,7 @@ def test_nothing_outlives_a_supervisor_and_its_guardian_that_are_killed_together
     eventually(lambda: not [process for process in below if lives(process)], what=f"{below} end")
 
 
-def test_the_guardian_is_kept(
+def test_a_killed_guardian_is_replaced(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
 ) -> None:
     bind(doomed.app)

@@ -22,7 +22,7 @@ _MARK = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/")
 
 
 class Temporary:
-    """The folder of one supervisor, locked as long as it or its guardian lives. (systemd-tmpfiles skips locked folders.)
+    """The folder of one supervisor, locked while it or its guardian lives. (systemd-tmpfiles skips locked folders.)
 
     If the folder cannot be created, workers inherit their supervisor's TMPDIR.
     """

@@ -11,9 +11,8 @@ from underway.guardian import lease_clock, script
 
 log = getLogger("underway.supervisor")
 
-# How long before a lease expires the guardian kills the workers. This is later than the supervisor itself would kill the
-# task
-# (limits.py), even for the shortest lease of one second, and early enough to finish before the lease expires.
+# How long before a lease expires the guardian kills the workers. This is later than the supervisor itself would kill
+# the task (limits.py), even for the shortest lease of one second, and early enough to finish before the lease expires.
 STRIKE_SECONDS = 0.025
 # How long a supervisor waits for the guardian to exit: it may have gigabytes of temporary files to remove.
 _DISMISSAL_SECONDS = 1.0
@@ -91,7 +90,7 @@ class GuardianProcess:
         self._lapses_at, now = lapses_at, lease_clock.now()
         self._due_at = now + (lapses_at - now) / 2
         try:
-            # This never blocks. A guardian that does not read is detected as stopped, or by its full pipe, and replaced.
+            # This never blocks. A guardian that does not read is detected (stopped, or its pipe is full) and replaced.
             os.write(self._tells.fileno(), b"%r\n" % (lapses_at - STRIKE_SECONDS))
         except BlockingIOError:
             self._clogged = True
@@ -108,9 +107,7 @@ class GuardianProcess:
         with contextlib.suppress(OSError, ValueError):  # nothing to read, or the pipe is closed
             if script.STRUCK in os.read(self._answers.fileno(), 4096):
                 self._struck = True
-                log.error(
-                    "the guardian has killed all workers: this supervisor was stopped until a lease nearly expired"
-                )
+                log.error("the guardian killed all workers: this supervisor was stopped until a lease nearly expired")
 
     def dismiss(self) -> None:
         self._let_go()
