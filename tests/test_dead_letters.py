@@ -140,7 +140,7 @@ def test_a_cancelled_run_is_never_redriven(any_database: str) -> None:
             lambda: admin_queries.failed_step(connection, UUID(run)),
         ):
             with pytest.raises(
-                RunCancelled, match=f"run {run} was cancelled, and a cancel is final: enqueue its input"
+                RunCancelled, match=f"run {run} was cancelled, and cancellation is final: enqueue its input"
             ):
                 again()
         with pytest.raises(psycopg.DatabaseError, match="enqueue its input again") as refused:
@@ -271,7 +271,7 @@ def test_a_label_that_nothing_has_is_an_error_that_names_those_there_are(
     declared = sorted({queue.dead_letter for queue in app._queues.values() if queue.dead_letter is not None})
     for label in declared:  # known, even if only to this code and if no run has it now
         assert do(label) == 0
-    nothing = r"^no run and no queue has the dead-letter label 'ded'; there are "
+    nothing = r"^unknown dead-letter label 'ded'; existing: "
     with pytest.raises(InvalidOption, match=f"{nothing}{', '.join(map(repr, declared))}$"):
         do("ded")
     failed(connection, "dead")

@@ -276,7 +276,9 @@ class Underway:
             if queue not in self._own_queues() and not inspection.knows_queue(connection, queue):
                 known = self._own_queues() | inspection.known_queues(connection)
                 log.warning(
-                    "pausing the queue %r, which nothing uses yet; %s", queue, admin_queries.existing(known - {queue})
+                    "pausing unknown queue %r: no job, run or supervisor uses it yet; %s",
+                    queue,
+                    admin_queries.existing(known - {queue}),
                 )
             return admin_queries.pause(connection, queue)
 
