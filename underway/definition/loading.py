@@ -20,7 +20,7 @@ def load(app: str) -> object:
     """
     source, colon, attribute = app.rpartition(":")
     if not colon or not source or not attribute.isidentifier():
-        raise AppNotFound(f"{app!r} is not of the form module:attribute or path/to/file.py:attribute")
+        raise AppNotFound(f"invalid app {app!r}: expected module:attribute or path/to/file.py:attribute")
     with _refusing_effects(app):
         module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
     if not hasattr(module, attribute):
@@ -32,7 +32,7 @@ def forbid_during_import(call: str) -> None:
     """Raise ImportSideEffect if an app is being imported: workers import it again and again."""
     if _loading is not None:
         raise ImportSideEffect(
-            f"{call} was called while {_loading} was imported: move this under if __name__ == '__main__':"
+            f"{call} was called while {_loading} was being imported: move the call under if __name__ == '__main__':"
         )
 
 
@@ -54,7 +54,7 @@ def _import_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         # A module that the app itself misses is the app's error, with its own traceback.
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise AppNotFound(f"there is no module {name!r} (looked in {Path.cwd()} and sys.path)") from error
+            raise AppNotFound(f"no module {name!r} (searched {Path.cwd()} and sys.path)") from error
         raise
 
 
@@ -62,7 +62,7 @@ def _import_file(file: Path) -> ModuleType:
     """Import by path under the name the file would have on the path, so that its neighbours find the same module."""
     file = file.resolve()
     if not file.is_file():
-        raise AppNotFound(f"there is no file {file}")
+        raise AppNotFound(f"file not found: {file}")
     root, name = file.parent, file.stem
     packaged = (root / "__init__.py").exists()
     while (root / "__init__.py").exists():

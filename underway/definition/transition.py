@@ -32,7 +32,7 @@ class To(Generic[Next, Result]):
     def next(value: _Value, *, delay: timedelta | None = None) -> "To[_Value, Never]":
         """Go on to the next step with this value, not before `delay` (in place of the step's own) has passed."""
         if delay is not None and (not isinstance(delay, timedelta) or not timedelta(0) <= delay <= LONGEST):
-            raise InvalidOption(f"delay must be a timedelta that is not negative, at most 1000 years, not {delay!r}")
+            raise InvalidOption(f"delay must be a timedelta between 0 and 1000 years, not {delay!r}")
         return To(value, ends=False, delay=delay)
 
     @overload
