@@ -10,7 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CLEAN = (
     *("README.md", "CONTRIBUTING.md", "docs"),
-    *("underway/cli", "underway/errors.py", "underway/printable.py"),
+    *("underway/cli", "underway/keys", "underway/schedule"),
+    *("underway/errors.py", "underway/ids.py", "underway/printable.py"),
     *("tests/test_command_line_page.py", "tests/test_readme.py"),
 )
 NOT_YET = {"docs/performance.md"}
