@@ -168,15 +168,14 @@ class TestDatabases:
         done = run(module, *arguments, database=NOWHERE)
         assert done.returncode == (5 if module == SUPERVISOR else 1)
         assert "onnection refused" in done.stdout + done.stderr
-        assert ("cannot reach the database" in done.stderr) == (module == SUPERVISOR)
-        assert ("cannot connect to the database: " in done.stderr) == (module == ADMIN)
+        assert "cannot connect to the database: " in done.stderr
         assert "hunter2" not in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
 
     def test_no_connection_string(self, run: Run, module: str, arguments: tuple[str, ...]) -> None:
         done = run(module, *arguments, database="mysql://me:hunter2@there")
         assert done.returncode == (2 if module == SUPERVISOR else 1)
-        assert "the database is no connection string" in done.stdout + done.stderr
+        assert "invalid database: expected a connection string" in done.stdout + done.stderr
         assert "hunter2" not in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
 
@@ -185,7 +184,7 @@ class TestDatabases:
         """A blank --database, as from an unset shell variable, must not fall back to another database."""
         done = run(module, *arguments, "--database", blank, database=database)
         assert done.returncode == (2 if module == SUPERVISOR else 1)
-        assert "the database is no connection string" in done.stdout + done.stderr
+        assert "invalid database: expected a connection string" in done.stdout + done.stderr
 
     def test_without_the_schema(self, run: Run, module: str, arguments: tuple[str, ...], empty_database: str) -> None:
         done = run(module, *arguments, database=empty_database)
