@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CLEAN = (
-    *("README.md", "CONTRIBUTING.md", "docs"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples"),
     *("underway/cli", "underway/keys", "underway/schedule"),
     *("underway/errors.py", "underway/ids.py", "underway/printable.py"),
     *(
