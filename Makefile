@@ -1,7 +1,7 @@
 # A fresh machine needs only Python 3.11+ and make: each target installs what it needs in .venv.
 
 # The newest installed Python; make PYTHON=/path/to/python3 ... selects another.
-# Each candidate is run, because a pyenv shim also exists for inactive Pythons, and Debian packages ensurepip separately.
+# Each candidate is run: a pyenv shim also exists for inactive Pythons, and Debian packages ensurepip separately.
 PYTHONS = python3.14 python3.13 python3.12 python3.11 python3
 PYTHON ?= $(shell for python in $(PYTHONS); do \
 	$$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \

@@ -1,4 +1,4 @@
-"""The two commands as people meet them: help, errors, exit codes."""
+"""The two commands as users see them: help, errors, exit codes."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def command(
     environment = {key: value for key, value in os.environ.items() if key not in named}
     if database is not None:
         environment["UNDERWAY_DATABASE_URL"] = database
-    # A wide terminal must not stretch it
+    # A wide terminal must not change the output.
     environment |= {"COLUMNS": "200", "LINES": "50"}
     return subprocess.run(
         [sys.executable, "-m", module, *arguments], capture_output=True, text=True, env=environment, cwd=cwd, timeout=60
@@ -38,7 +38,7 @@ def command(
 
 
 def here(module: str, *arguments: str, database: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The same in this process, which costs no imports: for what says something and goes no further."""
+    """The same in this process, without the cost of imports: for commands that only print."""
     main = {ADMIN: admin.main, SUPERVISOR: supervisor.main}[module]
     return run_here(main, *arguments, environment={"UNDERWAY_DATABASE_URL": database, "COLUMNS": "200", "LINES": "50"})
 
@@ -72,7 +72,7 @@ def test_help_lists_the_exit_codes() -> None:
 
 
 @pytest.mark.parametrize("name", ["underway", "underway-supervisor"])
-def test_the_commands_are_installed_and_say_their_version(name: str) -> None:
+def test_the_commands_are_installed_and_print_their_version(name: str) -> None:
     done = subprocess.run([Path(sys.executable).parent / name, "--version"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "version 0." in done.stdout
@@ -100,7 +100,7 @@ def test_sync(database: str) -> None:
 
 
 @pytest.mark.parametrize("command_line", [(ADMIN, "sync"), (SUPERVISOR, "--until-idle")])
-def test_an_app_without_jobs_says_so(command_line: tuple[str, str], database: str, tmp_path: Path) -> None:
+def test_an_app_without_jobs_is_reported(command_line: tuple[str, str], database: str, tmp_path: Path) -> None:
     (tmp_path / "core.py").write_text("from underway import Underway\n\napp = Underway()\n")
     done = command(*command_line, "core:app", database=database, cwd=tmp_path)
     assert done.returncode == 0
@@ -117,7 +117,7 @@ BAD_APPS = {
 
 
 @pytest.mark.parametrize("app", BAD_APPS)
-def test_a_bad_app_is_told(app: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_app_is_reported(app: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(APPS)
     with pytest.raises(SystemExit, match=rf"^Error: .*{re.escape(BAD_APPS[app])}"), loaded_app(app):
         pass
@@ -136,7 +136,7 @@ def test_a_bad_app(app: str, database: str) -> None:
     assert BAD_APPS[app] in supervised.stdout + supervised.stderr
 
 
-def test_an_app_that_raises_is_a_traceback(tmp_path: Path, database: str) -> None:
+def test_an_app_that_raises_gives_a_traceback(tmp_path: Path, database: str) -> None:
     (tmp_path / "raising.py").write_text("raise RuntimeError('on import')\n")
     for module, code in ((ADMIN, 1), (SUPERVISOR, 3)):
         arguments = ["sync"] if module == ADMIN else []
@@ -156,10 +156,10 @@ def test_an_app_that_raises_is_a_traceback(tmp_path: Path, database: str) -> Non
     ],
 )
 class TestDatabases:
-    """The same refusals by every command that needs a database."""
+    """Every command that needs a database gives the same errors."""
 
-    def test_none_named(self, run: Run, module: str, arguments: tuple[str, ...]) -> None:
-        done = run(module, *arguments, database=None if run is here else "")  # set to nothing is not set
+    def test_none_specified(self, run: Run, module: str, arguments: tuple[str, ...]) -> None:
+        done = run(module, *arguments, database=None if run is here else "")  # an empty variable is not set
         assert done.returncode == (2 if module == SUPERVISOR else 1)
         assert "no database: set UNDERWAY_DATABASE_URL" in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
@@ -168,24 +168,23 @@ class TestDatabases:
         done = run(module, *arguments, database=NOWHERE)
         assert done.returncode == (5 if module == SUPERVISOR else 1)
         assert "onnection refused" in done.stdout + done.stderr
-        assert ("cannot reach the database" in done.stderr) == (module == SUPERVISOR)
-        assert ("cannot connect to the database: " in done.stderr) == (module == ADMIN)
+        assert "cannot connect to the database: " in done.stderr
         assert "hunter2" not in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
 
-    def test_no_address_at_all(self, run: Run, module: str, arguments: tuple[str, ...]) -> None:
+    def test_no_connection_string(self, run: Run, module: str, arguments: tuple[str, ...]) -> None:
         done = run(module, *arguments, database="mysql://me:hunter2@there")
         assert done.returncode == (2 if module == SUPERVISOR else 1)
-        assert "the database is no connection string" in done.stdout + done.stderr
+        assert "invalid database: expected a connection string" in done.stdout + done.stderr
         assert "hunter2" not in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
 
     @pytest.mark.parametrize("blank", ["", " "])
     def test_blank(self, blank: str, run: Run, module: str, arguments: tuple[str, ...], database: str) -> None:
-        """As of a variable that was not set: that another database is named besides is no reason to take it."""
+        """A blank --database, as from an unset shell variable, must not fall back to another database."""
         done = run(module, *arguments, "--database", blank, database=database)
         assert done.returncode == (2 if module == SUPERVISOR else 1)
-        assert "the database is no connection string" in done.stdout + done.stderr
+        assert "invalid database: expected a connection string" in done.stdout + done.stderr
 
     def test_without_the_schema(self, run: Run, module: str, arguments: tuple[str, ...], empty_database: str) -> None:
         done = run(module, *arguments, database=empty_database)

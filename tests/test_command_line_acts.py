@@ -1,4 +1,4 @@
-"""What `underway` changes: cancel, retry, pause, shutdown, dead letters; and what it says when it cannot."""
+"""Commands of `underway` that change something: cancel, retry, pause, shutdown, dead letters; and their errors."""
 
 import json
 import re
@@ -50,13 +50,13 @@ def test_cancel_by_id_job_and_key(connection: Connection, database: str) -> None
     assert count_states(connection) == {"cancelled": 5, "pending": 1}
     insert(connection, job="keyed", unique_key="a")
     insert(connection, job="keyed", concurrency_key="a", holds_key=True)
-    done = document("cancel", "--job", "keyed", "--concurrency-key", "a", database=database)
+    cancelled = document("cancel", "--job", "keyed", "--concurrency-key", "a", database=database)
     left = {"step": 1}
-    assert done == {"job": "keyed", "key": None, "concurrency_key": "a", "cancelled": 1, "without_key": left}
+    assert cancelled == {"job": "keyed", "key": None, "concurrency_key": "a", "cancelled": 1, "without_key": left}
     assert count_states(connection) == {"cancelled": 6, "pending": 2}
-    said = underway("cancel", "--job", "keyed", "--concurrency-key", "a", database=database)
-    assert said.stdout == "cancelled 0 runs\n"
-    assert said.stderr == "note: skipped live runs of keyed without a concurrency key: 1 at step step\n"
+    done = underway("cancel", "--job", "keyed", "--concurrency-key", "a", database=database)
+    assert done.stdout == "cancelled 0 runs\n"
+    assert done.stderr == "note: skipped live runs of keyed without a concurrency key: 1 at step step\n"
 
 
 def test_cancel_a_run_in_progress(bind: Bind, start_supervisor: Start, database: str, tmp_path: Path) -> None:
@@ -64,14 +64,14 @@ def test_cancel_a_run_in_progress(bind: Bind, start_supervisor: Start, database:
     run = states.lasting.enqueue(Order(1))
     supervisor = start_supervisor("states", "--procs", "1", env={"STATES_FOLDER": str(tmp_path)})
     eventually(lambda: run.status() == Status.IN_PROGRESS)
-    supervisor.send(signal.SIGSTOP)  # or it may have closed the run before the command has looked at it again
+    supervisor.send(signal.SIGSTOP)  # or it may finish the run before the command reads its state
     assert output("cancel", str(run.id), database=database) == f"cancelling {run.id}: stopping its step\n"
     supervisor.send(signal.SIGCONT)
     assert run.wait(20) == Status.CANCELLED
     assert f"cannot cancel run {run.id}: its state is cancelled" in refusal("cancel", str(run.id), database=database)
 
 
-def test_retry_goes_on_from_the_step_that_failed(bind: Bind, start_supervisor: Start, database: str) -> None:
+def test_retry_continues_at_the_step_that_failed(bind: Bind, start_supervisor: Start, database: str) -> None:
     bind(states.app)
     refused = states.refusing.enqueue(Order(-1))
     start_supervisor("states", "--procs", "1")
@@ -85,7 +85,7 @@ def test_retry_goes_on_from_the_step_that_failed(bind: Bind, start_supervisor: S
     )
 
 
-def test_what_cannot_be_retried(connection: Connection, database: str) -> None:
+def test_runs_that_cannot_be_retried(connection: Connection, database: str) -> None:
     live, failed = insert(connection), dead(connection)
     assert f"cannot retry run {live}: its state is pending, expected failed" in refusal(
         "retry", live, database=database
@@ -102,7 +102,7 @@ def test_what_cannot_be_retried(connection: Connection, database: str) -> None:
     assert message == f"Error: cannot retry run {failed}: another live run of render has its unique key 'k'\n"
 
 
-def test_a_paused_queue_begins_nothing_until_it_is_resumed(
+def test_a_paused_queue_starts_no_run_until_it_is_resumed(
     bind: Bind, start_supervisor: Start, database: str, connection: Connection
 ) -> None:
     bind(states.app)
@@ -144,7 +144,7 @@ def test_shut_down_one_supervisor_then_all(start_supervisor: Start, database: st
     assert "no supervisor ID starts with 00" in refusal("shutdown", "00", database=database)
 
 
-def test_shutdown_does_not_wait_for_one_that_was_killed(connection: Connection, database: str) -> None:
+def test_shutdown_does_not_wait_for_a_killed_supervisor(connection: Connection, database: str) -> None:
     connection.execute(
         "insert into underway.supervisor (id, host, pid, app, manifest_hash, seen_at)"
         " values (%s, 'host', 1, 'app', '', now() - interval '1 minute')",
@@ -157,7 +157,7 @@ def test_shutdown_does_not_wait_for_one_that_was_killed(connection: Connection, 
     assert document("shutdown", "--all", "--wait", "60", database=database)["silent"] == [str(killed)]
 
 
-def test_shutdown_waits_no_longer_than_it_is_told(
+def test_shutdown_waits_no_longer_than_requested(
     bind: Bind, start_supervisor: Start, database: str, tmp_path: Path
 ) -> None:
     bind(states.app)
@@ -166,11 +166,11 @@ def test_shutdown_waits_no_longer_than_it_is_told(
     eventually(lambda: run.status() == Status.IN_PROGRESS)
     done = underway("shutdown", "--all", "--wait", "0.5", "--json", database=database)
     assert done.returncode == SHUTDOWN_TIMED_OUT
-    told = json.loads(done.stdout)
-    assert (len(told["asked"]), told["stopped"]) == (1, [])
+    answer = json.loads(done.stdout)
+    assert (len(answer["asked"]), answer["stopped"]) == (1, [])
     done = underway("shutdown", "--all", "--wait", "0.1", database=database)
     assert (done.returncode, done.stdout) == (SHUTDOWN_TIMED_OUT, "0 of 1 supervisor stopped\n")
-    assert re.fullmatch(rf"still running after 0.1 s: {told['asked'][0]} \(busy, last seen \d+s ago\)\n", done.stderr)
+    assert re.fullmatch(rf"still running after 0.1 s: {answer['asked'][0]} \(busy, last seen \d+s ago\)\n", done.stderr)
     (tmp_path / "1").touch()
     assert supervisor.wait() == 0
     assert run.status() == Status.SUCCEEDED
@@ -190,8 +190,8 @@ def test_dead_letters(connection: Connection, database: str) -> None:
     unknown = "unknown dead-letter label 'nothing'; existing: 'other', 'pdf-dead'\n"
     assert output("dead-letters", "nothing", database=database) == unknown
     for command in ("redrive", "discard"):
-        said = refusal(command, "--label", "nothing", database=database)
-        assert said == f"Error: {unknown}"
+        message = refusal(command, "--label", "nothing", database=database)
+        assert message == f"Error: {unknown}"
 
     assert output("redrive", "--label", "pdf-dead", "--limit", "1", database=database) == "redrove 1 run\n"
     assert output("discard", runs[1], database=database) == f"discarded {runs[1]}\n"
@@ -204,7 +204,7 @@ def test_dead_letters(connection: Connection, database: str) -> None:
     assert labels == [(other,)]
 
 
-def test_as_processes_they_do_it_too(connection: Connection, database: str) -> None:
+def test_the_commands_as_processes(connection: Connection, database: str) -> None:
     live, first, second, third = insert(connection), dead(connection), dead(connection), dead(connection)
     for command, run in {"cancel": live, "retry": first, "redrive": second, "discard": third}.items():
         done = underway_process(command, run, database=database)
@@ -238,8 +238,8 @@ def test_wrong_options(arguments: list[str], message: str) -> None:
     assert message in done.stderr
 
 
-def test_an_id_in_place_of_a_name(connection: Connection, database: str) -> None:
-    """No run has it for a name, and nothing would be done."""
+def test_a_run_id_in_place_of_a_name(connection: Connection, database: str) -> None:
+    """Without the check, the command would find no run and do nothing."""
     run = dead(connection)
     for arguments, kind, instead in [
         (["dead-letters", run], "a dead-letter label", "underway show"),
@@ -255,13 +255,13 @@ def test_an_id_in_place_of_a_name(connection: Connection, database: str) -> None
     ]:
         message = refusal(*arguments, database=database, code=2)
         assert f"{run} is a run ID, not {kind}; use: {instead} {run}\n" in message
-    named = insert(connection, job=run)  # as a job may be
+    named = insert(connection, job=run)  # a job may have a UUID as its name
     assert output("cancel", "--job", run, database=database) == "cancelled 1 run\n"
     assert "cancelled" in output("show", named, database=database)
 
 
-def test_a_role_that_may_not(database: str, connection: Connection) -> None:
-    """What Postgres says is said to people, not as a traceback."""
+def test_a_role_without_rights(database: str, connection: Connection) -> None:
+    """The error of Postgres is printed without a traceback."""
     connection.execute("drop role if exists underway_reader")
     connection.execute("create role underway_reader login")
     try:

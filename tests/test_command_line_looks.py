@@ -1,4 +1,4 @@
-"""What `underway` shows of a database with real runs in every state, at 80 columns and others."""
+"""Commands of `underway` that show something, on runs in every state, at 80 columns and other widths."""
 
 import fcntl
 import json
@@ -37,7 +37,7 @@ class World(NamedTuple):
 
 @pytest.fixture(scope="module")
 def world(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A run in each state, and the supervisor that brought them there."""
+    """A run in each state, and a supervisor."""
     folder = tmp_path_factory.mktemp("states")
     states.app._database = basic.app._database = module_database
     runs: dict[str, Run[Any]] = {
@@ -67,7 +67,7 @@ def world(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def rows(text: str) -> dict[str, str]:
-    """The lines of a table by their first cell."""
+    """The lines of a table by first cell."""
     return {line.split()[0]: line for line in text.splitlines()[1:]}
 
 
@@ -82,7 +82,7 @@ def test_list_shows_every_state_in_80_columns(world: World) -> None:
         assert lines[str(run.id)].split()[1] == state
     assert lines[world.id("failed")].split()[3:5] == ["failing", "break_down"]
     assert "in_progress" in lines[world.id("in_progress")]
-    # The newest first.
+    # Newest first.
     assert list(lines)[-1] == world.id("succeeded")
 
 
@@ -102,7 +102,7 @@ def test_list_adapts_to_its_terminal(world: World) -> None:
     assert lines[world.id("in_progress")].endswith("1/3 pages")
 
 
-def test_what_is_piped_is_whole_and_plain(world: World) -> None:
+def test_piped_output_is_complete_and_plain(world: World) -> None:
     done = underway_process("list", database=world.database, columns=None)
     assert (done.returncode, done.stderr) == (0, "")
     text = done.stdout
@@ -111,7 +111,7 @@ def test_what_is_piped_is_whole_and_plain(world: World) -> None:
     assert "\x1b" not in text
 
 
-def test_a_terminal_is_asked_for_its_width_and_given_colours(world: World) -> None:
+def test_a_terminal_determines_the_width_and_gets_colours(world: World) -> None:
     colours = in_a_terminal("list", database=world.database, columns=75)
     assert "\x1b[31mfailed\x1b[0m" in colours
     plain = in_a_terminal("list", database=world.database, columns=75, no_colour=True)
@@ -131,7 +131,7 @@ def in_a_terminal(*arguments: str, database: str, columns: int, no_colour: bool 
     try:
         while part := os.read(terminal, 65536):
             written += part
-    except OSError:  # how a terminal says that nobody writes to it any more
+    except OSError:  # a terminal reports its end this way
         pass
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, written
@@ -200,7 +200,7 @@ def test_show_a_failed_run(world: World) -> None:
         ("stranded", "input\n  4\n"),
     ],
 )
-def test_show_the_others(world: World, name: str, expected: str) -> None:
+def test_show_other_states(world: World, name: str, expected: str) -> None:
     text = output("show", world.id(name), database=world.database)
     assert expected in text
     assert widest(text.partition("\n\n")[0]) <= 80
@@ -225,7 +225,7 @@ def test_attempts(world: World) -> None:
     assert output("attempts", world.id("stranded"), database=world.database) == "no finished attempts\n"
 
 
-def test_the_beginning_of_an_id_is_enough(world: World) -> None:
+def test_a_unique_prefix_of_an_id_suffices(world: World) -> None:
     whole = world.id("failed")
     others = [str(run.id) for run in world.runs.values() if str(run.id) != whole]
     unique = next(
@@ -239,7 +239,7 @@ def test_the_beginning_of_an_id_is_enough(world: World) -> None:
     assert f"  {world.id('succeeded')}  succeeded  orders\n" in message
 
 
-def test_runs_that_are_not_there(world: World) -> None:
+def test_unknown_runs(world: World) -> None:
     unknown = str(new_id())
     assert f"no run with ID {unknown}: it was never committed" in refusal("show", unknown, database=world.database)
     assert "no run ID starts with dead" in refusal("attempts", "dead", database=world.database)
@@ -271,15 +271,15 @@ def test_supervisors(world: World) -> None:
     "command",
     ["list", "show", "attempts", "queues", "supervisors", "schedules", "dead-letters", "quarantine", "health"],
 )
-def test_as_a_process_it_says_the_same(world: World, command: str) -> None:
+def test_as_a_process_it_prints_the_same(world: World, command: str) -> None:
     arguments = [command, world.id("failed")] if command in ("show", "attempts") else [command]
     done = underway_process(*arguments, database=world.database)
     assert (done.returncode, done.stderr) == (0, "")
-    # Its first line: others tell ages.
+    # The first line only: others contain ages.
     assert done.stdout.splitlines()[0] == output(*arguments, database=world.database).splitlines()[0]
 
 
-def test_other_peoples_text_does_not_drive_the_terminal(database: str) -> None:
+def test_untrusted_text_does_not_control_the_terminal(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         run = insert(connection, job=f"東京{ESCAPE}\n" + "東" * 100, step=f"{ESCAPE}\rstep", queue="q" * 150)
         insert(connection, job=f"{ESCAPE}zone")
@@ -290,7 +290,7 @@ def test_other_peoples_text_does_not_drive_the_terminal(database: str) -> None:
     assert document("show", run, database=database)["step"] == f"{ESCAPE}\rstep"
 
 
-def test_a_long_input_is_shortened_for_people_only(database: str) -> None:
+def test_a_long_input_is_truncated_except_in_json(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         many = insert(connection, input=json.dumps(list(range(1000))))
         long = insert(connection, input=json.dumps("x" * 5000))
@@ -338,17 +338,17 @@ def test_a_terminal_that_cannot_show_a_name(database: str) -> None:
         (None, ""),
     ],
 )
-def test_the_line_of_an_error_that_says_most(error: str | None, line: str) -> None:
+def test_the_headline_of_an_error(error: str | None, line: str) -> None:
     assert headline(error) == line
 
 
 @pytest.mark.parametrize(
-    ("ahead", "said"),
+    ("ahead", "text"),
     [(-59.9, "59s"), (-172_799, "1d"), (0, "0s"), (172_799, "in 2d"), (1_209_590, "in 14d"), (5_399, "in 1h")],
 )
-def test_ages(ahead: float, said: str) -> None:
+def test_ages(ahead: float, text: str) -> None:
     now = datetime.now(UTC)
-    assert age(now + timedelta(seconds=ahead), now) == said
+    assert age(now + timedelta(seconds=ahead), now) == text
 
 
 def test_schedules(database: str) -> None:
@@ -366,8 +366,8 @@ def test_schedules(database: str) -> None:
     assert (schedule["zone"], schedule["next_at"]) == ("America/Los_Angeles", "2040-01-02T10:30:00+00:00")
 
 
-def test_long_searches_say_where_they_ended(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a shorter reach than the real one, since half a million rows take a minute to write."""
+def test_a_limited_search_prints_a_note(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is lowered, because writing half a million rows takes a minute."""
     with psycopg.connect(database, autocommit=True) as connection:
         for n in range(6):
             run = insert(connection, job="old" if n == 0 else "new")

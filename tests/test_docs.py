@@ -1,8 +1,8 @@
-"""The programs in docs/*.md, as a reader would run them: each page's in order, on a migrated database of its own.
+"""Runs the programs in docs/*.md as a reader would: those of a page in order, on their own migrated database.
 
-A block of Python is a program, or a module of a later one; its first line names the file: `# shop.py`. SQL is
-executed where it stands, in between, and a supervisor that is started in a console runs to the end of the page. What a
-program claims it asserts, or says what it prints: `# prints ...`. A file of tests is run by pytest.
+A Python block is a program, or a module of a later one; its first line names the file: `# shop.py`. SQL blocks are
+executed in between, and a supervisor that is started in a console block runs to the end of the page. Programs assert
+their claims, or state their output: `# prints ...`. Files named test_*.py are run by pytest.
 """
 
 import os
@@ -38,7 +38,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_shows_runs(
+def test_the_programs_of_a_page_run(
     page: str, server: str, database: str, tmp_path: Path, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     environment = {
@@ -81,7 +81,7 @@ def program(arguments: list[str], folder: Path, environment: dict[str, str]) -> 
         try:
             yield started
             left = [" ".join(process.cmdline()) for process in session_of(started) if process.pid != started.pid]
-            assert not left, f"it has left behind: {left}"
+            assert not left, f"processes left behind: {left}"
         finally:
             for process in session_of(started):
                 process.kill()
@@ -123,7 +123,7 @@ def test_a_program_that_fails_leaves_no_supervisor_behind(page: str, database: s
 
 
 def as_url(conninfo: str) -> str:
-    """Not every driver takes anything else."""
+    """The connection string as a URL, which every driver accepts."""
     given = conninfo_to_dict(conninfo)
     return f"postgresql:///{given.pop('dbname')}?{urlencode(given)}"
 
@@ -134,7 +134,7 @@ def test_every_page_that_is_linked_exists() -> None:
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
-# As a line, behind a path or a word of Docker's, up to a remark or a pipe; and as the list that containers take.
+# As a line, after a path or Docker's CMD, up to a comment or a pipe; and as the list form of containers.
 COMMAND = re.compile(r"(?:^|/|CMD )(underway(?:-supervisor)? .*?)(?:  | [#|]|$)", re.MULTILINE)
 COMMAND_AS_LIST = re.compile(r"\[(\"?underway(?:-supervisor)?\"?,.*?)\]")
 

@@ -116,7 +116,7 @@ def test_an_interrupted_demo_goes_on_where_it_was_and_knows_when_it_is_done(
     assert process.returncode == 130, said
     before = pdfs(tmp_path)
     assert f"Stopped with {len(before)} of {total} reports" in said
-    assert "The same command again goes on" in said
+    assert "Run the same command again to resume" in said
     assert 2 <= len(before) < total
     assert states(connection).get("in_progress", 0) == 0
 
@@ -126,7 +126,7 @@ def test_an_interrupted_demo_goes_on_where_it_was_and_knows_when_it_is_done(
     again = demo(database, tmp_path, *options)
     assert again.returncode == 0, again.stdout + again.stderr
     left = total - len(before) - 1
-    assert f"{len(before)} there already, {left} left from before, 1 ordered now\n" in again.stdout
+    assert f"{len(before)} already exist, {left} left over, 1 newly ordered\n" in again.stdout
     assert f"{left + 1} reports in " in again.stdout
     assert str(tmp_path) in again.stdout
     for step in ("select", "compute", "render", "file"):
@@ -140,7 +140,7 @@ def test_an_interrupted_demo_goes_on_where_it_was_and_knows_when_it_is_done(
 
     idle = demo(database, tmp_path, *options)
     assert idle.returncode == 0
-    assert f"All {total} reports are there already" in idle.stdout
+    assert f"All {total} reports already exist" in idle.stdout
     assert "--again" in idle.stdout
     assert states(connection) == {"succeeded": total + 1}
 

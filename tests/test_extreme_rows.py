@@ -120,7 +120,7 @@ def neighbours_succeed(database: str, supervisor: Supervisor) -> None:
         )
         assert supervisor.process.poll() is None, supervisor.log[-3000:]
         assert Counter(run.status() for run in runs) == {Status.SUCCEEDED: 25}
-        assert "cannot reach the database" not in supervisor.log
+        assert "cannot connect to the database" not in supervisor.log
         assert "Traceback" not in supervisor.log
 
 

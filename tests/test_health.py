@@ -1,4 +1,4 @@
-"""`underway health`: exit codes and reasons, with supervisors that are well, ill, silent and killed."""
+"""`underway health`: exit codes and reasons for healthy, unhealthy, silent and killed supervisors."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from underway_command import underway
 
 Start = Callable[..., Supervisor]
 HOST = socket.gethostname()
-NOBODY = 2**22 + 1  # no process has it: one more than the kernel gives
+UNUSED_PID = 2**22 + 1  # greater than any PID that the kernel assigns
 
 
 def label(connection: Connection, *, pid: int, minutes: int = 0, host: str = HOST, trouble: str | None = None) -> str:
-    """What a supervisor has left, which was last heard of so many minutes ago."""
+    """Insert the row of a supervisor that was last seen this many minutes ago."""
     identity = str(uuid4())
     connection.execute(
         "insert into underway.supervisor (id, host, pid, app, manifest_hash, trouble, started_at, seen_at) "
@@ -28,7 +28,7 @@ def label(connection: Connection, *, pid: int, minutes: int = 0, host: str = HOS
     return identity
 
 
-def test_a_supervisor_at_work_is_well_and_one_that_was_killed_is_not_there(
+def test_a_running_supervisor_is_healthy_and_a_killed_one_is_ignored(
     connection: Connection, database: str, start_supervisor: Start
 ) -> None:
     def ask() -> tuple[int, str]:
@@ -48,25 +48,25 @@ def test_a_supervisor_at_work_is_well_and_one_that_was_killed_is_not_there(
     assert ask() == (1, f"unhealthy: no live supervisor on host {HOST}\n")
 
 
-def test_one_that_is_silent_or_in_trouble_is_named(connection: Connection, database: str) -> None:
-    well, silent = label(connection, pid=os.getpid()), label(connection, pid=os.getppid(), minutes=5)
+def test_silent_and_unhealthy_supervisors_are_reported(connection: Connection, database: str) -> None:
+    healthy, silent = label(connection, pid=os.getpid()), label(connection, pid=os.getppid(), minutes=5)
     done = underway("health", database=database)
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout == f"unhealthy: supervisor {silent[:8]} ({HOST}:{os.getppid()}) was last seen 5m ago\n"
-    assert underway("health", well, database=database).returncode == 0
-    # In a container that was started again: the pid of the old one.
+    assert underway("health", healthy, database=database).returncode == 0
+    # In a restarted container, a new supervisor has the PID of the old one.
     label(connection, pid=os.getppid())
     assert underway("health", database=database).stdout == "healthy: 2 supervisors\n"
 
-    ill = label(connection, pid=NOBODY, trouble="workers do not boot: \x1b[31mNameError")
+    unhealthy = label(connection, pid=UNUSED_PID, trouble="workers do not boot: \x1b[31mNameError")
     done = underway("health", "--json", database=database)
     answer = json.loads(done.stdout)
     assert (done.returncode, answer["healthy"], len(answer["supervisors"])) == (1, False, 3)
-    assert answer["reason"].startswith(f"supervisor {ill[:8]} ({HOST}:{NOBODY}): workers do not boot: ")
+    assert answer["reason"].startswith(f"supervisor {unhealthy[:8]} ({HOST}:{UNUSED_PID}): workers do not boot: ")
     assert "\x1b" not in underway("health", database=database).stdout
 
 
-def test_code_that_does_not_boot_is_told(database: str, start_supervisor: Start, tmp_path: Path) -> None:
+def test_code_that_does_not_boot_is_reported(database: str, start_supervisor: Start, tmp_path: Path) -> None:
     app = tmp_path / "breaking.py"
     app.write_text((APPS / "basic.py").read_text())
     supervisor = start_supervisor(f"{app}:app", "--procs", "1")
@@ -77,7 +77,7 @@ def test_code_that_does_not_boot_is_told(database: str, start_supervisor: Start,
     assert "workers do not boot: RuntimeError: not today" in underway("health", database=database).stdout
 
 
-def test_no_database_no_health() -> None:
+def test_without_a_database_it_is_unhealthy() -> None:
     done = underway("health", database="host=127.0.0.1 port=1")
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith("unhealthy: cannot connect to the database: ")

@@ -57,6 +57,13 @@ def test_every_path_in_the_repository_exists(page: Path) -> None:
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_short(page: Path) -> None:
+    """Except figures, which a program writes, and the page that consists of them."""
+    text = re.sub(r"<!-- figures: begin -->.*?<!-- figures: end -->", "", page.read_text(), flags=re.DOTALL)
+    assert page.name == "performance.md" or [line for line in text.splitlines() if len(line) > 120] == []
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) < 200
 

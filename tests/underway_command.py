@@ -1,4 +1,4 @@
-"""The command `underway`, in this process; and as a shell runs it, which costs a quarter of a second of imports."""
+"""Runs the command `underway` in this process, or in its own, which takes a quarter of a second for imports."""
 
 import json
 import os
@@ -16,15 +16,15 @@ from underway.cli.main import main
 
 Done = subprocess.CompletedProcess[str]
 
-# What a developer has set must not show; None: unset.
+# Unset the variables that a developer may have set.
 NEUTRAL: Mapping[str, str | None] = dict.fromkeys(
     ("UNDERWAY_DATABASE_URL", "DATABASE_URL", "COLUMNS", "LINES", "NO_COLOR")
 )
 
 
 def underway(*arguments: str, database: str | None = None, columns: int | None = 80) -> Done:
-    """Run it here, as in a terminal so wide; None: its output is piped, and no width is known."""
-    assert arguments[:1] not in (("sync",), ("replay",)), "which go on by exec, in place of the tests"
+    """Run it in this process, with this terminal width; None: its output is piped."""
+    assert arguments[:1] not in (("sync",), ("replay",)), "these replace the process by exec"
     return run_here(main, *arguments, environment=_named(database, columns))
 
 
@@ -39,7 +39,7 @@ def run_here(main: click.Command, *arguments: str, environment: Mapping[str, str
 def underway_process(
     *arguments: str, database: str | None = None, columns: int | None = 80, env: Mapping[str, str] | None = None
 ) -> Done:
-    """Run it as a shell does."""
+    """Run it in a process of its own."""
     environment = {key: value for key, value in os.environ.items() if key not in NEUTRAL}
     return subprocess.run(
         [sys.executable, "-m", "underway.cli.main", *arguments],
@@ -57,19 +57,19 @@ def _named(database: str | None, columns: int | None) -> dict[str, str]:
 
 
 def output(*arguments: str, database: str, columns: int | None = 80) -> str:
-    """What it prints when all is well; a table's lines are no wider than the terminal."""
+    """The output of a command that succeeds."""
     done = underway(*arguments, database=database, columns=columns)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
 def document(*arguments: str, database: str) -> Any:
-    """What it says with --json."""
+    """The output with --json, parsed."""
     return json.loads(output(*arguments, "--json", database=database))
 
 
 def refusal(*arguments: str, database: str, code: int = 1) -> str:
-    """Its message when it cannot do it."""
+    """The message of a command that fails."""
     done = underway(*arguments, database=database)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert "Traceback" not in done.stderr
@@ -77,7 +77,7 @@ def refusal(*arguments: str, database: str, code: int = 1) -> str:
 
 
 def width(line: str) -> int:
-    """In columns of a terminal."""
+    """The width in terminal columns."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line)
 
 

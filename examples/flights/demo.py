@@ -1,8 +1,8 @@
-"""Render a PDF about each carrier in each month of 2013: 185 reports, watched while it happens.
+"""Renders a PDF about each carrier in each month of 2013: 185 reports, with a live display.
 
 python -m examples.flights.demo
 
-Ctrl-C stops it; the same command again goes on where it was.
+Ctrl-C stops it; the same command resumes where it left off.
 """
 
 import argparse
@@ -29,11 +29,11 @@ def main() -> int:
     options = _options()
     os.environ["UNDERWAY_REPORTS"] = str(options.reports)  # read by the steps, in the workers
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)  # a closed terminal is a Ctrl-C too
+        signal.signal(number, _interrupt)  # treat a closed terminal as Ctrl-C
     try:
         return _render(options)
     except KeyboardInterrupt:
-        console.print("The same command again goes on from here.")
+        console.print("Run the same command again to resume.")
         return 130
     finally:
         app.close()
@@ -50,12 +50,12 @@ def _render(options: argparse.Namespace) -> int:
 
     watch = Watch(orders)
     if watch.left == 0:
-        console.print(f"All {len(orders)} reports are there already, in {options.reports}")
+        console.print(f"All {len(orders)} reports already exist in {options.reports}")
         print_costs(console, orders)
-        console.print("To render them anew, add --again (with make: make demo ARGS=--again)")
+        console.print("To render them again, add --again (with make: make demo ARGS=--again)")
         return 0
     there = watch.done
-    parts = [(there, "there already"), (watch.left - new, "left from before"), (new, "ordered now")]
+    parts = [(there, "already exist"), (watch.left - new, "left over"), (new, "newly ordered")]
     console.print(f"{len(orders)} reports: " + ", ".join(f"{count} {what}" for count, what in parts if count))
 
     log = options.reports / "supervisor.log"
@@ -64,7 +64,7 @@ def _render(options: argparse.Namespace) -> int:
         try:
             watch.follow(console, supervisor, options.procs)
         except KeyboardInterrupt:
-            # Not an error: what is running is finished and filed, the rest waits in Postgres.
+            # Not an error: running steps are finished, and the remaining runs wait in Postgres.
             _stop(supervisor)
             watch.look()
             console.print(f"Stopped with {watch.done} of {len(orders)} reports in {options.reports}")
@@ -76,7 +76,7 @@ def _sum_up(
     orders: list[Order], watch: Watch, there: int, seconds: float, options: argparse.Namespace, log: Path
 ) -> int:
     if watch.left:
-        console.print(f"The supervisor ended with {watch.left} reports still to do. The end of {log}:")
+        console.print(f"The supervisor ended with {watch.left} reports left to render. The end of {log}:")
         console.print("\n".join(log.read_text(errors="replace").splitlines()[-15:]), markup=False)
         return 1
     rendered = len(orders) - there - watch.failed
@@ -86,16 +86,16 @@ def _sum_up(
     )
     print_costs(console, orders)
     if watch.failed:
-        console.print(f"{watch.failed} failed, see {log}. The same command again tries them once more.")
+        console.print(f"{watch.failed} failed, see {log}. Run the same command again to retry them.")
     return 1 if watch.failed else 0
 
 
 @contextmanager
 def _supervisor(procs: int, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A supervisor as in production, as a child, with its log in a file."""
+    """A supervisor as in production, as a child process that logs to a file."""
     command = [sys.executable, "-m", "underway.cli.supervisor", f"{__package__}.app:app"]
     with log.open("ab") as output:
-        # A session of its own: Ctrl-C in the terminal is for us, who then stop it and wait.
+        # In its own session: Ctrl-C in the terminal reaches only the demo, which stops the supervisor and waits.
         supervisor = subprocess.Popen(
             [*command, "--procs", str(procs), "--until-idle"],
             stdin=subprocess.DEVNULL,
@@ -111,7 +111,7 @@ def _supervisor(procs: int, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def _stop(supervisor: "subprocess.Popen[bytes]") -> None:
-    console.print("\nStopping: the running steps are being finished; Ctrl-C again stops at once")
+    console.print("\nStopping: finishing the running steps. Press Ctrl-C again to stop immediately.")
     supervisor.terminate()
     try:
         supervisor.wait()

@@ -1,7 +1,7 @@
-"""Whether a type has the fields that a key's template names: a typo is told at import, not by runs that fail. Pure.
+"""Checks that a type has the fields that a key template names, so a typo is an error at import. Pure.
 
-Fields go by their names in JSON, in which a key is made. What the type leaves open (Any, a dict, a model that writes
-itself) is left to `keys.fill`, which sees the value; so is a field that only some of the values have.
+Fields have their JSON names, because keys are computed from JSON. If the type does not determine its fields (Any, a
+dict, a model with its own serializer), or only some values have a field, the check is left to `template.fill`.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from underway.keys import template as keys
 from underway.payload.codec import type_name
 
 _OPEN = shapes.AnyType()
-# What no key is made of, by the names of msgspec.inspect's types
+# JSON values that cannot be part of a key, by the type names of msgspec.inspect.
 _NEVER = {"None": "null"}
 _NEVER |= dict.fromkeys(("List", "Set", "FrozenSet", "VarTuple", "Tuple", "NamedTuple"), "a list")
 _NEVER |= dict.fromkeys(("Dict", "TypedDict", "Dataclass", "Struct"), "an object")
 
 
 def misfit(template: str, kind: Any) -> str | None:
-    """Why no value of this type makes this key; None if some may."""
+    """The reason why no value of this type can give this key; None if some value can."""
     return next(filter(None, (_describe_error(field, kind) for field in keys.fields(template))), None)
 
 
@@ -43,7 +43,7 @@ def _describe_error(field: str, kind: Any) -> str | None:
 def _of_type(kind: Any) -> Iterator[shapes.Type]:
     try:
         yield from _alternatives(shapes.type_info(kind))
-    except Exception:  # a union that msgspec cannot tell apart, and the codec can
+    except Exception:  # a union whose members msgspec cannot distinguish, but the codec can
         for member in get_args(kind):
             yield from _of_type(member)
 
@@ -59,7 +59,7 @@ def _alternatives(node: shapes.Type) -> Iterator[shapes.Type]:
 
 
 def _inside(node: shapes.Type, name: str) -> Iterator[shapes.Type]:
-    """What the field of this name may be; nothing if there is none."""
+    """The possible types of the field with this name; empty if there is no such field."""
     if isinstance(node, shapes.DictType):
         yield from _alternatives(node.value_type)
         return
@@ -71,7 +71,7 @@ def _inside(node: shapes.Type, name: str) -> Iterator[shapes.Type]:
 
 
 def _fields(node: shapes.Type) -> dict[str, shapes.Type] | None:
-    """By their names in JSON; None if the type does not tell."""
+    """The fields of a type by JSON name; None if the type does not determine them."""
     if isinstance(node, shapes.AnyType | shapes.DictType):
         return None
     if isinstance(node, shapes.CustomType):
@@ -87,7 +87,7 @@ def _fields(node: shapes.Type) -> dict[str, shapes.Type] | None:
 
 
 def _fields_of_model(model: Any) -> dict[str, shapes.Type] | None:
-    """Of a pydantic model, which alone knows how it writes each of them; None if it may write others."""
+    """The fields of a pydantic model, with open types; None if its JSON may have other fields."""
     known = (
         getattr(model, "__pydantic_complete__", False)
         and not model.__pydantic_root_model__
@@ -99,5 +99,5 @@ def _fields_of_model(model: Any) -> dict[str, shapes.Type] | None:
 
 
 def _unsupported_reason(node: shapes.Type) -> str | None:
-    """What it is in JSON, if no key is made of that."""
+    """The kind of JSON value, if it cannot be part of a key."""
     return _NEVER.get(type(node).__name__.removesuffix("Type"))

