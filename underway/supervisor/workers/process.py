@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Protocol
 
@@ -34,25 +35,35 @@ _ENDING_SECONDS = 0.05
 LAST_WORDS_SECONDS = 0.05
 # How long a worker may take to exit after it was asked to.
 END_SECONDS = 5.0
-# A kill_reason that is nothing a task has done.
-NO_TASK = (0, "")
 # Blanks in a worker's command line, which it overwrites with what it does: `ps` shows that (worker/title.py).
 _ROOM_FOR_TITLE = 160
 
 
+@dataclass(frozen=True, slots=True)
+class KillReason:
+    """The token of the task because of which a worker is killed, and what was seen of that task."""
+
+    token: int
+    seen: str
+
+
+# The worker is killed for a reason that no task is to blame for.
+NO_TASK = KillReason(0, "")
+
+
 class WorkerListener(Protocol):
-    """Whoever a worker process reports to."""
+    """Receives what a worker process reports."""
 
     def received(self, worker: "WorkerProcess", message: wire.Message) -> None: ...
-    def settled(self) -> None: ...
+    def on_messages_processed(self) -> None: ...
     def died(self, worker: "WorkerProcess") -> None: ...
 
 
 class ProcessKiller(Protocol):
-    """Kills what hangs below workers."""
+    """Kills workers together with the processes that they have started."""
 
     def kill(self, worker: "WorkerProcess") -> None: ...
-    def bury(self, worker: "WorkerProcess") -> None: ...
+    def on_exit(self, worker: "WorkerProcess") -> None: ...
 
 
 class WorkerProcess:
@@ -66,12 +77,12 @@ class WorkerProcess:
         app: str,
         slot: int,
         mark: str,
-        overseer: WorkerListener,
-        hunter: ProcessKiller,
+        listener: WorkerListener,
+        killer: ProcessKiller,
         *,
-        crew_size: int,
+        pool_size: int,
         generation: int,
-        wear: WorkerUsage,
+        usage: WorkerUsage,
         folder: str | None,
         output_limit: int = OUTPUT_LIMIT,
         temporary: str | None = None,
@@ -79,7 +90,7 @@ class WorkerProcess:
         self.slot = slot
         self.mark = mark
         self.generation = generation  # how often the app had been reloaded when this worker was started
-        self.wear = wear
+        self.usage = usage
         self.due = ""  # why it is to be replaced, as soon as it is idle and a fresh one has booted
         self.paused = False  # and until then it gets no task
         self.started_at = time.monotonic()
@@ -87,19 +98,19 @@ class WorkerProcess:
         self.lanes: dict[Lane, Step] = {}
         self.tasks: dict[int, Task] = {}  # in the order handed out; the first is the one that runs
         self.revoked: set[int] = set()
-        self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and what was seen of it
-        self.kill_message = ""  # what people are told of why we killed it
-        self.doomed = False  # we have killed it, and it stands still
+        self.kill_reason: KillReason | None = None
+        self.kill_message = ""  # for the log and the attempt: why we killed it
+        self.killing = False  # it was stopped, and SIGKILL is on its way
         self.has_last_words = False  # whether it may write its stacks before it is stopped
         self.died_writing = False
         self.peak_rss = 0  # known at its death
         self.temporary = temporary  # its TMPDIR
-        self._overseer = overseer
-        self._hunter = hunter
+        self._listener = listener
+        self._killer = killer
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
         self._unsent = bytearray()
-        self._attention = ReadThrottle(crew_size)
+        self._throttle = ReadThrottle(pool_size)
         self._hung_up = False  # it has closed its end, or what it sent is no message
         self._clogged = False  # the worker has not taken all we have sent
         self._socket, theirs = socket.socketpair()
@@ -132,8 +143,8 @@ class WorkerProcess:
         finally:
             theirs.close()
             os.close(their_output)
-        self.output = WorkerOutput(self._pipe, self, output_limit)
-        self._loop.add_reader(self._pidfd, hunter.bury, self)
+        self.output = WorkerOutput(self._pipe, self.about, output_limit)
+        self._loop.add_reader(self._pidfd, killer.on_exit, self)
         self._loop.add_reader(self._socket, self._on_readable)
         self._loop.add_reader(self._pipe, self._on_output)
 
@@ -144,7 +155,7 @@ class WorkerProcess:
     @property
     def ready(self) -> bool:
         """It can be given a task."""
-        return self.manifest is not None and self.alive and not self.doomed and not self.paused
+        return self.manifest is not None and self.alive and not self.killing and not self.paused
 
     @property
     def alive(self) -> bool:
@@ -168,9 +179,9 @@ class WorkerProcess:
         return self.exit_code == -signal.SIGTERM
 
     @property
-    def most_handed(self) -> int:
+    def most_pipelined(self) -> int:
         """How many tasks it may be handed at once: one after the other if it is to be replaced between two of them."""
-        return 1 if self.due else self.wear.tasks_left
+        return 1 if self.due else self.usage.tasks_left
 
     @property
     def death(self) -> str:
@@ -187,6 +198,11 @@ class WorkerProcess:
         with contextlib.suppress(ValueError):
             return f"signal {signal.Signals(-code).name}"
         return f"signal {-code}"
+
+    def about(self, token: int | None = None) -> dict[str, object]:
+        """The worker and one of its tasks, as context for a log line: by its token, or the one that is running."""
+        task = self.current if token is None else self.tasks.get(token)
+        return {"worker": self.slot, **(task.about if task is not None else {})}
 
     def has_children(self) -> bool:
         """Orphans of its children are its children, too."""
@@ -215,26 +231,26 @@ class WorkerProcess:
         return not self._unsent
 
     def _on_readable(self) -> None:
-        self._attention.begin()
+        self._throttle.begin()
         self._receive()
-        self._listened()
+        self._processed()
 
     def _on_output(self) -> None:
         """First hear of which task it is, if that is news."""
-        self._attention.begin()
+        self._throttle.begin()
         self._receive()
         if self.output.read():
-            self._attention.words = True
-        self._listened()
+            self._throttle.words = True
+        self._processed()
 
-    def _listened(self) -> None:
-        self._overseer.settled()
-        if pause := self._attention.pause(len(self.tasks)):
+    def _processed(self) -> None:
+        self._listener.on_messages_processed()
+        if pause := self._throttle.pause(len(self.tasks)):
             self._loop.remove_reader(self._socket)
             self._loop.remove_reader(self._pipe)
-            self._loop.call_later(pause, self._hear_again)
+            self._loop.call_later(pause, self._resume_reading)
 
-    def _hear_again(self) -> None:
+    def _resume_reading(self) -> None:
         if self._socket.fileno() >= 0:
             self._loop.add_reader(self._pipe, self._on_output)
             if not self._hung_up:
@@ -255,17 +271,17 @@ class WorkerProcess:
             self._hang_up()
             self.died_writing = self._reader.incomplete
             if self.alive:  # as it is still when it has just ended
-                self._loop.call_later(_ENDING_SECONDS, self._end_mute)
+                self._loop.call_later(_ENDING_SECONDS, self._kill_mute)
             return 0
         self.output.behind = True
         try:
             for message in self._reader.feed(_inbox[:size]):
                 if type(message) in OUTPUT_MESSAGES:
-                    self._attention.words = True
+                    self._throttle.words = True
                 if type(message) is wire.Log:
                     self.output.log_record(message)
                 else:
-                    self._overseer.received(self, message)
+                    self._listener.received(self, message)
         except wire.BrokenFrame as error:
             self._hang_up()
             self.kill(
@@ -285,7 +301,7 @@ class WorkerProcess:
         while left > 0 and (read := self._receive()):
             left -= read
 
-    def _end_mute(self) -> None:
+    def _kill_mute(self) -> None:
         """Still alive with its end closed: the user's code has closed our socket. It can tell us nothing any more."""
         if self.alive:
             self.kill(f"killed: it had closed its socket to the supervisor, descriptor {self._their_number}")
@@ -302,9 +318,9 @@ class WorkerProcess:
         already: with much memory to give back it may take a while to die, and of the first reason.
         """
         self.drain()
-        if self.doomed or task.token not in self.tasks:
+        if self.killing or task.token not in self.tasks:
             return False
-        self.kill_reason = (task.token, seen)
+        self.kill_reason = KillReason(task.token, seen)
         self.kill(f"{seen}: {why}" if why else seen, last_words=last_words)
         return True
 
@@ -314,33 +330,33 @@ class WorkerProcess:
         It is stopped before it can take up its next task: at once, or after `last_words` seconds in which it may write
         the stacks of its threads as evidence.
         """
-        if self.doomed or not self.alive:
+        if self.killing or not self.alive:
             return
-        self.doomed = True
+        self.killing = True
         self.kill_message = words
         if last_words and wire.STACK_SIGNAL:
             self.has_last_words = True
             self.signal(wire.STACK_SIGNAL)
-            self._loop.call_later(last_words, self._strike)
+            self._loop.call_later(last_words, self._stop_and_kill)
         else:
-            self._strike()
+            self._stop_and_kill()
 
-    def speaks_its_last(self, token: int) -> bool:
+    def is_writing_stacks(self, token: int) -> bool:
         """Whether it is being killed for this task and was given time to write its stacks.
 
         The stack signal may interrupt a blocking C call, so a result may still arrive. It is ignored: the verdict on
         the task stands and has been logged.
         """
-        return self.has_last_words and self.kill_reason is not None and self.kill_reason[0] == token
+        return self.has_last_words and self.kill_reason is not None and self.kill_reason.token == token
 
-    def _strike(self) -> None:
+    def _stop_and_kill(self) -> None:
         if self.alive:
             self.signal(signal.SIGSTOP)
-            self._hunter.kill(self)
+            self._killer.kill(self)
 
     def end(self) -> None:
         """Ask an idle worker to exit; kill it if it does not do so in time."""
-        if self.alive and not self.doomed:
+        if self.alive and not self.killing:
             self.send(wire.End())
             self._loop.call_later(END_SECONDS, self.kill)
 
@@ -348,7 +364,7 @@ class WorkerProcess:
         """The guardian has killed the worker because the supervisor was stopped. The task is not to blame."""
         if self.kill_reason is None:
             task = self.current
-            self.kill_reason = NO_TASK if task is None else (task.token, Observation.KILLED_LEASE)
+            self.kill_reason = NO_TASK if task is None else KillReason(task.token, Observation.KILLED_LEASE)
             self.kill_message = f"{Observation.KILLED_LEASE}: the supervisor was stopped and could not renew it"
 
     def kill_between_tasks(self, *, last_words: float = 0.0) -> None:
@@ -356,7 +372,7 @@ class WorkerProcess:
         self.kill_reason = self.kill_reason or NO_TASK
         self.kill(last_words=last_words)
 
-    def collect(self) -> bool:
+    def reap(self) -> bool:
         """Hear how it ended, and its last words; False if it has not ended."""
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         if not pid:
@@ -376,8 +392,8 @@ class WorkerProcess:
 
     def report_death(self) -> None:
         """When nothing is left of it."""
-        self._overseer.died(self)
-        self._overseer.settled()
+        self._listener.died(self)
+        self._listener.on_messages_processed()
 
 
 def _environment(mark: str, temporary: str | None) -> dict[str, str]:
