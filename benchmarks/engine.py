@@ -16,7 +16,7 @@ from underway.postgres.connection import conninfo
 from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Claimed, Lanes, Store
 from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun
-from underway.supervisor.loops.claim import HEAD_SHARE
+from underway.supervisor.loops.claim import SCAN_SHARE
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Engine:
         claimed = await self._store.claim(self._lanes, tasks, candidates=tasks, suspects=1, from_start=from_start)
         if from_start:
             now = time.monotonic()
-            self._head_at = now + (now - began) / HEAD_SHARE
+            self._head_at = now + (now - began) / SCAN_SHARE
         return claimed
 
     async def finish(self, claimed: list[Claimed]) -> None:

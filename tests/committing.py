@@ -13,10 +13,13 @@ from underway.definition.manifest import Lane, Step
 from underway.postgres.reconnecting import STATEMENT_SECONDS, ReconnectingConnection
 from underway.postgres.supervisor_store import Store
 from underway.postgres.transitions import Attempt, Next, succeed
-from underway.supervisor.loops.commit import Commits, Ended
+from underway.supervisor.loops.commit import CommitLoop
+from underway.supervisor.signals import Signals
 from underway.supervisor.tasks.dispatch import Dispatch
+from underway.supervisor.tasks.ended import Ended
+from underway.supervisor.tasks.held import HeldTasks
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Observation, settle
+from underway.supervisor.tasks.verdict import Observation, decide
 from underway.wire import messages
 
 NEXT = Next("next", "default", 0, 0.0, 60.0)
@@ -55,7 +58,7 @@ class IdleWorker:
         self.tasks: dict[int, Task] = {}
         self.ready = True
         self.current = None
-        self.most_handed = 1_000
+        self.most_pipelined = 1_000
 
 
 class IdleCrew:
@@ -75,22 +78,18 @@ class Committing:
         self.work = Interrupted(database)
         self.leases = ReconnectingConnection(database)
         self.store = Store(self.work, self.leases, self.owner, "testhost")
-        self.held: dict[int, Task] = {}
+        self.held = HeldTasks()
         self.continued: list[float] = []
         self.stayed: list[Task] = []
         self.unknown = 0
         crew: Any = IdleCrew(workers, lanes or {})
-        self.dispatch = Dispatch(crew)
-        self.commits = Commits(
-            self.store,
-            self.dispatch,
-            self.held,
-            on_continue=self.continued.append,
-            on_room=lambda: None,
-            on_stay=self.stay,
-            on_unknown=self.note_unknown,
-            rng=random.Random(1),
-        )
+        self.dispatch = Dispatch(crew, self.held)
+        signals = Signals()
+        signals.run_pending.connect(lambda: self.continued.append(0.0))
+        signals.run_due_in.connect(self.continued.append)
+        signals.next_steps.connect(self.stay)
+        signals.unknown_runs.connect(self.note_unknown)
+        self.commits = CommitLoop(self.store, self.dispatch, self.held, signals, rng=random.Random(1))
 
     def stay(self, tasks: list[Task]) -> None:
         self.stayed += tasks
@@ -103,10 +102,10 @@ class Committing:
             for claimed in together:
                 task = held_task(claimed)
                 task.step = step
-                self.held[claimed.token] = task
+                self.held.add([task])
 
     def task(self, run: str) -> Task:
-        (task,) = [task for task in self.held.values() if task.run == run]
+        (task,) = [task for task in self.held if task.run == run]
         return task
 
     def submit(
@@ -127,7 +126,7 @@ class Committing:
 
     def fail(self, run: str, seen: Observation = Observation.RETRY, error: str = "oh") -> Task:
         task = self.task(run)
-        row = settle(task, seen, Attempt("failed", error, started=ago(1.0)), random.Random(1))
+        row = decide(task, seen, Attempt("failed", error, started=ago(1.0)), random.Random(1))
         self.commits.submit(Ended(task, row, []))
         return task
 

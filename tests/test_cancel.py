@@ -35,8 +35,9 @@ from underway import Context, Done, InvalidOption, RunCancelled, Status, To, Und
 from underway.definition.manifest import Step
 from underway.postgres import client_queries
 from underway.postgres.supervisor_store import Store
-from underway.supervisor.loops.cancel import Cancels
+from underway.supervisor.loops.cancel import Cancellation
 from underway.supervisor.tasks.dispatch import Dispatch
+from underway.supervisor.tasks.held import HeldTasks
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation
 
@@ -225,7 +226,7 @@ def test_an_ending_that_comes_after_the_cancel_closes_the_run_as_cancelled(
         committing.submit(other)
 
     committing = play(database, script, workers=1, lanes={NEXT_LANE: Step("next")})
-    assert committing.held == {}
+    assert not committing.held
     assert committing.stayed == []
     assert (status(connection, run), status(connection, other)) == ("cancelled", "succeeded")
     assert attempts_of(connection, run) == [("cancelled", 1)]
@@ -242,10 +243,10 @@ def test_a_task_that_never_began_leaves_no_attempt(database: str, connection: Co
     async def script(committing: Committing) -> None:
         assert client_queries.cancel(connection, UUID(run))
         committing.fail(run, Observation.NEVER_STARTED)
-        committing.commits._waiting[0] = _never_started(committing)
+        committing.commits._queue._waiting[0] = _never_started(committing)
 
     def _never_started(committing: Committing) -> Any:
-        (ended,) = committing.commits._waiting
+        (ended,) = committing.commits._queue._waiting
         return ended._replace(row=ended.row._replace(attempt=ended.row.attempt._replace(started=None)))
 
     play(database, script)
@@ -262,13 +263,14 @@ def test_a_next_step_that_stayed_is_stopped_under_its_new_token(database: str, c
     async def then(committing: Committing) -> None:
         (task,) = committing.stayed
         stopper = Stopping(committing.store)
-        stopper.held[0] = held_task_of(run)  # the step before, whose answer has not come
+        stopper.held.add([before := held_task_of(run)])  # the step before, whose answer has not come
         assert client_queries.cancel(connection, UUID(run))
-        assert not await stopper.cancels.look()
+        assert not await stopper.cancels.poll()
         assert status(connection, run) == "in_progress"
-        stopper.held = stopper.cancels._held = {task.token: task}
-        task.worker, task.started_at = None, None
-        assert await stopper.cancels.look()
+        stopper.held.end(before)
+        stopper.held.commit(before)
+        stopper.held.add([task])
+        assert await stopper.cancels.poll()
         assert stopper.settled == [(run, Observation.CANCELLED)]
 
     play(database, script, workers=1, lanes={NEXT_LANE: Step("next")}, then=then)
@@ -284,13 +286,13 @@ class Stopping:
     """Cancels with a real store and nothing that runs."""
 
     def __init__(self, store: Store) -> None:
-        self.held: dict[int, Task] = {}
+        self.held = HeldTasks()
         self.settled: list[tuple[str, Observation]] = []
         crew: Any = None
-        endings: Any = self
-        self.cancels = Cancels(store, Dispatch(crew), endings, self.held)
+        results: Any = self
+        self.cancels = Cancellation(store, Dispatch(crew, self.held), results, self.held)
 
-    def settle(self, task: Task, seen: Observation, _error: str) -> None:
+    def record_failure(self, task: Task, seen: Observation, _error: str) -> None:
         self.settled.append((task.run, seen))
 
 
@@ -301,7 +303,7 @@ def test_a_claim_whose_answer_was_lost_is_not_given_back_but_closed(database: st
     async def look(store: Store) -> None:
         await store.release_unknown([])
         assert status(connection, run) == "in_progress"
-        assert await Stopping(store).cancels.look()
+        assert await Stopping(store).cancels.poll()
 
     with_store(database, look, US)
     finished = row_of(connection, "finished_run", run)
@@ -315,7 +317,7 @@ def test_nobody_closes_what_another_supervisor_runs(database: str, connection: C
     assert client_queries.cancel(connection, UUID(run))
 
     async def meddle(store: Store) -> None:
-        assert await Stopping(store).cancels.look()
+        assert await Stopping(store).cancels.poll()
         assert await store.finish([finish(run, token, state="cancelled", payload=None)], []) == set()
 
     with_store(database, meddle)
@@ -416,7 +418,7 @@ def test_a_running_step_is_interrupted_and_its_run_goes_no_further(
         assert not run.cancel()
     assert value(connection, "select sum(attempts + crashes) from underway.runs") == 0
     assert value(connection, "select count(*) from underway.runs where job = 'echoes'") == 0
-    assert supervisor.log.count("interrupted: somebody has cancelled it") == 4
+    assert supervisor.log.count("interrupted: the run was cancelled") == 4
     # The workers go on.
     assert cancelling.echoes.enqueue("x").result(20) == "x"
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -36,8 +36,9 @@ from underway.postgres.listener import Wakeup
 from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Claimed, Lanes, Renewal, Store
 from underway.supervisor.loops import promote
-from underway.supervisor.loops.renew import Leases
-from underway.supervisor.tasks.task import Task
+from underway.supervisor.loops.renew import RenewLoop
+from underway.supervisor.signals import Signals
+from underway.supervisor.tasks.held import HeldTasks
 from underway.supervisor.tasks.verdict import crash_delay
 
 
@@ -273,11 +274,13 @@ def test_a_hint_that_comes_during_a_look_is_not_lost(
             if not swept.is_set():
                 swept.set()
                 insert(connection, state="waiting", due=ago(0))
-                promoting.hint(0)  # as its notification does
+                promoting.wake()  # as its notification does
             return found
 
         monkeypatch.setattr(store, "sweep_keys", swept_meanwhile)
-        promoting = promote.Promoter(store, on_promoted=promoted.set)
+        signals = Signals()
+        signals.run_pending.connect(promoted.set)
+        promoting = promote.PromoteLoop(store, signals)
         loop = asyncio.create_task(promoting.run())
         try:
             async with asyncio.timeout(20):
@@ -681,25 +684,21 @@ class Renewing:
     def __init__(self, database: str, owner: UUID) -> None:
         self.work, self.leases = ReconnectingConnection(database), ReconnectingConnection(database)
         self.store = Store(self.work, self.leases, owner, "testhost")
-        self.held: dict[int, Task] = {}
+        self.held = HeldTasks()
         self.lost: list[str] = []
-        self.loop = Leases(
-            self.store,
-            Wakeup(self.leases, lambda payload: None),
-            self.held,
-            shortest_lease=lambda: 60.0,
-            on_lost=lambda task: self.lost.append(task.run),
-        )
+        signals, pool = Signals(), cast(Any, None)
+        signals.task_lost.connect(lambda task: self.lost.append(task.run))
+        self.loop = RenewLoop(self.store, Wakeup(self.leases, lambda payload: None), self.held, pool, signals)
 
     async def claim(self) -> None:
         for claimed in await self.store.claim(LANES, 100, candidates=100, suspects=1):
-            self.held[claimed.token] = held_task(claimed)
+            self.held.add([held_task(claimed)])
 
     async def renew(self) -> set[str]:
         """One turn; which tasks have a new deadline."""
-        before = {token: task.lease_deadline for token, task in self.held.items()}
-        await self.loop.renew(list(self.held.values()))
-        return {task.run for token, task in self.held.items() if task.lease_deadline > before[token]}
+        before = {task.token: task.lease_deadline for task in self.held}
+        await self.loop.renew(list(self.held))
+        return {task.run for task in self.held if task.lease_deadline > before[task.token]}
 
     async def close(self) -> None:
         await self.work.close()
@@ -768,8 +767,8 @@ def test_what_was_committed_while_it_was_renewed_is_not_lost(database: str, conn
     run = insert(connection)
 
     async def play(renewing: Renewing) -> None:
-        (task,) = renewing.held.values()
-        task.ended = True
+        (task,) = renewing.held
+        renewing.held.end(task)
         await renewing.store.finish([finish(run, task.token)], [])
         await renewing.loop.renew([task])
         assert renewing.lost == []
@@ -783,7 +782,7 @@ def test_progress_travels_with_a_renewal_and_survives_one_without(
     insert(connection)
 
     async def play(renewing: Renewing) -> None:
-        (task,) = renewing.held.values()
+        (task,) = renewing.held
         task.progress = b'{"done": 1}'
         for _ in range(2):
             await renewing.renew()
@@ -800,7 +799,7 @@ def test_progress_that_cannot_be_stored_costs_nobody_a_lease(
     bad, good = insert(connection), insert(connection)
 
     async def play(renewing: Renewing) -> None:
-        tasks = {task.run: task for task in renewing.held.values()}
+        tasks = {task.run: task for task in renewing.held}
         tasks[bad].progress = progress
         tasks[good].progress = b'{"done": 2}'
         assert await renewing.renew() == {bad, good}

@@ -8,19 +8,12 @@ import pytest
 
 from underway.definition.manifest import Lane, Step
 from underway.guardian import lease_clock
-from underway.supervisor.tasks.dispatch import (
-    AHEAD_BYTES,
-    AHEAD_SECONDS,
-    HANDED_BYTES,
-    HANDED_SECONDS,
-    MOST_AHEAD,
-    MOST_CLAIMED,
-    MOST_HANDED,
-    PATIENCE_SECONDS,
-    SHORT_SECONDS,
-    STALE_SECONDS,
-    Dispatch,
-)
+from underway.supervisor.shutdown import StopRequest
+from underway.supervisor.signals import Signals
+from underway.supervisor.tasks.dispatch import MOST_CLAIMED, PATIENCE_SECONDS, STALE_SECONDS, Dispatch
+from underway.supervisor.tasks.held import HeldTasks
+from underway.supervisor.tasks.pipeline import MOST_PIPELINED, PIPELINE_BYTES, PIPELINE_SECONDS, SHORT_SECONDS
+from underway.supervisor.tasks.prefetch import MOST_PREFETCHED, PREFETCH_BYTES, PREFETCH_SECONDS
 from underway.supervisor.tasks.results import ResultHandler
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation
@@ -40,7 +33,7 @@ class StubWorker:
         self.tasks: dict[int, Task] = {}
         self.revoked: set[int] = set()
         self.ready = True
-        self.most_handed = 1_000
+        self.most_pipelined = 1_000
         self.reads = True
         self.sent: list[wire.Message] = []
         self.starts_when_drained: list[int] = []
@@ -76,13 +69,13 @@ class StubCrew:
         self.active = list(workers)
         self.vouched_until: list[float] = []
 
-    def vouch_until(self, lapses_at: float) -> None:
-        self.vouched_until.append(lapses_at)
+    def vouch_until(self, expires_at: float) -> None:
+        self.vouched_until.append(expires_at)
 
 
 def on(*workers: StubWorker) -> Dispatch:
     crew: Any = StubCrew(*workers)
-    return Dispatch(crew)
+    return Dispatch(crew, HeldTasks())
 
 
 def task(token: int, *, lane: Lane = LANE, crashes: int = 0, age: float = 0.0, lease: float = 60.0) -> Task:
@@ -107,7 +100,7 @@ def tasks(count: int, **options: Any) -> list[Task]:
 
 
 def learn(line: Dispatch, seconds: float, lane: Lane = LANE) -> None:
-    line.took(lane, seconds)
+    line.record_duration(lane, seconds)
 
 
 # Handing out
@@ -124,7 +117,7 @@ def test_each_idle_worker_gets_one_in_order() -> None:
     assert sent == wire.Task("run 1", 1, "job", "step now", 3, 0, 0, 900.0, None, b"input")
     assert workers[0].tasks[1].worker is workers[0]  # type: ignore[comparison-overlap]
     line.pump()
-    assert [worker.tokens for worker in workers] == [[1], [2], [3]], "of unknown length: nothing handed ahead"
+    assert [worker.tokens for worker in workers] == [[1], [2], [3]], "of unknown length: nothing pipelined"
 
 
 def test_a_worker_that_is_not_ready_gets_nothing() -> None:
@@ -149,7 +142,7 @@ def test_a_task_goes_only_to_a_worker_whose_manifest_has_it() -> None:
     assert old.tokens == [4]
 
 
-def test_short_tasks_are_handed_ahead_and_shared() -> None:
+def test_short_tasks_are_pipelined_and_shared() -> None:
     first, second = StubWorker(), StubWorker()
     line = on(first, second)
     learn(line, 0.001)
@@ -166,10 +159,10 @@ def test_short_tasks_are_handed_ahead_and_shared() -> None:
 @pytest.mark.parametrize(
     ("seconds", "most"),
     [
-        (0.0, MOST_HANDED),
-        (1e-9, MOST_HANDED),
-        (HANDED_SECONDS / 10.5, 11),
-        (HANDED_SECONDS, 2),
+        (0.0, MOST_PIPELINED),
+        (1e-9, MOST_PIPELINED),
+        (PIPELINE_SECONDS / 10.5, 11),
+        (PIPELINE_SECONDS, 2),
         (SHORT_SECONDS, 2),
         (SHORT_SECONDS * 1.01, 1),
         (60.0, 1),
@@ -214,11 +207,11 @@ def test_the_length_is_learned_step_by_step() -> None:
     learn(line, 0.001)
     for _ in range(30):
         learn(line, 1.0)
-    assert line._handed_limit(LANE) == 1
-    assert line._handed_limit(OTHER) == 1, "unknown"
+    assert line._pipeline._limit(LANE) == 1
+    assert line._pipeline._limit(OTHER) == 1, "unknown"
     for _ in range(60):
         learn(line, 0.001)
-    assert line._handed_limit(LANE) > 1
+    assert line._pipeline._limit(LANE) > 1
 
 
 # Suspects
@@ -235,7 +228,7 @@ def test_a_suspect_waits_for_an_idle_worker_and_has_it_alone() -> None:
     for _ in range(20):
         if worker.tokens == [99]:
             break
-        assert 99 not in worker.tokens, "handed ahead"
+        assert 99 not in worker.tokens, "pipelined"
         worker.finish()
         line.pump()
     assert worker.tokens == [99], "it gets its turn"
@@ -311,7 +304,7 @@ def test_what_was_taken_back_returns_to_the_same_worker_only_when_that_has_skipp
     line.pump()
     assert worker.tokens == [2]
     line.add_first(line.take_back(worker))  # type: ignore[arg-type]
-    line._crew.active.append(other)  # type: ignore[arg-type]
+    line._pool.active.append(other)  # type: ignore[arg-type]
     line.pump()
     assert (worker.tokens, other.tokens) == ([], [2]), "another has no reason to wait"
 
@@ -326,34 +319,27 @@ def test_what_is_skipped_after_it_was_lost_does_not_come_back() -> None:
     line.pump()
     line.pump()
     worker.start()
-    held = dict(worker.tasks)
+    line._held.add(worker.tasks.values())
     commits: Any = None
     backends: Any = None
     kernel_kills: Any = None
-    endings = ResultHandler(
-        line,
-        commits,
-        backends,
-        held,
-        kernel_kills,
-        rng=random.Random(1),
-        on_settled=lambda: None,
-        stopping=lambda: False,
+    results = ResultHandler(
+        line, commits, backends, line._held, kernel_kills, StopRequest(), Signals(), rng=random.Random(1)
     )
     worker.reads = False
-    endings.lost(worker.tasks[2])
+    results.lose(worker.tasks[2])
     assert worker.tokens == [1, 2]
-    endings.received(worker, wire.Skipped(2))  # type: ignore[arg-type]
+    results.received(worker, wire.Skipped(2))  # type: ignore[arg-type]
     assert (worker.tokens, list(line.ready)) == ([1], [])
 
 
 def test_no_more_is_handed_ahead_than_a_socket_holds() -> None:
     worker = StubWorker()
     line = on(worker)
-    learn(line, HANDED_SECONDS / 100)
+    learn(line, PIPELINE_SECONDS / 100)
     waiting = tasks(60)
     for each in waiting:
-        each.input = b"x" * (HANDED_BYTES // 10)
+        each.input = b"x" * (PIPELINE_BYTES // 10)
     line.add(waiting)
     line.pump()
     assert 5 <= len(worker.tasks) <= 10
@@ -361,8 +347,8 @@ def test_no_more_is_handed_ahead_than_a_socket_holds() -> None:
     before = len(worker.tasks)
     line.pump()
     assert len(worker.tasks) <= before + 1, "only what is begun was read for certain"
-    # One that is too large to be handed ahead gets the worker to itself.
-    line.ready[0].input = b"x" * HANDED_BYTES
+    # One that is too large to be pipelined gets the worker to itself.
+    line.ready[0].input = b"x" * PIPELINE_BYTES
     while len(worker.tasks) > 1:
         worker.finish()
         line.pump()
@@ -431,7 +417,7 @@ def test_while_results_cannot_leave_nothing_is_handed_out_and_nothing_waits_behi
     first, *behind = worker.tokens
     assert behind
     line.backpressured = True
-    line._crew.active.append(idle)  # type: ignore[arg-type]
+    line._pool.active.append(idle)  # type: ignore[arg-type]
     line.take_back_waiting(time.monotonic())
     line.pump()
     assert worker.tokens == [first]
@@ -530,10 +516,10 @@ def test_idle_workers_ask_for_one_each_at_first() -> None:
 def test_short_tasks_are_claimed_ahead_but_not_without_limit() -> None:
     line = on(StubWorker(), StubWorker())
     learn(line, 0.02)
-    assert line.demand() == 2 + 2 * int(AHEAD_SECONDS / 0.02)
+    assert line.demand() == 2 + 2 * int(PREFETCH_SECONDS / 0.02)
     line = on(StubWorker())
     learn(line, 0.0)
-    assert line.free_capacity() == 1 + MOST_AHEAD
+    assert line.free_capacity() == 1 + MOST_PREFETCHED
     line = on(*(StubWorker() for _ in range(40)))
     learn(line, 0.0)
     assert line.demand() == MOST_CLAIMED
@@ -555,14 +541,14 @@ def test_no_more_is_claimed_ahead_than_fits_by_the_size_of_what_came() -> None:
     learn(line, 0.0)
     large = tasks(100)
     for one in large:
-        one.input = bytes(AHEAD_BYTES // 8)
+        one.input = bytes(PREFETCH_BYTES // 8)
     line.add(large)
     for one in large:
         line.drop(one)
     assert 1 + 8 <= line.demand() <= 1 + 9
     # One that is larger than all there may be is claimed alone, by a worker that is idle.
     for one in large:
-        one.input = bytes(3 * AHEAD_BYTES)
+        one.input = bytes(3 * PREFETCH_BYTES)
     line.add(large)
     line.take_all()
     assert line.demand() == 1
@@ -578,23 +564,23 @@ def test_what_waits_is_bounded_by_its_size_whatever_was_usual() -> None:
         worker.start()
     line.take_all()
     assert line.demand() > 500, "after so many small ones"
-    assert line.room() == 2 * AHEAD_BYTES
+    assert line.room() == 2 * PREFETCH_BYTES
     large = tasks(2)
     for one in large:
-        one.input = bytes(AHEAD_BYTES)
+        one.input = bytes(PREFETCH_BYTES)
     line.add(large)
     assert line.room() == 0
     assert line.demand() == 0
     assert line.free_capacity() <= 0
     line.take_all()
     line.add(large[:1])
-    assert line.room() == AHEAD_BYTES
+    assert line.room() == PREFETCH_BYTES
 
 
 def test_every_idle_worker_gets_a_task_however_large_those_are_that_wait() -> None:
     line = on(*(StubWorker() for _ in range(4)))
     huge = task(1)
-    huge.input = bytes(5 * AHEAD_BYTES)
+    huge.input = bytes(5 * PREFETCH_BYTES)
     line.add([huge])
     assert line.room() == 0
     assert line.demand() == line.free_capacity() == 3
@@ -615,7 +601,7 @@ def test_little_is_not_worth_a_claim_while_there_is_work() -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, 0.01)
-    line.add(tasks(int(AHEAD_SECONDS / 0.01) + 5))
+    line.add(tasks(int(PREFETCH_SECONDS / 0.01) + 5))
     line.pump()
     worker.start()
     before = len(line.ready)
@@ -633,7 +619,7 @@ def test_a_worker_stuck_in_one_task_or_with_a_suspect_counts_for_nothing_ahead()
     line.pump()
     worker.start()
     assert line.demand() > 0
-    worker.start(ago=AHEAD_SECONDS + 0.01)
+    worker.start(ago=PREFETCH_SECONDS + 0.01)
     assert line.demand() == 0
     suspicious = StubWorker()
     line = on(suspicious)
@@ -645,7 +631,7 @@ def test_a_worker_stuck_in_one_task_or_with_a_suspect_counts_for_nothing_ahead()
 
 
 def test_the_limits_are_in_proportion() -> None:
-    assert HANDED_SECONDS < SHORT_SECONDS <= PATIENCE_SECONDS < AHEAD_SECONDS < STALE_SECONDS
+    assert PIPELINE_SECONDS < SHORT_SECONDS <= PATIENCE_SECONDS < PREFETCH_SECONDS < STALE_SECONDS
 
 
 # Limits
@@ -668,7 +654,7 @@ def test_a_lease_lapses_while_the_machine_is_suspended(monkeypatch: pytest.Monke
     """The monotonic clock stops during a suspend, so by that clock the lease would still be valid."""
 
     class Killed(StubWorker):
-        doomed = False
+        killing = False
         kill_message = ""
         reasons: list[str]
 
@@ -695,5 +681,5 @@ def test_the_guardian_knows_of_a_lease_before_the_task_is_sent() -> None:
     line.add([task(1, lease=60.0), task(2, lease=2.0)])
     learn(line, 0.0001)
     line.pump()
-    crew: Any = line._crew
+    crew: Any = line._pool
     assert min(crew.vouched_until) == min(task.lease_deadline for task in worker.tasks.values())

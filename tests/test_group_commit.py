@@ -14,8 +14,9 @@ from underway.postgres import client_queries
 from underway.postgres.reconnecting import DatabaseUnavailable
 from underway.postgres.supervisor_store import Claimed
 from underway.postgres.transitions import Attempt
-from underway.supervisor.loops.commit import MOST_TOGETHER, Ended
-from underway.supervisor.tasks.verdict import Observation, settle
+from underway.supervisor.loops.commit import MOST_TOGETHER
+from underway.supervisor.tasks.ended import Ended
+from underway.supervisor.tasks.verdict import Observation, decide
 
 ENDINGS = ["done", "next"]
 
@@ -44,7 +45,7 @@ def test_only_the_payload_that_cannot_be_stored_becomes_a_failed_attempt(
         committing.submit(last, ending=ending)
 
     committing = play(database, script)
-    assert committing.held == {}
+    assert not committing.held
     assert committing.commits.outcomes == {"succeeded": 2, "failed": 1}
     for good in (first, last):
         assert attempts_of(connection, good) == [("succeeded", 1)]
@@ -128,7 +129,7 @@ def test_a_run_under_the_id_of_a_finished_one_is_dropped(any_database: str) -> N
             committing.submit(good)
 
         committing = play(any_database, script)
-        assert committing.held == {}
+        assert not committing.held
         assert value(connection, "select count(*) from underway.run where id = %s", [twin]) == 0
         assert client_queries.status(connection, UUID(finished)) == "cancelled"
         assert client_queries.status(connection, UUID(good)) == "succeeded"
@@ -158,7 +159,7 @@ def test_an_error_that_cannot_be_stored_is_spelled_in_ascii(database: str, conne
         committing.fail(good)
 
     committing = play(database, script)
-    assert committing.held == {}
+    assert not committing.held
     assert attempts_of(connection, bad) == attempts_of(connection, good) == [("failed", 1)]
     attempt = row_of(connection, "attempt", bad)
     assert attempt is not None
@@ -175,7 +176,7 @@ def test_an_ending_that_cannot_be_written_at_all_is_let_go(database: str, connec
         committing.fail(good)
 
     committing = play(database, script)
-    assert committing.held == {}
+    assert not committing.held
     assert client_queries.status(connection, UUID(bad)) == "in_progress"
     assert attempts_of(connection, bad) == []
     assert attempts_of(connection, good) == [("failed", 1)]
@@ -192,7 +193,7 @@ def test_an_ending_under_a_token_that_the_row_does_not_know_is_dropped_and_its_r
         committing.submit(run)
 
     committing = play(database, script)
-    assert (committing.held, committing.unknown) == ({}, 1)
+    assert (len(committing.held), committing.unknown) == (0, 1)
     assert attempts_of(connection, run) == []
 
 
@@ -222,7 +223,7 @@ def test_a_commit_cut_off_by_a_lost_connection_counts_once(any_database: str, en
                 committing.submit(run, ending=ending, spawned=[spawn()])
 
         committing = play(any_database, script)
-        assert committing.held == {}
+        assert not committing.held
         assert committing.work.opened == 2
         assert committing.commits.outcomes == {"succeeded": 3}
         for run in batch:
@@ -276,14 +277,14 @@ def test_a_locked_run_is_committed_once_it_is_unlocked_and_the_others_at_once(an
                 # The loop has not run yet: nothing has been awaited since the rows were submitted.
                 while len(committing.held) > 1:
                     await asyncio.sleep(0.001)
-                assert [task.run for task in committing.held.values()] == [stuck]
+                assert [task.run for task in committing.held] == [stuck]
                 assert committing.commits.uncommitted() >= 1  # neither flushed nor forgotten
                 assert all(attempts_of(connection, run) == [("succeeded", 1)] for run in free)
                 assert attempts_of(connection, stuck) == []
                 stranger.rollback()
 
         committing = play(any_database, script)
-        assert committing.held == {}
+        assert not committing.held
         assert attempts_of(connection, stuck) == [("succeeded", 1)]
 
 
@@ -296,7 +297,7 @@ def test_a_lost_run_is_dropped_and_nothing_of_it_is_written(database: str, conne
         committing.submit(kept)
 
     committing = play(database, script)
-    assert committing.held == {}
+    assert not committing.held
     assert committing.commits.outcomes == {"succeeded": 1}
     assert client_queries.status(connection, UUID(lost)) == "in_progress"
     assert attempts_of(connection, lost) == []
@@ -318,7 +319,7 @@ def test_a_run_that_was_reaped_is_lost_although_its_attempt_is_recorded(
         committing.submit(run, ending="next")
 
     committing = play(database, script)
-    assert committing.held == {}
+    assert not committing.held
     assert committing.commits.outcomes == {}
     assert committing.continued == []
     assert attempts_of(connection, run) == [("lost", 1)]
@@ -329,7 +330,7 @@ def test_what_is_no_longer_held_is_not_written(database: str, connection: Connec
     run, other = insert(connection), insert(connection)
 
     async def script(committing: Committing) -> None:
-        del committing.held[committing.submit(run).token]
+        committing.held.lose(committing.submit(run))
         committing.submit(other)
 
     play(database, script)
@@ -395,7 +396,7 @@ def test_more_than_one_group_is_committed_to_the_last(database: str, connection:
     )
 
     async def script(committing: Committing) -> None:
-        for task in list(committing.held.values()):
+        for task in list(committing.held):
             committing.submit(task.run)
 
     play(database, script)
@@ -409,7 +410,7 @@ def test_an_attempt_that_never_started_leaves_no_row(database: str, connection: 
 
     async def script(committing: Committing) -> None:
         task = committing.task(run)
-        row = settle(task, Observation.NEVER_STARTED, Attempt("released"), random.Random(1))
+        row = decide(task, Observation.NEVER_STARTED, Attempt("released"), random.Random(1))
         committing.commits.submit(Ended(task, row, []))
 
     play(database, script)

@@ -61,16 +61,16 @@ def test_a_guardian_that_cannot_be_started_is_tried_again() -> None:
         descendants.dismiss()
 
 
-def workers_of(overseer: "Mourner", count: int) -> tuple[list[WorkerProcess], Descendants]:
+def workers_of(listener: "Mourner", count: int) -> tuple[list[WorkerProcess], Descendants]:
     """Just started, and whoever kills what is below them."""
     workers: list[WorkerProcess] = []
     descendants = Descendants("nobody's mark/", lambda: {worker.pid for worker in workers})
     descendants.ignore_existing_children()  # the test server's watchdog among them
     for slot in range(count):
-        mark, wear = f"{uuid4()};", WorkerUsage(NO_MARKS, random.Random(1))
+        mark, usage = f"{uuid4()};", WorkerUsage(NO_MARKS, random.Random(1))
         workers.append(
-            WorkerProcess("no:app", slot, mark, overseer, descendants,
-                          crew_size=count, generation=0, wear=wear, folder=None)
+            WorkerProcess("no:app", slot, mark, listener, descendants,
+                          pool_size=count, generation=0, usage=usage, folder=None)
         )  # fmt: skip
     return workers, descendants
 
@@ -83,8 +83,8 @@ def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: p
         return look()
 
     async def main() -> None:
-        overseer = Mourner()
-        workers, descendants = workers_of(overseer, 5)
+        listener = Mourner()
+        workers, descendants = workers_of(listener, 5)
         children = [psutil.Process(worker.pid) for worker in workers]
         monkeypatch.setattr(script, "_processes", counted)
         for worker in workers:
@@ -93,10 +93,10 @@ def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: p
         await asyncio.sleep(0)
         assert 1 <= len(looks) <= 2, "the second finds nothing new"
         async with asyncio.timeout(20):
-            while len(overseer.died_of) < len(workers):
-                await overseer.heard.wait()
-                overseer.heard.clear()
-        assert overseer.died_of == ["signal SIGKILL"] * 5
+            while len(listener.died_of) < len(workers):
+                await listener.heard.wait()
+                listener.heard.clear()
+        assert listener.died_of == ["signal SIGKILL"] * 5
         assert not any(child.is_running() for child in children)
         descendants.dismiss()
 
@@ -107,14 +107,14 @@ def test_a_death_is_heard_of_without_a_look() -> None:
     """There are no ticks here, so a death that is only noticed at the next check would never be noticed."""
 
     async def main() -> None:
-        overseer = Mourner()
-        workers, descendants = workers_of(overseer, 3)
+        listener = Mourner()
+        workers, descendants = workers_of(listener, 3)
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
         async with asyncio.timeout(20):
-            while len(overseer.died_of) < len(workers):
-                await overseer.heard.wait()
-                overseer.heard.clear()
+            while len(listener.died_of) < len(workers):
+                await listener.heard.wait()
+                listener.heard.clear()
         descendants.dismiss()
 
     asyncio.run(main())
@@ -124,16 +124,16 @@ def test_one_that_has_died_with_others_can_still_be_killed_by_a_report_of_them()
     """A spare's, say, that is retired because the others are replaced: its descriptors are closed by then."""
 
     async def main() -> None:
-        overseer = Killer()
-        workers, descendants = workers_of(overseer, 3)
-        overseer.workers = workers
+        listener = Killer()
+        workers, descendants = workers_of(listener, 3)
+        listener.workers = workers
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
             os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # dead, and for the loop to find
         async with asyncio.timeout(20):
-            while len(overseer.died_of) < len(workers):
-                await overseer.heard.wait()
-                overseer.heard.clear()
+            while len(listener.died_of) < len(workers):
+                await listener.heard.wait()
+                listener.heard.clear()
         descendants.dismiss()
 
     asyncio.run(main())
@@ -145,7 +145,7 @@ class Mourner:
         self.died_of: list[str] = []
 
     def received(self, worker: WorkerProcess, message: messages.Message) -> None: ...
-    def settled(self) -> None: ...
+    def on_messages_processed(self) -> None: ...
     def died(self, worker: WorkerProcess) -> None:
         self.died_of.append(worker.exit_text)
         self.heard.set()
@@ -167,9 +167,9 @@ def test_a_worker_that_cannot_be_watched_does_not_stay(monkeypatch: pytest.Monke
     async def main() -> None:
         before = os.listdir("/proc/self/fd"), psutil.Process().children()
         monkeypatch.setattr(os, "pidfd_open", refused)
-        wear, overseer = WorkerUsage(NO_MARKS, random.Random(1)), Any
+        usage, listener = WorkerUsage(NO_MARKS, random.Random(1)), Any
         with pytest.raises(OSError, match="Too many"):
-            WorkerProcess("no:app", 1, "m;", overseer, Any, crew_size=1, generation=0, wear=wear, folder=None)  # type: ignore[arg-type]
+            WorkerProcess("no:app", 1, "m;", listener, Any, pool_size=1, generation=0, usage=usage, folder=None)  # type: ignore[arg-type]
         assert (os.listdir("/proc/self/fd"), psutil.Process().children()) == before
 
     asyncio.run(main())

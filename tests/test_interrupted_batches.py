@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,12 +17,14 @@ from underway.postgres.listener import Wakeup
 from underway.postgres.queries import statements
 from underway.postgres.reconnecting import STATEMENT_SECONDS, DatabaseUnavailable, ReconnectingConnection
 from underway.postgres.supervisor_store import Store
-from underway.supervisor.loops.backends import Backends
-from underway.supervisor.loops.promote import Promoter
-from underway.supervisor.loops.reap import Reaper
-from underway.supervisor.loops.renew import Leases
-from underway.supervisor.loops.retention import Retention
-from underway.supervisor.loops.schedule import Schedules
+from underway.supervisor.loops.backends import BackendLoop
+from underway.supervisor.loops.promote import PromoteLoop
+from underway.supervisor.loops.reap import ReapLoop
+from underway.supervisor.loops.renew import RenewLoop
+from underway.supervisor.loops.retention import RetentionLoop
+from underway.supervisor.loops.schedule import ScheduleLoop
+from underway.supervisor.signals import Signals
+from underway.supervisor.tasks.held import HeldTasks
 from underway.supervisor.tasks.task import Task
 
 COUNT = 40
@@ -62,7 +65,8 @@ class Side:
     def __init__(self, database: str, owner: UUID) -> None:
         self.work, self.leases = Narrow(database), Narrow(database)
         self.store = Store(self.work, self.leases, owner, "testhost")
-        self.held: dict[int, Task] = {}
+        self.held = HeldTasks()
+        self.pool: Any = SimpleNamespace(shortest_lease=lambda: 60.0)
         self.lost: list[Task] = []
 
     @property
@@ -74,17 +78,17 @@ Turn = Callable[[], Awaitable[object]]
 
 
 def reaping(side: Side) -> Turn:
-    backends: Any = Backends(side.store)
-    loop = Reaper(side.store, side.work, backends, shortest_lease=lambda: 60.0, on_reaped=lambda: None)
-    return lambda: loop._look(4e9)
+    backends: Any = BackendLoop(side.store)
+    loop = ReapLoop(side.store, side.work, backends, side.pool, Signals())
+    return lambda: loop._reap(4e9)
 
 
 def promoting(side: Side) -> Turn:
-    return Promoter(side.store, on_promoted=lambda: None)._look
+    return PromoteLoop(side.store, Signals())._promote_due
 
 
 def sweeping(side: Side) -> Turn:
-    loop = Promoter(side.store, on_promoted=lambda: None)
+    loop = PromoteLoop(side.store, Signals())
 
     async def sweep() -> None:
         loop._swept_at = 0.0
@@ -94,7 +98,7 @@ def sweeping(side: Side) -> Turn:
 
 
 def expiring(side: Side) -> Turn:
-    loop = Retention(side.store)
+    loop = RetentionLoop(side.store)
     return lambda: loop._expire(from_start=True)
 
 
@@ -106,20 +110,20 @@ def firing(side: Side) -> Turn:
         active = (Worker,)
 
     crew: Any = WorkerPool
-    return Schedules(side.work, crew, on_enqueued=lambda delay: None)._turn
+    return ScheduleLoop(side.work, crew, Signals()).turn
 
 
 def renewing(side: Side) -> Turn:
-    loop = Leases(
-        side.store, Wakeup(side.leases, print), side.held, shortest_lease=lambda: 60.0, on_lost=side.lost.append
-    )
+    signals = Signals()
+    signals.task_lost.connect(side.lost.append)
+    loop = RenewLoop(side.store, Wakeup(side.leases, print), side.held, side.pool, signals)
 
     async def renew() -> None:
         if not side.held:
             for claimed in await side.store.claim(LANES, COUNT, candidates=COUNT, suspects=1):
-                task = side.held[claimed.token] = held_task(claimed)
+                side.held.add([task := held_task(claimed)])
                 task.progress = b'{"done": 1}'
-        await loop.renew(list(side.held.values()))
+        await loop.renew(list(side.held))
 
     return renew
 

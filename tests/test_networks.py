@@ -122,7 +122,7 @@ def test_a_step_is_killed_by_the_supervisors_own_clock_and_another_takes_over(
     count(cuts=1, runs=1, leases_lapsed=1, peak_ms_until_it_was_killed=round(killed_after * 1000))
     assert killed_after < LEASE_SECONDS + 0.5 < taken_over_after + 0.5, "its lease was over before another began"
     assert killed_after < taken_over_after
-    assert "killed: lease about to lapse: it could not be renewed in time" in cut_off.log
+    assert "killed: lease about to expire: it could not be renewed in time" in cut_off.log
     assert hosts.effects() == [(run.id, "do_in_the_end", 2)]
 
     time.sleep(max(0, began + seconds - time.monotonic()))

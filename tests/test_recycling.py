@@ -25,9 +25,9 @@ MIB = 2**20
 
 
 def worn(marks: RecycleLimits, *, tasks: int = 1, rss: int = 0, seed: int = 1) -> WorkerUsage:
-    wear = WorkerUsage(marks, random.Random(seed))
-    wear.tasks, wear.rss = tasks, rss
-    return wear
+    usage = WorkerUsage(marks, random.Random(seed))
+    usage.tasks, usage.rss = tasks, rss
+    return usage
 
 
 def test_each_worker_is_due_somewhere_in_the_last_fifth() -> None:
@@ -51,20 +51,20 @@ def test_each_worker_is_due_somewhere_in_the_last_fifth() -> None:
 
 def test_a_worker_at_the_full_mark_is_spent() -> None:
     marks = RecycleLimits(tasks=10, age=1, memory=100 * MIB)
-    assert not worn(marks, tasks=9, rss=99 * MIB).spent
-    assert worn(marks, tasks=10).spent
-    assert worn(marks, rss=100 * MIB).spent
+    assert not worn(marks, tasks=9, rss=99 * MIB).over_limit
+    assert worn(marks, tasks=10).over_limit
+    assert worn(marks, rss=100 * MIB).over_limit
     # Nobody is in danger because a worker is old.
     aged = worn(marks)
     assert aged.reached(time.monotonic() + 5)
-    assert not aged.spent
+    assert not aged.over_limit
 
 
 def test_a_worker_too_large_from_the_start_does_at_least_one_task() -> None:
     marks = RecycleLimits(memory=MIB)
     fresh = worn(marks, tasks=0, rss=50 * MIB)
     assert not fresh.reached(time.monotonic())
-    assert not fresh.spent
+    assert not fresh.over_limit
     assert worn(marks, tasks=1, rss=50 * MIB).reached(time.monotonic()) == "50 MiB"
 
 

@@ -27,7 +27,7 @@ from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Lanes, Renewal, Store
 from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, Next, succeed
 from underway.supervisor.tasks.task import Task, from_claim
-from underway.supervisor.tasks.verdict import VERDICTS, Charge, Observation, settle
+from underway.supervisor.tasks.verdict import VERDICTS, Charge, Observation, decide
 
 T = TypeVar("T")
 
@@ -360,7 +360,7 @@ class RunMachine(RuleBasedStateMachine):
             if seen is Observation.NEXT and index + 1 < len(STEPS):
                 following = Next(STEPS[index + 1], "default", 0, 0.0, 60.0)
             return succeed(task, attempt, following, b"%d" % (int(task.input) + 1))
-        row = settle(task, seen, attempt, random.Random(0))
+        row = decide(task, seen, attempt, random.Random(0))
         if isinstance(row, AdvanceRun) and row.delay:
             return row._replace(delay=HOUR.total_seconds())
         return row

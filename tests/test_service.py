@@ -17,14 +17,14 @@ from underway.postgres import admin_queries
 from underway.postgres.reconnecting import DatabaseUnavailable
 from underway.postgres.supervisor_store import Claimed, Store
 from underway.postgres.transitions import Attempt, succeed
-from underway.supervisor import service
-from underway.supervisor.loops import claim, promote, schedule
-from underway.supervisor.loops.commit import Ended
+from underway.supervisor.loops import claim, promote, schedule, watch
 from underway.supervisor.service import Service
 from underway.supervisor.shutdown import StopRequest
 from underway.supervisor.tasks import dispatch
+from underway.supervisor.tasks.ended import Ended
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Observation, settle
+from underway.supervisor.tasks.verdict import Observation, decide
+from underway.supervisor.workers.pool import WorkerPool
 from underway.wire import messages as wire
 
 # Longer than any of these tests: what a lapse would take back counts as stuck.
@@ -40,7 +40,7 @@ class SilentWorker:
     slot = 1
     pid = 7
     ready = True
-    most_handed = 1_000
+    most_pipelined = 1_000
 
     def __init__(self) -> None:
         self.lanes = LANES
@@ -84,7 +84,7 @@ class SilentCrew:
     def keep_house(self) -> None:
         pass
 
-    def vouch_until(self, lapses_at: float) -> None:
+    def vouch_until(self, expires_at: float) -> None:
         pass
 
     def vouch(self) -> None:
@@ -99,8 +99,11 @@ class SilentCrew:
     def retired(self) -> bool:
         return True
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         pass
+
+    def shortest_lease(self) -> float:
+        return WorkerPool.shortest_lease(self)  # type: ignore[arg-type]
 
 
 class Serving:
@@ -153,7 +156,7 @@ class Serving:
         attempt = Attempt("succeeded", started=ago(0.001), pid=7)
         row = succeed(task, attempt, NEXT if goes_on else None, b'{"n": 2}')
         self.service._commits.submit(Ended(task, row, list(spawned)))
-        # Not Endings.settled(): it wakes the claims too, and a claim may take the place of the next step.
+        # Not on_messages_processed(): it wakes the claim loop too, and a claim may take the place of the next step.
         self.service._commits.hurry()
 
     def lose_answers(self) -> "asyncio.Event":
@@ -209,7 +212,7 @@ def test_limits_count_from_the_first_moment_after_a_pause(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A timeout of 0.2 s was up to a second late when nothing had been held before."""
-    monkeypatch.setattr(service, "_HOUSEKEEPING_SECONDS", 1000)
+    monkeypatch.setattr(watch, "_HOUSEKEEPING_SECONDS", 1000)
 
     async def play(serving: Serving) -> None:
         deadline = time.monotonic() + 20
@@ -220,7 +223,7 @@ def test_limits_count_from_the_first_moment_after_a_pause(
         serving.service._claims.wake()
         task = await serving.running()
         task.started_at = time.monotonic() - task.step.policy.timeout.total_seconds()
-        serving.service._endings.settled()
+        serving.service._results.on_messages_processed()
         while task.stop_reason is None:
             assert time.monotonic() < deadline, "nobody looks at it"
             await asyncio.sleep(0.002)
@@ -337,7 +340,7 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
 
     async def play(serving: Serving) -> None:
         for lane in (LANE, OTHER_LANE):
-            serving.service._dispatch.took(lane, 0.004)  # short enough to claim ahead, and to hand out several at once
+            serving.service._dispatch.record_duration(lane, 0.004)  # short enough to prefetch and pipeline
         (worker,) = serving.silent.active
         while len(worker.tasks) < 2 or value(connection, held) < 43:
             await asyncio.sleep(0.002)
@@ -351,7 +354,7 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
         assert worker.current is running
         while not serving.service._commits.outcomes:
             await asyncio.sleep(0.002)
-        assert set(serving.service._commits.outcomes) == {"returned unstarted"}, "no attempt was cut off"
+        assert set(serving.service._commits.outcomes) == {"released unstarted"}, "no attempt was cut off"
         # Tasks that are claimed after the queue is resumed are kept.
         assert admin_queries.resume(connection, LANE.queue)
         while value(connection, held) < 43:
@@ -381,7 +384,7 @@ def test_a_retry_needs_no_poll(database: str, connection: Connection) -> None:
     """The promoter sleeps until the retry is due."""
 
     async def play(serving: Serving) -> None:
-        while not (serving.service._claims._listening() and serving.looked_in_vain and _sleeps(serving)):
+        while not (serving.service._claims._wakeup.listening and serving.looked_in_vain and _sleeps(serving)):
             await asyncio.sleep(0.002)
         run = insert(connection)
         serving.service._claims.wake()
@@ -389,7 +392,7 @@ def test_a_retry_needs_no_poll(database: str, connection: Connection) -> None:
         serving.silent.active[0].tasks.clear()
         attempt = Attempt("failed", "not yet", started=ago(0.001), pid=7)
         serving.service._commits.submit(
-            Ended(task, settle(task, Observation.RETRY, attempt, random.Random(1), retry_after=0.3), [])
+            Ended(task, decide(task, Observation.RETRY, attempt, random.Random(1), retry_after=0.3), [])
         )
         again = await serving.running()
         assert (again.run, again.attempts) == (run, 1)
@@ -400,7 +403,7 @@ def test_a_retry_needs_no_poll(database: str, connection: Connection) -> None:
 
 def _sleeps(serving: Serving) -> bool:
     """Whether the promoter sleeps until it is woken."""
-    return serving.service._promoter._next_look > time.monotonic() + 900
+    return serving.service._promoter._next_turn_at > time.monotonic() + 900
 
 
 @pytest.mark.usefixtures("no_polls")

@@ -150,7 +150,7 @@ def test_term_while_the_database_is_down(
     supervisor.send(signal.SIGTERM)
     # Its running step is over in 3 s, the last try to write takes 10.
     assert supervisor.wait(25) == 1
-    assert "the database is away: what could not be written is taken back" in supervisor.log
+    assert "cannot reach the database; what is not recorded is taken back" in supervisor.log
 
 
 def test_work_goes_on_by_itself_when_the_database_has_restarted(

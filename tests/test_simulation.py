@@ -18,9 +18,12 @@ from underway.definition.manifest import Lane
 from underway.postgres.reconnecting import STATEMENT_SECONDS
 from underway.postgres.supervisor_store import Store
 from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
-from underway.supervisor.loops.commit import Commits
+from underway.supervisor.loops.commit import CommitLoop
+from underway.supervisor.loops.commit_queue import CommitQueue
 from underway.supervisor.tasks.dispatch import Dispatch
+from underway.supervisor.tasks.held import HeldTasks
 from underway.supervisor.tasks.results import ResultHandler
+from underway.supervisor.tasks.state import TaskState
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.workers.process import WorkerProcess
 from underway.wire import messages
@@ -70,8 +73,7 @@ def do_not_say_what_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
         taken = [task for task in worker.tasks.values() if task.started_at is None]
         for task in taken:
             del worker.tasks[task.token]
-            task.worker = None
-        return taken
+        return [task for task in taken if self._held.requeue(task)]
 
     monkeypatch.setattr(Dispatch, "take_back", take_back)
 
@@ -101,6 +103,7 @@ def submit_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         task = worker.tasks.get(result.token)
         real(self, worker, result)
         if task is not None and task.token in self._held:
+            task.state = TaskState.STARTED
             worker.tasks[task.token] = task
             real(self, worker, result)
 
@@ -127,15 +130,15 @@ def _with_lanes(worker: WorkerProcess, lanes: dict[Lane, Any]) -> WorkerProcess:
 
 
 def take_many_suspects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("underway.supervisor.claims.any", lambda _: False, raising=False)
+    monkeypatch.setattr(HeldTasks, "has_suspect", lambda self: False)
 
 
 def never_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Commits, "full", lambda self: False)
+    monkeypatch.setattr(CommitLoop, "full", lambda self: False)
 
 
 def drop_what_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Commits, "_repeat", lambda self, group: None)
+    monkeypatch.setattr(CommitQueue, "put_back", lambda self, group: None)
 
 
 def take_the_unstarted_for_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +147,7 @@ def take_the_unstarted_for_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
     def died(self: ResultHandler, worker: WorkerProcess) -> None:
         tasks, worker.tasks = list(worker.tasks.values()), {}
         for task in tasks:
-            task.worker = None
-            task.started_at = None
-            if task.token in self._held:
+            if self._held.requeue(task):
                 self._dispatch.add([task])
 
     monkeypatch.setattr(ResultHandler, "died", died)

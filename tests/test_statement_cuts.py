@@ -29,7 +29,7 @@ from underway.postgres.step_transaction import StepConnection, StepTransactions
 from underway.postgres.temporary_database import migrated_database
 from underway.postgres.transitions import Attempt, succeed
 from underway.supervisor.loops import reap
-from underway.supervisor.loops.commit import Ended
+from underway.supervisor.tasks.ended import Ended
 from underway.testing.servers import SETTINGS, cluster_folder
 
 MOMENTS = ["before", "after"]
@@ -327,10 +327,10 @@ def test_what_a_standby_that_was_behind_has_in_our_name_is_given_back(database: 
         connection.execute("update underway.run set token = token - 1, lease_until = now() + interval '1 hour'")
         while task.token in serving.service._held:
             await asyncio.sleep(0.005)
-        await serving.service._claims._release_unknown()
+        await serving.service._claims._unknown.release()
         assert now(connection, run)["state"] == "in_progress"
         (worker,) = serving.silent.active
-        serving.service._endings.died(worker)  # type: ignore[arg-type]
+        serving.service._results.died(worker)  # type: ignore[arg-type]
         (again,) = await serving.all_running(1)
         row = now(connection, run)
         assert (row["crashes"], row["attempts"], row["releases"]) == (0, 0, 1)

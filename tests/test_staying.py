@@ -223,7 +223,7 @@ def test_the_next_step_stays_when_there_is_a_worker_for_it(any_database: str) ->
         committing = play(any_database, script, workers=1, lanes=SERVED)
         (task,) = committing.stayed
         row = now(connection, run)
-        assert committing.held == {task.token: task}
+        assert list(committing.held) == [task]
         assert (row["state"], row["owner"], row["token"]) == ("in_progress", str(committing.owner), task.token)
         assert task.token > old[0]
         assert (task.run, task.lane, task.step) == (run, NEXT_LANE, NEXT_STEP)
@@ -247,7 +247,7 @@ def test_as_many_stay_as_there_are_places(database: str, connection: Connection)
     assert dict(states) == {"in_progress": 2, "pending": 3}
     kept = {task.run for task in committing.stayed}
     assert {run for run in batch if now(connection, run)["state"] == "in_progress"} == kept
-    assert committing.held.keys() == {task.token for task in committing.stayed}
+    assert {task.token for task in committing.held} == {task.token for task in committing.stayed}
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_the_next_step_does_not_stay(
     committing = play(database, script, workers=workers, lanes=lanes)
     row = now(connection, run)
     assert (row["state"], row["owner"], row["lease_until"]) == ("waiting" if following.delay else "pending", None, None)
-    assert (committing.held, committing.stayed) == ({}, [])
+    assert (len(committing.held), committing.stayed) == (0, [])
     assert committing.continued == [following.delay]
 
 
@@ -286,7 +286,7 @@ def test_a_step_that_is_to_be_tried_again_does_not_stay(database: str, connectio
         committing.fail(released, Observation.INTERRUPTED_SHUTDOWN)
 
     committing = play(database, script, workers=3, lanes=lanes)
-    assert (committing.held, committing.stayed) == ({}, [])
+    assert (len(committing.held), committing.stayed) == (0, [])
     assert (now(connection, retried)["state"], now(connection, released)["state"]) == ("waiting", "pending")
 
 
@@ -333,8 +333,8 @@ def test_when_the_answer_of_a_hand_over_is_lost_its_run_is_given_back_and_nobody
         async def give_back(committing: Committing) -> None:
             assert committing.unknown > 0
             assert committing.stayed == []
-            assert committing.held == {}  # so that the runs are not among what is known
-            await committing.store.release_unknown({task.run for task in committing.held.values()})
+            assert not committing.held  # so that the runs are not among what is known
+            await committing.store.release_unknown(committing.held.runs())
 
         committing = play(any_database, script, workers=3, lanes=SERVED, then=give_back)
         assert committing.commits.outcomes == {"succeeded": 3}
@@ -362,7 +362,7 @@ def test_a_hand_over_that_did_not_take_effect_is_repeated_and_its_run_stays(any_
         assert committing.work.opened == 2
         assert committing.unknown == 0
         (task,) = committing.stayed
-        assert committing.held == {task.token: task}
+        assert list(committing.held) == [task]
         assert (now(connection, run)["state"], now(connection, run)["token"]) == ("in_progress", task.token)
         assert attempts_of(connection, run) == [("succeeded", 1)]
 
@@ -376,7 +376,7 @@ def test_what_is_given_back_while_the_answer_is_still_out_is_not_the_run_itself(
     async def script(committing: Committing) -> None:
         async def lose_answer(moment: str, pid: int) -> None:
             if moment == "after":
-                await committing.store.release_unknown({task.run for task in committing.held.values()})
+                await committing.store.release_unknown(committing.held.runs())
                 assert now(connection, run)["state"] == "in_progress"
                 lose()
 
@@ -384,7 +384,7 @@ def test_what_is_given_back_while_the_answer_is_still_out_is_not_the_run_itself(
         committing.submit(run, ending="next")
 
     async def give_back(committing: Committing) -> None:
-        await committing.store.release_unknown({task.run for task in committing.held.values()})
+        await committing.store.release_unknown(committing.held.runs())
 
     committing = play(database, script, workers=1, lanes=SERVED, then=give_back)
     assert committing.unknown == 1
@@ -409,7 +409,7 @@ def test_a_run_that_was_kept_and_whose_row_is_then_locked_is_kept_once_it_is_fre
         committing = play(any_database, script, workers=2, lanes=SERVED)
         assert [task.run for task in committing.stayed] == [free, stuck]
         assert committing.unknown == 0
-        assert committing.held.keys() == {task.token for task in committing.stayed}
+        assert {task.token for task in committing.held} == {task.token for task in committing.stayed}
         for run in (stuck, free):
             assert attempts_of(connection, run) == [("succeeded", 1)]
 
@@ -426,7 +426,7 @@ def test_one_payload_that_cannot_be_stored_keeps_no_other_from_staying(
 
     committing = play(database, script, workers=2, lanes=SERVED)
     assert [task.run for task in committing.stayed] == [good]
-    assert committing.held.keys() == {task.token for task in committing.stayed}
+    assert {task.token for task in committing.held} == {task.token for task in committing.stayed}
     assert attempts_of(connection, bad) == [("failed", 1)]
     assert (now(connection, bad)["state"], now(connection, bad)["step"]) == ("waiting", "step")
     assert committing.dispatch.free_capacity() == 2

@@ -13,7 +13,7 @@ from underway.definition.retry import RetryPolicy
 from underway.postgres.queries import statements
 from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, Next, succeed
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import VERDICTS, Charge, Observation, crash_delay, settle, what_follows
+from underway.supervisor.tasks.verdict import VERDICTS, Charge, Observation, crash_delay, decide, what_follows
 
 POLICY = Policy(retry=RetryPolicy(max_attempts=4, initial_interval=timedelta(seconds=8), jitter=0.5), max_crashes=3)
 STARTED = Attempt("to be replaced", error="what happened", started=2.0, pid=7, cpu_seconds=1.5, peak_rss=99)
@@ -38,7 +38,7 @@ def settled(
     seen: Observation, *, attempt: Attempt = STARTED, after: float | None = None, **counters: int
 ) -> FinishRun | AdvanceRun:
     attempt = attempt._replace(outcome=VERDICTS[seen].outcome)
-    return settle(task(**counters), seen, attempt, random.Random(1), after)
+    return decide(task(**counters), seen, attempt, random.Random(1), after)
 
 
 def goes_on(row: FinishRun | AdvanceRun) -> AdvanceRun:
@@ -152,7 +152,7 @@ def test_the_log_says_what_becomes_of_the_run(seen: Observation) -> None:
 def test_one_crash_is_not_two() -> None:
     only = task()
     only.step = Step("step", policy=Policy(max_crashes=1))
-    row = ends(settle(only, Observation.DIED, STARTED, random.Random(1)))
+    row = ends(decide(only, Observation.DIED, STARTED, random.Random(1)))
     assert row.attempt.error == "quarantined after 1 crash: what happened"
 
 

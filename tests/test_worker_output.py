@@ -6,7 +6,6 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,12 +78,11 @@ class Reading:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: int = OUTPUT_LIMIT) -> None:
         reader, self.writer = os.pipe()
         os.set_blocking(reader, False)
-        worker: Any = SimpleNamespace(slot=1, current=None)
         self.lines: list[str] = []
         monkeypatch.setattr(worker_output.log, "info", lambda _, line, **about: self.lines.append(line))
         monkeypatch.setattr(worker_output.log, "warning", lambda _, line, **about: self.lines.append(line))
         monkeypatch.setattr(worker_output.log, "isEnabledFor", lambda level: True)
-        self.output = WorkerOutput(reader, worker, limit)
+        self.output = WorkerOutput(reader, lambda token: {}, limit)
 
     def write(self, *pieces: bytes) -> "Reading":
         for piece in pieces:

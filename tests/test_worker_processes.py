@@ -21,7 +21,7 @@ from underway import Underway
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.descendants import Descendants
-from underway.supervisor.workers.process import WorkerProcess
+from underway.supervisor.workers.process import KillReason, WorkerProcess
 from underway.supervisor.workers.recycle import NO_MARKS, WorkerUsage
 from underway.wire import messages as wire
 
@@ -69,28 +69,28 @@ def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason(
             self.gone = asyncio.Event()
 
         def received(self, worker: WorkerProcess, message: wire.Message) -> None: ...
-        def settled(self) -> None: ...
+        def on_messages_processed(self) -> None: ...
         def died(self, worker: WorkerProcess) -> None:
             self.gone.set()
 
     async def main() -> None:
-        overseer = Noted()
-        wear = WorkerUsage(NO_MARKS, random.Random(1))
+        listener = Noted()
+        usage = WorkerUsage(NO_MARKS, random.Random(1))
         mark = f"{uuid4()};"
         pids: set[int] = set()
         descendants = Descendants("nobody's mark/", lambda: pids)
         descendants.ignore_existing_children()  # the test server's watchdog among them
         worker = WorkerProcess(
-            "no:app", 1, mark, overseer, descendants, crew_size=1, generation=0, wear=wear, folder=None
+            "no:app", 1, mark, listener, descendants, pool_size=1, generation=0, usage=usage, folder=None
         )
         pids.add(worker.pid)
         task = Task("run", 1, LANE, STEP, 0, 0, 0, 0, b"", claimed_at=0.0, lease_deadline=0.0, started_at=0.0)
         worker.tasks[1] = task
         assert worker.kill_task(task, Observation.KILLED_MEMORY, "too much")
         assert not worker.kill_task(task, Observation.KILLED_SHUTDOWN)  # which would charge nobody
-        assert worker.kill_reason == (1, Observation.KILLED_MEMORY)
+        assert worker.kill_reason == KillReason(1, Observation.KILLED_MEMORY)
         async with asyncio.timeout(20):
-            await overseer.gone.wait()
+            await listener.gone.wait()
         assert worker.death == "was killed: memory: too much"
         descendants.dismiss()
 

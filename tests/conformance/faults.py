@@ -130,7 +130,7 @@ WEAK_POINTS: dict[str, Line] = {
     "C3": held(
         "a batch starts one at a time",
         "test_limits::test_what_does_not_heed_the_interrupt_is_killed",
-        "test_dispatch::test_short_tasks_are_handed_ahead_and_shared",
+        "test_dispatch::test_short_tasks_are_pipelined_and_shared",
     ),
     "C4": held("low priorities starve", "test_claims::test_one_unit_of_priority_is_worth_one_minute_of_waiting"),
     "C5": held(

@@ -28,7 +28,7 @@ from underway.postgres import client_queries
 from underway.postgres.supervisor_store import Store
 from underway.postgres.transitions import AdvanceRun, Attempt
 from underway.supervisor.tasks.task import Task
-from underway.supervisor.tasks.verdict import Observation, settle
+from underway.supervisor.tasks.verdict import Observation, decide
 
 US = uuid4()
 FAILED = Attempt("failed", "oh", started=ago(600))
@@ -78,7 +78,7 @@ def test_retries_of_many_are_spread() -> None:
             run="run", token=number, lane=LANE, step=Step("step", policy=Policy()), input=b"", claimed_at=0.0,
             lease_deadline=60.0, number=3, attempts=3, crashes=0, releases=0,
         )  # fmt: skip
-        back = settle(task, Observation.RETRY, FAILED, rng, None)
+        back = decide(task, Observation.RETRY, FAILED, rng, None)
         assert isinstance(back, AdvanceRun)
         waits.add(back.delay)
     assert len(waits) == 1000

@@ -9,11 +9,11 @@ from unittest.mock import patch
 
 from simulation.clockwork import Clockwork, made_up_time
 from simulation.slow_line import SlowLine
-from simulation.supervisor import MOST_AHEAD, MOST_CLAIMED, MOST_UNCOMMITTED
+from simulation.supervisor import MOST_CLAIMED, MOST_PREFETCHED, MOST_UNCOMMITTED
 from simulation.world import World
 from underway.supervisor import service
 from underway.supervisor.loops import commit
-from underway.supervisor.tasks import dispatch
+from underway.supervisor.tasks import dispatch, prefetch
 from underway.supervisor.workers import limits, pool
 
 
@@ -57,7 +57,7 @@ def _without_a_system() -> Iterator[None]:
         patch.object(service, "KernelKills", NoKernelKills),
         patch.object(commit, "MOST_UNCOMMITTED", MOST_UNCOMMITTED),
         patch.object(dispatch, "MOST_CLAIMED", MOST_CLAIMED),
-        patch.object(dispatch, "MOST_AHEAD", MOST_AHEAD),
+        patch.object(prefetch, "MOST_PREFETCHED", MOST_PREFETCHED),
     ):
         try:
             yield
@@ -66,26 +66,26 @@ def _without_a_system() -> Iterator[None]:
 
 
 def _fake_worker(
-    _app: str, slot: int, _mark: str, overseer: Any, _hunter: Any, *, generation: int, wear: Any, **_: Any
+    _app: str, slot: int, _mark: str, listener: Any, _killer: Any, *, generation: int, usage: Any, **_: Any
 ) -> Any:
-    return overseer.simulated.start_worker(slot, overseer, generation, wear)
+    return listener.simulated.start_worker(slot, listener, generation, usage)
 
 
 class NoDescendants:
     def __init__(self, *_: Any) -> None:
         self.guardian = self.temporary = self
 
-    def expect_word_by(self, lapses_at: float) -> None: ...
+    def expect_word_by(self, expires_at: float) -> None: ...
     def stand_down(self) -> None: ...
     def check(self) -> None: ...
     def for_worker(self, serial: int) -> None: ...
-    def collect_adopted(self) -> None: ...
+    def reap_adopted(self) -> None: ...
     async def settle(self) -> None: ...
     def dismiss(self) -> None: ...
 
 
 class NoKernelKills:
-    def look(self, now: float) -> None: ...
+    def poll(self, now: float) -> None: ...
     def explains_one(self) -> bool:
         return False
 

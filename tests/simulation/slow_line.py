@@ -12,8 +12,8 @@ from simulation.app import POLICY, code
 from simulation.clockwork import Clockwork
 from simulation.world import World
 from underway.postgres.reconnecting import STATEMENT_SECONDS
-from underway.supervisor.loops import claim, commit
-from underway.supervisor.tasks import dispatch
+from underway.supervisor.loops import claim, commit, commit_queue
+from underway.supervisor.tasks import prefetch
 
 BYTES_PER_SECOND = 1_000
 MOST_BYTES = 64_000
@@ -37,7 +37,7 @@ class SlowLine(World):
                 self.database.enqueue(job, bytes(size), count // 2)
 
     async def play(self) -> None:
-        bounds = {claim: "MOST_BYTES", commit: "MOST_BYTES", dispatch: "AHEAD_BYTES"}
+        bounds = {claim: "MOST_BYTES", commit: "MOST_BYTES", commit_queue: "MOST_BYTES", prefetch: "PREFETCH_BYTES"}
         patches = [patch.object(module, name, MOST_BYTES) for module, name in bounds.items()]
         for each in patches:
             each.start()

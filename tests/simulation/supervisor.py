@@ -26,7 +26,7 @@ DRAIN_SECONDS = GRACE + 5 + 5 + 12 + 2 + 1
 # Small, so that they are reached.
 MOST_UNCOMMITTED = 12
 MOST_CLAIMED = 20
-MOST_AHEAD = 6
+MOST_PREFETCHED = 6
 MOST_WORKERS = 3
 # Between the first and the last TERM of those that are sent together.
 LATE_SECONDS = 0.1
@@ -45,8 +45,8 @@ class Supervisor:
         self.stop = StopRequest()
         self.code = world.loop.rng.choice(["even", "odd"])
         marks = RecycleLimits(tasks=world.loop.rng.choice([None, 5, 60]))
-        self.crew = WorkerPool("simulated", world.loop.rng.randint(1, MOST_WORKERS), f"supervisor{number}", marks)
-        self.crew.__dict__["simulated"] = self
+        self.pool = WorkerPool("simulated", world.loop.rng.randint(1, MOST_WORKERS), f"supervisor{number}", marks)
+        self.pool.__dict__["simulated"] = self
         self.service: Service | None = None
         self.life = world.loop.create_task(self._live())
         self._stopping_since: float | None = None
@@ -54,29 +54,29 @@ class Supervisor:
 
     async def _live(self) -> None:
         try:
-            self.crew.start()
+            self.pool.start()
             with contextlib.suppress(BootError):
-                await self.crew.first_manifest
-                self.crew.welcome(messages.Welcome("owner", "host", "database"))
+                await self.pool.first_manifest
+                self.pool.welcome(messages.Welcome("owner", "host", "database"))
                 store: Any = self.store
                 work: Any = self.work
                 leases: Any = self.leases
-                self.service = service = Service("simulated", self.crew, store, work, leases, self.stop)
-                self.store.holds = lambda: service._held
+                self.service = service = Service("simulated", self.pool, store, work, leases, self.stop)
+                self.store.holds = lambda: service._held.tokens()
                 self._check_end(clean=await service.serve(grace=GRACE, until_idle=False))
         finally:
             if not self._killed:
-                await self.crew.kill_all()
+                await self.pool.kill_all()
 
-    def start_worker(self, slot: int, overseer: Any, generation: int, wear: Any) -> FakeWorker:
+    def start_worker(self, slot: int, listener: Any, generation: int, usage: Any) -> FakeWorker:
         code = self.world.code[self.code]
-        return FakeWorker(self.world.where, self.owner, code, next(_pids), slot, overseer, generation, wear)
+        return FakeWorker(self.world.where, self.owner, code, next(_pids), slot, listener, generation, usage)
 
     # What is done to it
 
     def reload(self, code: str) -> None:
         self.code = code
-        self.crew.reload()
+        self.pool.reload()
 
     def ask_to_stop(self) -> None:
         self.loop.note("stop of supervisor", self.number)
@@ -88,7 +88,7 @@ class Supervisor:
         loop.note("TERM to all of supervisor", self.number)
         # As asyncio does it: what a signal is to do is done a turn after it was seen.
         loop.happen(rng.uniform(0, LATE_SECONDS), lambda: loop.call_soon(self.ask_to_stop))
-        for worker in self.crew.workers:
+        for worker in self.pool.workers:
             assert isinstance(worker, FakeWorker)
             loop.happen(rng.uniform(0, LATE_SECONDS), worker.terminated_with_all)
 
@@ -96,9 +96,9 @@ class Supervisor:
         """SIGKILL, and its guardian kills the workers."""
         self.loop.note("kill of supervisor", self.number)
         self._killed = True
-        self.crew.stop_booting()
+        self.pool.stop_booting()
         self.life.cancel()
-        for worker in self.crew.workers:
+        for worker in self.pool.workers:
             assert isinstance(worker, FakeWorker)
             worker.vanish()
         self.service = None
@@ -114,23 +114,23 @@ class Supervisor:
         if self.service is None or self.life.done():
             return
         held, line = self.service._held, self.service._dispatch
-        free_capacity = [task.token for task in line.ready]
-        free_capacity += [task.token for task in line.suspects]
-        waiting = len(free_capacity)
-        for worker in self.crew.active:  # no others have any
-            free_capacity += worker.tasks
-        free_capacity += self.service._endings.unjudged
-        here = set(free_capacity)
-        if len(free_capacity) != len(here):
-            raise Broken(f"in two places: {sorted(token for token in here if free_capacity.count(token) > 1)}")
-        if lost := [token for token in free_capacity[:waiting] if token not in held]:
+        places = [task.token for task in line.ready]
+        places += [task.token for task in line.suspects]
+        waiting = len(places)
+        for worker in self.pool.active:  # no others have any
+            places += worker.tasks
+        places += self.service._results.unjudged
+        here = set(places)
+        if len(places) != len(here):
+            raise Broken(f"in two places: {sorted(token for token in here if places.count(token) > 1)}")
+        if lost := [token for token in places[:waiting] if token not in held]:
             raise Broken(f"{lost} wait here, but are not held")
-        if wrong := [token for token, task in held.items() if task.ended is (token in here)]:
+        if wrong := [task.token for task in held if task.ended is (task.token in here)]:
             raise Broken(f"{wrong} have ended and are still handed out, or are nowhere")
-        if sum([task.crashes > 0 for task in held.values()]) > 1:
+        if sum([task.crashes > 0 for task in held]) > 1:
             raise Broken("several suspects are held at once")
         uncommitted = self.service._commits.uncommitted()
-        if uncommitted > MOST_UNCOMMITTED + MOST_CLAIMED + MOST_WORKERS * (MOST_AHEAD + 1):
+        if uncommitted > MOST_UNCOMMITTED + MOST_CLAIMED + MOST_WORKERS * (MOST_PREFETCHED + 1):
             raise Broken(f"{uncommitted} have ended and are not committed")
         if self.stop.draining.is_set():
             self._check_drain()
@@ -143,5 +143,5 @@ class Supervisor:
 
     def _check_end(self, *, clean: bool) -> None:
         assert self.service is not None
-        if clean and (left := list(self.service._held)):
+        if clean and (left := [task.token for task in self.service._held]):
             raise Broken(f"a clean stop, but {left} are neither committed nor released")

@@ -33,13 +33,13 @@ class FakeWorker(WorkerProcess):
         code: Manifest,
         pid: int,
         slot: int,
-        overseer: Any,
+        listener: Any,
         generation: int,
-        wear: Any,
+        usage: Any,
     ) -> None:
         self.slot = slot
         self.generation = generation
-        self.wear = wear
+        self.usage = usage
         self.due = ""
         self.paused = False
         self.manifest = None
@@ -48,12 +48,12 @@ class FakeWorker(WorkerProcess):
         self.revoked = set()
         self.kill_reason = None
         self.kill_message = ""
-        self.doomed = False
+        self.killing = False
         self.has_last_words = False
         self.died_writing = False
         self.peak_rss = 0
         self.output: Any = NoOutput()
-        self._overseer = overseer
+        self._listener = listener
         self._pid = pid
         self._clock = where.database.loop
         self._rng = self._clock.rng
@@ -123,7 +123,7 @@ class FakeWorker(WorkerProcess):
         self._ringing = False
         if self._exit is None and self._outbox:
             self._receive()
-            self._overseer.settled()
+            self._listener.on_messages_processed()
             self._ring()
 
     def _receive(self) -> int:
@@ -131,7 +131,7 @@ class FakeWorker(WorkerProcess):
         if not self._outbox:
             return 0
         for _ in range(min(len(self._outbox), self._rng.choice([1, 5, 1000]))):
-            self._overseer.received(self, self._outbox.popleft())
+            self._listener.received(self, self._outbox.popleft())
         return 1
 
     # Signals and death
@@ -145,7 +145,7 @@ class FakeWorker(WorkerProcess):
 
     def kill(self, words: str = "", *, last_words: float = 0.0) -> None:
         """The stacks that it may write before it dies are not simulated."""
-        self.doomed = True
+        self.killing = True
         lease = min((task.step.policy.lease.total_seconds() for task in self.tasks.values()), default=0.0)
         slowest = max(0.01, lease * SLOWEST_DEATH)
         self.die(-signal.SIGKILL, self._rng.uniform(0, 0.01 if self._rng.random() < 0.95 else slowest))
@@ -173,5 +173,5 @@ class FakeWorker(WorkerProcess):
         self._exit = code
         self.died_writing = self._mind.cut_off
         self.drain()
-        self._overseer.died(self)
-        self._overseer.settled()
+        self._listener.died(self)
+        self._listener.on_messages_processed()

@@ -75,7 +75,7 @@ class World:
         await asyncio.gather(*(supervisor.life for supervisor in self.supervisors))
         for supervisor in self.supervisors:
             if supervisor.service is not None and supervisor.service._held:
-                raise Broken(f"supervisor {supervisor.number} has stopped with {supervisor.service._held}")
+                raise Broken(f"supervisor {supervisor.number} has stopped with {list(supervisor.service._held)}")
 
     def _let_all_know_all_jobs(self) -> None:
         for supervisor in self.supervisors:

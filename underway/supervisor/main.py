@@ -1,4 +1,4 @@
-"""A supervisor's life: boot the crew, open the database, serve, leave nothing behind."""
+"""A supervisor's life: boot the pool, open the database, serve, leave nothing behind."""
 
 import asyncio
 import ctypes
@@ -51,16 +51,16 @@ def supervise(settings: Settings) -> int:
 async def _live(settings: Settings) -> int:
     # Its identity is new at every start: a host or a pid may come back, and what it left behind is not ours.
     identity = uuid4()
-    crew = WorkerPool(settings.app, settings.procs, str(identity), settings.marks, settings.output_limit)
+    pool = WorkerPool(settings.app, settings.procs, str(identity), settings.marks, settings.output_limit)
     stop = StopRequest()
-    stop.listen(on_reload=crew.reload)
+    stop.listen(on_reload=pool.reload)
     sessions: list[ReconnectingConnection] = []
     try:
         threading.Thread(target=remove_leftovers, daemon=True).start()
-        crew.start()
-        if not await _unless_stopped(stop, crew.first_manifest):
+        pool.start()
+        if not await _unless_stopped(stop, pool.first_manifest):
             return ExitCode.CLEAN
-        manifest = crew.first_manifest.result()
+        manifest = pool.first_manifest.result()
         if not manifest.jobs:
             log.warning(
                 "%s declares no jobs: import the modules that declare them in the module of the app", settings.app
@@ -75,14 +75,14 @@ async def _live(settings: Settings) -> int:
         for session in sessions:
             if not await _unless_stopped(stop, asyncio.ensure_future(session.open())):
                 return ExitCode.CLEAN
-        # Not before: an embedded Postgres that was started just now must not become ours to bury.
-        crew.ignore_existing_children()
+        # Not before: an embedded Postgres that was started just now must not become ours to on_exit.
+        pool.ignore_existing_children()
         _become_subreaper()
-        crew.welcome(messages.Welcome(str(identity), socket.gethostname(), url))
+        pool.welcome(messages.Welcome(str(identity), socket.gethostname(), url))
         # What is here now stays; and hundreds of tasks claimed together are not garbage to look for.
         gc.freeze()
         gc.set_threshold(20_000)
-        service = Service(settings.app, crew, store, work, leases, stop)
+        service = Service(settings.app, pool, store, work, leases, stop)
 
         def say_so() -> None:
             log.info("serving %s from %s with %d workers", settings.app, label(database), settings.procs,
@@ -107,7 +107,7 @@ async def _live(settings: Settings) -> int:
         log.error("cannot connect to the database: %s", error)
         return ExitCode.DATABASE_UNREACHABLE
     finally:
-        await crew.kill_all()
+        await pool.kill_all()
         for session in sessions:
             await session.close()
         stop.end_listening()

@@ -1,4 +1,4 @@
-"""What signals mean to a supervisor: how it stops, in which order, with which exit code; and when it reloads."""
+"""What signals mean to a supervisor: how it stops, with which exit code, and when it reloads."""
 
 import asyncio
 import os
@@ -9,10 +9,10 @@ from logging import getLogger
 
 log = getLogger("underway.supervisor")
 
-# Of a TERM that was sent to all of us we may hear so much later than of what it has done to our workers.
+# When SIGTERM goes to the whole group, worker deaths may be seen this long before our own signal.
 _TERM_SECONDS = 0.5
-# If we have just stood still, the loop finds timers that are due before it finds a signal: that is in its pipe in the
-# next turn, and does what it is to do in the one after.
+# If this process has just been stopped, the event loop finds timers that are due before it finds a signal: it reads the
+# signal from its pipe in the next turn, and handles it in the one after.
 _TERM_TURNS = 3
 
 
@@ -41,7 +41,7 @@ EXIT_CODES = {
 
 
 class StopRequest:
-    """What the signals ask for: `draining` after the first TERM or INT, `now` after a second one or QUIT."""
+    """`draining` is set by the first TERM or INT, `now` by the second one or by QUIT."""
 
     def __init__(self) -> None:
         self.draining = asyncio.Event()
@@ -55,14 +55,14 @@ class StopRequest:
             loop.add_signal_handler(number, self._drain_then_now, number)
         loop.add_signal_handler(signal.SIGQUIT, self._at_once)
         loop.add_signal_handler(signal.SIGHUP, self._reload, on_reload, _has_terminal())
-        # They would end us on the spot, whoever sends them: a step to its parent, or hands used to another server.
+        # Their default is to end the process. A step may send them to its parent, or an operator by mistake.
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF):
             loop.add_signal_handler(number, self._unknown, number)
 
     @staticmethod
     def end_listening() -> None:
-        """Nothing is left to stop. (A second TERM, just after an idle supervisor's last word, took its exit code away:
-        a loop that is closed leaves signals to their default.)
+        """Ignore signals from here on: nothing is left to stop. (A second TERM, just after the last log line of an idle
+        supervisor, changed its exit code: a closed event loop leaves signals to their default.)
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
             asyncio.get_running_loop().remove_signal_handler(number)
@@ -97,8 +97,8 @@ class StopRequest:
         self.draining.set()
         self.now.set()
 
-    async def settled(self, is_done: Callable[[], bool], seconds: float) -> bool:
-        """Wait until it is done, at most so long and not beyond a request to stop now; whether it is done."""
+    async def wait_until(self, is_done: Callable[[], bool], seconds: float) -> bool:
+        """Wait until it is done, at most this long, and not after a request to stop now. Returns whether it is done."""
         deadline = asyncio.get_running_loop().time() + seconds
         while not is_done():
             if self.now.is_set() or asyncio.get_running_loop().time() >= deadline:
@@ -108,14 +108,14 @@ class StopRequest:
 
 
 async def until_unheard() -> None:
-    """Until a TERM of which our workers have died would have been heard, if it had been sent to us too."""
+    """Wait until a TERM that has killed workers would have arrived here, if it was sent to the whole group."""
     await asyncio.sleep(_TERM_SECONDS)
     for _ in range(_TERM_TURNS):
         await asyncio.sleep(0)
 
 
 def _has_terminal() -> bool:
-    """Whether Ctrl-C could reach us; no more when the terminal's window was closed."""
+    """Whether this process has a terminal; it has none after the terminal's window was closed."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:

@@ -19,7 +19,7 @@ from underway.postgres.supervisor_store import Lanes, Store
 from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun
 from underway.schedule.cron import Cron, due
 from underway.supervisor.tasks.task import Task, from_claim
-from underway.supervisor.tasks.verdict import Observation, settle
+from underway.supervisor.tasks.verdict import Observation, decide
 from underway.testing.database import refuse_event_loop
 from underway.testing.process import LocalWorker
 from underway.wire import messages
@@ -119,7 +119,7 @@ class _Queue:
                 return
             if owned[task.run, task.token]:
                 attempt = row.attempt._replace(outcome="cancelled", error="cancelled before its end was written")
-                row, spawned = settle(task, Observation.CANCELLED, attempt, self._rng), []
+                row, spawned = decide(task, Observation.CANCELLED, attempt, self._rng), []
             elif time.monotonic() > deadline:
                 raise UnderwayError(f"run {task.run} is locked by another transaction: end it before you drain")
             else:
@@ -132,7 +132,7 @@ class _Queue:
 
     async def release(self, task: Task) -> None:
         """Give back what was claimed and not begun."""
-        await self.write(task, settle(task, Observation.NEVER_STARTED, Attempt("released"), self._rng), [])
+        await self.write(task, decide(task, Observation.NEVER_STARTED, Attempt("released"), self._rng), [])
 
     async def close(self) -> None:
         await self._work.close()

@@ -17,7 +17,7 @@ from underway.definition.manifest import Lane, Step
 from underway.errors import Interrupt
 from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, succeed
 from underway.supervisor.tasks.task import Task, message
-from underway.supervisor.tasks.verdict import VERDICTS, Observation, settle
+from underway.supervisor.tasks.verdict import VERDICTS, Observation, decide
 from underway.wire import messages
 from underway.worker.executor import Executor, Outcome
 
@@ -73,7 +73,7 @@ class LocalWorker:
             return Ended(row, [{**spawn, "parent": task.token} for spawn in spawned])
         seen = Observation.FAIL if ending == "fail" else Observation.RETRY
         attempt = attempt._replace(outcome=VERDICTS[seen].outcome, error=payload.decode())
-        return Ended(settle(task, seen, attempt, self.rng, retry_after), [])
+        return Ended(decide(task, seen, attempt, self.rng, retry_after), [])
 
     def close(self) -> None:
         self.executor.close()

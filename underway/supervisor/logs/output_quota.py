@@ -21,35 +21,35 @@ class OutputQuota:
         self._lines = 0
         self._bytes = 0
         self.used = False
-        self.spent = False
+        self.over_limit = False
 
     def take(self, size: int, lines: int = 1, level: int = logging.INFO) -> bool:
         """Whether to log a record of this size. If not, it is counted as dropped."""
         self.used = True
         urgent = level >= logging.WARNING
         limit = self._limit + (self._limit // 8 if urgent else 0)
-        if (self.spent and not urgent) or self._taken + size + _BESIDES > limit:
+        if (self.over_limit and not urgent) or self._taken + size + _BESIDES > limit:
             self.drop(size, lines)
             return False
         self._taken += size + _BESIDES
         return True
 
     def drop(self, size: int, lines: int) -> None:
-        self.used = self.spent = True
+        self.used = self.over_limit = True
         self._lines += lines
         self._bytes += size
 
     def renew(self) -> str:
         """Reset for the next attempt. Returns a message about dropped output, or an empty string."""
         said = ""
-        if self.spent:
+        if self.over_limit:
             lines = f"{self._lines:,} lines" if self._lines > 1 else "1 line"
             said = (
                 f"{lines}, {_mebibytes(self._bytes)} of output dropped: "
                 f"more than the {_mebibytes(self._limit)} that an attempt may print and log (--output-limit)"
             )
         self._taken = self._lines = self._bytes = 0
-        self.used = self.spent = False
+        self.used = self.over_limit = False
         return said
 
 

@@ -1,4 +1,4 @@
-"""A line in the log every ten seconds in which something ended."""
+"""Logs a line every ten seconds, if attempts have ended in them."""
 
 import asyncio
 import statistics
@@ -14,20 +14,20 @@ _SECONDS = 10.0
 async def summarise(
     outcomes: Counter[str], ends: Counter[str], commits: list[float], running: Callable[[], int]
 ) -> None:
-    """`outcomes` of attempts, and their violent `ends`, are counted from the start on; `commits` are the seconds that
-    each has taken, and are taken from the list.
+    """`outcomes` and `ends` (kills and lost runs) count from the start. `commits` has the duration of each commit, and
+    is cleared here.
     """
     before: Counter[str] = Counter()
     while True:
         await asyncio.sleep(_SECONDS)
         now = outcomes + ends
         if changes := now - before:
-            log.info("last %.0f s: %s; %d running", _SECONDS, told(changes, commits), running())
+            log.info("last %.0f s: %s; %d running", _SECONDS, format_summary(changes, commits), running())
         before = now
         commits.clear()
 
 
-def told(changes: Counter[str], commits: list[float]) -> str:
+def format_summary(changes: Counter[str], commits: list[float]) -> str:
     counts = ", ".join(f"{count:,} {name}" for name, count in sorted(changes.items()))
     if not commits:
         return counts

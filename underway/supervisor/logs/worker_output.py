@@ -4,14 +4,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from underway.supervisor.logs.output_quota import OutputQuota
 from underway.wire import child_record, messages
-
-if TYPE_CHECKING:
-    from underway.supervisor.workers.process import WorkerProcess
 
 log = logging.getLogger("underway.worker")
 
@@ -27,13 +24,17 @@ _REWRITTEN_SECONDS = 10.0
 _OURS = frozenset(("time", "level", "message", "exception"))
 
 
+# The context of a log line: the worker, and the task with this token; with None, the task that is running.
+Context = Callable[[int | None], dict[str, Any]]
+
+
 class WorkerOutput:
     """The output of one worker, and the limit of its output and log records."""
 
-    def __init__(self, pipe: int, worker: "WorkerProcess", limit: int) -> None:
+    def __init__(self, pipe: int, context: Context, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._pipe = pipe
-        self._worker = worker
+        self._context = context
         self._line = bytearray()
         self._rewritten_at = 0.0  # when this line was first rewritten or last logged; 0 if it has not been rewritten
         self._tail = bytearray()
@@ -54,7 +55,7 @@ class WorkerOutput:
         self._fresh = (self._what_is_fresh() + data)[-_TAIL:]
         self._fresh_at = time.monotonic()
         self._tail = (self._tail + data)[-_TAIL:]
-        if self.allowance.spent:
+        if self.allowance.over_limit:
             self.allowance.drop(len(self._line) + len(data), data.count(b"\n"))
             self._line.clear()
         else:
@@ -130,7 +131,7 @@ class WorkerOutput:
 
     def _renew_allowance(self) -> None:
         if said := self.allowance.renew():
-            log.warning("%s", said, extra={"about": about(self._worker)})
+            log.warning("%s", said, extra={"about": self._context(None)})
 
     def _what_is_fresh(self) -> bytearray:
         return self._fresh if time.monotonic() - self._fresh_at < _FRESH_SECONDS else bytearray()
@@ -148,8 +149,7 @@ class WorkerOutput:
             return
         message = record.payload.decode(errors="replace")
         if self.allowance.take(_size(record), 1 + message.count("\n"), record.level):
-            task = self._worker.tasks.get(record.token)
-            said = {"worker": self._worker.slot, **(task.about if task else {}), "logger": record.logger}
+            said = {**self._context(record.token), "logger": record.logger}
             said |= {_unless_ours(name, said): value for name, value in record.extra.items()}
             log.log(record.level, "%s", message, extra={"about": said, "exception": record.exception})
 
@@ -165,7 +165,7 @@ class WorkerOutput:
             if before:
                 self._log_output([bytearray(before)])
             if log.isEnabledFor(record.level) and self.allowance.take(len(record.message), 1, record.level):
-                said = {**about(self._worker), "logger": record.logger}
+                said = {**self._context(None), "logger": record.logger}
                 log.log(record.level, "%s", record.message, extra={"about": said})
 
     def _log_output(self, lines: list[bytearray]) -> None:
@@ -173,13 +173,7 @@ class WorkerOutput:
             return
         text = b"\n".join(lines)
         if self.allowance.take(len(text), len(lines)):
-            log.info("%s", text.decode(errors="replace"), extra={"about": about(self._worker)})
-
-
-def about(worker: "WorkerProcess") -> dict[str, Any]:
-    """The worker and its current attempt, as context for a log line."""
-    task = worker.current
-    return {"worker": worker.slot, **(task.about if task is not None else {})}
+            log.info("%s", text.decode(errors="replace"), extra={"about": self._context(None)})
 
 
 def _unless_ours(name: str, said: Mapping[str, object]) -> str:

@@ -1,54 +1,54 @@
-"""Ends what steps have left running in Postgres: a query does not end with the worker that waits for it."""
+"""Terminates transactions that steps have left open in Postgres: a query does not end with the worker that waits."""
 
 import asyncio
+import math
 from collections.abc import Iterable
 from logging import getLogger
 
 from underway.postgres.supervisor_store import Store
-from underway.supervisor.loops.errors import FAILED
+from underway.supervisor.loops.loop import DATABASE_ERRORS, Loop
 
 log = getLogger("underway.supervisor")
 
 _MOST_TRIES = 10
 
 
-class Backends:
-    """Terminates those in which `cx.tx` of an attempt that is over is still open, so that it gives up its locks.
+class BackendLoop(Loop):
+    """Terminates backends in which `cx.tx` of an ended attempt is still open, so that they release their locks.
 
-    Nothing depends on it but time: whether the attempt has handed over is decided by the fence.
+    This only saves time: the fence decides whether the attempt has handed over.
     """
 
     def __init__(self, store: Store) -> None:
+        super().__init__("terminating transactions of dead workers")
         self._store = store
         self._tokens: set[int] = set()
-        self._some = asyncio.Event()
-        self._none = asyncio.Event()
-        self._none.set()
+        self._tries = 0
+        self._none_left = asyncio.Event()
+        self._none_left.set()
 
     def terminate(self, tokens: Iterable[int]) -> None:
         self._tokens.update(tokens)
         if self._tokens:
-            self._some.set()
-            self._none.clear()
+            self._none_left.clear()
+            self.wake()
 
-    async def run(self) -> None:
-        tries = 0
-        while True:
-            await self._some.wait()
-            tokens = set(self._tokens)
+    async def turn(self) -> float:
+        if tokens := set(self._tokens):
             try:
                 await self._store.terminate(tokens)
-            except FAILED as error:
-                tries += 1
-                if tries < _MOST_TRIES:
-                    continue
+            except DATABASE_ERRORS as error:
+                self._tries += 1
+                if self._tries < _MOST_TRIES:
+                    return 0.0
                 log.error("transactions of dead workers may still be open: %s", error)
-            tries = 0
+            self._tries = 0
             self._tokens -= tokens
-            if not self._tokens:
-                self._some.clear()
-                self._none.set()
+        if self._tokens:
+            return 0.0
+        self._none_left.set()
+        return math.inf
 
     async def flushed(self) -> None:
-        """Wait until all of them have been told to end."""
-        await self._none.wait()
+        """Wait until all of them were asked to end."""
+        await self._none_left.wait()

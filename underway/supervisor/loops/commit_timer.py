@@ -2,18 +2,18 @@
 
 import asyncio
 
-# While all workers are busy hardly anybody waits for a commit, and one takes half a millisecond of the CPU that steps
-# could use, whether it carries one attempt or ten. So it leaves so long after the last one at the earliest. Not later:
-# what has ended and is not yet durable would be run again if the supervisor were killed.
+# While all workers are busy, a commit is rarely awaited, and it costs half a millisecond of CPU that steps could use,
+# whether it carries one attempt or ten. So it leaves this long after the last one at the earliest. A longer time would
+# cost more attempts: those that have ended and are not yet durable run again if the supervisor is killed.
 GATHER_SECONDS = 0.05
-# If something follows from it: the next step of its run, the next run of its key.
+# If another run can start after it: the next step of a run, or the next run with its key.
 GATHER_SECONDS_AWAITED = 0.02
 # Many short attempts do not gather longer than this.
 ENOUGH = 400
 
 
 class CommitTimer:
-    """At once while a worker is free or after a pause; else with whatever ends in the next moments."""
+    """At once while a worker is free or after a pause; otherwise with the attempts that end in the next moments."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -22,7 +22,7 @@ class CommitTimer:
         self._left_at = -GATHER_SECONDS
 
     def offer(self, waiting: int, *, awaited: bool) -> None:
-        """So many attempts wait to be committed; something follows from one that came just now."""
+        """This many attempts wait to be committed. `awaited`: another run can start after a new one is durable."""
         at = self._left_at + (GATHER_SECONDS_AWAITED if awaited else GATHER_SECONDS)
         if waiting >= ENOUGH or at <= self._loop.time():
             self.hurry()
@@ -39,7 +39,7 @@ class CommitTimer:
             self._timer.cancel()
             self._timer = None
 
-    async def departure(self) -> None:
+    async def wait(self) -> None:
         await self._leave.wait()
         self._leave.clear()
         self._left_at = self._loop.time()

@@ -1,4 +1,4 @@
-"""Notices that the database's clock was set forward: then leases have lapsed whose owners are well."""
+"""Detects that the database's clock was set forward: then leases have expired whose owners are alive."""
 
 import math
 import time
@@ -8,14 +8,14 @@ log = getLogger("underway.supervisor")
 
 
 class DatabaseClock:
-    """Compares it with our own monotonic one, from one look to the next."""
+    """Compares it with our monotonic clock, from one check to the next."""
 
     def __init__(self) -> None:
-        self._ahead = math.inf  # of ours, at most
+        self._ahead = math.inf  # how far it is ahead of ours, at most
 
     def was_set(self, now: float, asked_at: float, tolerance: float) -> bool:
-        """Whether it has gained more than so many seconds since the last look; it said `now`, asked at `asked_at`."""
-        # It was read somewhere between these two.
+        """Whether it has gained more than `tolerance` since the last check. It was `now`, when asked at `asked_at`."""
+        # It was read at some time between `asked_at` and now.
         least, most = now - time.monotonic(), now - asked_at
         gained, self._ahead = least - self._ahead, most
         if gained > tolerance:

@@ -1,11 +1,11 @@
-"""What people see of a supervisor in Postgres: its row."""
+"""Writes this supervisor's row in Postgres, which commands and dashboards show."""
 
 import asyncio
 import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from logging import getLogger
 
 from msgspec.structs import replace
@@ -13,74 +13,86 @@ from msgspec.structs import replace
 from underway.definition.manifest import Lane, Manifest, Step
 from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Store
-from underway.supervisor.loops.errors import FAILED, LoopErrors
+from underway.supervisor.loops.loop import DATABASE_ERRORS, Loop
+from underway.supervisor.signals import Signals
 from underway.supervisor.workers.pool import WorkerPool
 
 log = getLogger("underway.supervisor")
 
-_LABEL_SECONDS = 60.0
+_REGISTER_SECONDS = 60.0
 # After six missed updates the supervisor counts as silent: see list_supervisors.
 _SEEN_SECONDS = 5.0
 
 
-class Heartbeat:
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What the rows say. They are written again when it changes."""
+
+    manifest: Manifest | None
+    lanes: dict[Lane, Step]
+    trouble: str
+
+
+class HeartbeatLoop(Loop):
     """Writes the supervisor's row and its app's registrations, for information only.
 
     They are written again every minute, after the database was unavailable or has lost them, and when the workers' code
-    has changed or no worker is booted any more.
+    has changed or workers do not boot any more.
     """
 
     def __init__(
-        self, store: Store, work: ReconnectingConnection, app: str, crew: WorkerPool, *, on_label: Callable[[], None]
+        self, store: Store, work: ReconnectingConnection, app: str, pool: WorkerPool, signals: Signals
     ) -> None:
+        super().__init__("registering the supervisor and its app")
         self._store = store
         self._work = work
         self._app = app
-        self._crew = crew
-        self._on_label = on_label
-        self._faults = LoopErrors("registering the supervisor and its app")
+        self._pool = pool
+        self._signals = signals
         self._stranded: set[Lane] = set()
-        self._written: object = None
-        self.known = asyncio.Event()  # what Postgres has to know of the app, before anything of it runs
+        self._written: Registration | None = None
+        # No run starts before this: the end of a run looks up its queue's dead-letter label.
+        self.registered = asyncio.Event()
+
+    async def turn(self) -> float:
+        await self._until_outdated()
+        await self.write()
+        await self._store.forget_supervisors()
+        await self._warn_of_stranded()
+        return 0.0
+
+    def failed(self) -> float:
+        # Perhaps a row that has changed is locked, for a second each time: commits need the connection too.
+        return 1.0
 
     async def write(self) -> None:
-        manifest, lanes, trouble = written = self._what_is()
-        assert manifest is not None
-        # Without the database: whoever may read labels could try out passwords on the digest.
-        digest = hashlib.sha256(replace(manifest, database=None).to_json()).hexdigest()
-        await self._store.register(pid=os.getpid(), app=self._app, manifest_hash=digest, lanes=lanes, trouble=trouble)
-        await self._store.register_app(manifest)
-        self._written = written
-        self.known.set()
-        self._on_label()
+        current = self._current()
+        assert current.manifest is not None
+        # Without the database: a reader of the row could try out passwords on the digest.
+        digest = hashlib.sha256(replace(current.manifest, database=None).to_json()).hexdigest()
+        await self._store.register(
+            pid=os.getpid(), app=self._app, manifest_hash=digest, lanes=current.lanes, trouble=current.trouble
+        )
+        await self._store.register_app(current.manifest)
+        self._written = current
+        self.registered.set()
+        self._signals.registered()
 
-    def _what_is(self) -> tuple[Manifest | None, dict[Lane, Step], str]:
-        return self._crew.manifest, self._crew.lanes, self._crew.trouble
+    def _current(self) -> Registration:
+        return Registration(self._pool.manifest, self._pool.lanes, self._pool.trouble)
 
-    async def run(self) -> None:
-        while True:
-            try:
-                await self.write()
-                await self._store.forget_supervisors()
-                await self._warn_of_stranded()
-            except FAILED as error:
-                self._faults.note(error)
-                # Perhaps a row that has changed is locked, for a second each time: commits need the connection too.
-                await asyncio.sleep(1)
-            await self._rest()
-
-    async def _rest(self) -> None:
+    async def _until_outdated(self) -> None:
         """Update seen_at every few seconds, until the row must be written again."""
         opened, written_at = self._work.opened, time.monotonic()
         seen_at = written_at
-        while self._work.opened == opened and self._written == self._what_is():
+        while self._work.opened == opened and self._written == self._current():
             await asyncio.sleep(1)
             now = time.monotonic()
-            if now >= written_at + _LABEL_SECONDS:
+            if now >= written_at + _REGISTER_SECONDS:
                 return
             if now >= seen_at + _SEEN_SECONDS:
                 seen_at = now
-                with contextlib.suppress(*FAILED):
+                with contextlib.suppress(*DATABASE_ERRORS):
                     if not await self._store.heartbeat():
                         return
 

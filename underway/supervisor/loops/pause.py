@@ -7,20 +7,20 @@ from underway.supervisor.tasks.dispatch import Dispatch
 from underway.supervisor.tasks.results import ResultHandler
 
 
-class Pauses:
+class PausedQueues:
     """Neither a claim nor a hand-over takes a run of a paused queue; tasks taken before are released here.
 
     (Steps started up to a second after a pause had committed, because hundreds of short tasks are prefetched.)
     """
 
-    def __init__(self, store: Store, dispatch: Dispatch, endings: ResultHandler) -> None:
+    def __init__(self, store: Store, dispatch: Dispatch, results: ResultHandler) -> None:
         self._store = store
         self._dispatch = dispatch
-        self._endings = endings
+        self._results = results
         self.queues: Set[str] = frozenset()
 
-    async def look(self) -> None:
-        """Read which queues are paused. May raise DatabaseAway."""
+    async def poll(self) -> None:
+        """Read which queues are paused. May raise DatabaseUnavailable."""
         self.queues = await self._store.paused_queues()
         self.enforce()
 
@@ -28,4 +28,4 @@ class Pauses:
         """At each tick, release unstarted tasks: after the check, hand-overs and workers may still bring new ones."""
         if self.queues:
             for task in self._dispatch.take_unstarted(self.queues):
-                self._endings.release(task)
+                self._results.release(task)

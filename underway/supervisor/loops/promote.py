@@ -1,83 +1,66 @@
-"""Makes waiting runs pending when they are due, or lets them get in line for their key; asleep until the next of them.
+"""Makes waiting runs pending when they are due, or puts them in line for their key; sleeps until the next is due.
 
-Whoever gives up a key passes it on. The promoter brings runs to a key that is free, tries again where somebody else was
-passing it on, and sweeps over all keys now and then, for what was missed when a process was killed.
+A key that is released is passed on by the same statement. The promoter brings runs to a key that is free, tries again
+where the key was locked, and sweeps over all keys now and then, in case a process was killed before it passed one on.
 """
 
-import asyncio
-import contextlib
-import math
 import time
-from collections.abc import Callable
 
 from underway.postgres.supervisor_store import Store
 from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
-from underway.supervisor.loops.errors import FAILED, LoopErrors
+from underway.supervisor.loops.loop import Loop
+from underway.supervisor.loops.time_share import TimeShare
+from underway.supervisor.signals import Signals
 
 _LIMIT = 1000
-# Each run that gets in line takes a lock for its key: sixteen supervisors with a thousand of them each filled the table
-# that all sessions of the server share, and statements of strangers failed as well.
+# Each run that gets in line takes a lock for its key: sixteen supervisors with a thousand of them each filled the lock
+# table that all sessions of the server share, and statements of other applications failed as well.
 _LINED_UP = 500
 _POLL_SECONDS = 1.0
-# A due row that somebody has locked must not make a busy loop.
+# A due row that stays locked must not cause a busy loop.
 _SHORTEST_PAUSE = 0.01
 _LOCKED_PAUSE = 0.03
 _SWEEP_SECONDS = 5.0
 _SWEPT_KEYS = 500
-# A look from the head of the line passes over all that have waited since the last vacuum, and commits wait for it. It
-# may take this share of the time: often while that is little, seldom while it is much.
-_HEAD_SHARE = 0.03
+# A scan from the start of the line passes over all rows that have left it since the last vacuum.
+_SCAN_SHARE = 0.03
 
 
-class Promoter:
-    """Any supervisor promotes; SKIP LOCKED decides which."""
+class PromoteLoop(Loop):
+    """Every supervisor promotes; SKIP LOCKED shares the rows between them."""
 
-    def __init__(self, store: Store, *, on_promoted: Callable[[], None]) -> None:
+    shortest_pause = _SHORTEST_PAUSE  # commits need the connection, too
+
+    def __init__(self, store: Store, signals: Signals) -> None:
+        super().__init__("promotion")
         self._store = store
-        self._on_promoted = on_promoted
-        self._hinted = asyncio.Event()
-        self._next_look = 0.0
-        self._head_at = 0.0
+        self._signals = signals
+        self._scan = TimeShare(_SCAN_SHARE)
         self._swept_at = 0.0
         self._swept_to = ("", "")
-        self._faults = LoopErrors("promotion")
-        self._promotion, self._line_up, self._swept = (
-            AdaptiveBatch(_LIMIT),
-            AdaptiveBatch(_LINED_UP),
-            AdaptiveBatch(_SWEPT_KEYS),
-        )
-        store.on_locked_keys = lambda: self.hint(_LOCKED_PAUSE)
+        self._promotion = AdaptiveBatch(_LIMIT)
+        self._line_up = AdaptiveBatch(_LINED_UP)
+        self._swept = AdaptiveBatch(_SWEPT_KEYS)
+        store.on_locked_keys = lambda: self.wake(_LOCKED_PAUSE)
 
-    def hint(self, delay: float) -> None:
-        """A run will be due in this many seconds."""
-        at = time.monotonic() + delay
-        if at < self._next_look:
-            self._next_look = at
-            self._hinted.set()
+    async def turn(self) -> float:
+        pause = await self._promote_due()
+        await self._sweep()
+        return pause
 
-    async def run(self) -> None:
-        while True:
-            self._next_look = math.inf  # a hint counts that comes during this look, which may not see what it is about
-            pause = _POLL_SECONDS
-            try:
-                pause = await self._look()
-                await self._sweep()
-            except FAILED as error:
-                self._faults.note(error)
-            self.hint(pause)
-            await self._sleep()
+    def failed(self) -> float:
+        return _POLL_SECONDS
 
-    async def _look(self) -> float:
-        """Promote what is due; how long until there is more to do."""
-        from_start = time.monotonic() >= self._head_at
+    async def _promote_due(self) -> float:
+        """Promote the runs that are due. Returns the seconds until there is more to do."""
+        from_start = self._scan.is_due()
         due = await self._store.seconds_until_due(from_start=from_start)
         if from_start:
-            now = time.monotonic()
-            self._head_at = now + (now - self._store.commit_sent_at) / _HEAD_SHARE
+            self._scan.used(self._statement_seconds())
         if self._store.locked_keys or (due is not None and due <= 0):
             if await self._promote(from_start=from_start):
-                self._on_promoted()
-            if self._faults.passed_over:
+                self._signals.run_pending()
+            if self.passed_over:
                 return _POLL_SECONDS  # the skipped rows stay due
             due = await self._store.seconds_until_due(from_start=False)
         pause = _POLL_SECONDS if due is None else min(max(due, _SHORTEST_PAUSE), _POLL_SECONDS)
@@ -85,19 +68,19 @@ class Promoter:
 
     async def _promote(self, *, from_start: bool) -> bool:
         """Promote a batch. Returns whether a run may have become pending."""
-        looked_at = await self._faults.isolate(
+        lined_up = await self.isolate(
             lambda limit, passing_over: self._store.line_up(limit, from_start=from_start, passing_over=passing_over),
             self._line_up,
-            self._took,
+            self._statement_seconds,
         )
-        passed_over = self._faults.passed_over
-        promoted = await self._faults.isolate(
+        passed_over = self.passed_over
+        promoted = await self.isolate(
             lambda limit, passing_over: self._store.promote(limit, from_start=from_start, passing_over=passing_over),
             self._promotion,
-            self._took,
+            self._statement_seconds,
         )
-        self._faults.passed_over += passed_over
-        return looked_at + promoted > 0
+        self.passed_over += passed_over
+        return lined_up + promoted > 0
 
     async def _sweep(self) -> None:
         if time.monotonic() >= self._swept_at + _SWEEP_SECONDS:
@@ -105,16 +88,8 @@ class Promoter:
             limit = self._swept.rows
             with self._swept.smaller_if_interrupted(limit):
                 self._swept_to = await self._store.sweep_keys(self._swept_to, limit)
-            self._swept.succeeded(limit, seconds=self._took())
+            self._swept.succeeded(limit, seconds=self._statement_seconds())
 
-    def _took(self) -> float:
-        """How long the statement that has just returned took."""
+    def _statement_seconds(self) -> float:
+        """How long the statement took that has just returned."""
         return time.monotonic() - self._store.commit_sent_at
-
-    async def _sleep(self) -> None:
-        # Under a stream of hints there are commits between two looks, too.
-        self._next_look = max(self._next_look, time.monotonic() + _SHORTEST_PAUSE)
-        while (left := self._next_look - time.monotonic()) > 0:
-            self._hinted.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hinted.wait(), left)

@@ -1,43 +1,38 @@
-"""Removes finished runs whose keep has passed, with their attempts."""
+"""Removes finished runs whose retention has passed, with their attempts."""
 
-import asyncio
 import random
 import time
 
 from underway.postgres.supervisor_store import Store
 from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
-from underway.supervisor.loops.errors import FAILED, LoopErrors
+from underway.supervisor.loops.loop import Loop
 
 _LIMIT = 500
 _PERIOD = 60.0
-# Commits go on between two batches.
+# Commits use the connection between two batches.
 _PAUSE = 0.1
 
 
-class Retention:
-    """Any supervisor does it; SKIP LOCKED decides which."""
+class RetentionLoop(Loop):
+    """Every supervisor does it; SKIP LOCKED shares the rows between them."""
 
     def __init__(self, store: Store) -> None:
+        super().__init__("retention")
         self._store = store
-        self._faults = LoopErrors("retention")
         self._batch = AdaptiveBatch(_LIMIT)
+        self._from_start = True
 
-    async def run(self) -> None:
-        from_start = True
-        while True:
-            pause = _PERIOD * random.uniform(0.8, 1.2)  # noqa: S311 - a fleet need not look in step
-            try:
-                from_start = await self._expire(from_start=from_start)
-                if not from_start:
-                    pause = _PAUSE
-            except FAILED as error:
-                self._faults.note(error)
-            await asyncio.sleep(pause)
+    async def turn(self) -> float:
+        self._from_start = await self._expire(from_start=self._from_start)
+        return self.failed() if self._from_start else _PAUSE
+
+    def failed(self) -> float:
+        return _PERIOD * random.uniform(0.8, 1.2)  # noqa: S311 - spreads the supervisors of a fleet
 
     async def _expire(self, *, from_start: bool) -> bool:
         """Remove a batch. Returns whether nothing more is left to remove for now."""
         limit = self._batch.rows
-        removed = await self._faults.isolate(
+        removed = await self.isolate(
             lambda limit, passing_over: self._store.expire(limit, from_start=from_start, passing_over=passing_over),
             self._batch,
             lambda: time.monotonic() - self._store.commit_sent_at,

@@ -1,8 +1,6 @@
-"""Enqueues the runs of schedules that are due; asleep until the earliest of them."""
+"""Enqueues the runs of schedules that are due; sleeps until the next is due."""
 
-import asyncio
 import time
-from collections.abc import Callable
 from logging import getLogger
 
 import psycopg
@@ -15,43 +13,37 @@ from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.schedule_queries import Upcoming
 from underway.schedule.cron import Cron, due
 from underway.supervisor.loops.adaptive_batch import AdaptiveBatch
-from underway.supervisor.loops.errors import FAILED, LoopErrors
+from underway.supervisor.loops.loop import Loop
+from underway.supervisor.signals import Signals
 from underway.supervisor.workers.pool import WorkerPool
 
 log = getLogger("underway.supervisor")
 
-# Also how long it takes until a schedule that has just been made or changed is seen: less than a slot is apart.
+# Also the time until a new or changed schedule is noticed: less than the time between two slots.
 _POLL_SECONDS = 1.0
 _SHORTEST_PAUSE = 0.01
 _MOST_SLOTS = 200
 
 
-class Schedules:
-    """Any supervisor that knows the job fires; the row of the schedule decides which.
+class ScheduleLoop(Loop):
+    """Every supervisor that knows the job may fire a slot; the schedule's row decides which of them does.
 
-    Only one that knows the job can say where its runs are placed. A schedule whose job nobody serves stays due, and is
-    caught up with by its own rule when somebody does.
+    A supervisor that does not know the job cannot say where its runs are placed. A schedule whose job no supervisor
+    serves stays due. When one serves it, the schedule catches up by its own rule.
     """
 
-    def __init__(self, work: ReconnectingConnection, crew: WorkerPool, *, on_enqueued: Callable[[float], None]) -> None:
+    def __init__(self, work: ReconnectingConnection, pool: WorkerPool, signals: Signals) -> None:
+        super().__init__("schedules")
         self._work = work
-        self._crew = crew
-        self._on_enqueued = on_enqueued
-        self._faults = LoopErrors("schedules")
+        self._pool = pool
+        self._signals = signals
         self._batch = AdaptiveBatch(_MOST_SLOTS)
-        self._complaints: set[tuple[str, ...]] = set()
+        self._reported: set[tuple[str, ...]] = set()
 
-    async def run(self) -> None:
-        while True:
-            pause = _POLL_SECONDS
-            try:
-                pause = await self._turn()
-            except FAILED as error:
-                self._faults.note(error)
-            await asyncio.sleep(pause)
+    def failed(self) -> float:
+        return _POLL_SECONDS
 
-    async def _turn(self) -> float:
-        """Fire what is due; how long until the next look."""
+    async def turn(self) -> float:
         first_steps = self._first_steps()
         moved = False
         for schedule in await schedule_queries.upcoming(self._work, list(first_steps), _POLL_SECONDS):
@@ -59,17 +51,17 @@ class Schedules:
                 left = (schedule.next_at - schedule.now).total_seconds()
                 return _SHORTEST_PAUSE if moved else max(left, _SHORTEST_PAUSE)
             moved = await self._fire(schedule, first_steps[schedule.job]) or moved
-        # What is due and did not move is locked, fired by somebody else just now, broken, or of a unique key that an
-        # open transaction has enqueued: that can wait.
+        # A due schedule that did not move is locked, was just fired by another supervisor, is broken, or has a unique
+        # key that an open transaction has enqueued: that can wait.
         return _SHORTEST_PAUSE if moved else _POLL_SECONDS
 
     def _first_steps(self) -> dict[str, manifest.Step]:
-        """Of every job that a living worker knows: where its runs begin."""
-        manifests = [worker.manifest for worker in self._crew.active if worker.manifest is not None]
+        """The first step of every job that a worker knows."""
+        manifests = [worker.manifest for worker in self._pool.active if worker.manifest is not None]
         return {job.name: job.steps[0] for known in manifests for job in known.jobs}
 
     async def _fire(self, schedule: Upcoming, first: manifest.Step) -> bool:
-        """Whether the schedule waits for another slot now."""
+        """Fire what is due. Returns whether the schedule waits for another slot now."""
         try:
             cron = Cron(schedule.cron, schedule.zone)
             slots, following = due(cron, schedule.catch_up, schedule.next_at, schedule.now, self._batch.rows)
@@ -80,16 +72,16 @@ class Schedules:
                 )
             self._batch.succeeded(len(runs), seconds=time.monotonic() - self._work.sent_at)
         except InvalidOption as error:
-            self._complain(schedule, str(error))
+            self._report(schedule, str(error))
             return False
         except psycopg.Error as error:
-            self._complain(schedule, error.diag.message_primary or str(error))
+            self._report(schedule, error.diag.message_primary or str(error))
             return False
         if enqueued is None:
             return False
         if enqueued:
             log.debug("enqueued %d runs", enqueued, extra={"about": _about(schedule)})
-            self._on_enqueued(first.placement.delay.total_seconds())
+            self._signals.run_placed(first.placement.delay.total_seconds())
         elif runs:
             log.info(
                 "slot skipped: a run of the schedule, or one with its unique key, is still live",
@@ -97,11 +89,11 @@ class Schedules:
             )
         return True
 
-    def _complain(self, schedule: Upcoming, error: str) -> None:
-        """Once: it may be a zone that other hosts know, or something written by hand; it will be so for a while."""
-        complaint = (schedule.job, schedule.name, schedule.cron, schedule.zone, error)
-        if complaint not in self._complaints:
-            self._complaints.add(complaint)
+    def _report(self, schedule: Upcoming, error: str) -> None:
+        """Log each error once: a zone that only other hosts know, or a row written by hand, stays so for a while."""
+        report = (schedule.job, schedule.name, schedule.cron, schedule.zone, error)
+        if report not in self._reported:
+            self._reported.add(report)
             log.error("this schedule cannot be fired here: %s", error, extra={"about": _about(schedule)})
 
 

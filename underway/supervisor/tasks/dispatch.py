@@ -1,80 +1,62 @@
-"""Which worker gets which task, how many at once, and how many to claim."""
+"""Which worker gets which task, and how many tasks to claim."""
 
 import itertools
 import math
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 
 from underway.definition.manifest import Lane, Step
 from underway.guardian import lease_clock
-from underway.supervisor.tasks.task import Task, message
+from underway.supervisor.tasks import prefetch
+from underway.supervisor.tasks.held import HeldTasks
+from underway.supervisor.tasks.pipeline import Durations, Pipeline, fitting
+from underway.supervisor.tasks.prefetch import Prefetch
+from underway.supervisor.tasks.task import Task, Worker, message
 from underway.supervisor.workers.pool import WorkerPool
 from underway.supervisor.workers.process import WorkerProcess
 from underway.wire import messages
 
-# A worker is handed more than one task only of steps that take at most this long, and then as many as fill
-# HANDED_SECONDS: enough to hide the way to the supervisor and back.
-SHORT_SECONDS = 0.05
-HANDED_SECONDS = 0.02
-MOST_HANDED = 400
-# What a worker has not begun fits into its socket, and so does what comes behind it: it must be there for a worker that
-# looks at an interrupt, and a Revoke that it can find is what makes a task ours again.
-HANDED_BYTES = 96 * 1024
-_HEADER_BYTES = 150
-# Whatever has waited so long behind a running task is taken back.
+# What has waited this long behind a running task is revoked.
 PATIENCE_SECONDS = 0.05
-# So much work per worker is claimed ahead: enough to hide a claim, little enough to leave to other supervisors.
-AHEAD_SECONDS = 0.5
-MOST_AHEAD = 1000
 MOST_CLAIMED = 1000
-# At most this much input waits per worker, plus one input for a worker that has no other task.
-AHEAD_BYTES = 4 * 1024 * 1024
-# A task that has waited so long in this supervisor goes back to Postgres, where others find it.
+# A task that has waited this long in the supervisor is released, so that other supervisors find it.
 STALE_SECONDS = 2.0
-# After that so much less is claimed ahead, and slowly more again. (Beside busy neighbours, and dead rows kept by some
-# snapshot, half of what was claimed went back unused, and each of it left two more dead rows.)
-_FEWER, _MORE, _FEWEST = 0.5, 1.05, 0.01
 
 
 class Dispatch:
     """Tasks that wait in the supervisor, and the workers they go to."""
 
-    def __init__(self, crew: WorkerPool) -> None:
-        self._crew = crew
+    def __init__(self, pool: WorkerPool, held: HeldTasks) -> None:
+        self._pool = pool
+        self._held = held
         self.ready: deque[Task] = deque()
         self.suspects: deque[Task] = deque()
-        self._pace: dict[tuple[str, str], float] = {}
-        self._overall: float | None = None
-        self._size = 0.0
+        self._durations = Durations()
+        self._pipeline = Pipeline(self._durations)
+        self._prefetch = Prefetch(self._durations)
         self._expected = 0
-        self._prefetch_factor = 1.0  # the share of what could be claimed ahead
-        self.closed = False  # nothing new is taken in: the supervisor stops
-        self.backpressured = (
-            False  # nothing is handed out: the results that wait for Postgres are as large as they may get
-        )
+        self.closed = False  # the supervisor stops: no task is taken in
+        # The results that wait for their commit are as large as they may get: no task is handed out.
+        self.backpressured = False
 
     @property
     def lanes(self) -> Mapping[Lane, Step]:
-        """What can be run here."""
-        return self._crew.lanes
+        """The lanes that can be run here."""
+        return self._pool.lanes
 
     def add(self, tasks: Iterable[Task]) -> None:
         for task in tasks:
             (self.suspects if task.suspect else self.ready).append(task)
-            self._size += 0.1 * (len(task.input) - self._size)
+            self._prefetch.record_input(len(task.input))
 
     def add_first(self, tasks: list[Task]) -> None:
         """Tasks of runs that were here before: they keep their place in line."""
         self.ready.extendleft(reversed(tasks))
 
-    def took(self, lane: Lane, seconds: float) -> None:
-        """Learn from a finished attempt how long such tasks take."""
-        key = (lane.job, lane.step)
-        known = self._pace.get(key)
-        self._pace[key] = seconds if known is None else known + 0.2 * (seconds - known)
-        self._overall = seconds if self._overall is None else self._overall + 0.1 * (seconds - self._overall)
+    def record_duration(self, lane: Lane, seconds: float) -> None:
+        """Learn from an ended attempt how long such tasks take."""
+        self._durations.record(lane, seconds)
 
     # Handing out
 
@@ -82,13 +64,8 @@ class Dispatch:
         """Give every worker what it can take. A suspect gets an idle worker to itself."""
         if self.backpressured or (not self.ready and not self.suspects):
             return
-        workers = self._crew.active
-        for worker in workers:
-            if not worker.tasks and worker.ready:
-                if self.suspects and (alone := self._place_for(self.suspects[0], worker)):
-                    self._hand(alone, [self.suspects.popleft()])
-                elif self.ready:
-                    self._hand(worker, self._next_for(worker, 1))
+        workers = self._pool.active
+        self._hand_to_idle(workers)
         share = len(self.ready) // max(len(workers), 1) + 1
         reserved = self._reserved_for_suspect(workers)
         for worker in workers:
@@ -96,46 +73,28 @@ class Dispatch:
                 return
             if worker is reserved:
                 continue
-            room = self._room(worker)
+            room = self._pipeline.room(worker, self.ready[0])
             if room > 0:
-                self._hand(worker, self._next_for(worker, self._fitting(worker, min(room, share))))
+                self._hand(worker, self._next_for(worker, fitting(worker, self.ready, min(room, share))))
 
-    def _place_for(self, suspect: Task, idle: WorkerProcess) -> WorkerProcess | None:
-        """A worker that nobody else has touched, if the next crash is to be the run's last."""
+    def _hand_to_idle(self, workers: list[WorkerProcess]) -> None:
+        for worker in workers:
+            if not worker.tasks and worker.ready:
+                if self.suspects and (alone := self._worker_for(self.suspects[0], worker)):
+                    self._hand(alone, [self.suspects.popleft()])
+                elif self.ready:
+                    self._hand(worker, self._next_for(worker, 1))
+
+    def _worker_for(self, suspect: Task, idle: WorkerProcess) -> WorkerProcess | None:
+        """A worker that has not run anything, if the next crash would quarantine the run."""
         if not _may_have(idle, suspect):
             return None
-        return self._crew.unused(idle, suspect.lane) if suspect.decisive else idle
+        return self._pool.unused(idle, suspect.lane) if suspect.decisive else idle
 
     def _reserved_for_suspect(self, workers: list[WorkerProcess]) -> WorkerProcess | None:
-        """A worker that gets nothing more until it is idle: under a stream of short tasks none ever would be."""
+        """A worker that gets nothing more until it is idle: under a stream of short tasks none would ever be."""
         able = [worker for worker in workers if self.suspects and self.suspects[0].lane in worker.lanes]
         return min(able, key=lambda worker: len(worker.tasks), default=None)
-
-    def _room(self, worker: WorkerProcess) -> int:
-        """How many more tasks this busy worker should be handed."""
-        running = next(iter(worker.tasks.values()), None)
-        if running is None or running.suspect or not worker.ready:
-            return 0
-        limit = min(self._handed_limit(running.lane), self._handed_limit(self.ready[0].lane), worker.most_handed)
-        if running.started_at is not None and time.monotonic() - running.started_at > SHORT_SECONDS:
-            return 0
-        # Only in half windows: a frame with many tasks costs little more than a frame with one.
-        return limit - len(worker.tasks) if len(worker.tasks) <= limit // 2 else 0
-
-    def _fitting(self, worker: WorkerProcess, most: int) -> int:
-        """How many of the next tasks fit behind what it has not begun."""
-        left = HANDED_BYTES - sum(_frame_bytes(task) for task in worker.tasks.values() if task.started_at is None)
-        for count, task in enumerate(itertools.islice(self.ready, most)):
-            left -= _frame_bytes(task)
-            if left < 0:
-                return count
-        return most
-
-    def _handed_limit(self, lane: Lane) -> int:
-        seconds = self._pace.get((lane.job, lane.step))
-        if seconds is None or seconds > SHORT_SECONDS:
-            return 1
-        return 1 + min(MOST_HANDED - 1, max(1, int(HANDED_SECONDS / max(seconds, 1e-6))))
 
     def _next_for(self, worker: WorkerProcess, count: int) -> list[Task]:
         ready = self.ready
@@ -147,44 +106,42 @@ class Dispatch:
         return chosen
 
     def _hand(self, worker: WorkerProcess, tasks: list[Task]) -> None:
-        lapses_at = math.inf
+        hand, expires_at = self._held.hand, math.inf
         for task in tasks:
-            if task.lease_deadline < lapses_at:
-                lapses_at = task.lease_deadline
-            task.worker = worker
-            task.revoking = False
-            task.step = worker.lanes[task.lane]  # as its own code has it, beside another generation of the app
+            if task.lease_deadline < expires_at:
+                expires_at = task.lease_deadline
+            hand(task, worker)
+            task.step = worker.lanes[task.lane]  # as the worker's own code declares it: see WorkerPool.reload
             worker.tasks[task.token] = task
-        self._crew.vouch_until(lapses_at)  # before the task can start
+        self._pool.vouch_until(expires_at)  # before the task can start
         worker.send(*map(message, tasks))
 
-    # Taking back
+    # Revoking
 
-    def take_back(self, worker: WorkerProcess) -> list[Task]:
-        """Take back what this worker has not begun, and return it.
+    def take_back(self, worker: Worker) -> list[Task]:
+        """Revoke the tasks that this worker has not started, and return those that will not run.
 
-        The worker writes Started and then reads its inbox; we write Revoke and then read. So a task of which we do
-        not find a Started now will be skipped, whenever the worker gets to it, and can go elsewhere at once. One
-        that is found started is sorted out by the Skipped or the Result that follows.
+        The worker writes Started and then reads its inbox; we write Revoke and then read. So a task for which we do not
+        find a Started now will be skipped, whenever the worker reaches it, and can go elsewhere at once. For a task
+        that we find started, the Skipped or the Result follows.
         """
         behind = [task for task in worker.tasks.values() if task.started_at is None]
-        # Once: what is sent to a worker that does not read waits here, and would be more with every try.
-        news = [task for task in behind if not task.revoking]
-        for task in news:
-            task.revoking = True
-        if not behind or not worker.send(*(messages.Revoke(task.token) for task in news)):
-            return []  # it does not read: the revocation is on its way, but nothing is certain yet
+        # Each is revoked once: what a worker does not read is buffered here, and would grow with every try.
+        new = [task for task in behind if not task.revoked]
+        for task in new:
+            self._held.revoke(task)
+        if not behind or not worker.send(*(messages.Revoke(task.token) for task in new)):
+            return []  # the worker does not read: the Revoke is on its way, but nothing is certain yet
         worker.drain()
         taken = [task for task in behind if task.started_at is None and task.token in worker.tasks]
         for task in taken:
             del worker.tasks[task.token]
             worker.revoked.add(task.token)
-            task.worker = None
-        return taken
+        return [task for task in taken if self._held.requeue(task)]
 
     def take_back_waiting(self, now: float) -> None:
-        """Nothing waits long behind a running task, and nothing at all while tasks are held back."""
-        for worker in self._crew.active:
+        """No task waits long behind a running one, and none at all under backpressure."""
+        for worker in self._pool.active:
             running = worker.current
             if (
                 len(worker.tasks) > 1
@@ -195,28 +152,28 @@ class Dispatch:
                 self.add_first(self.take_back(worker))
 
     def skipped(self, worker: WorkerProcess, token: int) -> None:
-        """Put back a task that the worker did not run: it was revoked, or the worker is spoilt."""
+        """Put back a task that the worker did not run: it was revoked, or the worker is tainted.
+
+        A task that was lost while its worker did not read the Revoke does not wait again: it would have run beside its
+        new owner.
+        """
         worker.revoked.discard(token)
         task = worker.tasks.pop(token, None)
-        if task is not None:
-            task.worker = task.started_at = None
-            task.stop_sent_at = task.stop_reason = None  # an interrupt that it got was for this start, not for the next
+        if task is not None and self._held.requeue(task):
             (self.suspects if task.suspect else self.ready).appendleft(task)
 
     def overdue(self, now: float) -> list[Task]:
-        """Tasks to give back: waiting too long while all workers are busy, or under a lease that may have lapsed."""
-        waiting, lapsed = [*self.ready, *self.suspects], lease_clock.now()
-        overdue = [task for task in waiting if now - task.claimed_at > STALE_SECONDS or lapsed >= task.lease_deadline]
-        self._prefetch_factor = (
-            max(self._prefetch_factor * _FEWER, _FEWEST) if overdue else min(self._prefetch_factor * _MORE, 1.0)
-        )
+        """Take out the tasks to release: they waited too long for a worker, or their lease may have expired."""
+        waiting, lease_now = [*self.ready, *self.suspects], lease_clock.now()
+        overdue = [task for task in waiting if now - task.claimed_at > STALE_SECONDS or task.lease_left(lease_now) <= 0]
+        self._prefetch.record_unused(bool(overdue))
         for task in overdue:
             self.drop(task)
         return overdue
 
     def take_unstarted(self, queues: Set[str]) -> list[Task]:
-        """Take back the unstarted tasks of these queues, both waiting ones and those already sent to workers."""
-        for worker in self._crew.active:
+        """Take out the unstarted tasks of these queues, both waiting ones and those already sent to workers."""
+        for worker in self._pool.active:
             if any(task.started_at is None and task.lane.queue in queues for task in worker.tasks.values()):
                 self.add_first(self.take_back(worker))
         taken = [task for task in (*self.suspects, *self.ready) if task.lane.queue in queues]
@@ -225,13 +182,13 @@ class Dispatch:
         return taken
 
     def drop(self, task: Task) -> None:
-        """Forget a task that waits here; it is lost."""
+        """Forget a task that may wait here."""
         for line in (self.ready, self.suspects):
             if task in line:
                 line.remove(task)
 
     def take_all(self) -> list[Task]:
-        """Everything that waits, for a supervisor that stops."""
+        """Take out all waiting tasks: the supervisor stops."""
         waiting = [*self.suspects, *self.ready]
         self.suspects.clear()
         self.ready.clear()
@@ -240,12 +197,12 @@ class Dispatch:
     # Claiming
 
     def expect(self, tasks: int) -> None:
-        """So many more tasks may come; a negative number of them will not, or have."""
+        """This many more tasks may come. A negative number takes back earlier expectations."""
         self._expected += tasks
 
     @contextmanager
     def expecting(self, tasks: int) -> Iterator[None]:
-        """So many tasks have been asked for, and may come."""
+        """This many tasks were asked for, and may come."""
         self.expect(tasks)
         try:
             yield
@@ -255,16 +212,16 @@ class Dispatch:
     def demand(self) -> int:
         """How many tasks to claim now."""
         idle = self.idle()
-        target = self._target(idle)
-        free_capacity = self._places(target)
-        if idle > len(self.ready) + self._expected or free_capacity * 2 >= target > 0:
-            return max(0, min(self._affordable(free_capacity, idle), MOST_CLAIMED))
+        target = idle + self._prefetch.target(self._pool.active)
+        free = self._free_capacity(target)
+        if idle > len(self.ready) + self._expected or free * 2 >= target > 0:
+            return max(0, min(self._affordable(free, idle), MOST_CLAIMED))
         return 0
 
     def free_capacity(self) -> int:
         """How many more tasks would be welcome."""
         idle = self.idle()
-        return self._affordable(self._places(self._target(idle)), idle)
+        return self._affordable(self._free_capacity(idle + self._prefetch.target(self._pool.active)), idle)
 
     def room(self) -> int:
         """How many more bytes of input may wait here.
@@ -272,51 +229,28 @@ class Dispatch:
         This counts the waiting inputs, not an average: 400 inputs of 8 MB behind 20,000 small ones took 1.8 GB.
         """
         waiting = sum([len(task.input) for line in (self.ready, self.suspects) for task in line])
-        return max(0, AHEAD_BYTES * max(len(self._crew.active), 1) - waiting)
-
-    def _affordable(self, free_capacity: int, idle: int) -> int:
-        """Limit the claim to the number of idle workers if there is no room for more input."""
-        return free_capacity if self.room() else min(free_capacity, idle - len(self.ready) - self._expected)
-
-    def _places(self, target: int) -> int:
-        if self.closed:
-            return 0
-        behind = sum(max(0, len(worker.tasks) - 1) for worker in self._crew.active)
-        return target - len(self.ready) - behind - self._expected
+        return max(0, prefetch.PREFETCH_BYTES * max(len(self._pool.active), 1) - waiting)
 
     def idle(self) -> int:
         """How many workers have nothing to do."""
-        return sum(not worker.tasks for worker in self._crew.active if worker.ready)
+        return sum(not worker.tasks for worker in self._pool.active if worker.ready)
 
-    def _target(self, idle: int) -> int:
-        """How many tasks should wait here or behind a running one."""
-        now, ahead = time.monotonic(), self._ahead()
-        soon = [worker for worker in self._crew.active if worker.ready and self._is_soon_free(worker, now)]
-        return idle + sum(min(ahead, worker.most_handed) for worker in soon)
+    def _affordable(self, free: int, idle: int) -> int:
+        """Limit the claim to the number of idle workers if there is no room for more input."""
+        return free if self.room() else min(free, idle - len(self.ready) - self._expected)
 
-    def _ahead(self) -> int:
-        """How many tasks should wait for each worker that will soon be free."""
-        if self._overall is None:
+    def _free_capacity(self, target: int) -> int:
+        if self.closed:
             return 0
-        by_time, by_size = AHEAD_SECONDS / max(self._overall, 1e-6), AHEAD_BYTES / max(self._size, 1)
-        return int(min(by_time, by_size, MOST_AHEAD) * self._prefetch_factor)
-
-    def _is_soon_free(self, worker: WorkerProcess, now: float) -> bool:
-        """Idle, or busy with something that will soon be over, as far as one can tell."""
-        running = worker.current
-        if running is not None and running.suspect:
-            return False
-        return running is None or running.started_at is None or now - running.started_at < AHEAD_SECONDS
-
-
-def _frame_bytes(task: Task) -> int:
-    return len(task.input) + _HEADER_BYTES
+        behind = sum(max(0, len(worker.tasks) - 1) for worker in self._pool.active)
+        return target - len(self.ready) - behind - self._expected
 
 
 def _may_have(worker: WorkerProcess, task: Task) -> bool:
-    """Its own manifest has it: two generations of the app may be side by side. And it does not owe a Skipped for it.
+    """The worker's manifest has the lane (two generations of the app may run side by side), and the worker does not owe
+    a Skipped for this task.
 
-    (One that was taken back and handed to the same worker again was taken for skipped, by the Skipped of the first
-    time, and handed out once more: it ran twice.)
+    (A task was revoked and handed to the same worker again. The Skipped of the first time seemed to be that of the
+    second, so the task was handed out once more: it ran twice.)
     """
     return task.lane in worker.lanes and task.token not in worker.revoked

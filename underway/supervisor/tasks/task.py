@@ -1,22 +1,36 @@
-"""What a supervisor holds: a claimed run, from the claim until its end is durable or it is lost."""
+"""A task: a claimed run in a supervisor, from the claim until its end is durable or the run is lost."""
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from underway.definition import manifest
 from underway.definition.manifest import Lane
 from underway.postgres.supervisor_store import Claimed
 from underway.postgres.transitions import AdvanceRun
+from underway.supervisor.tasks.state import TaskState
 from underway.wire import messages
 
-if TYPE_CHECKING:
-    from underway.supervisor.workers.process import WorkerProcess
+
+class Worker(Protocol):
+    """The worker process that has a task, as far as the code that handles tasks knows it."""
+
+    slot: int
+    tasks: "dict[int, Task]"
+    revoked: set[int]
+
+    def send(self, *messages: messages.Message) -> bool: ...
+    def drain(self) -> None: ...
+    def signal(self, number: int) -> None: ...
+    def kill_task(self, task: "Task", seen: str, why: str = "", *, last_words: float = 0.0) -> bool: ...
 
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """An attempt in progress. Times are on the monotonic clock, `lease_deadline` on the lease clock."""
+    """An attempt in progress. Times are on the monotonic clock, `lease_deadline` on the lease clock.
+
+    HeldTasks alone changes `state`, `worker` and `started_at`.
+    """
 
     run: str
     token: int
@@ -31,35 +45,51 @@ class Task:
     lease_deadline: float
     scheduled_for: float | None = None  # seconds of the epoch
     holds_key: bool = False
-    worker: "WorkerProcess | None" = None
+    state: TaskState = TaskState.WAITING
+    worker: Worker | None = None
     started_at: float | None = None
     stop_sent_at: float | None = None
     stop_reason: str | None = None
     peak_rss: int = 0
     progress: bytes | None = None
-    transaction: bool = False  # the step has opened its own, which may have handed over already
-    cancelled: bool = False  # somebody has cancelled the run: whatever the attempt's end, it is the run's
-    revoking: bool = False  # its worker has been sent a Revoke for it
-    ended: bool = False  # on its way to Postgres: from here on the commit judges whether the run is still ours
+    transaction: bool = False  # the step has opened its own transaction, which may have handed over already
+    cancelled: bool = False  # the run was cancelled: however the attempt ends, the run ends as cancelled
+
+    @property
+    def revoked(self) -> bool:
+        """Its worker was sent a Revoke, or another supervisor owns it."""
+        return self.state in (TaskState.REVOKING, TaskState.LOST)
+
+    @property
+    def ended(self) -> bool:
+        return self.state is TaskState.ENDED
 
     @property
     def suspect(self) -> bool:
-        """Its process has died before: it runs alone, so that its next crash is its own."""
+        """A process that ran it has died before: it runs alone, so that its next crash is its own."""
         return self.crashes > 0
 
     @property
     def decisive(self) -> bool:
-        """Another crash quarantines its run, and not every crash would have."""
+        """The next crash quarantines the run, unless the first crash would have done so too."""
         return self.suspect and 1 < self.step.policy.max_crashes <= self.crashes + 1
 
     @property
+    def lease_seconds(self) -> float:
+        return self.step.policy.lease.total_seconds()
+
+    def lease_left(self, now: float) -> float:
+        """Seconds until the lease expires, on the lease clock."""
+        return self.lease_deadline - now
+
+    @property
     def about(self) -> dict[str, object]:
-        """What a log line about it names."""
+        """The task as context for a log line."""
         return {"run": self.run, "job": self.lane.job, "step": self.lane.step, "attempt": self.attempt}
 
     @property
     def ran_step(self) -> str:
-        """The step's name in the row, which may be a former one."""
+        """The step's name in the row, which may be a former name."""
         return self.lane.step
 
     @property
@@ -108,7 +138,7 @@ def from_hand_over(last: Task, row: AdvanceRun, token: int, step: manifest.Step,
 
 
 def message(task: Task) -> messages.Task:
-    """What a worker is told of it."""
+    """The message that hands the task to a worker."""
     return messages.Task(
         task.run,
         task.token,

@@ -1,4 +1,4 @@
-"""What an ending means. One table, and the arithmetic of the three counters.
+"""What the end of an attempt means: one table, and the arithmetic of the three counters.
 
 | charge   | counter                 | what follows                                                          |
 |----------|-------------------------|-----------------------------------------------------------------------|
@@ -6,8 +6,8 @@
 | attempt  | attempts                | back-off by the retry policy, or failed when it is used up             |
 | failure  | attempts                | failed at once: the step said so                                       |
 | crash    | crashes                 | back-off as a suspect, or failed as quarantined after max_crashes      |
-| release  | releases                | pending again at once; nobody is to blame                              |
-| cancel   | none                    | the run is closed as cancelled: somebody has asked for that            |
+| release  | releases                | pending again at once, at no cost                                      |
+| cancel   | none                    | the run ends as cancelled, as requested                                |
 """
 
 import random
@@ -31,7 +31,7 @@ class Observation(StrEnum):
     KILLED_MEMORY = "killed: memory"
     KILLED_SHUTDOWN = "killed: shutdown"
     KILLED_FOR_ANOTHER = "killed: for the task before"
-    KILLED_LEASE = "killed: lease about to lapse"
+    KILLED_LEASE = "killed: lease about to expire"
     DIED = "died"
     OUT_OF_MEMORY = "out of memory"
     NEVER_STARTED = "never started"
@@ -75,12 +75,11 @@ VERDICTS: dict[Observation, Verdict] = {
     Observation.CANCELLED: Verdict("cancelled", Charge.CANCEL),
     Observation.KILLED_CANCEL: Verdict("cancelled", Charge.CANCEL),
 }
-# Two endings have no verdict of ours, because nothing may be written any more: a task whose lease or run is lost
-# (the reaper has charged it as a crash, outcome `lost`), and one that succeeded in a
-# transaction of its own, which committed its attempt itself.
+# Two ends have no verdict here, because nothing may be written any more: a lost run (the reaper has charged it as a
+# crash, with the outcome `lost`), and a step that succeeded in its own transaction, which has recorded the attempt.
 
 
-def settle(
+def decide(
     task: Task, seen: Observation, attempt: Attempt, rng: random.Random, retry_after: float | None = None
 ) -> FinishRun | AdvanceRun:
     """The row for an attempt that did not succeed, by the charge that VERDICTS names."""
@@ -122,7 +121,7 @@ def settle(
 
 
 def what_follows(row: FinishRun | AdvanceRun, charge: Charge) -> str:
-    """For the log, behind the outcome of an attempt that did not succeed: what becomes of its run."""
+    """For the log, after the outcome of an attempt that did not succeed: what happens to its run."""
     if charge in (Charge.RELEASE, Charge.CANCEL):
         return ""
     if isinstance(row, AdvanceRun):
@@ -131,7 +130,7 @@ def what_follows(row: FinishRun | AdvanceRun, charge: Charge) -> str:
 
 
 def crash_delay(crashes: int) -> float:
-    """Seconds a suspect waits: 1, 2, 4, ... at most 60. The reaper's statement computes the same."""
+    """Seconds that a suspect waits: 1, 2, 4, ... at most 60. The reaper's statement computes the same."""
     return float(min(60, 2 ** min(crashes - 1, 6)))
 
 

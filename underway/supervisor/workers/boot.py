@@ -5,13 +5,9 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from logging import getLogger
-from typing import TYPE_CHECKING
 
-from underway.supervisor.workers.process import LAST_WORDS_SECONDS
+from underway.supervisor.workers.process import LAST_WORDS_SECONDS, WorkerProcess
 from underway.wire import messages
-
-if TYPE_CHECKING:
-    from underway.supervisor.workers.process import WorkerProcess
 
 log = getLogger("underway.supervisor")
 
@@ -24,7 +20,7 @@ _LONGEST_TROUBLE = 300
 class WorkerBoots:
     """`trouble` says why workers do not come up, for as long as none has since. `start` makes a worker for a slot."""
 
-    def __init__(self, start: Callable[[int], "WorkerProcess"], rng: random.Random) -> None:
+    def __init__(self, start: Callable[[int], WorkerProcess], rng: random.Random) -> None:
         self._start = start
         self._rng = rng
         self.trouble = ""
@@ -33,7 +29,7 @@ class WorkerBoots:
         self._failures: dict[int, int] = {}  # in a row, by slot
         self._stopped = False
 
-    def __iter__(self) -> Iterator["WorkerProcess"]:
+    def __iter__(self) -> Iterator[WorkerProcess]:
         return iter(list(self._booting))
 
     @property
@@ -49,24 +45,24 @@ class WorkerBoots:
         self._booting[worker] = ""
         asyncio.get_running_loop().call_later(BOOT_SECONDS, self._give_up, worker)
 
-    def _give_up(self, worker: "WorkerProcess") -> None:
+    def _give_up(self, worker: WorkerProcess) -> None:
         """A boot may take its time, but not for ever."""
         if worker in self._booting:
             log.error("worker did not boot within %.0f s", BOOT_SECONDS, extra={"about": {"worker": worker.slot}})
             worker.kill(f"killed: it did not boot within {BOOT_SECONDS:.0f} s", last_words=LAST_WORDS_SECONDS)
 
-    def record_boot_error(self, worker: "WorkerProcess", failure: messages.BootFailed, *, aloud: bool) -> None:
+    def record_boot_error(self, worker: WorkerProcess, failure: messages.BootFailed, *, aloud: bool) -> None:
         self._booting[worker] = failure.payload.decode(errors="replace").rstrip()
         if aloud:
             log.error("the app does not import:\n%s", self._booting[worker], extra={"about": {"worker": worker.slot}})
 
-    def done(self, worker: "WorkerProcess") -> None:
+    def done(self, worker: WorkerProcess) -> None:
         """It has booted."""
         del self._booting[worker]
         self.trouble = ""
         log.debug("worker booted", extra={"about": {"worker": worker.slot, "pid": worker.pid}})
 
-    def died(self, worker: "WorkerProcess") -> str:
+    def died(self, worker: WorkerProcess) -> str:
         """What is known of why."""
         said = self._booting.pop(worker) or worker.output.evidence() or "no output"
         return f"{worker.kill_message or worker.exit_text}\n{said}"

@@ -21,7 +21,7 @@ class Descendants:
     def __init__(self, mark: str, workers: Callable[[], set[int]]) -> None:
         self._workers = workers
         self._strangers: set[int] = set()
-        self._doomed: list[WorkerProcess] = []
+        self._killing: list[WorkerProcess] = []
         self._dead: list[WorkerProcess] = []
         self._struck: set[int] = set()  # workers that the guardian has killed, or is about to
         self._spared: set[int] = set()  # resource trackers of dead workers, which have a short time to clean up
@@ -37,35 +37,35 @@ class Descendants:
     def kill(self, worker: WorkerProcess) -> None:
         """It, and all below it, in the loop's next turn."""
         self._search_soon()
-        self._doomed.append(worker)
+        self._killing.append(worker)
 
-    def bury(self, worker: WorkerProcess) -> None:
+    def on_exit(self, worker: WorkerProcess) -> None:
         """It has died. In the loop's next turn kill what it has left behind; then let it report its death."""
         self._search_soon()
         self._dead.append(worker)
 
     def _search_soon(self) -> None:
-        if not self._doomed and not self._dead:
+        if not self._killing and not self._dead:
             asyncio.get_running_loop().call_soon(self._search)
 
     def _search(self) -> None:
         """One look at all processes for all of this turn. (Where 64 workers were killed each by itself, in a busy
-        machine, the loop stood still for 40 s: meanwhile all other leases lapsed too.)
+        machine, the loop stood still for 40 s: meanwhile all other leases expired too.)
         """
-        doomed, dead, self._doomed, self._dead = self._doomed, self._dead, [], []
-        dead = [worker for worker in dead if worker.collect()]
+        killing, dead, self._killing, self._dead = self._killing, self._dead, [], []
+        dead = [worker for worker in dead if worker.reap()]
         self._tell_whom_the_guardian_killed(dead)
         spared: set[int] = set()
         try:
             script.kill_below(
-                [worker.mark for worker in doomed + dead], [worker.pid for worker in doomed if worker.alive], spared
+                [worker.mark for worker in killing + dead], [worker.pid for worker in killing if worker.alive], spared
             )
             if dead:
                 self._kill_adopted(spared)
         except OSError as error:  # with every descriptor in use, only what we know by its number is killed
             log.error("what workers have started may survive them: %s", error)
         self._spare(spared)
-        self.collect_adopted()
+        self.reap_adopted()
         for worker in dead:
             remove(worker.temporary)
             worker.report_death()
@@ -112,7 +112,7 @@ class Descendants:
         if orphans := script.children_of(os.getpid()) - self._ours() - self._strangers - self._spared - spared:
             script.kill_below([], orphans)
 
-    def collect_adopted(self) -> None:
+    def reap_adopted(self) -> None:
         """Collect orphans that have died, or they stay as zombies."""
         ours = self._ours()
         with contextlib.suppress(ChildProcessError):

@@ -28,7 +28,7 @@ class GuardianProcess:
     def __init__(self, mark: str, folder: str | None, held: int | None) -> None:
         self._command = [sys.executable, "-I", "-S", script.__file__, mark, folder or ""]
         self._held = () if held is None else (held,)
-        self._lapses_at = math.inf
+        self._expires_at = math.inf
         self._due_at = math.inf
         self._struck = False
         self._start()
@@ -48,8 +48,8 @@ class GuardianProcess:
         os.set_blocking(self._tells.fileno(), False)
         os.set_blocking(self._answers.fileno(), False)
         self._clogged = False
-        if self._lapses_at < math.inf:
-            self._tell(self._lapses_at)
+        if self._expires_at < math.inf:
+            self._tell(self._expires_at)
 
     @property
     def pid(self) -> int:
@@ -72,26 +72,26 @@ class GuardianProcess:
         except OSError as error:  # a step may have exhausted the process limit; the next tick tries again
             log.error("cannot start the guardian, trying again: %s", error)
 
-    def expect_word_by(self, lapses_at: float) -> None:
+    def expect_word_by(self, expires_at: float) -> None:
         """Set the deadline (on the lease clock) at which the guardian kills the workers unless it gets a later one.
 
         An earlier deadline is sent at once. A later one is sent only when half of the time has passed, because each
         message wakes both processes.
         """
-        if lapses_at < self._lapses_at or (lapses_at > self._lapses_at and lease_clock.now() >= self._due_at):
-            self._tell(lapses_at)
+        if expires_at < self._expires_at or (expires_at > self._expires_at and lease_clock.now() >= self._due_at):
+            self._tell(expires_at)
 
     def stand_down(self) -> None:
         """Clear the deadline: nothing that needs a lease is running."""
-        if self._lapses_at < math.inf:
+        if self._expires_at < math.inf:
             self._tell(math.inf)
 
-    def _tell(self, lapses_at: float) -> None:
-        self._lapses_at, now = lapses_at, lease_clock.now()
-        self._due_at = now + (lapses_at - now) / 2
+    def _tell(self, expires_at: float) -> None:
+        self._expires_at, now = expires_at, lease_clock.now()
+        self._due_at = now + (expires_at - now) / 2
         try:
             # This never blocks. A guardian that does not read is detected (stopped, or its pipe is full) and replaced.
-            os.write(self._tells.fileno(), b"%r\n" % (lapses_at - STRIKE_SECONDS))
+            os.write(self._tells.fileno(), b"%r\n" % (expires_at - STRIKE_SECONDS))
         except BlockingIOError:
             self._clogged = True
         except (OSError, ValueError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
 # A kill is counted at once, but the end of a process with much memory takes a while.
-_LOOK_SECONDS = 5.0
+_POLL_SECONDS = 5.0
 
 
 class KernelKills:
@@ -18,12 +18,12 @@ class KernelKills:
     def __init__(self) -> None:
         self._counter = _counter()
         self._explained = self._last = self._counted()
-        self._look_at = 0.0
+        self._poll_at = 0.0
 
-    def look(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """Forget the kills of long ago: they were of processes that no death of a worker told of."""
-        if now >= self._look_at:
-            self._look_at = now + _LOOK_SECONDS
+        if now >= self._poll_at:
+            self._poll_at = now + _POLL_SECONDS
             self._explained = max(self._explained, self._last)
             self._last = self._counted()
 
@@ -48,12 +48,12 @@ def _counter() -> Path | None:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return None
-    free_capacity = []
+    places = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         below = path.lstrip("/")
         if "memory" in controllers.split(","):
-            free_capacity += [_ROOT / "memory" / below / "memory.oom_control", _ROOT / "memory" / "memory.oom_control"]
+            places += [_ROOT / "memory" / below / "memory.oom_control", _ROOT / "memory" / "memory.oom_control"]
         elif not controllers:
-            free_capacity += [_ROOT / below / "memory.events", _ROOT / "memory.events"]
-    return next((place for place in free_capacity if place.exists()), None)
+            places += [_ROOT / below / "memory.events", _ROOT / "memory.events"]
+    return next((place for place in places if place.exists()), None)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from logging import getLogger
 
 from underway.guardian import lease_clock
-from underway.supervisor.tasks.task import Task
+from underway.supervisor.tasks.task import Task, Worker
 from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.memory import SAMPLE_SECONDS, Memory
 from underway.supervisor.workers.process import LAST_WORDS_SECONDS, WorkerProcess
@@ -14,35 +14,35 @@ from underway.wire import messages
 
 log = getLogger("underway.supervisor")
 
-# Between the interrupt and the kill a step may clean up.
+# Between the interrupt and the kill, a step may clean up.
 CLEANUP_SECONDS = 5.0
 _KILLED = {
     "timeout": Observation.KILLED_TIMEOUT,
     "cancel": Observation.KILLED_CANCEL,
     "shutdown": Observation.KILLED_SHUTDOWN,
 }
-# A worker is killed before its lease lapses, so that the kill is over when somebody else may begin.
+# A worker is killed before its lease expires, so that it is dead when another supervisor may start the run.
 LEASE_MARGIN = 0.05
 # A growing worker gets less time to write its stacks: at a gigabyte per second it grows by 10 MB.
 _HURRIED_WORDS_SECONDS = 0.01
-# A worker that has nothing before a task says at once that it has begun.
+# A worker whose next task is at the head of its line reports at once that it has started it.
 BEGIN_SECONDS = 10.0
 
 
 class Limits:
-    """Looked at in every tick of the supervisor while something runs."""
+    """Enforced at every tick of the supervisor while a task runs."""
 
     def __init__(self) -> None:
         self._memory = Memory()
         self._sample_at = 0.0
-        self._unbegun: dict[int, float] = {}  # tokens of tasks that are next at their workers, since when
+        self._unbegun: dict[int, float] = {}  # by the token of a worker's next task: since when it is next
         self._looked_at = 0.0
 
     def enforce(self, workers: Iterable[WorkerProcess], now: float) -> None:
         running = [worker for worker in workers if worker.tasks]
         for worker in running:
             task = worker.current
-            if task is not None and not self._kill_before_lapse(worker, task):
+            if task is not None and not self._kill_before_expiry(worker, task):
                 self._enforce_stop(worker, task, now)
         self._enforce_begin(running, now)
         if now >= self._sample_at:
@@ -53,17 +53,17 @@ class Limits:
         """Seconds until the first running task reaches its timeout or the end of its lease."""
         running = [task for worker in workers if (task := worker.current) is not None]
         lease_now = lease_clock.now()
-        return min((min(_limit_of(task) - now, _lapse_of(task) - lease_now) for task in running), default=math.inf)
+        return min((min(_limit_of(task) - now, _kill_deadline(task) - lease_now) for task in running), default=math.inf)
 
-    def _kill_before_lapse(self, worker: WorkerProcess, task: Task) -> bool:
-        """Self-fencing: counted on our own clock from the sending of the last renewal that was accepted."""
-        if lease_clock.now() < _lapse_of(task):
+    def _kill_before_expiry(self, worker: WorkerProcess, task: Task) -> bool:
+        """Self-fencing, by our own clock, from the sending of the last renewal that was accepted."""
+        if lease_clock.now() < _kill_deadline(task):
             return False
         _kill(worker, task, Observation.KILLED_LEASE, "it could not be renewed in time")
         return True
 
     def _enforce_stop(self, worker: WorkerProcess, task: Task, now: float) -> None:
-        """First the interrupt, at the timeout if nothing else has come before it, then the kill."""
+        """First the interrupt, at the timeout unless another reason came first, then the kill."""
         if now < _limit_of(task):
             return
         if task.stop_reason is None:
@@ -80,11 +80,11 @@ class Limits:
             _kill(worker, task, _KILLED[task.stop_reason], why, last_words)
 
     def _enforce_begin(self, workers: list[WorkerProcess], now: float) -> None:
-        """Kill a worker that does not take up its next task: it was stopped while it was idle, or something that a step
-        has left behind holds the interpreter. No limit counts for a task that has not begun, and none was ever reached.
+        """Kill a worker that does not start its next task: it was stopped while it was idle, or code that a step left
+        running holds the interpreter. Limits count from the start of a task, so none would ever be reached.
         """
         if now - self._looked_at > BEGIN_SECONDS / 2:
-            self._unbegun.clear()  # it was us who were stopped
+            self._unbegun.clear()  # this supervisor was stopped, not the worker
         self._looked_at = now
         silent = {next(iter(worker.tasks)): worker for worker in workers if worker.tasks and not worker.current}
         self._unbegun = {token: self._unbegun.get(token, now) for token in silent}
@@ -92,7 +92,7 @@ class Limits:
             if now - self._unbegun[token] < BEGIN_SECONDS:
                 continue
             worker.drain()
-            if worker.current is None and token in worker.tasks and not worker.doomed:
+            if worker.current is None and token in worker.tasks and not worker.killing:
                 log.error("killed: it has not begun its next task within %.0f s; that goes to another", BEGIN_SECONDS,
                           extra={"about": {"worker": worker.slot, "pid": worker.pid}})  # fmt: skip
                 worker.kill_between_tasks(last_words=LAST_WORDS_SECONDS)
@@ -111,8 +111,8 @@ class Limits:
 
 
 def _kill(worker: WorkerProcess, task: Task, seen: Observation, why: str, last_words: float = 0.0) -> None:
-    """What the log says is what the attempt's error will say."""
-    in_time = lease_clock.now() + last_words < _lapse_of(task)
+    """The log line and the attempt's error say the same."""
+    in_time = lease_clock.now() + last_words < _kill_deadline(task)
     if worker.kill_task(task, seen, why, last_words=last_words if in_time else 0.0):
         log.error("%s", worker.kill_message, extra={"about": about_task(worker, task)})
 
@@ -124,12 +124,12 @@ def _limit_of(task: Task) -> float:
     return task.started_at + task.step.policy.timeout.total_seconds()
 
 
-def _lapse_of(task: Task) -> float:
+def _kill_deadline(task: Task) -> float:
     return task.lease_deadline - task.step.policy.lease.total_seconds() * LEASE_MARGIN
 
 
-def interrupt(worker: WorkerProcess, task: Task, reason: str, now: float) -> None:
-    """Ask a step to stop. The frame names the task; the signal only says that there is a frame."""
+def interrupt(worker: Worker, task: Task, reason: str, now: float) -> None:
+    """Ask a step to stop. The frame names the task; the signal only makes the worker read it."""
     task.stop_sent_at = now
     task.stop_reason = reason
     worker.send(messages.Stop(task.token, reason))
@@ -137,12 +137,12 @@ def interrupt(worker: WorkerProcess, task: Task, reason: str, now: float) -> Non
 
 
 def _runs_longer_than_a_sample(worker: WorkerProcess, now: float) -> bool:
-    """Whoever is through many tasks between two samples cannot be caught by one, so none is taken."""
+    """A worker that runs many tasks between two samples would not be caught by one, so none is taken."""
     task = worker.current
     return task is not None and task.started_at is not None and now - task.started_at > SAMPLE_SECONDS
 
 
-def about_task(worker: WorkerProcess, task: Task) -> dict[str, object]:
+def about_task(worker: Worker, task: Task) -> dict[str, object]:
     return {"worker": worker.slot, **task.about}
 
 

@@ -12,8 +12,8 @@ from underway.guardian import script
 SAMPLE_SECONDS = 0.25
 # To find who is below a worker may take a pass over the whole process table, milliseconds on a busy host: done less
 # often than known processes are measured, and never for more than this share of a core.
-_LOOK_SECONDS = 1.0
-_LOOK_SHARE = 0.005
+_SEARCH_SECONDS = 1.0
+_SEARCH_SHARE = 0.005
 # Nor do samples take more than this: those of 3,000 processes, which one step had started, took a sixth of a core.
 _SAMPLE_SHARE = 0.03
 
@@ -23,7 +23,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.pause = SAMPLE_SECONDS  # until the next sample should be taken
-        self._look_at = 0.0
+        self._search_at = 0.0
         self._below: dict[int, list[psutil.Process]] = {}
 
     def sample(self, pids: Iterable[int]) -> dict[int, int]:
@@ -32,17 +32,17 @@ class Memory:
         if not pids:
             return {}
         now = time.monotonic()
-        if now >= self._look_at or any(pid not in self._below for pid in pids):
-            self._below = _look_below(pids)
+        if now >= self._search_at or any(pid not in self._below for pid in pids):
+            self._below = _search_below(pids)
             took = time.monotonic() - now
-            self._look_at = now + max(_LOOK_SECONDS, took / _LOOK_SHARE)
+            self._search_at = now + max(_SEARCH_SECONDS, took / _SEARCH_SHARE)
         begun = time.monotonic()
         sizes = {pid: sum(_rss(process) for process in self._below[pid]) for pid in pids}
         self.pause = max(SAMPLE_SECONDS, (time.monotonic() - begun) / _SAMPLE_SHARE)
         return sizes
 
 
-def _look_below(pids: list[int]) -> dict[int, list[psutil.Process]]:
+def _search_below(pids: list[int]) -> dict[int, list[psutil.Process]]:
     listed = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
     children_of = script.children_listed if listed else _scan()
     below = {}

@@ -52,7 +52,7 @@ class WorkerPool:
         self._rng = random.Random()  # noqa: S311 - spreads boots and replacements
         self._marks = marks
         self._output_limit = output_limit
-        self._scales = MemorySampler(self._marks)
+        self._memory_sampler = MemorySampler(self._marks)
         self._boots = WorkerBoots(self._start_worker, self._rng)
         self._descendants = Descendants(f"{supervisor_id}/", lambda: {worker.pid for worker in self.workers})
         self._generation = 0
@@ -101,11 +101,12 @@ class WorkerPool:
             self._now_due(worker, "its code is old")
         self._fill()
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """In every tick: who has reached a mark."""
-        self._scales.weigh(self.active, now)
+        if self._memory_sampler.is_due(now):
+            self._memory_sampler.sample({worker.pid: worker.usage for worker in self.active}, now)
         for worker in self.active:
-            self._look_at(worker, now)
+            self._check_limits(worker, now)
         self._replace_due()
 
     def unused(self, idle: WorkerProcess, lane: Lane) -> WorkerProcess | None:
@@ -116,24 +117,29 @@ class WorkerPool:
         """
         spare = self._fresh_spare()
         if spare is None:
-            return idle if not idle.wear.tasks or self.trouble else None
-        if not idle.wear.tasks or lane not in spare.lanes:
+            return idle if not idle.usage.tasks or self.trouble else None
+        if not idle.usage.tasks or lane not in spare.lanes:
             return idle
         # In its place, since whoever asks is on its way through the list. The other is there if this one dies.
         self.active[self.active.index(idle)] = spare
         self.spare = idle
-        spare.wear.begin()
+        spare.usage.begin()
         self.lanes = _union(self.active)
         self._fill()
         return spare
 
-    def vouch_until(self, lapses_at: float) -> None:
-        """Before a task is sent: have the guardian kill the workers if this supervisor is stopped until `lapses_at`."""
-        self._descendants.guardian.expect_word_by(lapses_at)
+    def shortest_lease(self) -> float:
+        """In seconds, over all workers: while the app is reloaded, an old worker keeps the leases of the old code."""
+        steps = (step for worker in self.active for step in worker.lanes.values())
+        return min((step.policy.lease.total_seconds() for step in steps), default=60.0)
+
+    def vouch_until(self, expires_at: float) -> None:
+        """Before a task is sent: the guardian kills the workers if this supervisor is stopped until `expires_at`."""
+        self._descendants.guardian.expect_word_by(expires_at)
 
     def vouch(self) -> None:
         """At every tick, set the guardian's deadline to the earliest lease of the workers' tasks."""
-        alive = (worker for worker in self.active if not worker.doomed)
+        alive = (worker for worker in self.active if not worker.killing)
         self.vouch_until(
             min((task.lease_deadline for worker in alive for task in worker.tasks.values()), default=math.inf)
         )
@@ -144,7 +150,7 @@ class WorkerPool:
 
     def keep_house(self) -> None:
         self._descendants.guardian.check()
-        self._descendants.collect_adopted()
+        self._descendants.reap_adopted()
 
     def ignore_existing_children(self) -> None:
         """What hangs below us by now and is no worker is none of our business."""
@@ -160,12 +166,12 @@ class WorkerPool:
                 self._hear_of_boot(worker, message)
         elif self.listener is not None:
             if isinstance(message, messages.Result):
-                worker.wear.tasks += 1
+                worker.usage.tasks += 1
                 task = worker.tasks.get(message.token)
                 if task is not None and task.stop_reason is not None:
-                    worker.wear.left = worker.has_children()
-                if worker.wear.left or worker.wear.tasks >= worker.wear.tasks_due:
-                    self._look_at(worker, time.monotonic())
+                    worker.usage.left = worker.has_children()
+                if worker.usage.left or worker.usage.tasks >= worker.usage.tasks_due:
+                    self._check_limits(worker, time.monotonic())
             self.listener.received(worker, message)
 
     def _hear_of_boot(self, worker: WorkerProcess, message: messages.Message) -> None:
@@ -180,14 +186,14 @@ class WorkerPool:
         """Replace a worker that cannot restore its process: it runs no more tasks and returns those it was given."""
         if worker in self._boots:
             raise messages.BrokenFrame("Spoilt of a worker that has not booted")
-        worker.wear.spoilt = reason[:_LONGEST_REASON] or "a step has spoilt it"
+        worker.usage.spoilt = reason[:_LONGEST_REASON] or "a step has spoilt it"
         worker.paused = True
-        self._look_at(worker, time.monotonic())
+        self._check_limits(worker, time.monotonic())
 
-    def settled(self) -> None:
+    def on_messages_processed(self) -> None:
         self._replace_due()
         if self.listener is not None:
-            self.listener.settled()
+            self.listener.on_messages_processed()
 
     def died(self, worker: WorkerProcess) -> None:
         retired = worker in self._retired
@@ -220,16 +226,16 @@ class WorkerPool:
         # The mark ends in a character that no number has: worker 1 must not be taken for worker 10.
         serial = next(self._serial)
         mark = f"{self._supervisor_id}/{serial};"
-        wear = WorkerUsage(self._marks, self._rng)
+        usage = WorkerUsage(self._marks, self._rng)
         return WorkerProcess(
             self._app,
             slot,
             mark,
             self,
             self._descendants,
-            crew_size=self.size,
+            pool_size=self.size,
             generation=self._generation,
-            wear=wear,
+            usage=usage,
             folder=self._folder,
             output_limit=self._output_limit,
             temporary=self._descendants.temporary.for_worker(serial),
@@ -270,7 +276,7 @@ class WorkerPool:
     # Places
 
     def _place(self, worker: WorkerProcess) -> None:
-        worker.wear.begin()
+        worker.usage.begin()
         self.active.append(worker)
         self.lanes = _union(self.active)
 
@@ -287,7 +293,7 @@ class WorkerPool:
             if self.spare is not None:
                 self._take_over(self.spare)
         # One that died by itself, of something that the app has started and will start again, has booted in vain.
-        in_vain = not worker.tasks and not worker.wear.tasks and worker.kill_reason is None
+        in_vain = not worker.tasks and not worker.usage.tasks and worker.kill_reason is None
         if in_vain and time.monotonic() - worker.started_at < _PROVEN_SECONDS and not self._stopping:
             self._boots.failed(worker.slot, f"it died idle: {worker.exit_text}")
         else:
@@ -298,11 +304,11 @@ class WorkerPool:
         self._place(spare)
         if self._is_old(spare):
             self._now_due(spare, "its code is old")
-        elif spare.wear.spoilt:  # it had run tasks before it became the spare, and has just reported this
-            self._now_due(spare, spare.wear.spoilt)
+        elif spare.usage.spoilt:  # it had run tasks before it became the spare, and has just reported this
+            self._now_due(spare, spare.usage.spoilt)
 
-    def _look_at(self, worker: WorkerProcess, now: float) -> None:
-        if not worker.due and (mark := worker.wear.reached(now)):
+    def _check_limits(self, worker: WorkerProcess, now: float) -> None:
+        if not worker.due and (mark := worker.usage.reached(now)):
             self._now_due(worker, mark)
 
     def _now_due(self, worker: WorkerProcess, why: str) -> None:
@@ -318,7 +324,7 @@ class WorkerPool:
             if spare is None:
                 # It keeps working meanwhile, and rests only when a limit is fully reached, unless the new code does not
                 # boot. A spoilt worker always rests, because it would skip every task.
-                worker.paused = bool(worker.wear.spoilt) or (worker.wear.spent and not self.trouble)
+                worker.paused = bool(worker.usage.spoilt) or (worker.usage.over_limit and not self.trouble)
                 continue
             log.info("worker replaced: %s", worker.due, extra={"about": {"worker": worker.slot, "pid": worker.pid}})
             self._leave(worker)
@@ -337,7 +343,7 @@ class WorkerPool:
 
     def _fresh_spare(self) -> WorkerProcess | None:
         """The spare, if it is as good as new."""
-        return None if self.spare is None or self._is_old(self.spare) or self.spare.wear.tasks else self.spare
+        return None if self.spare is None or self._is_old(self.spare) or self.spare.usage.tasks else self.spare
 
     def _is_old(self, worker: WorkerProcess) -> bool:
         return worker.generation < self._generation

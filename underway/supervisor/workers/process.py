@@ -1,77 +1,79 @@
-"""One worker as its supervisor sees it: a process, a socket, a pipe with its output, and the tasks it was given."""
+"""One worker as its supervisor sees it: its process, its messages and output, and the tasks that it was given."""
 
 import asyncio
 import contextlib
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Protocol
 
 from underway.definition.manifest import Lane, Manifest, Step
-from underway.guardian.script import MARK, children_listed
+from underway.guardian.script import children_listed
 from underway.supervisor.logs.output_quota import OUTPUT_LIMIT
 from underway.supervisor.logs.worker_output import WorkerOutput
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation
+from underway.supervisor.workers.channel import WorkerChannel
+from underway.supervisor.workers.launch import launch
 from underway.supervisor.workers.read_throttle import OUTPUT_MESSAGES, ReadThrottle
 from underway.supervisor.workers.recycle import WorkerUsage
 from underway.wire import messages as wire
 
 log = getLogger("underway.supervisor")
-worker_log = getLogger("underway.worker")
 
-# Read into, again and again: a buffer of its own for each read would be mapped and unmapped each time.
-_inbox = memoryview(bytearray(64 * 1024))
-# More than a socket holds: what was written before a drain began is found within so many bytes.
+# More than a socket holds: a drain that reads this much has found all that was written before it began.
 _MOST_BUFFERED = 512 * 1024
-# Between the end of what it says and its own, if it ends by itself.
+# Between the end of its socket and its death, if the worker exits by itself.
 _ENDING_SECONDS = 0.05
 # How long a worker may write its stacks, as evidence, before it is killed.
 LAST_WORDS_SECONDS = 0.05
 # How long a worker may take to exit after it was asked to.
 END_SECONDS = 5.0
-# A kill_reason that is nothing a task has done.
-NO_TASK = (0, "")
-# Blanks in a worker's command line, which it overwrites with what it does: `ps` shows that (worker/title.py).
-_ROOM_FOR_TITLE = 160
+
+
+@dataclass(frozen=True, slots=True)
+class KillReason:
+    """The token of the task because of which a worker is killed, and what was seen of that task."""
+
+    token: int
+    seen: str
+
+
+# The worker is killed for a reason that no task is to blame for.
+NO_TASK = KillReason(0, "")
 
 
 class WorkerListener(Protocol):
-    """Whoever a worker process reports to."""
+    """Receives what a worker process reports."""
 
     def received(self, worker: "WorkerProcess", message: wire.Message) -> None: ...
-    def settled(self) -> None: ...
+    def on_messages_processed(self) -> None: ...
     def died(self, worker: "WorkerProcess") -> None: ...
 
 
 class ProcessKiller(Protocol):
-    """Kills what hangs below workers."""
+    """Kills workers together with the processes that they have started."""
 
     def kill(self, worker: "WorkerProcess") -> None: ...
-    def bury(self, worker: "WorkerProcess") -> None: ...
+    def on_exit(self, worker: "WorkerProcess") -> None: ...
 
 
 class WorkerProcess:
-    """Started at construction, which raises OSError if the system has no process to give.
-
-    All I/O is non-blocking: a worker that does not read cannot hold up its supervisor.
-    """
+    """Started at construction, which raises OSError if the system cannot start another process."""
 
     def __init__(
         self,
         app: str,
         slot: int,
         mark: str,
-        overseer: WorkerListener,
-        hunter: ProcessKiller,
+        listener: WorkerListener,
+        killer: ProcessKiller,
         *,
-        crew_size: int,
+        pool_size: int,
         generation: int,
-        wear: WorkerUsage,
+        usage: WorkerUsage,
         folder: str | None,
         output_limit: int = OUTPUT_LIMIT,
         temporary: str | None = None,
@@ -79,7 +81,7 @@ class WorkerProcess:
         self.slot = slot
         self.mark = mark
         self.generation = generation  # how often the app had been reloaded when this worker was started
-        self.wear = wear
+        self.usage = usage
         self.due = ""  # why it is to be replaced, as soon as it is idle and a fresh one has booted
         self.paused = False  # and until then it gets no task
         self.started_at = time.monotonic()
@@ -87,54 +89,24 @@ class WorkerProcess:
         self.lanes: dict[Lane, Step] = {}
         self.tasks: dict[int, Task] = {}  # in the order handed out; the first is the one that runs
         self.revoked: set[int] = set()
-        self.kill_reason: tuple[int, str] | None = None  # the token that was to be killed, and what was seen of it
-        self.kill_message = ""  # what people are told of why we killed it
-        self.doomed = False  # we have killed it, and it stands still
+        self.kill_reason: KillReason | None = None
+        self.kill_message = ""  # for the log and the attempt: why we killed it
+        self.killing = False  # it was stopped, and SIGKILL is on its way
         self.has_last_words = False  # whether it may write its stacks before it is stopped
         self.died_writing = False
         self.peak_rss = 0  # known at its death
         self.temporary = temporary  # its TMPDIR
-        self._overseer = overseer
-        self._hunter = hunter
+        self._listener = listener
+        self._killer = killer
         self._loop = asyncio.get_running_loop()
-        self._reader = wire.FrameReader()
-        self._unsent = bytearray()
-        self._attention = ReadThrottle(crew_size)
-        self._hung_up = False  # it has closed its end, or what it sent is no message
-        self._clogged = False  # the worker has not taken all we have sent
-        self._socket, theirs = socket.socketpair()
-        self._their_number = theirs.fileno()  # in the worker too
-        self._socket.setblocking(False)
-        self._pipe, their_output = os.pipe()
-        os.set_blocking(self._pipe, False)
-        # -P: a types.py beside the app must not be taken for the standard library's while we are still importing that.
-        # exec, never fork: the child has none of our memory, locks or descriptors. Its own session keeps Ctrl-C and
-        # a TERM for our whole group away from it.
-        command = [sys.executable, "-P", "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())]
-        # The worker need not send records that the supervisor would not log.
-        command += [str(worker_log.getEffectiveLevel()), str(slot).ljust(_ROOM_FOR_TITLE)]
-        try:
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=their_output,
-                stderr=their_output,
-                start_new_session=True,
-                cwd=folder,
-                env=_environment(mark, temporary),
-            )
-            self._pidfd = _watchable(self._process)
-        except OSError:
-            self._socket.close()
-            os.close(self._pipe)
-            raise
-        finally:
-            theirs.close()
-            os.close(their_output)
-        self.output = WorkerOutput(self._pipe, self, output_limit)
-        self._loop.add_reader(self._pidfd, hunter.bury, self)
-        self._loop.add_reader(self._socket, self._on_readable)
+        self._throttle = ReadThrottle(pool_size)
+        launched = launch(app, slot, mark, folder, temporary)
+        self._process, self._pidfd, self._pipe = launched.process, launched.pidfd, launched.output
+        self._their_socket = launched.their_socket
+        self._channel = WorkerChannel(launched.socket)
+        self.output = WorkerOutput(self._pipe, self.about, output_limit)
+        self._loop.add_reader(self._pidfd, killer.on_exit, self)
+        self._channel.watch(self._on_readable)
         self._loop.add_reader(self._pipe, self._on_output)
 
     @property
@@ -144,7 +116,7 @@ class WorkerProcess:
     @property
     def ready(self) -> bool:
         """It can be given a task."""
-        return self.manifest is not None and self.alive and not self.doomed and not self.paused
+        return self.manifest is not None and self.alive and not self.killing and not self.paused
 
     @property
     def alive(self) -> bool:
@@ -168,9 +140,9 @@ class WorkerProcess:
         return self.exit_code == -signal.SIGTERM
 
     @property
-    def most_handed(self) -> int:
+    def most_pipelined(self) -> int:
         """How many tasks it may be handed at once: one after the other if it is to be replaced between two of them."""
-        return 1 if self.due else self.wear.tasks_left
+        return 1 if self.due else self.usage.tasks_left
 
     @property
     def death(self) -> str:
@@ -188,107 +160,85 @@ class WorkerProcess:
             return f"signal {signal.Signals(-code).name}"
         return f"signal {-code}"
 
+    def about(self, token: int | None = None) -> dict[str, object]:
+        """The worker and one of its tasks, as context for a log line: by its token, or the one that is running."""
+        task = self.current if token is None else self.tasks.get(token)
+        return {"worker": self.slot, **(task.about if task is not None else {})}
+
     def has_children(self) -> bool:
         """Orphans of its children are its children, too."""
         return bool(children_listed(self.pid))
 
-    # Talking
+    # Messages
 
     def send(self, *messages: wire.Message) -> bool:
-        """Whether all of it is in the worker's hands now; the rest follows when the worker reads."""
-        self._unsent += b"".join(wire.encode(message) for message in messages)
-        return self._flush()
-
-    def _flush(self) -> bool:
-        try:
-            while self._unsent:
-                del self._unsent[: self._socket.send(self._unsent)]
-        except BlockingIOError:
-            self._clogged = True
-            self._loop.add_writer(self._socket, self._flush)
-            return False
-        except OSError:
-            self._unsent.clear()  # it is dying; its pidfd will say so
-        if self._clogged:
-            self._clogged = False
-            self._loop.remove_writer(self._socket)
-        return not self._unsent
+        """Returns whether the worker has all of it. The rest follows when the worker reads."""
+        return self._channel.send(*messages)
 
     def _on_readable(self) -> None:
-        self._attention.begin()
+        self._throttle.begin()
         self._receive()
-        self._listened()
+        self._processed()
 
     def _on_output(self) -> None:
-        """First hear of which task it is, if that is news."""
-        self._attention.begin()
+        """Read the messages first: they may say which task the output belongs to."""
+        self._throttle.begin()
         self._receive()
         if self.output.read():
-            self._attention.words = True
-        self._listened()
+            self._throttle.words = True
+        self._processed()
 
-    def _listened(self) -> None:
-        self._overseer.settled()
-        if pause := self._attention.pause(len(self.tasks)):
-            self._loop.remove_reader(self._socket)
+    def _processed(self) -> None:
+        self._listener.on_messages_processed()
+        if pause := self._throttle.pause(len(self.tasks)):
+            self._channel.unwatch()
             self._loop.remove_reader(self._pipe)
-            self._loop.call_later(pause, self._hear_again)
+            self._loop.call_later(pause, self._resume_reading)
 
-    def _hear_again(self) -> None:
-        if self._socket.fileno() >= 0:
+    def _resume_reading(self) -> None:
+        if self._pidfd >= 0:
             self._loop.add_reader(self._pipe, self._on_output)
-            if not self._hung_up:
-                self._loop.add_reader(self._socket, self._on_readable)
+            if not self._channel.hung_up:
+                self._channel.watch(self._on_readable)
                 self._on_readable()
 
     def _receive(self) -> int:
-        """Read once and hand on what came; the number of bytes, 0 when there was nothing to read."""
-        if self._hung_up:
-            return 0
-        try:
-            size = self._socket.recv_into(_inbox)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            size = 0
-        if not size:
-            self._hang_up()
-            self.died_writing = self._reader.incomplete
-            if self.alive:  # as it is still when it has just ended
-                self._loop.call_later(_ENDING_SECONDS, self._end_mute)
+        """Read once and handle the messages. Returns the number of bytes, 0 if there was nothing to read."""
+        if self._channel.hung_up:
             return 0
         self.output.behind = True
         try:
-            for message in self._reader.feed(_inbox[:size]):
-                if type(message) in OUTPUT_MESSAGES:
-                    self._attention.words = True
-                if type(message) is wire.Log:
-                    self.output.log_record(message)
-                else:
-                    self._overseer.received(self, message)
+            size = self._channel.receive(self._handle)
         except wire.BrokenFrame as error:
-            self._hang_up()
             self.kill(
-                f"killed: what came from it is no message ({error}); "
-                f"code in a step must not write to descriptor {self._their_number}"
+                f"killed: it sent bytes that are not a message ({error}); "
+                f"code in a step must not write to descriptor {self._their_socket}"
             )
             return 0
+        if self._channel.hung_up:
+            self.died_writing = self._channel.incomplete
+            if self.alive:  # also if it has just exited
+                self._loop.call_later(_ENDING_SECONDS, self._kill_mute)
         return size
 
-    def _hang_up(self) -> None:
-        self._hung_up = True
-        self._loop.remove_reader(self._socket)
+    def _handle(self, message: wire.Message) -> None:
+        if type(message) in OUTPUT_MESSAGES:
+            self._throttle.words = True
+            if type(message) is wire.Log:
+                self.output.log_record(message)
+                return
+        self._listener.received(self, message)
 
     def drain(self) -> None:
-        """Hand on everything the worker has written until now, and no end of what it goes on writing meanwhile."""
+        """Handle everything that the worker has written until now, but not what it keeps writing meanwhile."""
         left = _MOST_BUFFERED
         while left > 0 and (read := self._receive()):
             left -= read
 
-    def _end_mute(self) -> None:
-        """Still alive with its end closed: the user's code has closed our socket. It can tell us nothing any more."""
+    def _kill_mute(self) -> None:
+        """The worker is alive and its end is closed: user code has closed the socket. It cannot report any more."""
         if self.alive:
-            self.kill(f"killed: it had closed its socket to the supervisor, descriptor {self._their_number}")
+            self.kill(f"killed: it had closed its socket to the supervisor, descriptor {self._their_socket}")
 
     # Dying
 
@@ -302,9 +252,9 @@ class WorkerProcess:
         already: with much memory to give back it may take a while to die, and of the first reason.
         """
         self.drain()
-        if self.doomed or task.token not in self.tasks:
+        if self.killing or task.token not in self.tasks:
             return False
-        self.kill_reason = (task.token, seen)
+        self.kill_reason = KillReason(task.token, seen)
         self.kill(f"{seen}: {why}" if why else seen, last_words=last_words)
         return True
 
@@ -314,33 +264,33 @@ class WorkerProcess:
         It is stopped before it can take up its next task: at once, or after `last_words` seconds in which it may write
         the stacks of its threads as evidence.
         """
-        if self.doomed or not self.alive:
+        if self.killing or not self.alive:
             return
-        self.doomed = True
+        self.killing = True
         self.kill_message = words
         if last_words and wire.STACK_SIGNAL:
             self.has_last_words = True
             self.signal(wire.STACK_SIGNAL)
-            self._loop.call_later(last_words, self._strike)
+            self._loop.call_later(last_words, self._stop_and_kill)
         else:
-            self._strike()
+            self._stop_and_kill()
 
-    def speaks_its_last(self, token: int) -> bool:
+    def is_writing_stacks(self, token: int) -> bool:
         """Whether it is being killed for this task and was given time to write its stacks.
 
         The stack signal may interrupt a blocking C call, so a result may still arrive. It is ignored: the verdict on
         the task stands and has been logged.
         """
-        return self.has_last_words and self.kill_reason is not None and self.kill_reason[0] == token
+        return self.has_last_words and self.kill_reason is not None and self.kill_reason.token == token
 
-    def _strike(self) -> None:
+    def _stop_and_kill(self) -> None:
         if self.alive:
             self.signal(signal.SIGSTOP)
-            self._hunter.kill(self)
+            self._killer.kill(self)
 
     def end(self) -> None:
         """Ask an idle worker to exit; kill it if it does not do so in time."""
-        if self.alive and not self.doomed:
+        if self.alive and not self.killing:
             self.send(wire.End())
             self._loop.call_later(END_SECONDS, self.kill)
 
@@ -348,7 +298,7 @@ class WorkerProcess:
         """The guardian has killed the worker because the supervisor was stopped. The task is not to blame."""
         if self.kill_reason is None:
             task = self.current
-            self.kill_reason = NO_TASK if task is None else (task.token, Observation.KILLED_LEASE)
+            self.kill_reason = NO_TASK if task is None else KillReason(task.token, Observation.KILLED_LEASE)
             self.kill_message = f"{Observation.KILLED_LEASE}: the supervisor was stopped and could not renew it"
 
     def kill_between_tasks(self, *, last_words: float = 0.0) -> None:
@@ -356,7 +306,7 @@ class WorkerProcess:
         self.kill_reason = self.kill_reason or NO_TASK
         self.kill(last_words=last_words)
 
-    def collect(self) -> bool:
+    def reap(self) -> bool:
         """Hear how it ended, and its last words; False if it has not ended."""
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         if not pid:
@@ -366,30 +316,14 @@ class WorkerProcess:
         self.peak_rss = usage.ru_maxrss * 1024
         self._loop.remove_reader(self._pidfd)
         self.drain()
-        self.died_writing = self.died_writing or self._reader.incomplete
+        self.died_writing = self.died_writing or self._channel.incomplete
         self.output.read_rest()
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
+        self._channel.close()
         os.close(self._pidfd)
+        self._pidfd = -1
         return True
 
     def report_death(self) -> None:
         """When nothing is left of it."""
-        self._overseer.died(self)
-        self._overseer.settled()
-
-
-def _environment(mark: str, temporary: str | None) -> dict[str, str]:
-    environment = {**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1"}
-    return environment if temporary is None else {**environment, "TMPDIR": temporary}
-
-
-def _watchable(process: "subprocess.Popen[bytes]") -> int:
-    """A descriptor that tells of its death. Without one it does not stay: nobody would ever hear of its end."""
-    try:
-        return os.pidfd_open(process.pid)
-    except OSError:
-        process.kill()
-        process.wait()
-        raise
+        self._listener.died(self)
+        self._listener.on_messages_processed()

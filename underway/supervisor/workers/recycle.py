@@ -3,14 +3,10 @@
 import random
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from underway.supervisor.workers.memory import Memory
-
-if TYPE_CHECKING:
-    from underway.supervisor.workers.process import WorkerProcess
 
 # Workers that began together must not all end together: each is due somewhere in the last fifth before the mark.
 _JITTER = 0.2
@@ -68,7 +64,7 @@ class WorkerUsage:
         return ""
 
     @property
-    def spent(self) -> bool:
+    def over_limit(self) -> bool:
         """It is at the full mark, and should not begin another task even if nobody can take its place yet."""
         too_many = self._marks.tasks is not None and self.tasks >= self._marks.tasks
         too_large = self._marks.memory is not None and self.rss >= self._marks.memory and self.tasks > 0
@@ -76,16 +72,18 @@ class WorkerUsage:
 
 
 class MemorySampler:
-    """Weighs workers, if there is a mark for it."""
+    """Measures the memory of workers, if one of the limits needs it."""
 
     def __init__(self, marks: RecycleLimits) -> None:
         self._needed = marks.memory is not None
         self._memory = Memory()
-        self._weigh_at = 0.0
+        self._next_at = 0.0
 
-    def weigh(self, workers: Iterable["WorkerProcess"], now: float) -> None:
-        if self._needed and now >= self._weigh_at:
-            by_pid = {worker.pid: worker for worker in workers}
-            for pid, rss in self._memory.sample(by_pid).items():
-                by_pid[pid].wear.rss = rss
-            self._weigh_at = now + self._memory.pause
+    def is_due(self, now: float) -> bool:
+        return self._needed and now >= self._next_at
+
+    def sample(self, usages: Mapping[int, WorkerUsage], now: float) -> None:
+        """Record the memory of each worker in its usage, by process id."""
+        for pid, rss in self._memory.sample(usages).items():
+            usages[pid].rss = rss
+        self._next_at = now + self._memory.pause
