@@ -12,14 +12,15 @@ from psycopg.rows import TupleRow
 from underway.definition.manifest import Lane, Step
 from underway.postgres.reconnecting import STATEMENT_SECONDS, ReconnectingConnection
 from underway.postgres.supervisor_store import Store
-from underway.postgres.transitions import Attempt, Next, succeed
+from underway.postgres.transitions import Attempt, succeed
 from underway.supervisor.loops.commit import Commits, Ended
 from underway.supervisor.tasks.dispatch import Dispatch
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation, settle
 from underway.wire import messages
+from underway.wire.messages import NextStep
 
-NEXT = Next("next", "default", 0, 0.0, 60.0)
+NEXT = NextStep("next", "default", 0, 0.0, 60.0)
 NEXT_LANE = Lane("default", LANE.job, "next")
 
 
@@ -116,7 +117,7 @@ class Committing:
         *,
         ending: str = "done",
         spawned: list[messages.Spawn] | None = None,
-        following: Next = NEXT,
+        following: NextStep = NEXT,
     ) -> Task:
         """The end of a successful attempt, as the supervisor passes it on."""
         task = self.task(run)

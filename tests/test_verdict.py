@@ -11,9 +11,10 @@ import pytest
 from underway.definition.manifest import Lane, Policy, Step
 from underway.definition.retry import RetryPolicy
 from underway.postgres.queries import statements
-from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, Next, succeed
+from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, succeed
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import VERDICTS, Charge, Observation, crash_delay, settle, what_follows
+from underway.wire.messages import NextStep
 
 POLICY = Policy(retry=RetryPolicy(max_attempts=4, initial_interval=timedelta(seconds=8), jitter=0.5), max_crashes=3)
 STARTED = Attempt("to be replaced", error="what happened", started=2.0, pid=7, cpu_seconds=1.5, peak_rss=99)
@@ -179,7 +180,7 @@ def test_success_ends_the_run_or_takes_it_to_the_next_step() -> None:
     before = task(attempts=2, crashes=1)
     finish = ends(succeed(before, STARTED, None, b"[1]"))
     assert finish == FinishRun("run", 11, "succeeded", b"[1]", 2, 1, STARTED)
-    following = Next("after", "other queue", 9, 30.0, 120.0, "customer 7", 2)
+    following = NextStep("after", "other queue", 9, 30.0, 120.0, "customer 7", 2)
     row = goes_on(succeed(before, STARTED, following, b"[2]"))
     assert all(getattr(row, name) == placed for name, placed in following._asdict().items())
     assert row.payload == b"[2]"

@@ -30,7 +30,7 @@ class Replayed(NamedTuple):
 class UndoneTransactions(Transactions):
     """`cx.tx` as a worker has it, but rolled back where that would commit."""
 
-    def end(self, task: messages.Task, outcome: Outcome) -> Outcome:
+    def end(self, task: messages.Assignment, outcome: Outcome) -> Outcome:
         self._connection = self.token = None
         assert self._own is not None
         if outcome[0] in ("next", "done"):

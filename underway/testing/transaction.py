@@ -36,7 +36,7 @@ class GivenTransaction(Transactions):
             self.token = token
         return self._given
 
-    def end(self, task: messages.Task, outcome: Outcome) -> Outcome:
+    def end(self, task: messages.Assignment, outcome: Outcome) -> Outcome:
         assert self._given is not None
         self.token = None
         aborted = self._given.info.transaction_status == TransactionStatus.INERROR

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Protocol
 
-from underway.wire import messages
+from underway.wire import frames, messages
 
 _READ = 32 * 1024  # more than that would be mapped and unmapped for each read
 _MAIN_THREAD = threading.main_thread().ident
@@ -34,7 +34,7 @@ class SupervisorChannel:
         self._socket = end
         self._inbox = select.poll()  # an exception for each empty look costs four times as much
         self._inbox.register(end, select.POLLIN)
-        self._reader = messages.FrameReader()
+        self._reader = frames.FrameReader()
         self._unsent = b""
         self._lock = threading.RLock()
         self._busy = False
@@ -48,13 +48,13 @@ class SupervisorChannel:
 
     def hold(self, message: messages.Message) -> None:
         """Send this together with what is sent next."""
-        frame = messages.encode(message)
+        frame = frames.encode(message)
         with self._lock:
             self._unsent += frame
 
     def send(self, message: messages.Message | None = None) -> None:
         """Send what was held, and this."""
-        frame = b"" if message is None else messages.encode(message)
+        frame = b"" if message is None else frames.encode(message)
         in_main_thread = threading.get_ident() == _MAIN_THREAD
         was_sending = self.sending
         if in_main_thread:

@@ -49,7 +49,7 @@ _MOST_SPAWNED_BYTES = 32 * 1024 * 1024
 
 # The fields of a wire.Result from `ending` on.
 Outcome: TypeAlias = tuple[
-    messages.Ending, messages.Placement | None, float | None, list[messages.Spawn], float, float, int, bytes
+    messages.Ending, messages.NextStep | None, float | None, list[messages.Spawn], float, float, int, bytes
 ]
 
 
@@ -82,7 +82,7 @@ class Executor:
                 for name in step.spec.names:
                     self._steps[job.name, name] = (job, index)
 
-    def execute(self, task: messages.Task) -> Outcome:
+    def execute(self, task: messages.Assignment) -> Outcome:
         """How the step ended, whatever it does short of ending the process."""
         self._meter.start()
         attempt = _Attempt(
@@ -96,7 +96,7 @@ class Executor:
             self._logs,
         )
         ending: messages.Ending
-        placement: messages.Placement | None = None
+        placement: messages.NextStep | None = None
         retry_after: float | None = None
         try:
             job, index = self._steps[task.job, task.step]
@@ -124,7 +124,7 @@ class Executor:
         outcome = (ending, placement, retry_after, spawned, *self._meter.stop(), payload)
         return self._end_transaction(task, outcome) if self.transactions.token == task.token else outcome
 
-    def _end_transaction(self, task: messages.Task, outcome: Outcome) -> Outcome:
+    def _end_transaction(self, task: messages.Assignment, outcome: Outcome) -> Outcome:
         try:
             return self.transactions.end(task, outcome)
         except Interrupt as error:
@@ -149,7 +149,7 @@ class Executor:
 
         return WorkerLoop(self._guard, self._logs.logger("underway.worker"))
 
-    def _call(self, job: Job[Any, Any, Any], index: int, task: messages.Task, attempt: "_Attempt") -> Any:
+    def _call(self, job: Job[Any, Any, Any], index: int, task: messages.Assignment, attempt: "_Attempt") -> Any:
         step = job.compiled[index]
         cx: Context[Any] = Context(
             run=task.run,
@@ -179,8 +179,8 @@ class Executor:
             context.enter(None)
 
     def _handed_over(
-        self, job: Job[Any, Any, Any], index: int, task: messages.Task, attempt: "_Attempt"
-    ) -> tuple[messages.Ending, bytes, messages.Placement | None]:
+        self, job: Job[Any, Any, Any], index: int, task: messages.Assignment, attempt: "_Attempt"
+    ) -> tuple[messages.Ending, bytes, messages.NextStep | None]:
         returned = self._call(job, index, task, attempt)
         step = job.compiled[index]
         if not isinstance(returned, To):
@@ -195,7 +195,7 @@ class Executor:
         placed = following.spec.placement
         delay = placed.delay if returned.delay is None else returned.delay
         payload = codec.encode(returned.value, following.input_type)
-        placement = (
+        placement = messages.NextStep(
             following.spec.name,
             placed.queue,
             placed.priority,

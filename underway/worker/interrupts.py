@@ -18,6 +18,7 @@ from typing import NoReturn, Protocol
 from underway.errors import Interrupt
 from underway.guardian.script import MARK, children_of, kill_below
 from underway.wire import messages
+from underway.wire.signals import STACK_SIGNAL, STOP_SIGNAL
 from underway.worker.channel import SupervisorChannel, SupervisorGone
 
 _PR_SET_PDEATHSIG = 1
@@ -27,9 +28,8 @@ _MOST_LOOKS = 10
 # Read before the app can change the variable: a shorter mark would match other workers too.
 _MARKS = [os.environ[MARK]] if os.environ.get(MARK) else []
 _IMPORT_SECONDS = 0.05
-STOP_SIGNAL = int(signal.SIGUSR1)
 # The signals that the supervisor sends; they are never blocked.
-SIGNALS = {STOP_SIGNAL, messages.STACK_SIGNAL} if messages.STACK_SIGNAL else {STOP_SIGNAL}
+SIGNALS = {STOP_SIGNAL, STACK_SIGNAL} if STACK_SIGNAL else {STOP_SIGNAL}
 
 
 class Interrupts(Protocol):
@@ -64,8 +64,8 @@ class InterruptHandler:
     def watch_faults(self) -> None:
         """Write the stacks on a fatal signal and on STACK_SIGNAL. Called again after tasks, which may change this."""
         faulthandler.enable(self.stderr)
-        if messages.STACK_SIGNAL:  # its handler is in C: one in Python would not run before a blocking call returns
-            faulthandler.register(messages.STACK_SIGNAL, self.stderr)
+        if STACK_SIGNAL:  # its handler is in C: one in Python would not run before a blocking call returns
+            faulthandler.register(STACK_SIGNAL, self.stderr)
 
     @property
     def running(self) -> int | None:

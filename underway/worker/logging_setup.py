@@ -37,7 +37,7 @@ class Logs(Protocol):
     """Logging for the steps that an executor runs."""
 
     def logger(self, name: str) -> logging.Logger: ...
-    def attempt_failed(self, task: messages.Task, error: BaseException, level: int = logging.ERROR) -> None: ...
+    def attempt_failed(self, task: messages.Assignment, error: BaseException, level: int = logging.ERROR) -> None: ...
 
 
 class _PlainLogs:
@@ -46,7 +46,7 @@ class _PlainLogs:
     def logger(self, name: str) -> logging.Logger:
         return logging.getLogger(name)
 
-    def attempt_failed(self, task: messages.Task, error: BaseException, level: int = logging.ERROR) -> None:
+    def attempt_failed(self, task: messages.Assignment, error: BaseException, level: int = logging.ERROR) -> None:
         pass
 
 
@@ -80,7 +80,7 @@ class ForwardedLogs:
             logger = self._loggers[name] = _StepLogger(name, self._forwarder)
         return logger
 
-    def attempt_failed(self, task: messages.Task, error: BaseException, level: int = logging.ERROR) -> None:
+    def attempt_failed(self, task: messages.Assignment, error: BaseException, level: int = logging.ERROR) -> None:
         """Log a failed attempt for the app's handlers and agents. They cannot change how the attempt ends."""
         logger = logging.getLogger(_FAILURES)
         logger.disabled = False  # dictConfig disables all loggers that it does not name, unless it is told not to

@@ -83,7 +83,7 @@ class Inbox:
         self._title = title
         self._children = children
         self._told_to_end = False
-        self._tasks: deque[wire.Task] = deque()
+        self._tasks: deque[wire.Assignment] = deque()
         self._revoked: set[int] = set()
         self._asked = False  # whether it has asked to be replaced
 
@@ -145,7 +145,7 @@ class Inbox:
             match message:
                 case wire.Welcome():
                     self._executor.transactions.welcome = message
-                case wire.Task():
+                case wire.Assignment():
                     self._tasks.append(message)
                 case wire.Revoke(token):
                     self._revoked.add(token)

@@ -30,7 +30,7 @@ class Title:
         if self._shown is not self._busy:
             self._show(self._busy)
 
-    def task(self, task: messages.Task) -> None:
+    def task(self, task: messages.Assignment) -> None:
         since = time.strftime("%H:%M:%S")
         self._show(self._padded(f"{task.job} {task.step}, run {task.run} since {since}"))
 

@@ -56,7 +56,7 @@ class Transactions:
                 self._connection = self._own.begin(token)
             return self._connection
 
-    def end(self, task: messages.Task, outcome: "Outcome") -> "Outcome":
+    def end(self, task: messages.Assignment, outcome: "Outcome") -> "Outcome":
         """Commit what the step wrote with its hand-over, or roll it back. Raises what has refused a hand-over."""
         ending, placement, _, spawned, seconds, cpu_seconds, peak_rss, payload = outcome
         with self._opening:  # a thread that the step has left behind may be at it

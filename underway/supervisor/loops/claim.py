@@ -13,7 +13,7 @@ from underway.supervisor.loops.errors import FAILED, LoopErrors
 from underway.supervisor.tasks.dispatch import MOST_CLAIMED, Dispatch
 from underway.supervisor.tasks.task import Task, from_claim
 from underway.supervisor.workers.pool import WorkerPool
-from underway.wire import messages
+from underway.wire import frames
 
 POLL_SECONDS = 1.0
 POLL_SECONDS_DEAF = 0.2
@@ -154,7 +154,7 @@ class Claims:
         held = [from_claim(run, steps[run.lane], self._store.claim_leased_from) for run in claimed]
         self._held.update((task.token, task) for task in held)
         for task in held:
-            if len(task.input) > messages.MAX_INPUT:
+            if len(task.input) > frames.MAX_INPUT:
                 self._on_too_large(task)
         self._dispatch.add(task for task in held if not task.ended)
         self._dispatch.pump()

@@ -19,7 +19,7 @@ from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import VERDICTS, Observation, settle, what_follows
 from underway.supervisor.workers.kernel_kills import KernelKills
 from underway.supervisor.workers.process import WorkerProcess
-from underway.wire import messages
+from underway.wire import frames, messages
 
 log = getLogger("underway.supervisor")
 
@@ -66,8 +66,8 @@ class ResultHandler:
         match message:
             case messages.Result():
                 self._ended(worker, message)
-                if message.then is not None:
-                    self._started(worker, message.then)
+                if message.next_started is not None:
+                    self._started(worker, message.next_started)
             case messages.Started(token):
                 self._started(worker, token)
             case messages.Skipped(token):
@@ -79,7 +79,7 @@ class ResultHandler:
                 if task := worker.tasks.get(token):
                     task.transaction = True
             case _:
-                raise messages.BrokenFrame(f"{type(message).__name__} of a worker")
+                raise frames.BrokenFrame(f"{type(message).__name__} of a worker")
 
     def settled(self) -> None:
         self._on_settled()
@@ -155,7 +155,7 @@ class ResultHandler:
         peak_rss = max(result.peak_rss, task.peak_rss)
         attempt = Attempt("succeeded", None, now - result.seconds, now, worker.pid, result.cpu_seconds, peak_rss)
         if result.ending in ("next", "done", "committed"):
-            row = succeed(task, attempt, result.placement, result.payload)
+            row = succeed(task, attempt, result.next_step, result.payload)
             ended = Ended(task, row, result.spawned)
             if result.ending == "committed":
                 self._commits.durable(ended)
@@ -195,7 +195,7 @@ class ResultHandler:
     def too_large(self, task: Task) -> None:
         """Fail a task whose input no worker can read. (Every worker that received one died, without a charge.)"""
         now = time.monotonic()
-        error = f"the input has {len(task.input):,} bytes, and a worker takes at most {messages.MAX_INPUT:,}"
+        error = f"the input has {len(task.input):,} bytes, and a worker takes at most {frames.MAX_INPUT:,}"
         log.error("%s", error, extra={"about": task.about})
         self.settle(task, Observation.TOO_LARGE, error, attempt=Attempt("failed", started=now, ended=now))
 

@@ -107,9 +107,9 @@ def from_hand_over(last: Task, row: AdvanceRun, token: int, step: manifest.Step,
     )
 
 
-def message(task: Task) -> messages.Task:
+def message(task: Task) -> messages.Assignment:
     """What a worker is told of it."""
-    return messages.Task(
+    return messages.Assignment(
         task.run,
         task.token,
         task.lane.job,

@@ -1,7 +1,6 @@
 """Time, memory and lease limits of running tasks, enforced from outside."""
 
 import math
-import signal
 from collections.abc import Iterable
 from logging import getLogger
 
@@ -11,6 +10,7 @@ from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.memory import SAMPLE_SECONDS, Memory
 from underway.supervisor.workers.process import LAST_WORDS_SECONDS, WorkerProcess
 from underway.wire import messages
+from underway.wire.signals import STOP_SIGNAL
 
 log = getLogger("underway.supervisor")
 
@@ -133,7 +133,7 @@ def interrupt(worker: WorkerProcess, task: Task, reason: str, now: float) -> Non
     task.stop_sent_at = now
     task.stop_reason = reason
     worker.send(messages.Stop(task.token, reason))
-    worker.signal(signal.SIGUSR1)
+    worker.signal(STOP_SIGNAL)
 
 
 def _runs_longer_than_a_sample(worker: WorkerProcess, now: float) -> bool:

@@ -19,7 +19,9 @@ from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.read_throttle import OUTPUT_MESSAGES, ReadThrottle
 from underway.supervisor.workers.recycle import WorkerUsage
+from underway.wire import frames
 from underway.wire import messages as wire
+from underway.wire.signals import STACK_SIGNAL
 
 log = getLogger("underway.supervisor")
 worker_log = getLogger("underway.worker")
@@ -97,7 +99,7 @@ class WorkerProcess:
         self._overseer = overseer
         self._hunter = hunter
         self._loop = asyncio.get_running_loop()
-        self._reader = wire.FrameReader()
+        self._reader = frames.FrameReader()
         self._unsent = bytearray()
         self._attention = ReadThrottle(crew_size)
         self._hung_up = False  # it has closed its end, or what it sent is no message
@@ -196,7 +198,7 @@ class WorkerProcess:
 
     def send(self, *messages: wire.Message) -> bool:
         """Whether all of it is in the worker's hands now; the rest follows when the worker reads."""
-        self._unsent += b"".join(wire.encode(message) for message in messages)
+        self._unsent += b"".join(frames.encode(message) for message in messages)
         return self._flush()
 
     def _flush(self) -> bool:
@@ -266,7 +268,7 @@ class WorkerProcess:
                     self.output.log_record(message)
                 else:
                     self._overseer.received(self, message)
-        except wire.BrokenFrame as error:
+        except frames.BrokenFrame as error:
             self._hang_up()
             self.kill(
                 f"killed: what came from it is no message ({error}); "
@@ -318,9 +320,9 @@ class WorkerProcess:
             return
         self.doomed = True
         self.kill_message = words
-        if last_words and wire.STACK_SIGNAL:
+        if last_words and STACK_SIGNAL:
             self.has_last_words = True
-            self.signal(wire.STACK_SIGNAL)
+            self.signal(STACK_SIGNAL)
             self._loop.call_later(last_words, self._strike)
         else:
             self._strike()
