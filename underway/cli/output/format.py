@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from underway.supervisor.logs.headline import headline as line_that_says_most
+from underway.text import mebibytes
 
 _MODULE = re.compile(r"^(\w+\.)+(?=\w+(:|$))")
 _BEFORE_THE_DEATH = re.compile(r"^quarantined after \d+ crash(es)?: (the worker (died: |was )?)?")
@@ -47,9 +48,7 @@ def seconds(took: float | timedelta | None) -> str:
 
 
 def size(count: int | None) -> str:
-    if count is None:
-        return ""
-    return f"{count / 2**20:,.0f} MiB"
+    return "" if count is None else mebibytes(count)
 
 
 def headline(error: str | None) -> str:

@@ -20,6 +20,7 @@ from underway.supervisor.loops.errors import FAILED
 from underway.supervisor.tasks.dispatch import Dispatch
 from underway.supervisor.tasks.task import Task, from_hand_over
 from underway.supervisor.tasks.verdict import Observation, settle
+from underway.text import storable
 from underway.wire import messages
 
 log = getLogger("underway.supervisor")
@@ -244,7 +245,7 @@ class Commits:
         if ended.row.payload is not None or ended.spawned:
             message = f"what this attempt handed over cannot be stored: {error}"
             log.error("%s", message, extra={"about": {"run": ended.task.run}})
-            attempt = attempt._replace(outcome="failed", error=message.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+            attempt = attempt._replace(outcome="failed", error=storable(message))
             self.submit(Ended(ended.task, settle(ended.task, Observation.UNSTORABLE, attempt, self._rng), []))
         elif attempt.error is not None and (plain := _plain(attempt.error)) != attempt.error:
             log.error("storing the error of this attempt in ASCII: %s", error, extra={"about": ended.task.about})

@@ -9,6 +9,7 @@ from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.memory import SAMPLE_SECONDS, Memory
 from underway.supervisor.workers.process import LAST_WORDS_SECONDS, WorkerProcess
+from underway.text import mebibytes
 from underway.wire import messages
 from underway.wire.signals import STOP_SIGNAL
 
@@ -144,7 +145,3 @@ def _runs_longer_than_a_sample(worker: WorkerProcess, now: float) -> bool:
 
 def about_task(worker: WorkerProcess, task: Task) -> dict[str, object]:
     return {"worker": worker.slot, **task.about}
-
-
-def mebibytes(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"

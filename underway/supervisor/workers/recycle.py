@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from underway.supervisor.workers.memory import Memory
+from underway.text import mebibytes
 
 if TYPE_CHECKING:
     from underway.supervisor.workers.process import WorkerProcess
@@ -64,7 +65,7 @@ class WorkerUsage:
             return f"{age:,.0f} s at work"
         # A worker that is too large before its first task would be replaced for ever, without any work done.
         if self._marks.memory is not None and self.rss >= self._marks.memory * self._share and self.tasks:
-            return f"{self.rss / 2**20:,.0f} MiB"
+            return mebibytes(self.rss)
         return ""
 
     @property
