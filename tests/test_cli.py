@@ -108,10 +108,10 @@ def test_an_app_without_jobs_says_so(command_line: tuple[str, str], database: st
 
 
 BAD_APPS = {
-    "nowhere:app": "there is no module 'nowhere'",
-    "nowhere.py:app": "there is no file ",
+    "nowhere:app": "cannot find module 'nowhere'",
+    "nowhere.py:app": "cannot find file ",
     "basic.py:nothing": "basic.py has no attribute 'nothing'",
-    "basic.py": "is not of the form module:attribute or path/to/file.py:attribute",
+    "basic.py": "expected module:attribute or path/to/file.py:attribute",
     "basic.py:orders": "basic.py:orders is a Job, not an Underway app",
 }
 

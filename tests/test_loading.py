@@ -78,7 +78,9 @@ def test_file_named_like_the_standard_library(folder: Path, name: str) -> None:
     write(folder / f"{name}.py", APP)
     assert isinstance(load(f"{name}.py:app"), Underway)
     # not one that was imported before, and not the app: others still need it
-    program = f"from underway.loading import load; load('{name}.py:app'); import {name}; print({name}.__file__)"
+    program = (
+        f"from underway.definition.loading import load; load('{name}.py:app'); import {name}; print({name}.__file__)"
+    )
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert str(folder) not in done.stdout
 
@@ -117,13 +119,13 @@ def test_what_is_missing_is_named(folder: Path) -> None:
     write(folder / "loading_here.py", APP)
     write(folder / "loading_pkg3" / "__init__.py", "")
     for app, message in {
-        "loading_gone:app": rf"there is no module 'loading_gone' \(looked in {folder} and sys.path\)",
-        "loading_pkg3.gone:app": "there is no module 'loading_pkg3.gone'",
-        "loading_here.gone:app": "there is no module 'loading_here.gone'",
-        "loading_gone.py:app": f"there is no file {folder}/loading_gone.py",
+        "loading_gone:app": rf"cannot find module 'loading_gone' in {folder} or sys.path",
+        "loading_pkg3.gone:app": "cannot find module 'loading_pkg3.gone'",
+        "loading_here.gone:app": "cannot find module 'loading_here.gone'",
+        "loading_gone.py:app": f"cannot find file {folder}/loading_gone.py",
         "loading_here:gone": "loading_here has no attribute 'gone'",
         "loading_here.py:gone": "loading_here.py has no attribute 'gone'",
-        "shop": "'shop' is not of the form module:attribute or path/to/file.py:attribute",
+        "shop": "invalid app 'shop': expected module:attribute or path/to/file.py:attribute",
     }.items():
         with pytest.raises(AppNotFound, match=message):
             load(app)
@@ -171,7 +173,7 @@ def test_importing_has_no_effects(folder: Path, effect: str) -> None:
     for app in ("loading_effect:app", "loading_effect.py:app"):
         with pytest.raises(ImportSideEffect) as raised:
             load(app)
-        assert f"was called while {app} was imported" in str(raised.value)
+        assert f"was called during the import of {app}" in str(raised.value)
         assert "move this under if __name__ == '__main__':" in str(raised.value)
     forbid_during_import("enqueue")  # allowed again
 
@@ -180,7 +182,7 @@ def test_a_worker_refuses_effects_and_says_where(folder: Path, start_supervisor:
     file = write(folder / "loading_effect.py", APP + STEP + "job.enqueue()\n")
     supervisor = start_supervisor(f"{file}:app", "--procs", "1")
     assert supervisor.wait() == 3
-    assert "ImportSideEffect: enqueue was called while" in supervisor.log
+    assert "ImportSideEffect: enqueue was called during" in supervisor.log
     assert "move this under if __name__ == '__main__':" in supervisor.log
     assert f'File "{file}", line 6' in supervisor.log
 

@@ -140,5 +140,5 @@ def test_refusals(bind: Bind, database: str) -> None:
     nowhere = underway_process("replay", APP, "00", database=database)
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (1, 1)
     assert "no run has an id that begins with 00" in nowhere.stderr
-    assert "there is no file" in underway_process("replay", "nowhere.py:app", "00", database=database).stderr
+    assert "cannot find file" in underway_process("replay", "nowhere.py:app", "00", database=database).stderr
     assert "Error: " in underway_process("replay", APP, "00").stderr  # no database is named

@@ -110,7 +110,7 @@ def test_schedules_are_part_of_the_callers_transaction(app: Underway, database: 
         (lambda: REPORTS.schedule("@reboot", Site(1)), InvalidOption, "@daily"),
         (lambda: REPORTS.schedule("0 0 30 2 *", Site(1)), InvalidOption, "never"),
         (lambda: REPORTS.schedule("* * * * * *", Site(1)), InvalidOption, "five fields"),
-        (lambda: REPORTS.schedule("@daily[Mars]", Site(1)), InvalidOption, "no time zone 'Mars'"),
+        (lambda: REPORTS.schedule("@daily[Mars]", Site(1)), InvalidOption, "unknown time zone 'Mars'"),
         (lambda: REPORTS.schedule("@daily", 5), PayloadError, "Site"),
         (lambda: REPORTS.schedule("@daily"), PayloadError, "Site"),
         (lambda: REPORTS.schedule("@daily", Site(1), name=""), InvalidOption, "name must be a text"),
@@ -142,7 +142,7 @@ def test_importing_an_app_schedules_nothing(call: str, database: str, tmp_path: 
         f"app = Underway({database!r})\n"
         f"job = app.job('job').step(step)\n{call}\n"
     )
-    program = "from underway.loading import load; load('eager.py:app')"
+    program = "from underway.definition.loading import load; load('eager.py:app')"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert "ImportSideEffect" in done.stderr
     assert "if __name__ == '__main__'" in done.stderr
@@ -347,8 +347,8 @@ def test_what_cannot_be_fired_here_hinders_nothing(
         stranger.execute("select from underway.schedule where name = 'locked' for update")
         supervisor = start_supervisor("scheduled", "--procs", "1")
         eventually(lambda: states(connection) == {"succeeded": 1})
-        supervisor.until("no time zone 'Mars/Olympus'")
-        supervisor.until("'now and then' has 3")
+        supervisor.until("unknown time zone 'Mars/Olympus'")
+        supervisor.until("invalid cron line 'now and then'")
     eventually(lambda: states(connection) == {"succeeded": 2})
     still_due = connection.execute("select job, name from underway.schedule where next_at < now()").fetchall()
     assert sorted(still_due) == [("numbers", "line"), ("numbers", "zone"), ("unknown", "good")]
@@ -401,6 +401,6 @@ def test_the_hosts_clock_is_not_asked() -> None:
     import underway
 
     package = Path(underway.__file__).parent
-    for file in ("schedule.py", "scheduling.py", "postgres/schedules.py", "supervisor/schedules.py"):
+    for file in ("schedule/cron.py", "client/schedules.py", "postgres/schedule_queries.py", "supervisor/loops/schedule.py"):
         source = (package / file).read_text()
         assert not [clock for clock in (".now(", ".utcnow(", ".today(", "time.time") if clock in source], file
