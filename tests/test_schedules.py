@@ -401,6 +401,7 @@ def test_the_hosts_clock_is_not_asked() -> None:
     import underway
 
     package = Path(underway.__file__).parent
-    for file in ("schedule/cron.py", "client/schedules.py", "postgres/schedule_queries.py", "supervisor/loops/schedule.py"):
+    files = ("schedule/cron.py", "client/schedules.py", "postgres/schedule_queries.py", "supervisor/loops/schedule.py")
+    for file in files:
         source = (package / file).read_text()
         assert not [clock for clock in (".now(", ".utcnow(", ".today(", "time.time") if clock in source], file
