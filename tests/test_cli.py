@@ -14,7 +14,7 @@ from underway_command import run_here
 
 from underway.cli import main as admin
 from underway.cli import supervisor
-from underway.cli.in_app.app import loaded
+from underway.cli.in_app.app import loaded_app
 from underway.supervisor.shutdown import EXIT_CODES
 
 ADMIN = "underway.cli.main"
@@ -108,8 +108,8 @@ def test_an_app_without_jobs_says_so(command_line: tuple[str, str], database: st
 
 
 BAD_APPS = {
-    "nowhere:app": "cannot find module 'nowhere'",
-    "nowhere.py:app": "cannot find file ",
+    "nowhere:app": "no module 'nowhere'",
+    "nowhere.py:app": "file not found: ",
     "basic.py:nothing": "basic.py has no attribute 'nothing'",
     "basic.py": "expected module:attribute or path/to/file.py:attribute",
     "basic.py:orders": "basic.py:orders is a Job, not an Underway app",
@@ -119,7 +119,7 @@ BAD_APPS = {
 @pytest.mark.parametrize("app", BAD_APPS)
 def test_a_bad_app_is_told(app: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(APPS)
-    with pytest.raises(SystemExit, match=rf"^Error: .*{re.escape(BAD_APPS[app])}"), loaded(app):
+    with pytest.raises(SystemExit, match=rf"^Error: .*{re.escape(BAD_APPS[app])}"), loaded_app(app):
         pass
 
 
@@ -169,6 +169,7 @@ class TestDatabases:
         assert done.returncode == (5 if module == SUPERVISOR else 1)
         assert "onnection refused" in done.stdout + done.stderr
         assert ("cannot reach the database" in done.stderr) == (module == SUPERVISOR)
+        assert ("cannot connect to the database: " in done.stderr) == (module == ADMIN)
         assert "hunter2" not in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
 
@@ -213,11 +214,11 @@ def test_wrong_options(arguments: tuple[str, ...]) -> None:
         (ADMIN, ("shutdown", "--all", "--wait", "-nan")),
     ],
 )
-def test_what_is_no_number_of_seconds(module: str, arguments: tuple[str, ...], database: str) -> None:
-    """Of these the first was a grace without an end."""
+def test_invalid_seconds(module: str, arguments: tuple[str, ...], database: str) -> None:
+    """The first of these once gave a grace period that never ended."""
     done = command(module, *arguments, database=database)
     assert done.returncode == 2
-    assert f"Invalid value for '{arguments[-2]}': '{arguments[-1]}' is no number of seconds." in done.stderr
+    assert f"Invalid value for '{arguments[-2]}': '{arguments[-1]}' is not a number of seconds." in done.stderr
 
 
 def test_an_unknown_command() -> None:

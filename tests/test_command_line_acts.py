@@ -17,7 +17,7 @@ from harness import states as count_states
 from underway_command import document, output, refusal, underway, underway_process, widest
 
 from underway import Status, Underway
-from underway.cli.commands.supervisors import SHUTDOWN_TIMED_OUT
+from underway.cli.commands.shutdown import SHUTDOWN_TIMED_OUT
 
 Start = Callable[..., Supervisor]
 Bind = Callable[[Underway], Underway]
@@ -39,7 +39,7 @@ def test_cancel_by_id_job_and_key(connection: Connection, database: str) -> None
     assert output("cancel", pending, database=database) == f"cancelled {pending}\n"
     assert document("cancel", waiting, database=database) == {"id": waiting, "state": "cancelled"}
     assert count_states(connection) == {"cancelled": 2}
-    assert f"run {pending} cannot be cancelled: it is cancelled" in refusal("cancel", pending, database=database)
+    assert f"cannot cancel run {pending}: its state is cancelled" in refusal("cancel", pending, database=database)
 
     for key in ("a", "b", "c"):
         insert(connection, job="keyed", unique_key=key)
@@ -56,7 +56,7 @@ def test_cancel_by_id_job_and_key(connection: Connection, database: str) -> None
     assert count_states(connection) == {"cancelled": 6, "pending": 2}
     said = underway("cancel", "--job", "keyed", "--concurrency-key", "a", database=database)
     assert said.stdout == "cancelled 0 runs\n"
-    assert said.stderr == "note: live runs of keyed without any concurrency key were left out: 1 at step step\n"
+    assert said.stderr == "note: skipped live runs of keyed without a concurrency key: 1 at step step\n"
 
 
 def test_cancel_a_run_in_progress(bind: Bind, start_supervisor: Start, database: str, tmp_path: Path) -> None:
@@ -65,10 +65,10 @@ def test_cancel_a_run_in_progress(bind: Bind, start_supervisor: Start, database:
     supervisor = start_supervisor("states", "--procs", "1", env={"STATES_FOLDER": str(tmp_path)})
     eventually(lambda: run.status() == Status.IN_PROGRESS)
     supervisor.send(signal.SIGSTOP)  # or it may have closed the run before the command has looked at it again
-    assert output("cancel", str(run.id), database=database) == f"cancelling {run.id}: its step is being stopped\n"
+    assert output("cancel", str(run.id), database=database) == f"cancelling {run.id}: stopping its step\n"
     supervisor.send(signal.SIGCONT)
     assert run.wait(20) == Status.CANCELLED
-    assert f"run {run.id} cannot be cancelled: it is cancelled" in refusal("cancel", str(run.id), database=database)
+    assert f"cannot cancel run {run.id}: its state is cancelled" in refusal("cancel", str(run.id), database=database)
 
 
 def test_retry_goes_on_from_the_step_that_failed(bind: Bind, start_supervisor: Start, database: str) -> None:
@@ -80,33 +80,37 @@ def test_retry_goes_on_from_the_step_that_failed(bind: Bind, start_supervisor: S
     assert done == {"id": str(refused.id), "step": "refuse"}
     assert refused.wait(20) == Status.SUCCEEDED
     assert [attempt.outcome for attempt in refused.attempts()] == ["failed", "succeeded"]
-    assert f"run {refused.id} cannot go on: it is succeeded" in refusal("retry", str(refused.id), database=database)
+    assert f"cannot retry run {refused.id}: its state is succeeded" in refusal(
+        "retry", str(refused.id), database=database
+    )
 
 
 def test_what_cannot_be_retried(connection: Connection, database: str) -> None:
     live, failed = insert(connection), dead(connection)
-    assert "cannot go on: it is pending" in refusal("retry", live, database=database)
+    assert f"cannot retry run {live}: its state is pending, expected failed" in refusal(
+        "retry", live, database=database
+    )
     cancelled = insert(connection)
     output("cancel", cancelled, database=database)
     for command in ("retry", "redrive"):
         message = refusal(command, cancelled, database=database)
-        assert message == f"Error: run {cancelled} was cancelled, and a cancel is final: enqueue its input again\n"
-    assert "--input is no JSON" in refusal("retry", failed, "--input", "{number: 1}", database=database, code=2)
+        assert message == f"Error: run {cancelled} was cancelled, and cancellation is final: enqueue its input again\n"
+    assert "--input is not valid JSON" in refusal("retry", failed, "--input", "{number: 1}", database=database, code=2)
     connection.execute("update underway.finished_run set unique_key = 'k'")
     insert(connection, job="render", unique_key="k")
     message = refusal("retry", failed, database=database)
-    assert message == f"Error: run {failed} cannot go on: another run of render is live under its key 'k'\n"
+    assert message == f"Error: cannot retry run {failed}: another live run of render has its unique key 'k'\n"
 
 
 def test_a_paused_queue_begins_nothing_until_it_is_resumed(
     bind: Bind, start_supervisor: Start, database: str, connection: Connection
 ) -> None:
     bind(states.app)
-    note = "note: no job, run or supervisor has a queue 'pdf' yet; "
-    for text in ("is paused", "was paused already"):
+    note = "note: unknown queue 'pdf': no job, run or supervisor uses it yet; "
+    for text in ("paused queue pdf", "queue pdf was already paused"):
         done = underway("pause", "pdf", database=database)
-        assert (done.returncode, done.stdout) == (0, f"pdf {text}\n")
-        assert done.stderr == f"{note}there are none; undo it by: underway resume pdf\n"
+        assert (done.returncode, done.stdout) == (0, f"{text}\n")
+        assert done.stderr == f"{note}none exist; to undo, run: underway resume pdf\n"
     assert "pdf    paused" in output("queues", database=database)
     paused, free = states.refusing.enqueue(Order(1)), states.orders.enqueue(Order(1))
     start_supervisor("states", "--procs", "1")
@@ -119,11 +123,11 @@ def test_a_paused_queue_begins_nothing_until_it_is_resumed(
         "known": True,
     }
     assert paused.wait(20) == Status.SUCCEEDED
-    assert output("resume", "pdf", database=database) == "pdf was not paused\n"
-    assert output("pause", "pdf", database=database) == "pdf is paused\n", "its supervisor has it"
+    assert output("resume", "pdf", database=database) == "queue pdf was not paused\n"
+    assert output("pause", "pdf", database=database) == "paused queue pdf\n", "its supervisor uses it"
     done = underway("resume", "pfd", database=database)
-    assert (done.returncode, done.stdout) == (0, "pfd was not paused\n")
-    assert done.stderr == note.replace("pdf", "pfd") + "there are 'default', 'pdf', 'slow'\n"
+    assert (done.returncode, done.stdout) == (0, "queue pfd was not paused\n")
+    assert done.stderr == note.replace("pdf", "pfd") + "existing: 'default', 'pdf', 'slow'\n"
 
 
 def test_shut_down_one_supervisor_then_all(start_supervisor: Start, database: str, tmp_path: Path) -> None:
@@ -131,13 +135,13 @@ def test_shut_down_one_supervisor_then_all(start_supervisor: Start, database: st
     found = eventually(lambda: both if len(both := document("supervisors", database=database)) == 2 else [])
     (one,) = [supervisor["id"] for supervisor in found if supervisor["pid"] == first.pid]
     done = underway("shutdown", one[:8], "--wait", "20", database=database)
-    assert (done.returncode, done.stdout) == (0, "1 of 1 supervisor gone\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "1 of 1 supervisor stopped\n"), done.stderr
     assert first.wait() == 0
     assert second.process.poll() is None
-    assert document("shutdown", "--all", database=database)["gone"] == []
+    assert document("shutdown", "--all", database=database)["stopped"] == []
     assert second.wait() == 0
-    assert output("shutdown", "--all", "--wait", "5", database=database) == "0 of 0 supervisors gone\n"
-    assert "no supervisor has an id that begins with 00" in refusal("shutdown", "00", database=database)
+    assert output("shutdown", "--all", "--wait", "5", database=database) == "0 of 0 supervisors stopped\n"
+    assert "no supervisor ID starts with 00" in refusal("shutdown", "00", database=database)
 
 
 def test_shutdown_does_not_wait_for_one_that_was_killed(connection: Connection, database: str) -> None:
@@ -147,9 +151,9 @@ def test_shutdown_does_not_wait_for_one_that_was_killed(connection: Connection, 
         [killed := uuid4()],
     )
     done = underway("shutdown", "--all", "--wait", "60", database=database)
-    assert (done.returncode, done.stdout) == (0, "0 of 1 supervisor gone\n")
-    why = "it was killed, or cannot reach the database"
-    assert done.stderr == f"not waited for: {killed} (silent, seen 1m ago): {why}\n"
+    assert (done.returncode, done.stdout) == (0, "0 of 1 supervisor stopped\n")
+    reason = "it was killed, or cannot connect to the database"
+    assert done.stderr == f"did not wait for {killed} (silent, last seen 1m ago): {reason}\n"
     assert document("shutdown", "--all", "--wait", "60", database=database)["silent"] == [str(killed)]
 
 
@@ -163,10 +167,10 @@ def test_shutdown_waits_no_longer_than_it_is_told(
     done = underway("shutdown", "--all", "--wait", "0.5", "--json", database=database)
     assert done.returncode == SHUTDOWN_TIMED_OUT
     told = json.loads(done.stdout)
-    assert (len(told["asked"]), told["gone"]) == (1, [])
+    assert (len(told["asked"]), told["stopped"]) == (1, [])
     done = underway("shutdown", "--all", "--wait", "0.1", database=database)
-    assert (done.returncode, done.stdout) == (SHUTDOWN_TIMED_OUT, "0 of 1 supervisor gone\n")
-    assert re.fullmatch(rf"still there after 0.1 s: {told['asked'][0]} \(busy, seen \d+s ago\)\n", done.stderr)
+    assert (done.returncode, done.stdout) == (SHUTDOWN_TIMED_OUT, "0 of 1 supervisor stopped\n")
+    assert re.fullmatch(rf"still running after 0.1 s: {told['asked'][0]} \(busy, last seen \d+s ago\)\n", done.stderr)
     (tmp_path / "1").touch()
     assert supervisor.wait() == 0
     assert run.status() == Status.SUCCEEDED
@@ -183,11 +187,11 @@ def test_dead_letters(connection: Connection, database: str) -> None:
     assert [line.split()[0] for line in text.splitlines()[1:]] == runs[:3]
     assert "ValueError" in text
     assert document("dead-letters", "pdf-dead", database=database)[0]["input"] == {"n": 1}
-    nothing = "the label 'nothing'; there are 'other', 'pdf-dead'\n"
-    assert output("dead-letters", "nothing", database=database) == f"no run has {nothing}"
+    unknown = "unknown dead-letter label 'nothing'; existing: 'other', 'pdf-dead'\n"
+    assert output("dead-letters", "nothing", database=database) == unknown
     for command in ("redrive", "discard"):
         said = refusal(command, "--label", "nothing", database=database)
-        assert said == f"Error: no run and no queue has the dead-letter {nothing.removeprefix('the ')}"
+        assert said == f"Error: {unknown}"
 
     assert output("redrive", "--label", "pdf-dead", "--limit", "1", database=database) == "redrove 1 run\n"
     assert output("discard", runs[1], database=database) == f"discarded {runs[1]}\n"
@@ -212,16 +216,19 @@ def test_as_processes_they_do_it_too(connection: Connection, database: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cancel"], "give a RUN, or --job JOB"),
-        (["cancel", "1", "--job", "a"], "give a RUN, or --job JOB"),
-        (["cancel", "1", "--key", "a"], "a key needs --job JOB"),
-        (["cancel", "--job", "a", "--key", "a", "--concurrency-key", "a"], "--key or --concurrency-key, not both"),
-        (["shutdown"], "give a SUPERVISOR, or --all"),
-        (["shutdown", "1", "--all"], "give a SUPERVISOR, or --all"),
-        (["redrive"], "give a RUN, or --label LABEL"),
-        (["redrive", "1", "--limit", "2"], "--limit needs --label LABEL"),
-        (["redrive", "--label", "a", "--input", "2"], "--input is for one RUN"),
-        (["discard", "1", "--label", "a"], "give a RUN, or --label LABEL"),
+        (["cancel"], "specify either RUN or --job"),
+        (["cancel", "1", "--job", "a"], "specify either RUN or --job"),
+        (["cancel", "1", "--key", "a"], "--key and --concurrency-key require --job"),
+        (
+            ["cancel", "--job", "a", "--key", "a", "--concurrency-key", "a"],
+            "--key and --concurrency-key are mutually exclusive",
+        ),
+        (["shutdown"], "specify either SUPERVISOR or --all"),
+        (["shutdown", "1", "--all"], "specify either SUPERVISOR or --all"),
+        (["redrive"], "specify either RUN or --label"),
+        (["redrive", "1", "--limit", "2"], "--limit requires --label"),
+        (["redrive", "--label", "a", "--input", "2"], "--input requires RUN"),
+        (["discard", "1", "--label", "a"], "specify either RUN or --label"),
         (["list", "--state", "done"], "'done' is not one of 'pending'"),
     ],
 )
@@ -235,15 +242,19 @@ def test_an_id_in_place_of_a_name(connection: Connection, database: str) -> None
     """No run has it for a name, and nothing would be done."""
     run = dead(connection)
     for arguments, kind, instead in [
-        (["dead-letters", run], "a label", "underway show"),
-        (["redrive", "--label", run], "a label", "underway redrive"),
-        (["discard", "--label", run], "a label", "underway discard"),
-        (["cancel", "--job", run], "a job with such runs", "underway cancel"),
-        (["cancel", "--job", run, "--key", "a"], "a job with such runs", "underway cancel"),
-        (["quarantine", "--release", "--all", "--job", run], "a job with such runs", "underway quarantine --release"),
+        (["dead-letters", run], "a dead-letter label", "underway show"),
+        (["redrive", "--label", run], "a dead-letter label", "underway redrive"),
+        (["discard", "--label", run], "a dead-letter label", "underway discard"),
+        (["cancel", "--job", run], "the name of a job with live runs", "underway cancel"),
+        (["cancel", "--job", run, "--key", "a"], "the name of a job with live runs", "underway cancel"),
+        (
+            ["quarantine", "--release", "--all", "--job", run],
+            "the name of a job with quarantined runs",
+            "underway quarantine --release",
+        ),
     ]:
         message = refusal(*arguments, database=database, code=2)
-        assert f"{run} is the id of a run, not {kind}: {instead} {run}\n" in message
+        assert f"{run} is a run ID, not {kind}; use: {instead} {run}\n" in message
     named = insert(connection, job=run)  # as a job may be
     assert output("cancel", "--job", run, database=database) == "cancelled 1 run\n"
     assert "cancelled" in output("show", named, database=database)

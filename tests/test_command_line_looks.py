@@ -175,7 +175,7 @@ def test_show_a_failed_run(world: World) -> None:
     assert widest(facts) <= 80
     assert f"run           {world.id('failed')}\njob           failing\nstep          break_down\n" in facts
     assert "\nstate         failed\n" in facts
-    assert "\ncharged       2 attempts" in facts
+    assert "\ncounters      2 attempts" in facts
     given, attempts, error = rest.split("\n\n")
     assert given == 'input\n  {\n    "number": 7,\n    "customer": "somebody"\n  }'
     assert widest(attempts) <= 80
@@ -222,7 +222,7 @@ def test_attempts(world: World) -> None:
     (line,) = text.splitlines()[1:]
     assert line.split()[:3] == ["abort", "1", "crashed"]
     assert "signal SIGABRT" in line
-    assert output("attempts", world.id("stranded"), database=world.database) == "no attempt has ended\n"
+    assert output("attempts", world.id("stranded"), database=world.database) == "no finished attempts\n"
 
 
 def test_the_beginning_of_an_id_is_enough(world: World) -> None:
@@ -234,17 +234,19 @@ def test_the_beginning_of_an_id_is_enough(world: World) -> None:
     assert document("show", unique, database=world.database)["id"] == whole
     assert document("show", unique.replace("-", "").upper(), database=world.database)["id"] == whole
     message = refusal("show", whole[:4], database=world.database)
-    assert message.startswith(f"Error: several runs have an id that begins with {whole[:4]}:\n")
+    assert message.startswith(f"Error: ambiguous run ID prefix {whole[:4]}, candidates:\n")
     assert message.endswith("\n  and more\n")
     assert f"  {world.id('succeeded')}  succeeded  orders\n" in message
 
 
 def test_runs_that_are_not_there(world: World) -> None:
     unknown = str(new_id())
-    assert f"no run has the id {unknown}: never committed" in refusal("show", unknown, database=world.database)
-    assert "no run has an id that begins with dead" in refusal("attempts", "dead", database=world.database)
-    assert "'nonsense' is no id of a run" in refusal("cancel", "nonsense", database=world.database, code=2)
-    assert "is no id of a run" in refusal("retry", "-", database=world.database, code=2)
+    assert f"no run with ID {unknown}: it was never committed" in refusal("show", unknown, database=world.database)
+    assert "no run ID starts with dead" in refusal("attempts", "dead", database=world.database)
+    assert "invalid run ID 'nonsense': expected a UUID or a unique prefix" in refusal(
+        "cancel", "nonsense", database=world.database, code=2
+    )
+    assert "invalid run ID '-'" in refusal("retry", "-", database=world.database, code=2)
 
 
 def test_queues(world: World) -> None:
@@ -295,7 +297,7 @@ def test_a_long_input_is_shortened_for_people_only(database: str) -> None:
     for run in (many, long):
         text = output("show", run, database=database)
         assert len(text) < 3000
-        assert text.endswith("  ... and more: see --json\n")
+        assert text.endswith("  ... truncated; see --json\n")
     assert document("show", many, database=database)["input"] == list(range(1000))
 
 
@@ -370,13 +372,13 @@ def test_long_searches_say_where_they_ended(database: str, monkeypatch: pytest.M
         for n in range(6):
             run = insert(connection, job="old" if n == 0 else "new")
             connection.execute("select underway.cancel(%s)", [run])
-    monkeypatch.setattr(inspection, "LOOKED_AT", 5)
+    monkeypatch.setattr(inspection, "SEARCH_LIMIT", 5)
     near = underway("list", "--job", "old", database=database)
     assert near.stdout == "no runs\n"
-    assert near.stderr == "looked at the newest 5 finished runs only\n"
+    assert near.stderr == "note: searched only the newest 5 finished runs\n"
     of_a_kind = ("list", "--job", "old", "--state")
     near = underway(*of_a_kind, "cancelled", database=database)
-    assert (near.stdout, near.stderr) == ("no runs\n", "looked at the newest 5 cancelled runs only\n")
+    assert (near.stdout, near.stderr) == ("no runs\n", "note: searched only the newest 5 cancelled runs\n")
     near = underway(*of_a_kind, "failed", database=database)
     assert (near.stdout, near.stderr) == ("no runs\n", "")
     monkeypatch.undo()

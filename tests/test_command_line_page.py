@@ -1,6 +1,6 @@
-"""docs/command-line.md: its reference is what --help says, and its commands run.
+"""docs/command-line.md: its reference equals the output of --help, and its commands run.
 
-`python tests/test_command_line_page.py` writes the reference anew.
+`python tests/test_command_line_page.py` rewrites the reference.
 """
 
 import os
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->\n"
 
 
 def helps(command: click.Command, name: str) -> Iterator[str]:
-    """The help of a command and of all below it."""
+    """The help of a command and of its subcommands."""
     context = click.Context(command, info_name=name, terminal_width=80, max_content_width=80)
     if not isinstance(command, click.Group):
         yield command.get_help(context)
@@ -43,7 +43,7 @@ def page(reference: str) -> str:
 
 
 def test_the_reference_is_what_help_says() -> None:
-    assert PAGE.read_text() == page(reference()), "write it anew: python tests/test_command_line_page.py"
+    assert PAGE.read_text() == page(reference()), "rewrite it: python tests/test_command_line_page.py"
 
 
 def test_every_command_is_in_the_table() -> None:
@@ -56,9 +56,9 @@ def test_the_commands_run(database: str) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "UNDERWAY_DATABASE_URL": database, "PATH": path}
     done = subprocess.run(["sh", "-e"], input=script, env=environment, capture_output=True, text=True, timeout=60)
-    # The database is empty, and the page pauses a queue that nobody knows there.
+    # The database is empty, so pausing a queue prints a note that the queue is unknown.
     assert (done.returncode, [line for line in done.stderr.splitlines() if not line.startswith("note: ")]) == (0, [])
-    assert "pdf is paused\npdf goes on\n" in done.stdout
+    assert "paused queue pdf\nresumed queue pdf\n" in done.stdout
     assert done.stdout.endswith("\n0 failed\n")
 
 

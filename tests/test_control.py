@@ -85,8 +85,10 @@ def test_pausing_a_queue_that_nothing_uses_is_possible_and_warned_of(
             assert app.pause(known)
         assert caplog.messages == []
         assert app.pause("mien")
-        said = "pausing the queue 'mien', which nothing uses yet; there are 'declared', 'mine', \"run's\""
-        assert caplog.messages == [said]
+        assert caplog.messages == [
+            "pausing unknown queue 'mien': no job, run or supervisor uses it yet; "
+            "existing: 'declared', 'mine', \"run's\""
+        ]
     finally:
         app.close()
 

@@ -126,7 +126,7 @@ def test_a_step_that_cancels_its_own_run_in_its_transaction_is_told_at_the_call(
 ) -> None:
     run = crossing.ending.enqueue(deed)
     drain(crossing.ending)
-    assert "(conn=cx.tx) by a step of the run itself (ending.end_oneself)" in errors(run)
+    assert "(conn=cx.tx) inside a step of the same run (ending.end_oneself)" in errors(run)
     assert "raise Fail to end the run, or cancel it without conn=" in errors(run)
     assert (run.status() is Status.CANCELLED, witnesses(connection)) == (False, 0)
 

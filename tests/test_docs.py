@@ -27,8 +27,9 @@ from underway.cli import main, supervisor
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|sql|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"  # prints (.+)$", re.MULTILINE)
-# Roles belong to the whole server: tests/test_roles.py runs that page, on names of its own.
-ELSEWHERE = {"security"}
+# Roles belong to the whole server, so tests/test_roles.py runs that page, with its own names. docs/api.md continues the
+# README: tests/test_readme.py runs both.
+ELSEWHERE = {"security", "api"}
 PAGES = {
     page.stem: blocks
     for page in sorted(DOCS.glob("*.md"))

@@ -36,7 +36,7 @@ def test_a_supervisor_at_work_is_well_and_one_that_was_killed_is_not_there(
         assert done.stderr == ""
         return done.returncode, done.stdout
 
-    assert ask() == (1, f"unhealthy: no supervisor of host {HOST} is alive\n")
+    assert ask() == (1, f"unhealthy: no live supervisor on host {HOST}\n")
     label(connection, pid=os.getpid(), minutes=4, host="elsewhere")
     supervisor = start_supervisor("basic", "--procs", "1")
     supervisor.until("serving")
@@ -45,14 +45,14 @@ def test_a_supervisor_at_work_is_well_and_one_that_was_killed_is_not_there(
     supervisor.send(signal.SIGKILL)
     supervisor.wait()
     connection.execute("update underway.supervisor set seen_at = now() - interval '11 seconds'")
-    assert ask() == (1, f"unhealthy: no supervisor of host {HOST} is alive\n")
+    assert ask() == (1, f"unhealthy: no live supervisor on host {HOST}\n")
 
 
 def test_one_that_is_silent_or_in_trouble_is_named(connection: Connection, database: str) -> None:
     well, silent = label(connection, pid=os.getpid()), label(connection, pid=os.getppid(), minutes=5)
     done = underway("health", database=database)
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout == f"unhealthy: supervisor {silent[:8]} ({HOST}:{os.getppid()}) was last heard of 5m ago\n"
+    assert done.stdout == f"unhealthy: supervisor {silent[:8]} ({HOST}:{os.getppid()}) was last seen 5m ago\n"
     assert underway("health", well, database=database).returncode == 0
     # In a container that was started again: the pid of the old one.
     label(connection, pid=os.getppid())
@@ -80,7 +80,7 @@ def test_code_that_does_not_boot_is_told(database: str, start_supervisor: Start,
 def test_no_database_no_health() -> None:
     done = underway("health", database="host=127.0.0.1 port=1")
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.startswith("unhealthy: connection failed: ")
+    assert done.stdout.startswith("unhealthy: cannot connect to the database: ")
     assert done.stdout.count("\n") == 1, "libpq takes two lines"
     done = underway("health", "--json", database="host=127.0.0.1 port=1")
     assert (done.returncode, json.loads(done.stdout)["healthy"]) == (1, False)

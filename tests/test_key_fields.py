@@ -224,14 +224,14 @@ def test_a_typo_in_the_key_of_any_step_is_told_with_the_job() -> None:
     app = Underway()
     declared = app.job("later").step(begin).step(order).step(end, concurrency_key="customer {idd}", name="last")
     message = (
-        "job 'later', step 'last': the concurrency_key 'customer {idd}' needs the field idd, which Customer "
+        "job 'later', step 'last': concurrency_key 'customer {idd}' needs the field idd, which Customer "
         "does not have; it has id, name, tags"
     )
     assert refusal(declared) == refusal(app) == message
     with pytest.raises(JobDefinitionError, match="needs the field idd"):
         declared.enqueue()
     first = Underway().job("first").step(end, unique_key="{nam}")
-    assert refusal(first).startswith("job 'first', step 'end': the unique_key '{nam}' needs the field nam,")
+    assert refusal(first).startswith("job 'first', step 'end': unique_key '{nam}' needs the field nam,")
     without = Underway().job("without").step(begin, concurrency_key="{id}").step(end)
-    assert "the concurrency_key '{id}' needs the field id, which None does not have" in refusal(without)
+    assert "concurrency_key '{id}' needs the field id, which None does not have" in refusal(without)
     Underway().job("good").step(begin).step(end, concurrency_key="{id} of {name}").manifest()

@@ -187,7 +187,7 @@ def test_a_hook_is_a_plain_function() -> None:
     async def flush() -> None: ...
 
     for wrong in (flush, "flush"):
-        with pytest.raises(InvalidOption, match="a plain function without arguments"):
+        with pytest.raises(InvalidOption, match="a synchronous function without arguments"):
             Underway().on_worker_end(wrong)  # type: ignore[type-var]
 
 

@@ -119,10 +119,10 @@ def test_what_is_missing_is_named(folder: Path) -> None:
     write(folder / "loading_here.py", APP)
     write(folder / "loading_pkg3" / "__init__.py", "")
     for app, message in {
-        "loading_gone:app": rf"cannot find module 'loading_gone' in {folder} or sys.path",
-        "loading_pkg3.gone:app": "cannot find module 'loading_pkg3.gone'",
-        "loading_here.gone:app": "cannot find module 'loading_here.gone'",
-        "loading_gone.py:app": f"cannot find file {folder}/loading_gone.py",
+        "loading_gone:app": rf"no module 'loading_gone' \(searched {folder} and sys.path\)",
+        "loading_pkg3.gone:app": "no module 'loading_pkg3.gone'",
+        "loading_here.gone:app": "no module 'loading_here.gone'",
+        "loading_gone.py:app": f"file not found: {folder}/loading_gone.py",
         "loading_here:gone": "loading_here has no attribute 'gone'",
         "loading_here.py:gone": "loading_here.py has no attribute 'gone'",
         "shop": "invalid app 'shop': expected module:attribute or path/to/file.py:attribute",
@@ -173,8 +173,8 @@ def test_importing_has_no_effects(folder: Path, effect: str) -> None:
     for app in ("loading_effect:app", "loading_effect.py:app"):
         with pytest.raises(ImportSideEffect) as raised:
             load(app)
-        assert f"was called during the import of {app}" in str(raised.value)
-        assert "move this under if __name__ == '__main__':" in str(raised.value)
+        assert f"was called while {app} was being imported" in str(raised.value)
+        assert "move the call under if __name__ == '__main__':" in str(raised.value)
     forbid_during_import("enqueue")  # allowed again
 
 
@@ -182,8 +182,8 @@ def test_a_worker_refuses_effects_and_says_where(folder: Path, start_supervisor:
     file = write(folder / "loading_effect.py", APP + STEP + "job.enqueue()\n")
     supervisor = start_supervisor(f"{file}:app", "--procs", "1")
     assert supervisor.wait() == 3
-    assert "ImportSideEffect: enqueue was called during" in supervisor.log
-    assert "move this under if __name__ == '__main__':" in supervisor.log
+    assert "ImportSideEffect: enqueue was called while" in supervisor.log
+    assert "move the call under if __name__ == '__main__':" in supervisor.log
     assert f'File "{file}", line 6' in supervisor.log
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from underway_command import output
 
 from underway import Underway
-from underway.cli.output import documents as cli_output
+from underway.cli.output import printing as cli_output
 from underway.printable import printable, printable_json
 from underway.supervisor.logs.format import HumanFormatter, JSONFormatter
 
@@ -110,9 +110,9 @@ def test_printable_keeps_every_character_that_can_be_printed(text: str) -> None:
 
 def test_what_a_command_has_done_names_a_hostile_step_harmlessly(capsys: pytest.CaptureFixture[str]) -> None:
     step = "".join(HOSTILE.values()).replace("\udce9", "")
-    cli_output.print_done({"step": step}, f"goes on at step {step}", as_json=False)
+    cli_output.print_result({"step": step}, f"goes on at step {step}", as_json=False)
     assert not drives_a_terminal(capsys.readouterr().out)
-    cli_output.print_done({"step": step}, f"goes on at step {step}", as_json=True)
+    cli_output.print_result({"step": step}, f"goes on at step {step}", as_json=True)
     said = capsys.readouterr().out
     assert not drives_a_terminal(said)
     assert json.loads(said) == {"step": step}

@@ -52,21 +52,23 @@ def test_the_evidence_is_kept_shown_and_the_runs_released(
     assert widest(listed) <= 80
     wide = output("quarantine", "--job", "poisoned", "--limit", "9", database=database, columns=160)
     assert {"signal SIGSEGV", "exit code 7", "signal SIGKILL"} <= {line.strip() for line in wide.split("  ")}
-    assert output("quarantine", "--job", "other", database=database) == "no run is quarantined\n"
+    assert output("quarantine", "--job", "other", database=database) == "no quarantined runs\n"
     told = document("quarantine", database=database)
     assert {row["id"]: (row["outcome"], row["crashes"]) for row in told} == {
         str(run.id): ("crashed", 1) for run in runs.values()
     }
     shown = output("show", segfault, database=database)
     assert widest(shown) <= 80
-    assert "quarantined   yes; it goes on by: underway quarantine --release RUN" in shown
+    assert "quarantined   yes; to retry: underway quarantine --release RUN" in shown
     for text in ("signal SIGSEGV", poison.LAST_LINE, "Fatal Python error: Segmentation fault", " MiB"):
         assert text in shown
     attempts = output("attempts", segfault, database=database, columns=100)
     assert "  signal SIGSEGV" in attempts, "not what all that are quarantined begin with"
     assert "crashed" in attempts
 
-    assert "is not quarantined: it is failed" in refusal("quarantine", "--release", str(failed.id), database=database)
+    assert "is not quarantined: its state is failed" in refusal(
+        "quarantine", "--release", str(failed.id), database=database
+    )
     cured.touch()
     assert document("quarantine", "--release", segfault, database=database) == {
         "id": segfault,

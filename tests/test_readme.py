@@ -1,4 +1,4 @@
-"""The README's examples, as a reader would run them."""
+"""The examples of the README and of docs/api.md, which continues it, as a reader would run them."""
 
 import os
 import re
@@ -9,11 +9,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+API = (ROOT / "docs" / "api.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", f"{README}\n{API}", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.timeout(90)
@@ -46,7 +48,19 @@ def test_the_examples_run_in_order(empty_database: str, tmp_path: Path) -> None:
     assert counts == [("cancelled", 1), ("succeeded", 101), ("waiting", 1)]
 
 
-def test_every_relative_path_exists() -> None:
-    root = Path(__file__).parent.parent
-    for path in re.findall(r"`((?:underway|tests)/[\w/.]+)`", README):
-        assert (root / path).exists(), path
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_in_the_repository_exists(page: Path) -> None:
+    for path in re.findall(r"`((?:underway|tests)/[\w/.]+)`", page.read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 200
+
+
+def test_the_index_lists_every_page() -> None:
+    listed = set(re.findall(r"\]\((\S+?\.md)", (ROOT / "docs" / "README.md").read_text()))
+    assert {page.name for page in PAGES[2:]} - {"README.md"} <= listed

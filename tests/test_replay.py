@@ -37,13 +37,13 @@ def test_a_pending_run_runs_and_stays_as_it_is(bind: Bind, connection: Connectio
     done = replay(run, database)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == f"bookings book, run {run.id}, attempt 1; its input:"
+    assert lines[0] == f"bookings book, run {run.id}, attempt 1, input:"
     assert '    "number": 7,' in lines
     assert "booking order 7, attempt 1" in lines
-    assert ", nothing is committed" in done.stdout
+    assert "; nothing was committed" in done.stdout
     (following,) = [number for number, line in enumerate(lines) if line == "next step confirm:"]
     assert lines[following:] == [
-        "next step confirm:", '  "order 7"', "enqueues a run of greetings:", '  "customer of 7"',
+        "next step confirm:", '  "order 7"', "enqueued greetings, input:", '  "customer of 7"',
     ]  # fmt: skip
     assert dump(connection) == before
     assert nothing_is_booked(connection)
@@ -75,7 +75,10 @@ def test_a_failed_run_fails_again_where_it_stands(
 
     done = replay(well, database)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"Error: run {well.id} has succeeded, and its input is gone with that: nothing to replay\n"
+    assert (
+        done.stderr
+        == f"Error: cannot replay run {well.id}: its state is succeeded, and inputs of such runs are not kept\n"
+    )
     assert dump(connection) == before
     assert value(connection, "select array_agg(number) from booked") == [1]
 
@@ -139,6 +142,6 @@ def test_refusals(bind: Bind, database: str) -> None:
     )  # fmt: skip
     nowhere = underway_process("replay", APP, "00", database=database)
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (1, 1)
-    assert "no run has an id that begins with 00" in nowhere.stderr
-    assert "cannot find file" in underway_process("replay", "nowhere.py:app", "00", database=database).stderr
+    assert "no run ID starts with 00" in nowhere.stderr
+    assert "file not found" in underway_process("replay", "nowhere.py:app", "00", database=database).stderr
     assert "Error: " in underway_process("replay", APP, "00").stderr  # no database is named

@@ -104,7 +104,7 @@ def test_two_draws_differ() -> None:
         ({"backoff_coefficient": -2.0}, "backoff_coefficient"),
         ({"backoff_coefficient": float("nan")}, "backoff_coefficient"),
         ({"backoff_coefficient": float("inf")}, "backoff_coefficient must be at least 1 and finite, not inf"),
-        ({"jitter": -0.01}, "jitter must lie between 0 and 1, not -0.01"),
+        ({"jitter": -0.01}, "jitter must be between 0 and 1, not -0.01"),
         ({"jitter": 1.01}, "jitter"),
         ({"jitter": float("nan")}, "jitter"),
     ],

@@ -113,7 +113,7 @@ def test_schedules_are_part_of_the_callers_transaction(app: Underway, database: 
         (lambda: REPORTS.schedule("@daily[Mars]", Site(1)), InvalidOption, "unknown time zone 'Mars'"),
         (lambda: REPORTS.schedule("@daily", 5), PayloadError, "Site"),
         (lambda: REPORTS.schedule("@daily"), PayloadError, "Site"),
-        (lambda: REPORTS.schedule("@daily", Site(1), name=""), InvalidOption, "name must be a text"),
+        (lambda: REPORTS.schedule("@daily", Site(1), name=""), InvalidOption, "name must be a string"),
         (lambda: REPORTS.schedule("@daily", Site(1), catch_up="some"), InvalidOption, "none, last, all"),
         (lambda: REPORTS.schedule("@daily", Site(1), overlap="no"), InvalidOption, "True or False"),
         (
@@ -401,7 +401,11 @@ def test_the_hosts_clock_is_not_asked() -> None:
     import underway
 
     package = Path(underway.__file__).parent
-    files = ("schedule/cron.py", "client/schedules.py", "postgres/schedule_queries.py", "supervisor/loops/schedule.py")
-    for file in files:
+    for file in (
+        "schedule/cron.py",
+        "client/schedules.py",
+        "postgres/schedule_queries.py",
+        "supervisor/loops/schedule.py",
+    ):
         source = (package / file).read_text()
         assert not [clock for clock in (".now(", ".utcnow(", ".today(", "time.time") if clock in source], file

@@ -186,8 +186,8 @@ async def cancel_all(job: Job[Any, Any, Any], *, conn: "psycopg.AsyncConnection[
 def _refuse_run(call: str, job: object) -> None:
     """`app.cancel` takes the id of a run."""
     if not isinstance(job, Job):
-        instead = "one run is cancelled by its handle, (await aio.get_run(app, id)).cancel()"
-        raise InvalidOption(f"{call} takes a job, not {job!r}: {instead}")
+        instead = "to cancel one run, use (await aio.get_run(app, id)).cancel()"
+        raise InvalidOption(f"{call} takes a job, not {job!r}; {instead}")
 
 
 async def get_run(app: "Underway", run_id: UUID | str) -> AsyncRun[Any]:
@@ -333,5 +333,9 @@ async def _connection(
     elif isinstance(conn, psycopg.AsyncConnection):
         yield conn
     else:
-        hint = "; job.enqueue and its like take sync ones" if isinstance(conn, psycopg.Connection) else ""
+        hint = (
+            "; pass a sync connection to job.enqueue and the other sync calls"
+            if isinstance(conn, psycopg.Connection)
+            else ""
+        )
         raise InvalidOption(f"conn must be a psycopg.AsyncConnection, not {type(conn).__name__}{hint}")

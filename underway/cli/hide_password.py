@@ -1,4 +1,4 @@
-"""Keeps a password that was typed on the command line out of the list of processes."""
+"""Removes a password that was given on the command line from the process list."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ from underway.linux import command_line_area
 
 
 def hide_password(database: str | None) -> None:
-    """Overwrite a connection string that holds a password where everybody on this host can read it (ps, /proc).
+    """Overwrite a connection string with a password in this process's arguments, which every local user can read.
 
-    It was there until now, since before we began; only the environment keeps it away from the start. Does nothing
-    where there is no /proc.
+    The password was readable from the start of the process until now; only an environment variable hides it from the
+    start. Without /proc this function does nothing.
     """
     if database is not None and _has_password(database):
         with contextlib.suppress(OSError, ValueError):
@@ -23,7 +23,7 @@ def hide_password(database: str | None) -> None:
 def _has_password(database: str) -> bool:
     try:
         return bool(conninfo_to_dict(database).get("password"))
-    except ProgrammingError:  # it may hold one all the same
+    except ProgrammingError:  # a malformed connection string may contain a password all the same
         return database != "embedded:"
 
 

@@ -1,4 +1,4 @@
-"""The command underway-supervisor."""
+"""The command `underway-supervisor`."""
 
 import logging
 import sys
@@ -7,9 +7,7 @@ import textwrap
 import click
 
 from underway.cli.hide_password import hide_password
-from underway.cli.options.duration import Seconds
-from underway.definition.options import checked_size
-from underway.errors import InvalidOption
+from underway.cli.options.units import Seconds, parse_size
 from underway.supervisor.logs import format as logs
 from underway.supervisor.main import Settings, supervise
 from underway.supervisor.shutdown import EXIT_CODES
@@ -21,32 +19,41 @@ _EPILOG = "\b\nExit codes:\n" + "\n".join(
 )
 
 
-def _size(_context: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        return checked_size("it", int(value) if value.isdigit() else value)
-    except InvalidOption as error:
-        raise click.BadParameter(str(error)) from None
-
-
 @click.command(epilog=_EPILOG, context_settings={"max_content_width": 80})
 @click.argument("app")
-@click.option("--procs", type=click.IntRange(1), default=2, show_default=True, help="Workers that run tasks.")
-@click.option("--database", metavar="URL", help="Where the runs are; the app's own database if not given.")
-@click.option("--grace", type=Seconds(0), default=30.0, show_default=True, metavar="SECONDS",
-              help="How long a stop waits for running steps.")  # fmt: skip
-@click.option("--max-tasks", type=click.IntRange(1), metavar="N",
-              help="Replace a worker that has run so many tasks.")  # fmt: skip
-@click.option("--max-age", type=Seconds(0, min_open=True), metavar="SECONDS",
-              help="Replace a worker that has been at work for so long.")  # fmt: skip
-@click.option("--max-memory", callback=_size, metavar="SIZE",
-              help='Replace a worker that has become so large, with all below it: bytes, or like "1 GiB".')  # fmt: skip
-@click.option("--output-limit", callback=_size, default="1 MiB", show_default=True, metavar="SIZE",
-              help="Of what an attempt prints and logs, drop what is more.")  # fmt: skip
+@click.option("--procs", type=click.IntRange(1), default=2, show_default=True, help="Number of worker processes.")
+@click.option("--database", metavar="URL", help='A connection string, or "embedded:"; default: the database of APP.')
+@click.option(
+    "--grace",
+    type=Seconds(0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long running steps may take to finish when the supervisor stops.",
+)
+@click.option("--max-tasks", type=click.IntRange(1), metavar="N", help="Replace a worker after N tasks.")
+@click.option(
+    "--max-age", type=Seconds(0, min_open=True), metavar="SECONDS", help="Replace a worker after this time in service."
+)
+@click.option(
+    "--max-memory",
+    callback=parse_size,
+    metavar="SIZE",
+    help='Replace a worker that uses more memory than this, child processes included: bytes, or "1 GiB".',
+)
+@click.option(
+    "--output-limit",
+    callback=parse_size,
+    default="1 MiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Maximum output and logs of an attempt; the rest is dropped.",
+)
 @click.option("--until-idle", is_flag=True, help="Stop when no run is pending, in progress or due for a retry.")
-@click.option("--log-format", type=click.Choice(["human", "json"]), default="human", show_default=True)
-@click.option("--verbose", is_flag=True, help="Log more.")
+@click.option(
+    "--log-format", type=click.Choice(["human", "json"]), default="human", show_default=True, help="Format of the log."
+)
+@click.option("--verbose", is_flag=True, help="Log debug messages.")
 @click.version_option(package_name="underway")
 def main(
     app: str,
@@ -63,14 +70,15 @@ def main(
 ) -> None:
     """Run the jobs of APP (module:attribute or path/to/file.py:attribute) in a pool of worker processes.
 
-    TERM and INT finish what runs and stop; a second one, or QUIT, stops now. What was not finished is released and
-    taken up by another supervisor. HUP reloads APP: workers are replaced one after the other, each between two tasks,
-    by ones that have imported it anew.
+    SIGTERM and SIGINT finish running steps, then stop. A second one, or
+    SIGQUIT, stops immediately. Unfinished steps are released to other
+    supervisors. SIGHUP reloads APP: each worker is replaced between two tasks,
+    one worker at a time, by one that has imported the new code.
     """
     hide_password(database)
     logs.configure(json=log_format == "json", level=logging.DEBUG if verbose else logging.INFO)
-    marks = RecycleLimits(max_tasks, max_age, max_memory)
-    sys.exit(supervise(Settings(app, procs, database, grace, until_idle, marks, output_limit)))
+    limits = RecycleLimits(max_tasks, max_age, max_memory)
+    sys.exit(supervise(Settings(app, procs, database, grace, until_idle, limits, output_limit)))
 
 
 if __name__ == "__main__":

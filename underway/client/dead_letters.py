@@ -60,14 +60,14 @@ def redrive(
     run_id = _run_id(what)
     if run_id is None:
         if given is not UNCHANGED:
-            raise InvalidOption("input= is for one run: give its Run or its id, not a label")
+            raise InvalidOption("input= applies to a single run: pass a Run or a run ID, not a label")
         with app._given_or_own(conn) as connection:
             redriven = admin_queries.redrive_label(connection, str(what), limit)
             if not redriven:
                 admin_queries.refuse_unknown_label(connection, str(what), _declared(app))
             return redriven
     if limit is not None:
-        raise InvalidOption("limit= is for a label, not for one run")
+        raise InvalidOption("limit= applies to a label, not to a single run")
     with app._given_or_own(conn) as connection:
         payload = None
         # Also refuses a cancelled run: the refusal in SQL would take the transaction along that it is part of.
@@ -102,7 +102,7 @@ def _run_id(what: object) -> UUID | None:
     """The id of one run; None for a label."""
     run_id = what.id if isinstance(what, Run) else read_id(what)
     if run_id is None and not isinstance(what, str):
-        raise InvalidOption(f"a Run, the UUID of one, or a dead-letter label is needed, not {what!r}")
+        raise InvalidOption(f"expected a Run, a run ID or a dead-letter label, not {what!r}")
     return run_id
 
 
@@ -111,4 +111,4 @@ def _input_type(app: "Underway", job: str, step: str) -> Any:
     for compiled in () if declared is None else declared.compiled:
         if step in compiled.spec.names:
             return compiled.input_type
-    raise UnknownJob(f"this app has no step {step!r} in a job {job!r}, so the type of its input is not known here")
+    raise UnknownJob(f"unknown step: this app has no step {step!r} in job {job!r}, so the type of its input is unknown")

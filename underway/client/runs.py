@@ -226,8 +226,8 @@ def _refuse_own_end(call: str, run_or_job: UUID | str, conn: object) -> None:
 
     if isinstance(conn, StepConnection):
         raise InsideStep(
-            f"{call}(conn=cx.tx) by a step of the run itself ({cx.job}.{cx.step}): the step hands over in that "
-            f"transaction, so neither could be committed: raise Fail to end the run, or cancel it without conn="
+            f"{call}(conn=cx.tx) inside a step of the same run ({cx.job}.{cx.step}): the step hands over in that "
+            f"transaction, so neither could commit: raise Fail to end the run, or cancel it without conn="
         )
 
 
@@ -309,13 +309,13 @@ def known_job(run_id: UUID, name: str | None) -> str:
 
 def _known(run_id: UUID, what: str | None) -> str:
     if what is None:
-        raise RunNotFound(f"no run has the id {run_id}: never committed, or gone after its keep")
+        raise RunNotFound(f"no run with ID {run_id}: it was never committed, or its retention (keep) has expired")
     return what
 
 
 def result_of(run_id: UUID, outcome: tuple[str, str | None, str | None] | None, result_type: Any) -> Any:
     if outcome is None:
-        raise RunNotFound(f"run {run_id} has left after its keep")
+        raise RunNotFound(f"run {run_id} no longer exists: its retention (keep) has expired")
     state, result, error = outcome
     if state == Status.FAILED:
         raise RunFailed(f"run {run_id} failed: {error}")
@@ -328,7 +328,9 @@ class PollBackoff:
     """How long to pause between two looks at a run, until its `timeout` has passed."""
 
     def __init__(self, run_id: UUID, timeout: timedelta | float | None) -> None:
-        refuse_inside_step("Run.wait", "it would hold a worker; hand over to a next step, or look from outside")
+        refuse_inside_step(
+            "Run.wait", "it would block a worker; hand over to another step, or wait outside of the step"
+        )
         self._run_id = run_id
         self._seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         if self._seconds is not None and math.isnan(self._seconds):  # which is never over

@@ -69,8 +69,8 @@ class Context(Generic[State]):
 
     def __reduce__(self) -> Never:
         raise InsideStep(
-            "cx cannot be passed to another process, which cannot talk to the supervisor: pass only the values that "
-            "the process needs, such as cx.run_id"
+            "cx cannot be passed to another process, which has no connection to the supervisor: pass only the values "
+            "that the process needs, such as cx.run_id"
         )
 
     @property
@@ -120,7 +120,7 @@ class Context(Generic[State]):
         Cheap to call often: written about once a second, only the latest is kept, and it may be lost.
         """
         if not isinstance(done, int | float) or not isinstance(total, int | float | None):
-            raise InvalidOption(f"progress takes numbers, not {done!r} of {total!r}")
+            raise InvalidOption(f"progress must be given as numbers, not {done!r} of {total!r}")
         self._worker.report({"done": done, "total": total, "note": str(note)})
 
     def enqueue(self, job: "Job[_In, Never, _R]", value: _In) -> "Run[_R]":

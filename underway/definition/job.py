@@ -256,15 +256,15 @@ class Job(Generic[In, Next, Result, State]):
 
 def _checked_factory(job: str, state: Callable[[], Any]) -> Callable[[], Any]:
     if not callable(state):
-        raise InvalidOption(f"job {job!r}: state must be a function that makes the state of a worker, not {state!r}")
+        raise InvalidOption(f"job {job!r}: state must be a function that returns the state of a worker, not {state!r}")
     if inspect.isgeneratorfunction(state) or inspect.isasyncgenfunction(state):
-        raise InvalidOption(f"job {job!r}: state must return the state, not yield it: nothing runs at a worker's end")
+        raise InvalidOption(f"job {job!r}: state must return the state, not yield it: no code after a yield would run")
     return state
 
 
 def _spec(function: Callable[..., Any], given: StepOptions) -> manifest.Step:
     if not callable(function):
-        raise JobDefinitionError(f"a step is a function, not {function!r}")
+        raise JobDefinitionError(f"a step must be a function, not {function!r}")
     named = function.func if isinstance(function, functools.partial) else function
     default = getattr(named, "__name__", type(named).__name__)
     return options.step(default, **given)
@@ -276,31 +276,33 @@ def _compile(job: str, function: Callable[..., Any], spec: manifest.Step) -> Com
     if isinstance(function, functools.partial):
         plain = function.func
     if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
-        raise JobDefinitionError(f"{where}: a step is a function or an async function, not a generator")
+        raise JobDefinitionError(f"{where}: a step must be a function or an async function, not a generator")
     try:
         hints = get_type_hints(plain, include_extras=True)
     except NameError as error:
         raise JobDefinitionError(
-            f"{where}: its annotations name something unknown: {error}; it must be a global of "
-            f"the module when it runs, so neither local to a function nor imported under TYPE_CHECKING alone"
+            f"{where}: cannot resolve its annotations: {error}; each type must be a global of the module at runtime, "
+            f"not local to a function and not imported only under TYPE_CHECKING"
         ) from error
     try:
         signature = inspect.signature(function)
     except ValueError as error:  # some built-in ones have none
-        raise JobDefinitionError(f"{where}: a step takes (cx) or (cx, input), and {error}") from error
+        raise JobDefinitionError(f"{where}: a step must take (cx) or (cx, input), but {error}") from error
     # The second is the input even if it has a default: so it is to a type checker.
     parameters, others = _parameters(signature)
     if not parameters or others or _travels(hints.get(parameters[0].name, object)):
-        raise JobDefinitionError(f"{where}: a step takes (cx) or (cx, input), not {signature}")
+        raise JobDefinitionError(f"{where}: a step must take (cx) or (cx, input), not {signature}")
     input_type = None
     if len(parameters) == 2:
         if parameters[1].name not in hints:
             raise JobDefinitionError(
-                f"{where}: annotate the parameter {parameters[1].name!r} with the step's input type"
+                f"{where}: parameter {parameters[1].name!r} must be annotated with the input type of the step"
             )
         input_type = hints[parameters[1].name]
     if "return" not in hints:
-        raise JobDefinitionError(f"{where}: annotate what it returns: To[NextInput], or Done for the last step")
+        raise JobDefinitionError(
+            f"{where}: its return type must be annotated: To[NextInput], or Done for the last step"
+        )
     next_type, result_type = _handed_over(where, hints["return"])
     for kind in (input_type, next_type, result_type):
         if kind is not Never:
@@ -328,7 +330,7 @@ def _handed_over(where: str, annotation: Any) -> tuple[Any, Any]:
     for branch in branches:
         if branch is To or get_origin(branch) is not To:
             raise JobDefinitionError(
-                f"{where}: it returns {type_name(annotation)}; a step returns To[NextInput], "
+                f"{where}: it returns {type_name(annotation)}; a step must return To[NextInput], "
                 f"To[NextInput, Result] or Done[Result]"
             )
         handed, result, *_ = (*get_args(branch), None)
@@ -356,7 +358,7 @@ def _check_keys(where: str, placement: manifest.Placement, taken: Any) -> None:
     templates = {"unique_key": placement.unique_key, "concurrency_key": placement.concurrency_key}
     for option, template in templates.items():
         if template is not None and (reason := fields.mismatch(template, taken)):
-            raise JobDefinitionError(f"{where}: the {option} {template!r} {reason}")
+            raise JobDefinitionError(f"{where}: {option} {template!r} {reason}")
 
 
 def _travels(kind: Any) -> bool:
@@ -372,17 +374,19 @@ def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
     names = [name for step in steps for name in step.spec.names]
     for name in names:
         if names.count(name) > 1:
-            raise JobDefinitionError(f"job {job!r}: two steps are (or were) named {name!r}; give one a name=")
+            raise JobDefinitionError(
+                f"job {job!r}: two steps use the name {name!r} (name or formerly); rename one with name="
+            )
     for step in steps[1:]:
         if step.spec.placement.unique_key is not None:
             raise JobDefinitionError(
-                f"job {job!r}: step {step.spec.name!r} has a unique_key; it is the run that is unique, from enqueue to "
-                f"its end, so give it to the first step"
+                f"job {job!r}: step {step.spec.name!r} has a unique_key, but only the first step can have one: "
+                f"the key belongs to the run from enqueue to its end"
             )
     for before, after in itertools.pairwise(steps):
         if before.next_type is Never:
             raise JobDefinitionError(
-                f"job {job!r}: step {after.spec.name!r} can never be reached, "
+                f"job {job!r}: step {after.spec.name!r} cannot be reached: "
                 f"step {before.spec.name!r} always ends the run (it returns Done)"
             )
         if not _fits(before.next_type, after.input_type):
@@ -395,7 +399,7 @@ def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
     if steps[-1].next_type is not Never:
         raise JobDefinitionError(
             f"job {job!r} has no end: its last step {steps[-1].spec.name!r} hands over "
-            f"{type_name(steps[-1].next_type)}; let it return Done, or add a step"
+            f"{type_name(steps[-1].next_type)}; return Done from it, or add a step"
         )
 
 

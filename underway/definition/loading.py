@@ -32,7 +32,7 @@ def forbid_during_import(call: str) -> None:
     """Raise ImportSideEffect during the import of an app, because each worker imports it again."""
     if _importing is not None:
         raise ImportSideEffect(
-            f"{call} was called during the import of {_importing}: move this under if __name__ == '__main__':"
+            f"{call} was called while {_importing} was being imported: move the call under if __name__ == '__main__':"
         )
 
 
@@ -54,7 +54,7 @@ def _import_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         # If the app itself imports a missing module, that is the app's error, with its own traceback.
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise AppNotFound(f"cannot find module {name!r} in {Path.cwd()} or sys.path") from error
+            raise AppNotFound(f"no module {name!r} (searched {Path.cwd()} and sys.path)") from error
         raise
 
 
@@ -62,7 +62,7 @@ def _import_file(file: Path) -> ModuleType:
     """Import by path, under the name that the file has for modules beside it, so that they import the same module."""
     file = file.resolve()
     if not file.is_file():
-        raise AppNotFound(f"cannot find file {file}")
+        raise AppNotFound(f"file not found: {file}")
     root, name = file.parent, file.stem
     packaged = (root / "__init__.py").exists()
     while (root / "__init__.py").exists():

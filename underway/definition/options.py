@@ -67,7 +67,7 @@ def step(default_name: str, **options: Unpack[StepOptions]) -> Step:
         formerly = (formerly,)
     for option in options:
         if option not in StepOptions.__annotations__:
-            raise InvalidOption(f"a step has no option {option!r}; it has {', '.join(StepOptions.__annotations__)}")
+            raise InvalidOption(f"unknown step option {option!r}; existing: {', '.join(StepOptions.__annotations__)}")
     placement, policy = Placement(), Policy()
     return Step(
         name=checked_name("step", options.get("name", default_name)),
@@ -115,14 +115,14 @@ def placed(placement: Placement, given: RunOptions) -> Placement:
     }
     for option in values:
         if option not in checks:
-            raise InvalidOption(f"enqueue has no option {option!r}; it has conn, {', '.join(checks)}")
+            raise InvalidOption(f"unknown enqueue option {option!r}; existing: conn, {', '.join(checks)}")
     changes: dict[str, Any] = {option: checks[option](value) for option, value in values.items()}
     return msgspec.structs.replace(placement, **changes)
 
 
 def checked_name(option: str, value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value or len(value) > 200:
-        raise InvalidOption(f"{option} must be a text of 1 to 200 characters, not {value!r}")
+        raise InvalidOption(f"{option} must be a string of 1 to 200 characters without NUL, not {value!r}")
     return value
 
 
@@ -130,20 +130,20 @@ def checked_label(option: str, value: object) -> str:
     """The name of a dead-letter label. Whatever takes either it or a run's id goes by how it looks."""
     name = checked_name(option, value)
     if ids.read_id(name) is not None:
-        raise InvalidOption(f"{option} must be a dead-letter label, not the id of a run, as {name!r} is")
+        raise InvalidOption(f"{option} must be a dead-letter label, not a run ID: {name!r}")
     return name
 
 
 def checked_id(value: object) -> UUID:
     run_id = ids.read_id(value)
     if run_id is None:
-        raise InvalidOption(f"the id of a run is a UUID, or the text of one, not {value!r}")
+        raise InvalidOption(f"invalid run ID {value!r}: expected a UUID or its string form")
     return run_id
 
 
 def checked_priority(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not -32768 <= value <= 32767:
-        raise InvalidOption(f"priority must be a whole number from -32768 to 32767, not {value!r}")
+        raise InvalidOption(f"priority must be an integer from -32768 to 32767, not {value!r}")
     return value
 
 
@@ -152,13 +152,13 @@ def checked_duration(option: str, value: object, *, least: timedelta = timedelta
         raise InvalidOption(f"{option} must be a timedelta, not {value!r}")
     # The longest that Postgres can add to its clock and still print as a date that Python can read.
     if not least <= value <= timedelta(days=365_000):
-        raise InvalidOption(f"{option} must be at least {least} and at most 1000 years, not {value}")
+        raise InvalidOption(f"{option} must be between {least} and 1000 years, not {value}")
     return value
 
 
 def _checked_count(option: str, value: object, *, most: int = 2**31 - 1) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise InvalidOption(f"{option} must be a whole number of at least 1 and at most {most:,}, not {value!r}")
+        raise InvalidOption(f"{option} must be an integer from 1 to {most:,}, not {value!r}")
     return value
 
 
@@ -167,7 +167,7 @@ def checked_size(option: str, value: object) -> int:
         unit = _UNITS.get(match[2])
         value = int(float(match[1]) * unit) if unit else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 2**20:
-        raise InvalidOption(f'{option} must be at least 1 MiB, in bytes or like "1 GiB", not {value!r}')
+        raise InvalidOption(f'{option} must be at least 1 MiB, as bytes or as in "1 GiB", not {value!r}')
     return value
 
 

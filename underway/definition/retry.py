@@ -46,7 +46,7 @@ class RetryPolicy:
         if not 1 <= self.backoff_coefficient < math.inf:  # JSON cannot represent infinity
             raise InvalidOption(f"backoff_coefficient must be at least 1 and finite, not {self.backoff_coefficient}")
         if not 0 <= self.jitter <= 1:
-            raise InvalidOption(f"jitter must lie between 0 and 1, not {self.jitter}")
+            raise InvalidOption(f"jitter must be between 0 and 1, not {self.jitter}")
 
     def wait(self, failures: int, rng: random.Random) -> float:
         """Seconds to wait after this many failures (at least 1)."""

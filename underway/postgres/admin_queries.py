@@ -70,7 +70,7 @@ def redrive(connection: psycopg.Connection[Any], run_id: UUID, payload: bytes | 
 
 
 def _cancelled(run_id: UUID) -> RunCancelled:
-    return RunCancelled(f"run {run_id} was cancelled, and a cancel is final: enqueue its input again")
+    return RunCancelled(f"run {run_id} was cancelled, and cancellation is final: enqueue its input again")
 
 
 def redrive_label(connection: psycopg.Connection[Any], label: str, limit: int | None = None) -> int:
@@ -90,7 +90,7 @@ def refuse_unknown_label(connection: psycopg.Connection[Any], label: str, declar
     """Raise InvalidOption for a label that no run has, no registered queue assigns, and that is not in `declared`."""
     known = known_labels(connection) | set(declared)
     if label not in known:
-        raise InvalidOption(f"no run and no queue has the dead-letter label {label!r}; {existing(known)}")
+        raise InvalidOption(f"unknown dead-letter label {label!r}; {existing(known)}")
 
 
 def known_labels(connection: psycopg.Connection[Any]) -> set[str]:
@@ -98,10 +98,10 @@ def known_labels(connection: psycopg.Connection[Any]) -> set[str]:
 
 
 def existing(names: Iterable[str]) -> str:
-    """A list of the existing names, for a message about an unknown one."""
+    """A list of the existing names, for a message about an unknown name."""
     named = sorted(names)
     more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
-    return f"there are {', '.join(map(repr, named[:_NAMED]))}{more}" if named else "there are none"
+    return f"existing: {', '.join(map(repr, named[:_NAMED]))}{more}" if named else "none exist"
 
 
 def release_quarantined(connection: psycopg.Connection[Any], job: str | None, limit: int | None = None) -> int:

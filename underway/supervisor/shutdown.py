@@ -30,13 +30,13 @@ class ExitCode(IntEnum):
 EXIT_CODES = {
     ExitCode.CLEAN: "stopped with nothing running, or idle with --until-idle",
     ExitCode.KILLED_WORK: (
-        "stopped, and running steps had to be interrupted or killed, and were released; "
-        "or the database was away, and not everything could be written"
+        "stopped after interrupting or killing running steps, which were released; "
+        "or stopped without recording all results because the database was unavailable"
     ),
-    ExitCode.USAGE: "wrong options, or no database named",
-    ExitCode.APP_DOES_NOT_BOOT: "the app does not import, or not within a minute, at the start",
-    ExitCode.SCHEMA_DOES_NOT_FIT: "the schema is missing, too old or too new at the start: underway migrate",
-    ExitCode.DATABASE_UNREACHABLE: "the database could not be reached at the start",
+    ExitCode.USAGE: "invalid options, or no database specified",
+    ExitCode.APP_DOES_NOT_BOOT: "the app could not be imported at start, or not within a minute",
+    ExitCode.SCHEMA_DOES_NOT_FIT: "the schema was missing, too old or too new at start; run: underway migrate",
+    ExitCode.DATABASE_UNREACHABLE: "cannot connect to the database at start",
 }
 
 

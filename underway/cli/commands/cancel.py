@@ -1,24 +1,21 @@
-"""underway cancel, retry: ending runs, and letting them go on."""
-
-from uuid import UUID
+"""`underway cancel`."""
 
 import click
-import orjson
 
 from underway.cli.options.database import Connection, connect, database_option
-from underway.cli.options.find import find_run, refuse_id
-from underway.cli.output.documents import json_option, print_done
+from underway.cli.options.json import json_option
+from underway.cli.options.resolve import reject_run_id, resolve_run
 from underway.cli.output.format import count
+from underway.cli.output.printing import print_note, print_result
 from underway.client.runs import Status
-from underway.postgres import admin_queries, client_queries, inspection
-from underway.printable import printable
+from underway.postgres import client_queries
 
 
-@click.command("cancel", short_help="Cancel a run, or all of a job.")
+@click.command("cancel", short_help="Cancel a run, or the live runs of a job.")
 @click.argument("run", required=False)
-@click.option("--job", metavar="JOB", help="All live runs of this job.")
-@click.option("--key", metavar="KEY", help="Of the job, the live run with this unique key.")
-@click.option("--concurrency-key", metavar="KEY", help="Of the job, the live runs with this concurrency key.")
+@click.option("--job", metavar="JOB", help="Cancel all live runs of this job.")
+@click.option("--key", metavar="KEY", help="With --job: only the run with this unique key.")
+@click.option("--concurrency-key", metavar="KEY", help="With --job: only runs with this concurrency key.")
 @database_option
 @json_option
 def cancel(
@@ -31,96 +28,52 @@ def cancel(
 ) -> None:
     """Cancel a run, all live runs of a job, or those with a key.
 
-    RUN is its id, or as much of its beginning as no other has. A run that is
-    pending or waiting is cancelled at once. One in progress is stopped first;
-    nothing that its step does from now on is kept. It cannot be undone.
+    RUN is a run ID or unique prefix. A pending or waiting run is cancelled at
+    once. A run in progress is interrupted first; from then on, nothing that its
+    step does is committed. Cancellation cannot be undone.
 
-    A run has the concurrency key of the step at which it stands. A note says
-    how many live runs of the job stand where they have none.
+    A concurrency key belongs to the current step of a run. If live runs of the
+    job are at steps without a concurrency key, a note gives their number.
     """
     if (run is None) == (job is None):
-        raise click.UsageError("give a RUN, or --job JOB")
+        raise click.UsageError("specify either RUN or --job")
     if job is None and (key is not None or concurrency_key is not None):
-        raise click.UsageError("a key needs --job JOB")
+        raise click.UsageError("--key and --concurrency-key require --job")
     if key is not None and concurrency_key is not None:
-        raise click.UsageError("give --key or --concurrency-key, not both")
+        raise click.UsageError("--key and --concurrency-key are mutually exclusive")
     with connect(database) as connection:
         if run is not None:
-            _cancel_one(connection, run, as_json)
+            _cancel_run(connection, run, as_json)
         elif job is not None:
-            _cancel_many(connection, job, key, concurrency_key, as_json)
+            _cancel_runs(connection, job, key, concurrency_key, as_json)
 
 
-def _cancel_many(connection: Connection, job: str, key: str | None, concurrency_key: str | None, as_json: bool) -> None:
+def _cancel_run(connection: Connection, prefix: str, as_json: bool) -> None:
+    run_id = resolve_run(connection, prefix)
+    cancelled = client_queries.cancel(connection, run_id)
+    state = client_queries.status(connection, run_id)
+    if not cancelled and state != Status.IN_PROGRESS:
+        raise click.ClickException(f"cannot cancel run {run_id}: its state is {state}")
+    text = f"cancelled {run_id}"
+    if state == Status.IN_PROGRESS:
+        text = f"cancelling {run_id}: stopping its step"
+    print_result({"id": run_id, "state": state}, text, as_json)
+
+
+def _cancel_runs(connection: Connection, job: str, key: str | None, concurrency_key: str | None, as_json: bool) -> None:
     if key is None and concurrency_key is None:
         cancelled = client_queries.cancel_job(connection, job)
     else:
         cancelled = client_queries.cancel_key(connection, job, unique_key=key, concurrency_key=concurrency_key)
     if not cancelled:
-        refuse_id(job, "a job with such runs", "underway cancel")
+        reject_run_id(job, "the name of a job with live runs", "underway cancel")
     document = {"job": job, "key": key, "concurrency_key": concurrency_key, "cancelled": cancelled}
+    text = f"cancelled {count(cancelled, 'run')}"
     if concurrency_key is None:
-        print_done(document, f"cancelled {count(cancelled, 'run')}", as_json)
+        print_result(document, text, as_json)
         return
     without_key = client_queries.without_key(connection, job)
-    print_done({**document, "without_key": without_key}, f"cancelled {count(cancelled, 'run')}", as_json)
+    print_result({**document, "without_key": without_key}, text, as_json)
     if without_key and not as_json:
-        where = ", ".join(f"{number:,} at step {step}" for step, number in without_key.items())
-        text = f"note: live runs of {job} without any concurrency key were left out: {where}"
-        click.echo(printable(text), err=True)
-
-
-def _cancel_one(connection: Connection, given: str, as_json: bool) -> None:
-    run_id = find_run(connection, given)
-    done = client_queries.cancel(connection, run_id)
-    state = client_queries.status(connection, run_id)
-    if not done and state != Status.IN_PROGRESS:
-        raise click.ClickException(f"run {run_id} cannot be cancelled: it is {state}")
-    text = f"cancelled {run_id}"
-    if state == Status.IN_PROGRESS:
-        text = f"cancelling {run_id}: its step is being stopped"
-    print_done({"id": run_id, "state": state}, text, as_json)
-
-
-@click.command("retry", short_help="Let a failed run go on.")
-@click.argument("run")
-@click.option("--input", "given", metavar="JSON", help="Another input for the step that failed.")
-@database_option
-@json_option
-def retry(run: str, given: str | None, database: str | None, as_json: bool) -> None:
-    """Let a failed run go on at the step that failed.
-
-    RUN is its id, or as much of its beginning as no other has. All its counters
-    begin at zero. An input that does not fit the step fails the next attempt.
-    A cancelled run stays cancelled: enqueue its input again.
-    """
-    with connect(database) as connection:
-        run_id, step = redrive_one(connection, run, given)
-    print_done({"id": run_id, "step": step}, f"{run_id} goes on at step {step}", as_json)
-
-
-def redrive_one(connection: Connection, given_run: str, given_input: str | None) -> tuple[UUID, str]:
-    """The run that goes on, and its step."""
-    run_id = find_run(connection, given_run)
-    payload = None if given_input is None else _checked_json(given_input)
-    # Before: a moment after, it may have gone on to the next.
-    found = inspection.run(connection, run_id)
-    if found is None or not admin_queries.redrive(connection, run_id, payload):
-        raise click.ClickException(f"run {run_id} cannot go on: {_why_not(found)}")
-    return run_id, found["step"]
-
-
-def _why_not(run: inspection.Row | None) -> str:
-    if run is None:
-        return "it has left just now, after its keep"
-    if run["state"] == Status.FAILED:
-        return f"another run of {printable(run['job'])} is live under its key {run['unique_key']!r}"
-    return f"it is {run['state']}; only a failed one can"
-
-
-def _checked_json(text: str) -> bytes:
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise click.UsageError(f"--input is no JSON: {error}") from None
-    return text.encode()
+        skipped = ", ".join(f"{number:,} at step {step}" for step, number in without_key.items())
+        print_note(f"skipped live runs of {job} without a concurrency key: {skipped}")

@@ -1,41 +1,44 @@
-"""underway dead-letters, redrive, discard: runs that failed for good and wait for somebody."""
+"""`underway dead-letters`."""
 
 import json
 from datetime import datetime
 
 import click
 
-from underway.cli.commands.cancel import redrive_one
 from underway.cli.options.database import connect, database_option
-from underway.cli.options.find import find_run, refuse_id
-from underway.cli.output.documents import json_option, print_done, print_rows
-from underway.cli.output.format import age, count, headline
+from underway.cli.options.json import json_option
+from underway.cli.options.resolve import reject_run_id
+from underway.cli.output.format import age, headline
+from underway.cli.output.printing import print_table
 from underway.cli.output.table import Column
 from underway.postgres import admin_queries, client_queries, inspection
 
-_DEAD_LETTER = ("id", "job", "step", "queue", "error", "input", "finished_at", "attempts", "crashes")
+_FIELDS = ("id", "job", "step", "queue", "error", "input", "finished_at", "attempts", "crashes")
 
 
-@click.command("dead-letters", short_help="Failed runs that wait for somebody.")
+@click.command("dead-letters", short_help="List failed runs that need attention.")
 @click.argument("label", required=False)
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="So many runs at most.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Maximum number of runs.")
 @database_option
 @json_option
 def dead_letters(label: str | None, limit: int, database: str | None, as_json: bool) -> None:
-    """List the dead-letter labels, or the runs with one LABEL, the oldest first."""
-    refuse_id(label, "a label", "underway show")
+    """List dead-letter labels, or the runs with LABEL, oldest first."""
+    reject_run_id(label, "a dead-letter label", "underway show")
     with connect(database) as connection:
         now = client_queries.clock(connection)
         if label is None:
-            print_rows(inspection.dead_letter_labels(connection), _label_columns(now), as_json, none="no dead letters")
+            labels = inspection.dead_letter_labels(connection)
+            print_table(labels, _label_columns(now), as_json, empty="no dead letters")
             return
         rows = admin_queries.dead_letters(connection, label, limit)
-        known = set() if rows else admin_queries.known_labels(connection)
-    found = [dict(zip(_DEAD_LETTER, row, strict=True)) for row in rows]
-    for run in found:
+        known_labels = set() if rows else admin_queries.known_labels(connection)
+    runs = [dict(zip(_FIELDS, row, strict=True)) for row in rows]
+    for run in runs:
         run["input"] = json.loads(run["input"])
-    none = f"no run has the label {label!r}" + ("" if label in known else f"; {admin_queries.existing(known)}")
-    print_rows(found, _run_columns(now), as_json, none=none)
+    empty = f"no runs with the dead-letter label {label!r}"
+    if label not in known_labels:
+        empty = f"unknown dead-letter label {label!r}; {admin_queries.existing(known_labels)}"
+    print_table(runs, _run_columns(now), as_json, empty=empty)
 
 
 def _label_columns(now: datetime) -> list[Column]:
@@ -53,63 +56,5 @@ def _run_columns(now: datetime) -> list[Column]:
         Column("FAILED", lambda run: age(run["finished_at"], now), right=True),
         Column("JOB", lambda run: run["job"], shrinks_to=8),
         Column("STEP", lambda run: run["step"], shrinks_to=8),
-        Column("ERROR", lambda run: headline(run["error"]), shrinks_to=12, extra=True),
+        Column("ERROR", lambda run: headline(run["error"]), shrinks_to=12, optional=True),
     ]
-
-
-@click.command("redrive", short_help="Let dead letters go on.")
-@click.argument("run", required=False)
-@click.option("--label", metavar="LABEL", help="All runs with this dead-letter label.")
-@click.option("--limit", type=click.IntRange(1), help="Of those so many at most, the oldest first.")
-@click.option("--input", "given", metavar="JSON", help="For one run: another input for the step that failed.")
-@database_option
-@json_option
-def redrive(
-    run: str | None, label: str | None, limit: int | None, given: str | None, database: str | None, as_json: bool
-) -> None:
-    """Let one failed run go on at the step that failed, or all with a label.
-
-    For one RUN it is the same as retry.
-    """
-    if (run is None) == (label is None):
-        raise click.UsageError("give a RUN, or --label LABEL")
-    if label is None and limit is not None:
-        raise click.UsageError("--limit needs --label LABEL")
-    if label is not None and given is not None:
-        raise click.UsageError("--input is for one RUN")
-    refuse_id(label, "a label", "underway redrive")
-    with connect(database) as connection:
-        if run is not None:
-            run_id, _ = redrive_one(connection, run, given)
-            print_done({"id": run_id, "redriven": 1}, f"redrove {run_id}", as_json)
-        elif label is not None:
-            redriven = admin_queries.redrive_label(connection, label, limit)
-            if not redriven:
-                admin_queries.refuse_unknown_label(connection, label)
-            print_done({"label": label, "redriven": redriven}, f"redrove {count(redriven, 'run')}", as_json)
-
-
-@click.command("discard", short_help="Take the label off dead letters.")
-@click.argument("run", required=False)
-@click.option("--label", metavar="LABEL", help="All runs with this dead-letter label.")
-@database_option
-@json_option
-def discard(run: str | None, label: str | None, database: str | None, as_json: bool) -> None:
-    """Take the dead-letter label off one run, or off all that have it.
-
-    They stay failed and can be looked at until their keep has passed.
-    """
-    if (run is None) == (label is None):
-        raise click.UsageError("give a RUN, or --label LABEL")
-    refuse_id(label, "a label", "underway discard")
-    with connect(database) as connection:
-        if run is not None:
-            run_id = find_run(connection, run)
-            if not admin_queries.discard(connection, run_id):
-                raise click.ClickException(f"run {run_id} has no dead-letter label")
-            print_done({"id": run_id, "discarded": 1}, f"discarded {run_id}", as_json)
-        elif label is not None:
-            discarded = admin_queries.discard_label(connection, label)
-            if not discarded:
-                admin_queries.refuse_unknown_label(connection, label)
-            print_done({"label": label, "discarded": discarded}, f"discarded {count(discarded, 'run')}", as_json)

@@ -1,4 +1,4 @@
-"""underway health: for the probes of containers and for monitoring."""
+"""`underway health`, for container probes and monitoring."""
 
 import socket
 import sys
@@ -6,68 +6,74 @@ from datetime import datetime, timedelta
 
 import click
 import psutil
-import psycopg
 
+from underway.cli.errors import EXPECTED_ERRORS, error_message
 from underway.cli.options.database import connect, database_option
-from underway.cli.options.find import find_supervisor
-from underway.cli.output.documents import json_option, print_done
+from underway.cli.options.json import json_option
+from underway.cli.options.resolve import resolve_supervisor
 from underway.cli.output.format import age, count
-from underway.cli.output.table import Row
-from underway.errors import UnderwayError
+from underway.cli.output.printing import print_result
+from underway.cli.output.table import Record
 from underway.postgres import client_queries, inspection
 
-_LATE = timedelta(seconds=10)  # two intervals at which a supervisor updates seen_at
+_RECENT = timedelta(seconds=10)  # two heartbeat intervals
 
 
-@click.command("health", short_help="Whether the supervisors of this host are well.")
+@click.command("health", short_help="Check the supervisors of this host.")
 @click.argument("supervisor", required=False)
 @database_option
 @json_option
 def health(supervisor: str | None, database: str | None, as_json: bool) -> None:
-    """Say whether the supervisors of this host, or one SUPERVISOR, are well.
+    """Check the supervisors of this host, or one SUPERVISOR.
 
-    Exit code 1, with the reason: there is none, one has been silent for half a
-    minute, one has workers that do not boot, or the database cannot be reached.
-    One that was killed is left out.
+    Exits with code 1 and a reason if there is no supervisor, if one has sent no
+    heartbeat for half a minute, if its workers do not boot, or if the database
+    cannot be reached. Supervisors that were killed are ignored.
     """
-    meant: list[Row] = []
+    checked: list[Record] = []
     try:
-        meant, reason = _look(database, supervisor)
-    except (UnderwayError, psycopg.Error) as error:
-        reason = " ".join(str(error).split())
-    document = {"healthy": not reason, "reason": reason or None, "supervisors": meant}
-    text = f"unhealthy: {reason}" if reason else f"healthy: {count(len(meant), 'supervisor')}"
-    print_done(document, text, as_json)
+        checked, reason = _check(database, supervisor)
+    except EXPECTED_ERRORS as error:
+        reason = " ".join(error_message(error).split())
+    document = {"healthy": not reason, "reason": reason or None, "supervisors": checked}
+    text = f"unhealthy: {reason}" if reason else f"healthy: {count(len(checked), 'supervisor')}"
+    print_result(document, text, as_json)
     sys.exit(1 if reason else 0)
 
 
-def _look(database: str | None, supervisor: str | None) -> tuple[list[Row], str]:
-    """Those that are meant, and what is wrong with the first that is ill."""
+def _check(database: str | None, prefix: str | None) -> tuple[list[Record], str]:
+    """The supervisors that were checked, and the first problem found; "" if there is none."""
     host = socket.gethostname()
     with connect(database) as connection:
-        one = None if supervisor is None else str(find_supervisor(connection, supervisor))
+        selected = None if prefix is None else str(resolve_supervisor(connection, prefix))
         known = inspection.list_supervisors(connection)
         now = client_queries.clock(connection)
-    meant = [label for label in known if label["id"] == one] if one is not None else _living(known, host, now)
-    if not meant:
-        return [], f"no supervisor of host {host} is alive"
-    return meant, next(filter(None, (_ill(label, now) for label in meant)), "")
+    if selected is None:
+        checked = _live_supervisors(known, host, now)
+    else:
+        checked = [supervisor for supervisor in known if supervisor["id"] == selected]
+    if not checked:
+        return [], f"no live supervisor on host {host}"
+    return checked, next(filter(None, (_problem(supervisor, now) for supervisor in checked)), "")
 
 
-def _living(known: list[Row], host: str, now: datetime) -> list[Row]:
+def _live_supervisors(known: list[Record], host: str, now: datetime) -> list[Record]:
     """The supervisors of this host, without the rows that killed ones have left behind.
 
-    One that was seen a moment ago is alive even if its process is not found: a container may share the host's name but
-    not its processes.
-
-    In a container that was started again the new one has the pid of the old: of several with one pid the last counts.
+    A recent heartbeat proves that a supervisor lives even if its process is not found: a container may share the
+    host's name but not its processes. After a container has restarted, its new supervisor has the PID of the old one:
+    the most recently started supervisor with a PID counts.
     """
-    newest = {label["pid"]: label for label in known if label["host"] == host}  # in the order of their starts
-    return [label for label in newest.values() if now - label["seen_at"] < _LATE or psutil.pid_exists(label["pid"])]
+    by_pid = {supervisor["pid"]: supervisor for supervisor in known if supervisor["host"] == host}  # by start time
+    return [
+        supervisor
+        for supervisor in by_pid.values()
+        if now - supervisor["seen_at"] < _RECENT or psutil.pid_exists(supervisor["pid"])
+    ]
 
 
-def _ill(label: Row, now: datetime) -> str:
-    who = f"supervisor {label['id'][:8]} ({label['host']}:{label['pid']})"
-    if label["state"] == "silent":
-        return f"{who} was last heard of {age(label['seen_at'], now)} ago"
-    return f"{who}: {label['trouble']}" if label["trouble"] else ""
+def _problem(supervisor: Record, now: datetime) -> str:
+    name = f"supervisor {supervisor['id'][:8]} ({supervisor['host']}:{supervisor['pid']})"
+    if supervisor["state"] == "silent":
+        return f"{name} was last seen {age(supervisor['seen_at'], now)} ago"
+    return f"{name}: {supervisor['trouble']}" if supervisor["trouble"] else ""

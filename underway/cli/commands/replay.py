@@ -1,25 +1,25 @@
-"""underway replay: one stored attempt again, by hand."""
+"""`underway replay`."""
 
 import click
 
-from underway.cli.in_app.process import go_on_in
+from underway.cli.in_app.process import exec_module
 from underway.cli.options.database import database_option
 
 
-@click.command("replay", short_help="Run the step at which a run stands, by hand.")
+@click.command("replay", short_help="Run the current step of a run by hand.")
 @click.argument("app")
 @click.argument("run")
-@click.option("--pdb", "debug", is_flag=True, help="Open the debugger where the step has raised.")
+@click.option("--pdb", "debug", is_flag=True, help="Open the debugger where the step raises.")
 @database_option
 def replay(app: str, run: str, debug: bool, database: str | None) -> None:
-    """Run the step at which RUN stands, or has failed, here and now.
+    """Run the current or failed step of RUN in this process.
 
-    With the input that is stored, in the foreground, without a supervisor. It
-    is not handed over: cx.tx is rolled back, what cx.enqueue was given is only
-    shown, and the run stays as it is. What the step does elsewhere, it does.
-    Nobody enforces its limits.
+    The step gets its stored input and runs in the foreground, without a
+    supervisor and without limits. Nothing is committed: cx.tx is rolled back,
+    runs given to cx.enqueue are only printed, and RUN stays unchanged. Other
+    side effects of the step do happen.
 
-    RUN is its id, or as much of its beginning as no other has. Exit code 1: the
-    attempt failed. The database is the app's own if none is given.
+    RUN is a run ID or unique prefix. Exits with code 1 if the attempt fails.
+    Without --database, the database is the app's own.
     """
-    go_on_in("underway.cli.in_app.replay", app, run, *(["--pdb"] if debug else []), database=database)
+    exec_module("underway.cli.in_app.replay", app, run, *(["--pdb"] if debug else []), database=database)

@@ -1,160 +1,128 @@
-"""underway show, attempts: one run."""
+"""`underway show`."""
 
 import json
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import click
 
-from underway.cli.options.database import Connection, connect, database_option
-from underway.cli.options.find import find_run
-from underway.cli.output.documents import json_option, print_json, print_rows
-from underway.cli.output.format import age, charges, fitting, last_death, moment, progress, seconds, size, width_of
-from underway.cli.output.table import Column, Row, render, terminal_width
-from underway.client.runs import Attempt, Status
+from underway.cli.commands.attempts import ATTEMPT_COLUMNS, list_attempts
+from underway.cli.options.database import connect, database_option
+from underway.cli.options.json import json_option
+from underway.cli.options.resolve import deleted_meanwhile, resolve_run
+from underway.cli.output.format import age, counters, progress, timestamp, truncate, width_of
+from underway.cli.output.printing import print_json
+from underway.cli.output.table import Record, render, terminal_width
+from underway.client.runs import Status
 from underway.postgres import client_queries, inspection
 from underway.printable import printable
 
-# Of an input or a result; --json has all of it.
-_MOST_LINES = 60
-_LONGEST_LINE = 1000
+# Limits for an input or a result; --json prints it in full.
+_MAX_LINES = 60
+_MAX_LINE_LENGTH = 1000
+
+_LABEL_WIDTH = 14
+_MIN_WIDTH = 40
 
 
-@click.command("show", short_help="One run: its step, input, attempts and last error.")
+@click.command("show", short_help="Show a run: its step, input, attempts and last error.")
 @click.argument("run")
 @database_option
 @json_option
 def show(run: str, database: str | None, as_json: bool) -> None:
-    """Show one run with its attempts, input and last error.
+    """Show a run with its attempts, input and last error.
 
-    RUN is its id, or as much of its beginning as no other has.
+    RUN is a run ID or unique prefix.
     """
     with connect(database) as connection:
-        run_id = find_run(connection, run)
+        run_id = resolve_run(connection, run)
         found = inspection.run(connection, run_id)
         if found is None:
-            raise click.ClickException(f"run {run_id} has left just now, after its keep")
-        found["attempts_made"] = _attempts(connection, run_id)
+            raise deleted_meanwhile(run_id)
+        found["attempts_made"] = list_attempts(connection, run_id)
         now = client_queries.clock(connection)
     if as_json:
         print_json(found)
         return
-    for line in [*_facts(found, now), *_details(found)]:
+    for line in [*_fact_lines(_facts(found, now)), *_value_lines(found), *_attempt_lines(found), *_error_lines(found)]:
         click.echo(line)
 
 
-@click.command("attempts", short_help="The attempts of a run.")
-@click.argument("run")
-@database_option
-@json_option
-def attempts(run: str, database: str | None, as_json: bool) -> None:
-    """List the attempts of a run that have ended, the oldest first.
-
-    RUN is its id, or as much of its beginning as no other has.
-    """
-    with connect(database) as connection:
-        made = _attempts(connection, find_run(connection, run))
-    print_rows(made, _ATTEMPT_COLUMNS, as_json, none="no attempt has ended")
-
-
-def _attempts(connection: Connection, run_id: UUID) -> list[Row]:
-    return [asdict(Attempt(*row)) for row in client_queries.attempts(connection, run_id)]
-
-
-def _took(attempt: Row) -> str:
-    if attempt["started_at"] is None:
-        return ""
-    return seconds(attempt["finished_at"] - attempt["started_at"])
-
-
-_ATTEMPT_COLUMNS = [
-    Column("STEP", lambda attempt: attempt["step"], shrinks_to=8),
-    Column("NO", lambda attempt: attempt["number"], right=True),
-    Column("OUTCOME", lambda attempt: attempt["outcome"]),
-    Column("ENDED", lambda attempt: f"{attempt['finished_at']:%m-%d %H:%M:%S}"),
-    Column("TOOK", _took, right=True),
-    Column("CPU", lambda attempt: seconds(attempt["cpu_seconds"]), right=True),
-    Column("MEMORY", lambda attempt: size(attempt["peak_rss"]), right=True),
-    Column("ERROR", lambda attempt: last_death(attempt["error"]), shrinks_to=12, extra=True),
-    Column("WORKER", lambda attempt: f"{attempt['host'] or ''}:{attempt['pid'] or ''}".strip(":"), extra=True),
-]
-
-
-def _facts(run: Row, now: datetime) -> list[str]:
-    """One line for each that there is something to say of."""
-
-    def when(at: datetime | None) -> str:
-        if at is None:
-            return ""
-        told = age(at, now)
-        return f"{moment(at)} ({told if told.startswith('in ') else f'{told} ago'})"
-
-    key_limit = f" (at most {run['key_limit']} at once)" if run["key_limit"] else ""
-    supervisor = f"{run['owner']} ({run['host']}:{run['pid']})" if run["host"] else run["owner"]
-    facts = {
+def _facts(run: Record, now: datetime) -> dict[str, Any]:
+    limit = f" (limit {run['key_limit']})" if run["key_limit"] else ""
+    return {
         "run": run["id"],
         "job": run["job"],
         "step": run["step"],
         "state": f"{run['state']}, being cancelled" if run["cancel_requested"] else run["state"],
         "queue": run["queue"],
         "priority": run["priority"] or "",
-        "created": when(run["created_at"]),
-        "scheduled for": when(run["scheduled_for"]),
-        "due": when(run["due"]) if run["state"] == "waiting" else "",
-        "finished": when(run["finished_at"]),
-        "kept until": when(run["expires_at"]),
-        "lease until": when(run["lease_until"]),
-        "supervisor": supervisor,
+        "created": _time(run["created_at"], now),
+        "scheduled for": _time(run["scheduled_for"], now),
+        "due": _time(run["due"], now) if run["state"] == "waiting" else "",
+        "finished": _time(run["finished_at"], now),
+        "kept until": _time(run["expires_at"], now),
+        "lease until": _time(run["lease_until"], now),
+        "supervisor": f"{run['owner']} ({run['host']}:{run['pid']})" if run["host"] else run["owner"],
         "progress": progress(run["progress"]),
-        "charged": charges(run),
+        "counters": counters(run),
         "unique key": run["unique_key"],
-        "key": f"{run['concurrency_key']}{key_limit}" if run["concurrency_key"] else "",
+        "key": f"{run['concurrency_key']}{limit}" if run["concurrency_key"] else "",
         "dead letter": run["dead_letter"],
-        "quarantined": "yes; it goes on by: underway quarantine --release RUN" if run["quarantined"] else "",
+        "quarantined": "yes; to retry: underway quarantine --release RUN" if run["quarantined"] else "",
     }
+
+
+def _time(at: datetime | None, now: datetime) -> str:
+    if at is None:
+        return ""
+    relative = age(at, now)
+    return f"{timestamp(at)} ({relative if relative.startswith('in ') else f'{relative} ago'})"
+
+
+def _fact_lines(facts: dict[str, Any]) -> list[str]:
+    """One line for each fact that has a value, wrapped to the terminal."""
     width = terminal_width()
     lines = []
     for name, value in facts.items():
         if text := " ".join(printable(str("" if value is None else value)).split()):
-            lines += _wrapped(f"{name:14}{text}", width, 14)
+            lines += _wrap(f"{name:{_LABEL_WIDTH}}{text}", width, _LABEL_WIDTH)
     return lines
 
 
-def _wrapped(text: str, width: int | None, indent: int) -> list[str]:
+def _value_lines(run: Record) -> list[str]:
+    """The result of a run that succeeded, else its input."""
+    name = "result" if run["state"] == Status.SUCCEEDED else "input"
+    lines = json.dumps(run[name], indent=2, ensure_ascii=False).splitlines()
+    shown = [f"  {printable(line[:_MAX_LINE_LENGTH])}" for line in lines[:_MAX_LINES]]
+    if len(lines) > _MAX_LINES or any(len(line) > _MAX_LINE_LENGTH for line in lines):
+        shown.append("  ... truncated; see --json")
+    return ["", name, *shown]
+
+
+def _attempt_lines(run: Record) -> list[str]:
+    if not run["attempts_made"]:
+        return []
+    width = terminal_width()
+    table = render(ATTEMPT_COLUMNS, run["attempts_made"], None if width is None else width - 2)
+    return ["", "attempts", *(f"  {line}" for line in table)]
+
+
+def _error_lines(run: Record) -> list[str]:
+    """The error of a run, else that of its last failed attempt."""
+    errors = [attempt["error"] for attempt in run["attempts_made"] if attempt["error"]]
+    error = run["error"] or (errors[-1] if errors else None)
+    if not error:
+        return []
+    lines = ["", "error" if run["error"] else "last error"]
+    for line in printable(error.rstrip()).expandtabs(8).split("\n"):
+        lines += _wrap(f"  {line}".rstrip(), terminal_width(), 4)
+    return lines
+
+
+def _wrap(text: str, width: int | None, indent: int) -> list[str]:
     lines = []
-    while width is not None and width_of(text) > max(width, 40):
-        lines.append(fitting(text, max(width, 40)))
+    while width is not None and width_of(text) > max(width, _MIN_WIDTH):
+        lines.append(truncate(text, max(width, _MIN_WIDTH)))
         text = " " * indent + text[len(lines[-1]) :]
     return [*lines, text]
-
-
-def _details(run: Row) -> list[str]:
-    lines: list[str] = []
-    if run["state"] != Status.SUCCEEDED:
-        lines += ["", "input", *_value(run["input"])]
-    else:
-        lines += ["", "result", *_value(run["result"])]
-    made = run["attempts_made"]
-    if made:
-        lines += ["", "attempts", *(f"  {line}" for line in _attempt_table(made))]
-    if error := run["error"] or next((attempt["error"] for attempt in reversed(made) if attempt["error"]), None):
-        title = "error" if run["error"] else "last error"
-        lines += ["", title]
-        for line in printable(error.rstrip()).expandtabs(8).split("\n"):
-            lines += _wrapped(f"  {line}".rstrip(), terminal_width(), 4)
-    return lines
-
-
-def _attempt_table(made: list[Row]) -> list[str]:
-    width = terminal_width()
-    return render(_ATTEMPT_COLUMNS, made, None if width is None else width - 2)
-
-
-def _value(value: Any) -> list[str]:
-    lines = json.dumps(value, indent=2, ensure_ascii=False).splitlines()
-    shown = [f"  {printable(line[:_LONGEST_LINE])}" for line in lines[:_MOST_LINES]]
-    if len(lines) > _MOST_LINES or any(len(line) > _LONGEST_LINE for line in lines):
-        shown.append("  ... and more: see --json")
-    return shown

@@ -1,29 +1,26 @@
-"""The app that a command names, in the process that imports it."""
+"""Loads the app that a command names."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psycopg
-
 from underway.app import Underway
-from underway.cli.in_app.process import NAMED_DATABASE
+from underway.cli.errors import EXPECTED_ERRORS, error_message
+from underway.cli.in_app.process import DATABASE_OVERRIDE
 from underway.definition.loading import load
-from underway.errors import UnderwayError
-from underway.printable import printable
 
 
 @contextmanager
-def loaded(app_name: str) -> Iterator[Underway]:
-    """The app, and meanwhile errors of ours are a message on stderr and exit code 1, not a traceback."""
-    database = os.environ.pop(NAMED_DATABASE, None)
+def loaded_app(name: str) -> Iterator[Underway]:
+    """Load an app. An expected error, here or in the block, ends the process with a message and exit code 1."""
+    database = os.environ.pop(DATABASE_OVERRIDE, None)
     try:
-        app = load(app_name)
+        app = load(name)
         if not isinstance(app, Underway):
-            sys.exit(f"Error: {app_name} is a {type(app).__name__}, not an Underway app")
+            sys.exit(f"Error: {name} is a {type(app).__name__}, not an Underway app")
         if database is not None:
-            app._database = database  # it wins over what the app says
+            app._database = database  # --database overrides the app's own database
         yield app
-    except (UnderwayError, psycopg.Error) as error:
-        sys.exit(f"Error: {printable(str(error).strip())}")
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"Error: {error_message(error)}")

@@ -1,4 +1,4 @@
-"""Which database a command asks, and errors said to people."""
+"""The option --database, and the connection that a command uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,38 +9,27 @@ import psycopg
 
 from underway.app import Underway
 from underway.cli.hide_password import hide_password
-from underway.errors import NoDatabase, UnderwayError
+from underway.errors import NoDatabase
 from underway.postgres import client_queries, migrate
 from underway.postgres.connection import conninfo
-from underway.printable import printable
 
 Connection = psycopg.Connection[Any]
 
 
-def _hidden(_context: click.Context, _option: click.Parameter, database: str | None) -> str | None:
+def _hide(_context: click.Context, _option: click.Parameter, database: str | None) -> str | None:
     hide_password(database)
     return database
 
 
-database_option = click.option("--database", metavar="URL", callback=_hidden, help="A connection string, or embedded:")
-
-
-class Commands(click.Group):
-    """A group of commands whose errors are a message on stderr and exit code 1, not a traceback."""
-
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except (UnderwayError, psycopg.Error) as error:
-            raise click.ClickException(printable(str(error).strip())) from error
+database_option = click.option("--database", metavar="URL", callback=_hide, help='A connection string, or "embedded:".')
 
 
 @contextmanager
 def connect(database: str | None) -> Iterator[Connection]:
-    """A connection to the database that is meant, whose schema fits. Each statement is a transaction of its own."""
-    named = Underway(database).database
-    if named is None:
+    """An autocommit connection to the selected database, after a check that its schema fits this code."""
+    selected = Underway(database).database
+    if selected is None:
         raise NoDatabase
-    with psycopg.connect(conninfo(named), autocommit=True) as connection:
+    with psycopg.connect(conninfo(selected), autocommit=True) as connection:
         migrate.check(client_queries.applied_migrations(connection))
         yield connection

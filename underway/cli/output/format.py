@@ -1,4 +1,4 @@
-"""Times, sizes and errors in the few characters that a table has for them."""
+"""Formats times, sizes and errors in the few characters that a table cell has."""
 
 import math
 import re
@@ -7,62 +7,62 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from underway.supervisor.logs.headline import headline as line_that_says_most
+from underway.supervisor.logs.headline import headline as full_headline
 from underway.text import mebibytes
 
-_MODULE = re.compile(r"^(\w+\.)+(?=\w+(:|$))")
-_BEFORE_THE_DEATH = re.compile(r"^quarantined after \d+ crash(es)?: (the worker (died: |was )?)?")
-_STEPS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+_MODULE_PREFIX = re.compile(r"^(\w+\.)+(?=\w+(:|$))")
+_QUARANTINE_PREFIX = re.compile(r"^quarantined after \d+ crash(es)?: (the worker (died: |was )?)?")
+_UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
 def age(since: datetime | None, now: datetime) -> str:
-    """How long ago, as `3m`; `in 3m` of what is to come, rounded: a delay of two days is not said to be `1d`."""
+    """The age as `3m`, rounded down; a future time as `in 3m`, rounded: a delay of two days is never shown as `1d`."""
     if since is None:
         return ""
     seconds = (now - since).total_seconds()
-    return _coarse(seconds, math.floor) if seconds >= 0 else f"in {_coarse(-seconds, round)}"
+    return _single_unit(seconds, math.floor) if seconds >= 0 else f"in {_single_unit(-seconds, round)}"
 
 
-def _coarse(seconds: float, whole: Callable[[float], int]) -> str:
-    for unit, length in _STEPS:
+def _single_unit(seconds: float, rounding: Callable[[float], int]) -> str:
+    for unit, length in _UNITS:
         if seconds >= length:
-            return f"{whole(seconds / length)}{unit}"
+            return f"{rounding(seconds / length)}{unit}"
     return "0s"
 
 
-def moment(at: datetime) -> str:
+def timestamp(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def seconds(took: float | timedelta | None) -> str:
-    """A duration as it was measured: `0.66ms`, `71ms`, `1.2s`, `4m05s`, `3h20m`."""
-    if took is None:
+def duration(measured: float | timedelta | None) -> str:
+    """A measured duration: `0.66ms`, `71ms`, `1.2s`, `4m05s`, `3h20m`."""
+    if measured is None:
         return ""
-    exact = max(0.0, took.total_seconds() if isinstance(took, timedelta) else took)
-    if exact < 1:
-        return f"{exact * 1000:.2g}ms" if exact < 0.0995 else f"{exact * 1000:.0f}ms"
-    if exact < 60:
-        return f"{exact:.1f}s"
-    minutes, rest = divmod(round(exact), 60)
+    seconds = max(0.0, measured.total_seconds() if isinstance(measured, timedelta) else measured)
+    if seconds < 1:
+        return f"{seconds * 1000:.2g}ms" if seconds < 0.0995 else f"{seconds * 1000:.0f}ms"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
 
 
-def size(count: int | None) -> str:
-    return "" if count is None else mebibytes(count)
+def size(byte_count: int | None) -> str:
+    return "" if byte_count is None else mebibytes(byte_count)
 
 
 def headline(error: str | None) -> str:
-    """Without the module of the exception, which would fill a narrow column."""
-    return _MODULE.sub("", line_that_says_most(error)) if error else ""
+    """The most informative line of an error, without the module of its exception, which would fill a narrow column."""
+    return _MODULE_PREFIX.sub("", full_headline(error)) if error else ""
 
 
-def last_death(error: str | None) -> str:
-    """The headline, and of the error of a quarantined run no more than how its process died the last time."""
-    return _BEFORE_THE_DEATH.sub("", headline(error))
+def death_reason(error: str | None) -> str:
+    """The headline; for a quarantined run only how its process last died."""
+    return _QUARANTINE_PREFIX.sub("", headline(error))
 
 
 def progress(reported: dict[str, Any] | None) -> str:
-    """What a step said with cx.progress."""
+    """What a step reported with cx.progress."""
     if not reported:
         return ""
     total = reported.get("total")
@@ -75,19 +75,19 @@ def count(number: int, thing: str, things: str = "") -> str:
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
-def charges(run: dict[str, Any]) -> str:
-    """What a run has been charged with so far, at the step where it stands: `2 attempts, 1 crash`."""
+def counters(run: dict[str, Any]) -> str:
+    """The counters of a run at its current step: `2 attempts, 1 crash`."""
     words = {"attempts": ("attempt", "attempts"), "crashes": ("crash", "crashes"), "releases": ("release", "releases")}
-    return ", ".join(count(run[what], *word) for what, word in words.items() if run[what])
+    return ", ".join(count(run[counter], *word) for counter, word in words.items() if run[counter])
 
 
 def width_of(text: str) -> int:
-    """In columns of a terminal, where East Asian characters take two and combining ones none."""
+    """The width in terminal columns: East Asian characters take two, combining characters none."""
     return sum(map(_columns, text))
 
 
-def fitting(text: str, width: int) -> str:
-    """As much of its beginning as fits."""
+def truncate(text: str, width: int) -> str:
+    """The longest prefix that fits into `width` terminal columns."""
     taken = 0
     for index, char in enumerate(text):
         taken += _columns(char)

@@ -1,7 +1,7 @@
-"""One table for every list: aligned text that fits its terminal, in colour where somebody sees it.
+"""Renders every list as one kind of table: aligned text that fits the terminal, in colour on a terminal.
 
-A terminal's width is kept by leaving out columns that are said to be extra, then by shortening what may shrink of the
-others. What is piped has no width to keep: each row is whole, on a line of its own.
+A table that is too wide first loses its optional columns and then has its shrinkable cells shortened. Piped output has
+no width limit: each record is complete, on one line.
 """
 
 import os
@@ -12,13 +12,13 @@ from typing import Any
 
 import click
 
-from underway.cli.output.format import fitting, width_of
+from underway.cli.output.format import truncate, width_of
 from underway.printable import printable
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 _GAP = "  "
-_SHORTENED = "…"
+_ELLIPSIS = "…"
 
 _COLOURS = {
     "in_progress": "cyan",
@@ -37,32 +37,34 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class Column:
-    """`cell` makes the text of a row. `shrinks_to`: shortened to so many characters if there is no room.
+    """`cell` gives the text for a record; `shrinks_to` is the width down to which that text may be shortened.
 
-    An `extra` column is shown where there is room beside all others in full; of several the last one goes first.
+    An `optional` column is shown only if all others fit in full. The last optional column is dropped first.
     """
 
     title: str
-    cell: Callable[[Row], object]
+    cell: Callable[[Record], object]
     right: bool = False
     shrinks_to: int | None = None
-    extra: bool = False
+    optional: bool = False
 
 
-def render(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[str]:
-    """The lines of a table, its heading first. A column that says nothing of any row is left out."""
-    texts = {column: [_one_line(column.cell(row)) for row in rows] for column in columns}
+def render(columns: Sequence[Column], records: Sequence[Record], width: int | None) -> list[str]:
+    """The lines of a table, its heading first. A column that is empty for all records is left out."""
+    texts = {column: [_one_line(column.cell(record)) for record in records] for column in columns}
     shown = [column for column in columns if any(texts[column])]
     widths = {column: max(width_of(text) for text in [column.title, *texts[column]]) for column in shown}
     if width is not None:
         _fit(shown, widths, width)
     heading = _line([_cell(column.title, column, widths) for column in shown])
-    body = [_line([_coloured(_cell(texts[column][n], column, widths)) for column in shown]) for n in range(len(rows))]
+    body = [
+        _line([_coloured(_cell(texts[column][n], column, widths)) for column in shown]) for n in range(len(records))
+    ]
     return [click.style(heading, bold=True), *body]
 
 
 def terminal_width() -> int | None:
-    """COLUMNS, else the terminal's; None where output is piped and nothing needs to be shortened."""
+    """COLUMNS, else the width of the terminal; None if the output is piped."""
     if (given := os.environ.get("COLUMNS", "")).isdigit() and int(given) > 0:
         return int(given)
     return os.get_terminal_size(sys.stdout.fileno()).columns or None if sys.stdout.isatty() else None
@@ -70,17 +72,17 @@ def terminal_width() -> int | None:
 
 def _fit(shown: list[Column], widths: dict[Column, int], width: int) -> None:
     natural = dict(widths)
-    least = {column: _least(column, widths) for column in shown}
-    widths.update({column: least[column] for column in shown if column.extra})
-    while _excess(shown, widths, width) > 0 and (extra := [column for column in shown if column.extra]):
-        shown.remove(extra[-1])
-    while _excess(shown, least, width) > 0 and len(shown) > 1:
-        shown.pop()  # a terminal narrower than any table of ours: what says least stands on the right
+    minimum = {column: _minimum(column, widths) for column in shown}
+    widths.update({column: minimum[column] for column in shown if column.optional})
+    while _excess(shown, widths, width) > 0 and (optional := [column for column in shown if column.optional]):
+        shown.remove(optional[-1])
+    while _excess(shown, minimum, width) > 0 and len(shown) > 1:
+        shown.pop()  # very narrow: the rightmost columns matter least
     while _excess(shown, widths, width) > 0 and (
-        long := [column for column in shown if widths[column] > least[column]]
+        shrinkable := [column for column in shown if widths[column] > minimum[column]]
     ):
-        widths[max(long, key=lambda column: widths[column])] -= 1
-    for column in [column for column in shown if column.extra]:
+        widths[max(shrinkable, key=lambda column: widths[column])] -= 1
+    for column in [column for column in shown if column.optional]:
         widths[column] = min(natural[column], widths[column] - _excess(shown, widths, width))
 
 
@@ -88,7 +90,7 @@ def _excess(shown: list[Column], widths: dict[Column, int], width: int) -> int:
     return sum(widths[column] for column in shown) + len(_GAP) * (len(shown) - 1) - width
 
 
-def _least(column: Column, widths: dict[Column, int]) -> int:
+def _minimum(column: Column, widths: dict[Column, int]) -> int:
     if column.shrinks_to is None:
         return widths[column]
     return min(widths[column], max(column.shrinks_to, len(column.title)))
@@ -101,7 +103,7 @@ def _cell(text: str, column: Column, widths: dict[Column, int]) -> str:
 
 
 def _line(cells: list[str]) -> str:
-    """No blanks at its end."""
+    """The cells of one line, without trailing blanks."""
     return _GAP.join(cells).rstrip()
 
 
@@ -115,4 +117,4 @@ def _one_line(value: object) -> str:
 
 
 def _shortened(text: str, width: int) -> str:
-    return text if width_of(text) <= width else fitting(text, width - 1) + _SHORTENED
+    return text if width_of(text) <= width else truncate(text, width - 1) + _ELLIPSIS
