@@ -21,8 +21,9 @@ from underway.supervisor.tasks.held import HeldTasks
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation, decide
 from underway.wire import messages
+from underway.wire.messages import NextStep
 
-NEXT = Next("next", "default", 0, 0.0, 60.0)
+NEXT = NextStep("next", "default", 0, 0.0, 60.0)
 NEXT_LANE = Lane("default", LANE.job, "next")
 
 
@@ -115,7 +116,7 @@ class Committing:
         *,
         ending: str = "done",
         spawned: list[messages.Spawn] | None = None,
-        following: Next = NEXT,
+        following: NextStep = NEXT,
     ) -> Task:
         """The end of a successful attempt, as the supervisor passes it on."""
         task = self.task(run)

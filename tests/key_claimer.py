@@ -62,7 +62,7 @@ def ending(one: Claimed, rng: random.Random) -> FinishRun | AdvanceRun:
                      delay=0.01, attempt=attempt)  # fmt: skip
     if chance < 0.25 and one.lane.step == "step":
         key, limit = one.input.decode().strip("[]").replace('"', "").split(", ")
-        return go_on(one.run, one.token, concurrency_key=key, key_limit=int(limit))
+        return go_on(one.run, one.token, concurrency_key=key, concurrency_limit=int(limit))
     return finish(one.run, one.token)
 
 

@@ -15,7 +15,7 @@ from underway import Underway
 Connection = psycopg.Connection[Any]
 
 # How each first attempt ends; every second one succeeds.
-CRASHED = """a_child_of_numbers a_hello_of_nonsense a_late_boot_failure a_log_without_level a_placement_of_one_field
+CRASHED = """a_child_of_numbers a_hello_of_nonsense a_late_boot_failure a_log_without_level a_next_step_of_one_field
     a_step_that_nobody_has adopts_nobody an_ending_of_its_own another_hello children_without_anything
     its_last_breath_in_the_log keeps_the_output_open seconds_in_words seconds_without_number tokens_in_words
     what_only_a_supervisor_says"""

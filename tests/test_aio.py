@@ -292,7 +292,7 @@ def test_while_an_app_is_imported(tmp_path: Path, database: str) -> None:
         "import asyncio\nfrom apps import clients\nfrom underway import aio\n"
         "asyncio.run(aio.enqueue(clients.echoes, 1))\n"
     )
-    with pytest.raises(ImportSideEffect, match="enqueue was called while"):
+    with pytest.raises(ImportSideEffect, match="enqueue was called during"):
         load(f"{tmp_path / 'eager.py'}:app")
 
 

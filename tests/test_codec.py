@@ -26,16 +26,15 @@ from typing_extensions import TypedDict
 
 from underway.errors import PayloadError
 from underway.payload.codec import (
-    MAX_DEPTH,
     MAX_PAYLOAD,
     Codec,
     check_type,
     codec_for,
     decode,
     encode,
-    type_name,
-    type_names,
 )
+from underway.payload.diagnose import MAX_DEPTH
+from underway.payload.type_names import type_name, type_names
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -447,7 +446,7 @@ def order(**line: Any) -> Order:
         (order(price="free"), Order, "Order.lines[1].price:", "Expected `float`, got `str`"),
         ({"id": "x"}, Row, "Row.id:", "Expected `int`, got `str`"),
         ({"label": "x"}, Row, "Row:", "missing required field `id`"),
-        ({"id": 1, "other": 2}, Row, "Row['other']:", "no field"),
+        ({"id": 1, "other": 2}, Row, "Row['other']:", "would be dropped: not a field of Row"),
         ({"a": 1.5}, dict[str, int], "value[...]:", "Expected `int`"),
         ({"x": 1}, dict[int, int], "value, a key:", "Expected `int`"),
         (1.5, int, "value:", "Expected `int`"),
@@ -463,8 +462,8 @@ def order(**line: Any) -> Order:
         ((1, 2), list[int], "value:", "a `tuple` would arrive as a `list`"),
         (Line(1.0), Any, "value:", "a `Line` would arrive as a `dict`"),
         ({"b": b"x"}, Any, "value['b']:", "a `bytes` would arrive as a `str`"),
-        ({"d": {1: 2}}, Any, "value['d'][1]:", "a key that is no str"),
-        ({1: 2}, dict[int | str, int], "value[1]:", "a key that is no str"),
+        ({"d": {1: 2}}, Any, "value['d'][1]:", "a non-string key"),
+        ({1: 2}, dict[int | str, int], "value[1]:", "a non-string key"),
         ({"d": {(1, 2): 2}}, Any, "value['d']:", "a key of type tuple"),
         ({"d": {None: 2}}, Any, "value['d']:", "a key of type None"),
         ({"d": {True: 2}}, Any, "value['d']:", "a key of type bool"),
@@ -589,6 +588,15 @@ def test_size() -> None:
             "Order: Order.lines[1].price: Expected `float`, got `str`",
         ),
         (b'{"meta": {}}', Order, "missing required field `lines`; give a new field a default"),
+        (
+            b'{"line": []}',
+            Order,
+            "field `lines`; the data has an unknown field `line`: was the field renamed? Otherwise give",
+        ),
+        (b'{"lines": [{"prices": 1}]}', Order, "Order.lines[0]: Object missing required field `price`; the data"),
+        (b'{"x": {"Price": 1}}', dict[str, Line], "an unknown field `Price`: was the field renamed?"),
+        (b'{"first_name": "x"}', Camel, "field `firstName`; the data has an unknown field `first_name`"),
+        (b'[{"note": "", "cost": 1}]', list[Line], "missing required field `price`; give a new field a default"),
         (b'{"name": 5}', Customer, "Customer: Customer: name: Input should be a valid string"),
         (b'[{"name": 5}]', list[Customer], "list[Customer]: value[0]: name: Input should be a valid string"),
         (b'"pink"', Colour, "Invalid enum value 'pink'"),
@@ -723,8 +731,8 @@ class Plain:
         ("Order", "'Order' cannot travel"),
         ([int], "[int] cannot travel"),
         (msgspec.Raw, "msgspec"),
-        (dict[tuple[int, int], str], "keys that JSON cannot spell"),
-        (dict[Customer, str], "keys that JSON cannot spell"),
+        (dict[tuple[int, int], str], "keys that JSON cannot represent"),
+        (dict[Customer, str], "keys that JSON cannot represent"),
         (list[Order | Line], "tag its members"),
         (Order | Plain, "Plain is a `Plain`"),
         (enum.Enum("Odd", {"A": 1.5}), "Enums must contain"),

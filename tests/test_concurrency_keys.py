@@ -188,7 +188,7 @@ def test_two_steps_with_the_same_key_hand_over_without_letting_go(play: Play) ->
         first, second = wait_for(connection, age=60), wait_for(connection, age=50)
         await store.line_up(100)
         (held,) = await claim(store)
-        await store.continue_([go_on(held.run, held.token, concurrency_key="key", key_limit=1)], [])
+        await store.continue_([go_on(held.run, held.token, concurrency_key="key", concurrency_limit=1)], [])
         assert holders(connection) == {first}
         (held,) = await claim(store)
         assert (held.run, held.lane.step) == (first, "next")
@@ -209,7 +209,7 @@ def test_a_step_with_another_key_or_none_lets_the_next_in(play: Play, next_key: 
             if next_key == "same, other queue"
             else {"concurrency_key": next_key}
         )
-        await store.continue_([go_on(held.run, held.token, key_limit=1, **place)], [])
+        await store.continue_([go_on(held.run, held.token, concurrency_limit=1, **place)], [])
         assert state(connection, first) == "pending"
         assert holders(connection) == {second} | ({first} if next_key else set())
 
@@ -223,7 +223,7 @@ def test_a_step_with_a_key_that_is_taken_stands_in_line(play: Play, delay: float
         await store.line_up(100)
         (held,) = await claim(store)
         free, token = insert_held(connection, US)
-        await store.continue_([go_on(free, token, concurrency_key="taken", key_limit=1, delay=delay)], [])
+        await store.continue_([go_on(free, token, concurrency_key="taken", concurrency_limit=1, delay=delay)], [])
         assert holders(connection) == {holder}
         if delay:
             later = wait_for(connection, "taken", age=1)

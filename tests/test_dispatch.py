@@ -114,7 +114,7 @@ def test_each_idle_worker_gets_one_in_order() -> None:
     assert [worker.tokens for worker in workers] == [[1], [2], [3]]
     assert [waiting.token for waiting in line.ready] == [4, 5]
     (sent,) = workers[0].sent
-    assert sent == wire.Task("run 1", 1, "job", "step now", 3, 0, 0, 900.0, None, b"input")
+    assert sent == wire.Assignment("run 1", 1, "job", "step now", 3, 0, 0, 900.0, None, b"input")
     assert workers[0].tasks[1].worker is workers[0]  # type: ignore[comparison-overlap]
     line.pump()
     assert [worker.tokens for worker in workers] == [[1], [2], [3]], "of unknown length: nothing pipelined"

@@ -17,7 +17,7 @@ from test_codec import Kind, containers, leaves, records, relaxed
 
 from underway import Context, Done, JobDefinitionError, PayloadError, To, Underway
 from underway.keys import template as keys
-from underway.keys.fields import misfit
+from underway.keys.fields import mismatch
 from underway.payload import codec
 
 T = TypeVar("T")
@@ -137,7 +137,7 @@ FITS: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("template", "kind"), FITS)
 def test_what_the_type_has_or_leaves_open_is_taken(template: str, kind: Any) -> None:
-    assert misfit(template, kind) is None
+    assert mismatch(template, kind) is None
 
 
 MISFITS: list[tuple[str, Any, str]] = [
@@ -167,7 +167,7 @@ MISFITS: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("template", "kind", "reason"), MISFITS)
 def test_what_no_value_of_the_type_has_is_named(template: str, kind: Any, reason: str) -> None:
-    assert misfit(template, kind) == reason
+    assert mismatch(template, kind) == reason
 
 
 # Of any value that travels: whatever a key can be made of must not be refused for its type.
@@ -194,9 +194,9 @@ def test_whatever_fills_for_some_value_is_taken(data: st.DataObject, kind: Kind,
     for template in fillable(json.loads(payload)):
         with contextlib.suppress(PayloadError):
             keys.fill(template, payload)
-            assert misfit(template, kind.type) is None
+            assert mismatch(template, kind.type) is None
             codec.check_type(kind.type | other.type)
-            assert misfit(template, kind.type | other.type) is None
+            assert mismatch(template, kind.type | other.type) is None
 
 
 # In a job

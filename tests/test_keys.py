@@ -66,8 +66,16 @@ def test_a_key_is_a_text_with_fields_filled_in(connection: Connection, template:
         ("{id}", '{"id": 1.0}', "the key '{id}' takes a string, an integer or a boolean from the field id, not 1.0"),
         ("{id}", '{"id": [1]}', "the key '{id}' takes a string, an integer or a boolean from the field id, not [1]"),
         ("{id}", '{"id": ""}', "the key '{id}' has 0 characters here, and 1 to 400 are allowed"),
-        ("{id}", '{"id": ' + 5000 * "9" + "}", "the key '{id}' has 5000 characters here, and 1 to 400 are allowed"),
-        ("{id}", json.dumps({"id": "x" * 401}), "the key '{id}' has 401 characters here, and 1 to 400 are allowed"),
+        (
+            "{id}",
+            '{"id": ' + 5000 * "9" + "}",
+            "the key '{id}' has 5000 characters here, and 1 to 400 are allowed",
+        ),
+        (
+            "{id}",
+            json.dumps({"id": "x" * 401}),
+            "the key '{id}' has 401 characters here, and 1 to 400 are allowed",
+        ),
     ],
 )
 def test_an_input_that_makes_no_key_is_refused_with_the_reason(

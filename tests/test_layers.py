@@ -22,7 +22,9 @@ PACKAGE = Path(underway.__file__).parent
 ORDER = (
     "errors",
     "ids",
+    "linux",
     "printable",
+    "text",
     "guardian",
     "wire",
     "payload",

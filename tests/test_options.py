@@ -46,12 +46,9 @@ REFUSED: dict[str, tuple[str, list[Any]]] = {
     "priority": ("priority must be an integer from -32768 to 32767", [-32769, 32768, 1.0, True, None, "1"]),
     "delay": ("delay must be", [0, 1.5, None, timedelta(microseconds=-1), YEARS_1000 * 2]),
     "keep": ("keep must be", [0, 14, None, timedelta(days=-1), YEARS_1000 * 2]),
-    "unique_key": (
-        "unique_key (must be a string of 1 to 400 characters|must be text with {field} placeholders)",
-        KEYS_REFUSED,
-    ),
+    "unique_key": ("unique_key(: invalid key template| must be a string of 1 to 400 characters)", KEYS_REFUSED),
     "concurrency_key": (
-        "concurrency_key (must be a string of 1 to 400 characters|must be text with {field} placeholders)",
+        "concurrency_key(: invalid key template| must be a string of 1 to 400 characters)",
         KEYS_REFUSED,
     ),
     "concurrency_limit": (

@@ -138,7 +138,7 @@ def test_refusals(bind: Bind, database: str) -> None:
     foreign = basic.numbers.enqueue(1)
     done = replay(foreign, database)
     assert (done.returncode, done.stderr) == (
-        1, "Error: this app has no step 'number' of a job 'numbers', at which the run stands\n"
+        1, "Error: this app has no job 'numbers' with the step 'number' of the attempt\n"
     )  # fmt: skip
     nowhere = underway_process("replay", APP, "00", database=database)
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (1, 1)

@@ -25,7 +25,7 @@ from underway.ids import new_id
 from underway.postgres import client_queries
 from underway.postgres.reconnecting import ReconnectingConnection
 from underway.postgres.supervisor_store import Lanes, Renewal, Store
-from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, Next, succeed
+from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, succeed
 from underway.supervisor.tasks.task import Task, from_claim
 from underway.supervisor.tasks.verdict import VERDICTS, Charge, Observation, decide
 
@@ -358,7 +358,7 @@ class RunMachine(RuleBasedStateMachine):
         if seen in (Observation.NEXT, Observation.DONE):
             following = None
             if seen is Observation.NEXT and index + 1 < len(STEPS):
-                following = Next(STEPS[index + 1], "default", 0, 0.0, 60.0)
+                following = NextStep(STEPS[index + 1], "default", 0, 0.0, 60.0)
             return succeed(task, attempt, following, b"%d" % (int(task.input) + 1))
         row = decide(task, seen, attempt, random.Random(0))
         if isinstance(row, AdvanceRun) and row.delay:

@@ -110,7 +110,7 @@ def test_schedules_are_part_of_the_callers_transaction(app: Underway, database: 
         (lambda: REPORTS.schedule("@reboot", Site(1)), InvalidOption, "@daily"),
         (lambda: REPORTS.schedule("0 0 30 2 *", Site(1)), InvalidOption, "never"),
         (lambda: REPORTS.schedule("* * * * * *", Site(1)), InvalidOption, "five fields"),
-        (lambda: REPORTS.schedule("@daily[Mars]", Site(1)), InvalidOption, "no time zone 'Mars'"),
+        (lambda: REPORTS.schedule("@daily[Mars]", Site(1)), InvalidOption, "unknown time zone 'Mars'"),
         (lambda: REPORTS.schedule("@daily", 5), PayloadError, "Site"),
         (lambda: REPORTS.schedule("@daily"), PayloadError, "Site"),
         (lambda: REPORTS.schedule("@daily", Site(1), name=""), InvalidOption, "name must be a string"),
@@ -347,8 +347,8 @@ def test_what_cannot_be_fired_here_hinders_nothing(
         stranger.execute("select from underway.schedule where name = 'locked' for update")
         supervisor = start_supervisor("scheduled", "--procs", "1")
         eventually(lambda: states(connection) == {"succeeded": 1})
-        supervisor.until("no time zone 'Mars/Olympus'")
-        supervisor.until("'now and then' has 3")
+        supervisor.until("unknown time zone 'Mars/Olympus'")
+        supervisor.until("invalid cron line 'now and then'")
     eventually(lambda: states(connection) == {"succeeded": 2})
     still_due = connection.execute("select job, name from underway.schedule where next_at < now()").fetchall()
     assert sorted(still_due) == [("numbers", "line"), ("numbers", "zone"), ("unknown", "good")]

@@ -55,7 +55,7 @@ class SilentWorker:
         return task if task is not None and task.started_at is not None else None
 
     def send(self, *messages: wire.Message) -> bool:
-        self.handed += [message.token for message in messages if isinstance(message, wire.Task)]
+        self.handed += [message.token for message in messages if isinstance(message, wire.Assignment)]
         return True
 
     def drain(self) -> None:

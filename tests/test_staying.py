@@ -27,8 +27,8 @@ from underway.definition.manifest import Lane, Policy, Step
 from underway.guardian import lease_clock
 from underway.postgres.reconnecting import DatabaseUnavailable
 from underway.postgres.supervisor_store import Renewal, Store
-from underway.postgres.transitions import Next
 from underway.supervisor.tasks.verdict import Observation
+from underway.wire.messages import NextStep
 
 US, OTHERS = uuid4(), uuid4()
 KEPT = Policy(lease=timedelta(seconds=45), max_crashes=7)
@@ -262,7 +262,7 @@ def test_as_many_stay_as_there_are_places(database: str, connection: Connection)
     ],
 )
 def test_the_next_step_does_not_stay(
-    database: str, connection: Connection, workers: int, lanes: dict[Lane, Step], following: Next
+    database: str, connection: Connection, workers: int, lanes: dict[Lane, Step], following: NextStep
 ) -> None:
     run = insert(connection)
 

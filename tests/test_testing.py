@@ -297,7 +297,7 @@ def test_an_aborted_transaction_is_a_failed_attempt(connection: Connection) -> N
     connection.execute("create table written (attempt int)")
     run = run_inline(writing, "go on after an error", conn=connection)
     assert [attempt.outcome for attempt in run.attempts] == ["failed", "failed"]
-    assert "has aborted cx.tx" in (run.error or "")
+    assert "aborted cx.tx" in (run.error or "")
     assert value(connection, "select count(*) from written") == 0
 
 
@@ -477,7 +477,7 @@ def test_finished_runs_leave_after_their_keep(bound: Underway, connection: Conne
 def test_a_locked_row_is_said(
     bound: Underway, database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("underway.testing.draining._LOCKED_SECONDS", 0.2)
+    monkeypatch.setattr("underway.testing.drainer._LOCKED_SECONDS", 0.2)
     ready = threading.Event()
 
     def lock(cx: Context) -> Done:

@@ -49,16 +49,16 @@ def test_a_title_never_leaves_its_place(tmp_path: Path) -> None:
     """A name that is too long is cut, and the environment that follows in memory stays what it was."""
     program = """
 import os
-from underway import wire
-from underway.worker.title import Title
-title = Title(1)
+from underway.wire.messages import Assignment
+from underway.worker.process_title import ProcessTitle
+title = ProcessTitle(1)
 environment = open("/proc/self/environ", "rb").read()
 for name in ("x" * 10_000, "é" * 5_000, "", "short"):
-    title.task(wire.Task("run", 1, name, "step", 1, 0, 0, 1.0, None, b""))
+    title.show_task(Assignment("run", 1, name, "step", 1, 0, 0, 1.0, None, b""))
     line = open("/proc/self/cmdline", "rb").read()
     assert len(line) == len(title._area) and line[-1:] == b"\\0", line
     assert line.startswith(("underway worker 1: " + name).encode()[:len(line) - 1]), line
-    title.busy(), title.idle()
+    title.show_busy(), title.show_idle()
 assert open("/proc/self/cmdline", "rb").read().rstrip(b"\\0") == b"underway worker 1: idle"
 assert open("/proc/self/environ", "rb").read() == environment
 """

@@ -185,9 +185,9 @@ def test_a_run_keeps_its_unique_key_through_its_steps(start_supervisor: Callable
 
 
 def test_a_step_cannot_enqueue_a_unique_run_without_a_transaction_of_its_own() -> None:
-    from underway.worker.executor import _Attempt
     from underway.worker.logging_setup import PLAIN_LOGS
+    from underway.worker.step_context import Services, StepContext
 
-    attempt = _Attempt(keyed.app, None, None, None, 1, 0, threading.RLock(), PLAIN_LOGS)  # type: ignore[arg-type]
+    attempt = StepContext(Services(keyed.app, None, None, None, PLAIN_LOGS), 1)  # type: ignore[arg-type]
     with pytest.raises(InvalidOption, match=r"job.enqueue\(value, conn=cx.tx\)"):
         attempt.spawn(keyed.imports, {"account": 1})

@@ -11,7 +11,7 @@ import pytest
 from underway.definition.manifest import Lane, Policy, Step
 from underway.definition.retry import RetryPolicy
 from underway.postgres.queries import statements
-from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, Next, succeed
+from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, succeed
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import VERDICTS, Charge, Observation, crash_delay, decide, what_follows
 
@@ -179,7 +179,7 @@ def test_success_ends_the_run_or_takes_it_to_the_next_step() -> None:
     before = task(attempts=2, crashes=1)
     finish = ends(succeed(before, STARTED, None, b"[1]"))
     assert finish == FinishRun("run", 11, "succeeded", b"[1]", 2, 1, STARTED)
-    following = Next("after", "other queue", 9, 30.0, 120.0, "customer 7", 2)
+    following = NextStep("after", "other queue", 9, 30.0, 120.0, "customer 7", 2)
     row = goes_on(succeed(before, STARTED, following, b"[2]"))
     assert all(getattr(row, name) == placed for name, placed in following._asdict().items())
     assert row.payload == b"[2]"

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from underway.wire import frames
 from underway.wire import messages as wire
-from underway.wire.messages import BrokenFrame, FrameReader, Message
+from underway.wire.frames import BrokenFrame, FrameReader
+from underway.wire.messages import Message
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 payloads = st.binary(max_size=300)
@@ -21,8 +23,15 @@ extras = st.dictionaries(
 )
 counts = st.integers(0, 2**31)
 json_values: st.SearchStrategy[Any] = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | texts
-placements = st.none() | st.tuples(
-    texts, texts, st.integers(-(2**15), 2**15 - 1), seconds, seconds, st.none() | texts, st.none() | counts
+next_steps = st.none() | st.builds(
+    wire.NextStep,
+    texts,
+    texts,
+    st.integers(-(2**15), 2**15 - 1),
+    seconds,
+    seconds,
+    st.none() | texts,
+    st.none() | counts,
 )
 spawns = st.builds(
     wire.Spawn,
@@ -43,7 +52,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(wire.BootFailed, payloads),
     st.builds(wire.Welcome, texts, texts, texts),
     st.builds(
-        wire.Task,
+        wire.Assignment,
         texts,
         tokens,
         texts,
@@ -64,7 +73,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         tokens,
         st.none() | tokens,
         st.sampled_from(wire.ENDINGS),
-        placements,
+        next_steps,
         st.none() | seconds,
         st.lists(spawns, max_size=3),
         seconds,
@@ -91,15 +100,15 @@ def read(*pieces: bytes) -> list[Message]:
 
 
 def test_every_message_is_tried_here() -> None:
-    assert {kind.__name__ for kind in wire._KINDS} == {
-        "Hello", "BootFailed", "Welcome", "Task", "Started", "Progress", "Log", "Transaction", "Result", "Stop",
+    assert {kind.__name__ for kind in frames.KINDS} == {
+        "Hello", "BootFailed", "Welcome", "Assignment", "Started", "Progress", "Log", "Transaction", "Result", "Stop",
         "Revoke", "Skipped", "Tainted", "End",
     }  # fmt: skip
 
 
 @given(st.lists(messages, max_size=6), st.data())
 def test_messages_survive_any_cut(sent: list[Message], data: st.DataObject) -> None:
-    stream = b"".join(map(wire.encode, sent))
+    stream = b"".join(map(frames.encode, sent))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
     edges = [0, *cuts, len(stream)]
     reader = FrameReader()
@@ -113,7 +122,7 @@ def test_messages_survive_any_cut(sent: list[Message], data: st.DataObject) -> N
 
 @given(messages)
 def test_messages_survive_byte_by_byte(sent: Message) -> None:
-    stream = wire.encode(sent)
+    stream = frames.encode(sent)
     reader = FrameReader()
     for index, byte in enumerate(stream):
         received = list(reader.feed(bytes([byte])))
@@ -125,7 +134,7 @@ def test_messages_survive_byte_by_byte(sent: Message) -> None:
 def test_a_reader_left_in_the_middle_of_a_batch_loses_nothing() -> None:
     sent = [wire.Started(number) for number in range(5)]
     reader = FrameReader()
-    for message in reader.feed(b"".join(map(wire.encode, sent))):
+    for message in reader.feed(b"".join(map(frames.encode, sent))):
         assert message == sent[0]
         break
     # the generator was dropped after one message; the others are still there
@@ -134,20 +143,20 @@ def test_a_reader_left_in_the_middle_of_a_batch_loses_nothing() -> None:
 
 def test_a_large_payload_and_one_too_large() -> None:
     large = wire.Progress(1, b"x" * (8 * 2**20))
-    assert read(wire.encode(large)) == [large]
+    assert read(frames.encode(large)) == [large]
     with pytest.raises(BrokenFrame, match="with length"):
-        read(frame(3, b"[1]", length=wire.MAX_FRAME + 1))
+        read(frame(3, b"[1]", length=frames.MAX_FRAME + 1))
 
 
 BROKEN = {
-    "a kind there is not": frame(len(wire._KINDS), b"[]"),
+    "a kind there is not": frame(len(frames.KINDS), b"[]"),
     "the last kind there could be": frame(255, b"[]"),
     "text in place of frames": b"HTTP/1.1 200 OK\r\n\r\n",
     "print output": b"hello world, this is a library writing to the wrong descriptor\n",
     "ones only": b"\xff" * 20,
     "no room for its own head": frame(3, b"", length=0),
     "a header longer than the frame": struct.pack("!IBI", 10, 3, 6) + b"[1]   ",
-    "an extra that is a list": frame(wire._NUMBERS[wire.Log], b'[1,20,"x",null,{"pages":[1]}]'),
+    "an extra that is a list": frame(frames.NUMBERS[wire.Log], b'[1,20,"x",null,{"pages":[1]}]'),
     "a header that is no JSON": frame(3, b"]1["),
     "a header that is no text": frame(3, b"\xff\xfe"),
     "an empty header": frame(3, b""),
@@ -178,7 +187,7 @@ def test_broken_frames_are_refused(name: str) -> None:
     reader = FrameReader()
     received: list[Message] = []
     with pytest.raises(BrokenFrame):  # noqa: PT012
-        for message in reader.feed(wire.encode(good) + BROKEN[name]):
+        for message in reader.feed(frames.encode(good) + BROKEN[name]):
             received.append(message)  # what came before it still counts
     assert received == [good]
 
@@ -188,7 +197,7 @@ def test_noise_is_refused_or_waited_out_but_never_hangs(noise: bytes) -> None:
     reader = FrameReader()
     try:
         for message in reader.feed(noise):
-            assert wire.encode(message)
+            assert frames.encode(message)
     except BrokenFrame:
         return
     assert len(reader._buffer) <= len(noise)
@@ -196,7 +205,7 @@ def test_noise_is_refused_or_waited_out_but_never_hangs(noise: bytes) -> None:
 
 @given(messages, st.data())
 def test_a_flipped_byte_is_no_other_error_than_a_broken_frame(sent: Message, data: st.DataObject) -> None:
-    stream = bytearray(wire.encode(sent))
+    stream = bytearray(frames.encode(sent))
     stream[data.draw(st.integers(0, len(stream) - 1))] ^= data.draw(st.integers(1, 255))
     try:
         for message in read(bytes(stream)):
@@ -207,14 +216,14 @@ def test_a_flipped_byte_is_no_other_error_than_a_broken_frame(sent: Message, dat
 
 def test_the_payload_is_never_parsed() -> None:
     for payload in (b"\xff\x00 not json", b"", b"[", orjson.dumps("x")):
-        task = wire.Task("run", 1, "job", "step", 1, 0, 0, 1.0, None, payload)
-        assert read(wire.encode(task)) == [task]
+        task = wire.Assignment("run", 1, "job", "step", 1, 0, 0, 1.0, None, payload)
+        assert read(frames.encode(task)) == [task]
 
 
 def test_the_header_is_small_json_with_what_a_supervisor_needs() -> None:
-    stream = wire.encode(wire.Task("run", 7, "job", "step", 1, 0, 0, 2.5, None, b"payload"))
+    stream = frames.encode(wire.Assignment("run", 7, "job", "step", 1, 0, 0, 2.5, None, b"payload"))
     length, kind, header_length = struct.unpack_from("!IBI", stream)
     assert length == len(stream) - 4
-    assert wire._KINDS[kind] is wire.Task
+    assert frames.KINDS[kind] is wire.Assignment
     assert orjson.loads(stream[9 : 9 + header_length]) == ["run", 7, "job", "step", 1, 0, 0, 2.5, None]
     assert stream[9 + header_length :] == b"payload"

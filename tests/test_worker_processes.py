@@ -23,6 +23,7 @@ from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.descendants import Descendants
 from underway.supervisor.workers.process import KillReason, WorkerProcess
 from underway.supervisor.workers.recycle import NO_MARKS, WorkerUsage
+from underway.wire import frames
 from underway.wire import messages as wire
 
 
@@ -118,14 +119,14 @@ def test_a_task_that_was_skipped_and_comes_again_is_announced_again() -> None:
     )
     theirs.close()
     said: list[wire.Message] = []
-    reader = wire.FrameReader()
+    reader = frames.FrameReader()
 
     def read_until(kind: type[wire.Message]) -> None:
         while not any(isinstance(message, kind) for message in said):
             said.extend(reader.feed(ours.recv(1 << 16)))
 
     def say(*messages: wire.Message) -> None:
-        ours.sendall(b"".join(map(wire.encode, messages)))
+        ours.sendall(b"".join(map(frames.encode, messages)))
 
     long, short = (_task(1, "returning", "returns", b"0"), _task(2, "shorts", "short", b'""'))
     try:
@@ -136,7 +137,7 @@ def test_a_task_that_was_skipped_and_comes_again_is_announced_again() -> None:
         say(wire.Revoke(2))  # while the first result, with word of the second task, is longer than the socket holds
         read_until(wire.Skipped)
         (result,) = (message for message in said if isinstance(message, wire.Result))
-        assert (result.token, result.then) == (1, 2)
+        assert (result.token, result.next_started) == (1, 2)
         said.clear()
         say(short)
         read_until(wire.Result)
@@ -147,5 +148,5 @@ def test_a_task_that_was_skipped_and_comes_again_is_announced_again() -> None:
         ours.close()
 
 
-def _task(token: int, job: str, step: str, payload: bytes) -> wire.Task:
-    return wire.Task(f"run {token}", token, job, step, 1, 0, 0, 60.0, None, payload)
+def _task(token: int, job: str, step: str, payload: bytes) -> wire.Assignment:
+    return wire.Assignment(f"run {token}", token, job, step, 1, 0, 0, 60.0, None, payload)

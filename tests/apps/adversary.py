@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from underway import Context, Done, Fail, Interrupt, Retry, RetryPolicy, To, Underway
+from underway.wire import frames
 from underway.wire import messages as wire
 
 app = Underway()
@@ -61,14 +62,14 @@ innocents = app.job("innocents").step(innocent, timeout=timedelta(seconds=20))
 
 
 def forge(*messages: wire.Message) -> None:
-    data = b"".join(map(wire.encode, messages))
+    data = b"".join(map(frames.encode, messages))
     while data:
         data = data[os.write(WIRE, data) :]
 
 
 def result(token: int, **fields: Any) -> wire.Result:
-    plain: dict[str, Any] = {"then": None, "ending": "done", "placement": None, "retry_after": None, "spawned": []}
-    plain |= {"seconds": 0.1, "cpu_seconds": 0.1, "peak_rss": 1, "payload": b'"forged"'}
+    plain: dict[str, Any] = {"next_started": None, "ending": "done", "next_step": None, "retry_after": None}
+    plain |= {"spawned": [], "seconds": 0.1, "cpu_seconds": 0.1, "peak_rss": 1, "payload": b'"forged"'}
     return wire.Result(token, **{**plain, **fields})
 
 
@@ -91,14 +92,14 @@ def starts_and_skips_others(cx: Context) -> Done[str]:
 
 
 @deed
-def a_placement_of_one_field(cx: Context) -> None:
-    forge(result(token_of(cx), ending="next", placement=["follow"]))
+def a_next_step_of_one_field(cx: Context) -> None:
+    forge(result(token_of(cx), ending="next", next_step=["follow"]))
     time.sleep(60)
 
 
 @deed
 def a_step_that_nobody_has(cx: Context) -> None:
-    forge(result(token_of(cx), ending="next", placement=[7, {}, "x", [], None, 1.5, "y"]))
+    forge(result(token_of(cx), ending="next", next_step=[7, {}, "x", [], None, 1.5, "y"]))
     time.sleep(60)
 
 

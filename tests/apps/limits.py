@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from underway import Context, Done, Fail, Interrupt, RetryPolicy, To, Underway
-from underway.wire import messages
+from underway.wire import frames, messages
 
 app = Underway()
 
@@ -153,9 +153,9 @@ def stubborn(cx: Context, how: str) -> Done:
             # Faster than the supervisor can read; nobody hears of level 1.
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
             time.sleep(4.5 if "in the end" in how else 0)
-            frames = unsent = memoryview(messages.encode(messages.Log(0, 1, "flood", None, {}, b"x")) * 2000)
+            flood = unsent = memoryview(frames.encode(messages.Log(0, 1, "flood", None, {}, b"x")) * 2000)
             while True:
-                unsent = unsent[os.write(int(sys.argv[2]), unsent) :] or frames
+                unsent = unsent[os.write(int(sys.argv[2]), unsent) :] or flood
     return To.done()
 
 

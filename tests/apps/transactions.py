@@ -337,7 +337,7 @@ def fail_to_serialize_at_commit(cx: Context, order: Order) -> int:
     return order.number
 
 
-@failure("an error of Postgres has aborted cx.tx")
+@failure("a PostgreSQL error aborted cx.tx")
 def swallow(cx: Context, order: Order) -> int:
     write(cx, order)
     with contextlib.suppress(psycopg.Error):

@@ -51,10 +51,10 @@ def following_step(job: str, step: str) -> str | None:
     return None if step == steps[-1] else steps[steps.index(step) + 1]
 
 
-def placement_of(job: str, step: str, given: bytes, delay: float = 0.0) -> messages.Placement:
-    """The fields of a Next, as a worker fills them in."""
+def placement_of(job: str, step: str, given: bytes, delay: float = 0.0) -> messages.NextStep:
+    """As a worker fills it in."""
     key = key_of(job, step, given)
-    return step, "default", 0, delay, 60.0, key and key.text, key and key.limit
+    return messages.NextStep(step, "default", 0, delay, 60.0, key and key.text, key and key.limit)
 
 
 def _job(name: str, policy: Policy) -> Job:

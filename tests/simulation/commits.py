@@ -66,7 +66,7 @@ def _hand_over(database: Database, row: Row, on: AdvanceRun) -> set[str]:
     """Put the run at its step; the keys that it has given up, or wants."""
     before, held = row.key, row.holds_key
     if on.queue is not None:
-        row.key = None if on.concurrency_key is None else Key(on.concurrency_key, on.key_limit or 1)
+        row.key = None if on.concurrency_key is None else Key(on.concurrency_key, on.concurrency_limit or 1)
         row.holds_key = held and row.key == before
     row.lane = Lane(on.queue or row.lane.queue, row.lane.job, on.step)
     row.input = on.payload or row.input

@@ -31,7 +31,7 @@ class Steps:
         self._clock = where.database.loop
         self._rng = self._clock.rng
 
-    def execute(self, task: messages.Task) -> None:
+    def execute(self, task: messages.Assignment) -> None:
         rng, calm = self._rng, self._where.calm
         seconds = rng.uniform(0.2, 2.9) if task.job == "long" else rng.expovariate(500)
         if rng.random() < 0.03:
@@ -51,18 +51,20 @@ class Steps:
         storable = calm or rng.random() > _UNSTORABLE
         self._clock.happen(seconds, lambda: self._end(task, ending, seconds, storable=storable))
 
-    def stop(self, task: messages.Task) -> None:
+    def stop(self, task: messages.Assignment) -> None:
         """Most steps end when they are told to, some succeed in spite of it, some do not care."""
         dice = self._rng.random()
         if dice < 0.9:
             ending: messages.Ending = "interrupted" if dice < 0.7 else "next"
             self._clock.happen(self._rng.uniform(0, 0.5), lambda: self._end(task, ending, 0.1))
 
-    def _crash(self, task: messages.Task) -> None:
+    def _crash(self, task: messages.Assignment) -> None:
         if self._worker.runs is task:
             self._worker.process.die(-signal.SIGSEGV, self._rng.uniform(0, 0.01))
 
-    def _end(self, task: messages.Task, ending: messages.Ending, seconds: float, *, storable: bool = True) -> None:
+    def _end(
+        self, task: messages.Assignment, ending: messages.Ending, seconds: float, *, storable: bool = True
+    ) -> None:
         if self._worker.runs is not task:
             return
         payload, placement, spawned = task.payload if storable else UNSTORABLE, None, list[messages.Spawn]()
@@ -73,7 +75,7 @@ class Steps:
         self._ledger.produced[task.token] = ending
         self._result(task, ending, placement, spawned, seconds, payload)
 
-    def _commit_own(self, task: messages.Task, seconds: float) -> None:
+    def _commit_own(self, task: messages.Assignment, seconds: float) -> None:
         """Handed over by the worker, which then has to live long enough to say so."""
         if self._worker.runs is not task:
             return
@@ -95,14 +97,14 @@ class Steps:
             return
         self._result(task, "committed", placement, [], seconds, task.payload)
 
-    def _placement(self, task: messages.Task) -> messages.Placement | None:
+    def _placement(self, task: messages.Assignment) -> messages.NextStep | None:
         step = following_step(task.job, task.step)
         if step is None:
             return None
         delay = 0.0 if self._rng.random() < 0.9 else self._rng.uniform(0, 0.5)
         return placement_of(task.job, step, task.payload, delay)
 
-    def _spawn(self, task: messages.Task, *, storable: bool = False) -> list[messages.Spawn]:
+    def _spawn(self, task: messages.Assignment, *, storable: bool = False) -> list[messages.Spawn]:
         if task.job != "parent":
             return []
         spawned: list[messages.Spawn] = []
@@ -122,9 +124,9 @@ class Steps:
 
     def _result(
         self,
-        task: messages.Task,
+        task: messages.Assignment,
         ending: messages.Ending,
-        placement: messages.Placement | None,
+        placement: messages.NextStep | None,
         spawned: list[messages.Spawn],
         seconds: float,
         payload: bytes,

@@ -24,7 +24,7 @@ class Whereabouts:
     def stalled(self, seconds: float) -> None:
         self._last_stall = self._loop.time() + seconds
 
-    def begin(self, worker: "WorkerLoop", task: messages.Task) -> None:
+    def begin(self, worker: "WorkerLoop", task: messages.Assignment) -> None:
         ledger, token = self.database.ledger, task.token
         if token in ledger.executed:
             raise Broken(f"{task.run} {token}: executed twice")
@@ -38,12 +38,12 @@ class Whereabouts:
             if with_key > key.limit and not self._stalled_lately():
                 raise Broken(f"{task.run} {token}: {with_key} are executed at a time under the key {key.text}")
 
-    def end(self, worker: "WorkerLoop", task: messages.Task) -> None:
+    def end(self, worker: "WorkerLoop", task: messages.Assignment) -> None:
         self._running[task.run].remove(worker)
         if key := _key_of(task):
             self._with_key[key.text] -= 1
 
-    def _check_alone(self, task: messages.Task) -> None:
+    def _check_alone(self, task: messages.Assignment) -> None:
         for other in self._running.get(task.run, []):
             how = self.database.ledger.left.get(other.runs.token) if other.runs is not None else None
             # Its own transaction has committed; or it should have been killed before its lease lapsed, and who does
@@ -61,5 +61,5 @@ class Whereabouts:
         return self._loop.time() < self._last_stall + 2 * LEASE
 
 
-def _key_of(task: messages.Task) -> Key | None:
+def _key_of(task: messages.Assignment) -> Key | None:
     return key_of(task.job, task.step, task.payload)

@@ -83,7 +83,7 @@ class FakeWorker(WorkerProcess):
 
     def send(self, *messages: wire.Message) -> bool:
         for message in messages:
-            if isinstance(message, wire.Task):
+            if isinstance(message, wire.Assignment):
                 self._check_hand_over(message)
             (self._held_up if self._is_full() else self.inbox).append(message)
         if self.inbox:
@@ -99,7 +99,7 @@ class FakeWorker(WorkerProcess):
             self.inbox, self._held_up = self._held_up, deque()
         return self.inbox.popleft() if self.inbox else None
 
-    def _check_hand_over(self, message: wire.Task) -> None:
+    def _check_hand_over(self, message: wire.Assignment) -> None:
         task = self.tasks[message.token]
         if (message.job, message.step) not in self._known:
             raise Broken(f"{message.run}: {message.job}.{message.step} was handed to a worker that does not know it")

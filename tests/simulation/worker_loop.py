@@ -19,12 +19,12 @@ class WorkerLoop:
         self.where = where
         self.clock = where.database.loop
         self.rng = self.clock.rng
-        self.runs: wire.Task | None = None
+        self.runs: wire.Assignment | None = None
         self.dead = False  # executes nothing any more; its death may not have been seen yet
         self.ledger = where.database.ledger
         self._code = code
         self._steps = Steps(self, where, owner)
-        self._queue: deque[wire.Task] = deque()
+        self._queue: deque[wire.Assignment] = deque()
         self._skip: set[int] = set()
         self._unwritten: list[wire.Message] = []
         self._announced: int | None = None
@@ -77,7 +77,7 @@ class WorkerLoop:
     def _look(self) -> None:
         while (message := self.process.take()) is not None:
             match message:
-                case wire.Task():
+                case wire.Assignment():
                     self._queue.append(message)
                 case wire.Revoke(token):
                     self._skip.add(token)
@@ -93,7 +93,7 @@ class WorkerLoop:
                     if self.runs is not None and self.runs.token == token:
                         self._steps.stop(self.runs)
 
-    def _begin(self, task: wire.Task) -> None:
+    def _begin(self, task: wire.Assignment) -> None:
         if self.dead:
             return
         self._look()
@@ -114,7 +114,7 @@ class WorkerLoop:
 
     # The end of a task, of one kind or the other
 
-    def ended(self, task: wire.Task, result: wire.Result) -> None:
+    def ended(self, task: wire.Assignment, result: wire.Result) -> None:
         """It goes out together with the Started of the next, which it may name itself."""
         self.where.end(self, task)
         self.runs = None
@@ -123,7 +123,7 @@ class WorkerLoop:
         self._announced = self._queue[0].token if self._queue and not self._spoilt else None
         if self._announced is not None:
             self.ledger.announced.add(self._announced)
-        self._unwritten.append(result._replace(then=self._announced))
+        self._unwritten.append(result._replace(next_started=self._announced))
         if not self.where.calm and self.rng.random() < 0.002:
             self.ledger.produced[task.token] = "cut off in the middle of writing"
             self.process.die(-9, 0.001)

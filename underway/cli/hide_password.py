@@ -6,8 +6,7 @@ import os
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
-# Indexes of arg_start and arg_end in /proc/self/stat, counted after the process name.
-_ARG_START, _ARG_END = 45, 46
+from underway.linux import command_line_area
 
 
 def hide_password(database: str | None) -> None:
@@ -17,7 +16,7 @@ def hide_password(database: str | None) -> None:
     start. Without /proc this function does nothing.
     """
     if database is not None and _has_password(database):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             _overwrite(os.fsencode(database))
 
 
@@ -29,9 +28,7 @@ def _has_password(database: str) -> bool:
 
 
 def _overwrite(secret: bytes) -> None:
-    with open("/proc/self/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-    start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
+    start, end = command_line_area()
     with open("/proc/self/mem", "r+b", buffering=0) as memory:
         memory.seek(start)
         arguments = memory.read(end - start)

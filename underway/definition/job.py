@@ -29,6 +29,7 @@ from underway.definition.transition import To
 from underway.errors import InvalidOption, JobDefinitionError, PayloadError
 from underway.keys import fields
 from underway.payload import codec
+from underway.payload.type_names import type_name, type_names
 
 if TYPE_CHECKING:
     import psycopg
@@ -329,7 +330,7 @@ def _handed_over(where: str, annotation: Any) -> tuple[Any, Any]:
     for branch in branches:
         if branch is To or get_origin(branch) is not To:
             raise JobDefinitionError(
-                f"{where}: it returns {codec.type_name(annotation)}; a step must return To[NextInput], "
+                f"{where}: it returns {type_name(annotation)}; a step must return To[NextInput], "
                 f"To[NextInput, Result] or Done[Result]"
             )
         handed, result, *_ = (*get_args(branch), None)
@@ -356,7 +357,7 @@ def _check_travels(where: str, kind: Any) -> None:
 def _check_keys(where: str, placement: manifest.Placement, taken: Any) -> None:
     templates = {"unique_key": placement.unique_key, "concurrency_key": placement.concurrency_key}
     for option, template in templates.items():
-        if template is not None and (reason := fields.misfit(template, taken)):
+        if template is not None and (reason := fields.mismatch(template, taken)):
             raise JobDefinitionError(f"{where}: {option} {template!r} {reason}")
 
 
@@ -390,7 +391,7 @@ def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
             )
         if not _fits(before.next_type, after.input_type):
             hint = ", which is plain JSON" if after.input_type in (Any, object) else ""
-            handed, taken = codec.type_names(before.next_type, after.input_type)
+            handed, taken = type_names(before.next_type, after.input_type)
             raise JobDefinitionError(
                 f"job {job!r}: step {before.spec.name!r} hands over {handed}, "
                 f"but step {after.spec.name!r} takes {taken}{hint}"
@@ -398,7 +399,7 @@ def _check_chain(job: str, steps: tuple[CompiledStep, ...]) -> None:
     if steps[-1].next_type is not Never:
         raise JobDefinitionError(
             f"job {job!r} has no end: its last step {steps[-1].spec.name!r} hands over "
-            f"{codec.type_name(steps[-1].next_type)}; return Done from it, or add a step"
+            f"{type_name(steps[-1].next_type)}; return Done from it, or add a step"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a step returns: where its run goes."""
+"""What a step returns: where its run goes next."""
 
 from datetime import timedelta
 from typing import Any, Generic, Never, TypeAlias, overload
@@ -17,8 +17,8 @@ _R = TypeVar("_R", default=None)
 class To(Generic[Next, Result]):
     """The hand-over of a step: `To.next(value)` to the next step, or `To.done(result)` to the end of the run.
 
-    `To[Next, Result]` says what a step may hand over: the input of the next step, and the result with which it may
-    end the run (None if not given). A step that always ends it returns `Done`.
+    `To[Next, Result]` declares the types: the input of the next step, and the result with which the step may end the
+    run (None by default). A step that always ends the run returns `Done`.
     """
 
     __slots__ = ("delay", "ends", "value")
@@ -30,7 +30,7 @@ class To(Generic[Next, Result]):
 
     @staticmethod
     def next(value: _Value, *, delay: timedelta | None = None) -> "To[_Value, Never]":
-        """Go on to the next step with this value, not before `delay` (in place of the step's own) has passed."""
+        """Advance the run to the next step, with this value as its input. `delay` replaces the step's own delay."""
         if delay is not None and (not isinstance(delay, timedelta) or not timedelta(0) <= delay <= LONGEST):
             raise InvalidOption(f"delay must be a timedelta between 0 and 1000 years, not {delay!r}")
         return To(value, ends=False, delay=delay)
@@ -43,7 +43,7 @@ class To(Generic[Next, Result]):
     def done(result: _Value) -> "To[Never, _Value]": ...
     @staticmethod
     def done(result: Any = None) -> "To[Never, Any]":
-        """End the run as succeeded; `Run.result()` returns this value."""
+        """End the run as succeeded, with this value as its result, which `Run.result()` returns."""
         return To(result, ends=True)
 
     def __repr__(self) -> str:

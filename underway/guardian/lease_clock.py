@@ -2,7 +2,7 @@
 
 import time
 
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+from underway.guardian.script import CLOCK
 
 
 def now() -> float:
@@ -11,4 +11,4 @@ def now() -> float:
     (A laptop that had slept for an hour considered its leases valid when it woke up, and ran steps beside the new
     owners.)
     """
-    return time.clock_gettime(_CLOCK)
+    return time.clock_gettime(CLOCK)

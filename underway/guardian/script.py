@@ -1,10 +1,10 @@
-"""Kills everything below a supervisor, or below some workers of it.
+"""Kills all processes below a supervisor, or below some of its workers.
 
 Run as a script, this is the guardian. It holds the other end of a pipe: when the supervisor has died, for whatever
-reason, the guardian kills everything that the supervisor started. The supervisor sends it a deadline until which the
-workers may run. If the deadline passes without a new one, the supervisor is stopped or starved of CPU, and the guardian
-kills the workers before other supervisors may take their runs. It uses only the standard library, to save memory and to
-be robust.
+reason, the guardian kills all processes that the supervisor has started. The supervisor sends it a deadline until which
+the workers may run. If the deadline passes without a new one, the supervisor is stopped or starved of CPU, and the
+guardian kills the workers before other supervisors may take their runs. It uses only the standard library, to save
+memory and to be robust.
 
 The processes of a worker are found in three ways: by the mark in their environment, by session, and by parent. A child
 that called setsid keeps the mark. A child that cleared its environment too is still found by its parent, because
@@ -24,36 +24,36 @@ from collections.abc import Collection, Iterable
 MARK = "UNDERWAY_SLOT"
 # A resource tracker exits by itself when all processes that hold its pipe are dead.
 TRACKER_SECONDS = 2.0
-# The guardian's message that it is killing the workers of a live supervisor.
-STRUCK = b"struck\n"
+# The guardian's message that it kills the workers of a supervisor that still lives.
+KILLING_WORKERS = b"killing workers\n"
 _PAUSE_SECONDS = 0.1
 _SPARED_PAUSE_SECONDS = 0.01
 # poll() does not count the time during which the machine is suspended, so the lease clock is read at this interval.
-_LOOK_SECONDS = 1.0
+_CLOCK_SECONDS = 1.0
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # the same as in underway.lease_clock
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # see lease_clock
 
 
 def kill_below(marks: Iterable[str], roots: Iterable[int] = (), spared: set[int] | None = None) -> int:
     """SIGKILL every process whose mark begins with one of `marks`, these roots, and all below them; returns how many.
 
     If `spared` is given, resource trackers are added to it instead of being killed; the caller must end them later.
-    They are stopped first, until a look finds nothing new: a process that forks while it is hunted cannot get ahead.
-    Raises OSError if the system does not let us look, after it has killed what it knew.
+    The processes are stopped first, until a search finds no new one, so that none can escape by forking. Raises OSError
+    if the system does not let us search; the processes found before are killed.
     """
     wanted = tuple(mark.encode() for mark in marks)
-    frozen: set[int] = set()
-    strangers: set[int] = set()
+    stopped: set[int] = set()
+    unmarked: set[int] = set()
     try:
-        _freeze(roots, frozen)
-        # Before the first look, which takes its time where there are thousands, and longer while they take the CPU.
-        _freeze([child for root in roots for child in children_listed(root)], frozen, spared)
-        while new := _belonging(wanted, frozen, strangers) - frozen - (spared or set()):
-            _freeze(new, frozen, spared)
+        _stop(roots, stopped)
+        # Before the first search, which takes long if there are thousands of processes, and longer while they run.
+        _stop([child for root in roots for child in children_listed(root)], stopped, spared)
+        while new := _find_below(wanted, stopped, unmarked) - stopped - (spared or set()):
+            _stop(new, stopped, spared)
     finally:
-        for pid in frozen:
+        for pid in stopped:
             _signal(pid, signal.SIGKILL)
-    return len(frozen)
+    return len(stopped)
 
 
 def parents() -> dict[int, int]:
@@ -66,9 +66,9 @@ def children_of(pid: int) -> set[int]:
 
 
 def children_listed(pid: int) -> list[int]:
-    """From the kernel's own lists, one for each thread: a hundred times cheaper than a look at all processes.
+    """The children of a process from the kernel's lists, one per thread: a hundred times cheaper than all processes.
 
-    Empty also where the kernel keeps no such lists.
+    Empty if the kernel does not provide these lists.
     """
     children: list[int] = []
     with contextlib.suppress(OSError):
@@ -82,14 +82,14 @@ def living(pids: Collection[int]) -> set[int]:
     return set(pids) & parents().keys() if pids else set()
 
 
-def _freeze(pids: Iterable[int], frozen: set[int], spared: set[int] | None = None) -> None:
+def _stop(pids: Iterable[int], stopped: set[int], spared: set[int] | None = None) -> None:
     for pid in pids:
         _signal(pid, signal.SIGSTOP)
         if spared is not None and _tracks_resources(pid):
             _signal(pid, signal.SIGCONT)
             spared.add(pid)
         else:
-            frozen.add(pid)
+            stopped.add(pid)
 
 
 def _tracks_resources(pid: int) -> bool:
@@ -100,32 +100,32 @@ def _tracks_resources(pid: int) -> bool:
     return b"resource_tracker import main" in _read(f"/proc/{pid}/cmdline")
 
 
-def _belonging(marks: tuple[bytes, ...], known: set[int], strangers: set[int]) -> set[int]:
-    """`strangers` are those that were looked at before: a mark is inherited by fork, and nobody wins it later."""
+def _find_below(marks: tuple[bytes, ...], known: set[int], unmarked: set[int]) -> set[int]:
+    """`unmarked` are processes that need not be inspected again: a process inherits its mark or never has one."""
     parent_of, sessions = _processes()
-    kin: dict[int, list[int]] = {}
+    related: dict[int, list[int]] = {}
     for pid, parent in parent_of.items():
-        kin.setdefault(parent, []).append(pid)
-        # A session is led by a worker or by a descendant of one, so whoever is in it belongs to us.
-        kin.setdefault(sessions[pid], []).append(pid)
+        related.setdefault(parent, []).append(pid)
+        # The leader of a session is a worker or a descendant of one, so all members of the session are below us.
+        related.setdefault(sessions[pid], []).append(pid)
     found: set[int] = set()
-    _add_with_kin(known & parent_of.keys(), kin, found)
+    _add_with_related(known & parent_of.keys(), related, found)
     if marks:
-        others = parent_of.keys() - found - strangers
+        others = parent_of.keys() - found - unmarked
         marked = {pid for pid in others if _is_marked(pid, marks)}
-        strangers |= others - marked
-        _add_with_kin(marked, kin, found)
+        unmarked |= others - marked
+        _add_with_related(marked, related, found)
     return found - {os.getpid()}
 
 
-def _add_with_kin(pids: Iterable[int], kin: dict[int, list[int]], found: set[int]) -> None:
-    """Those, their children, and the sessions they lead, and so on."""
+def _add_with_related(pids: Iterable[int], related: dict[int, list[int]], found: set[int]) -> None:
+    """Add these processes, their children and the members of their sessions, recursively."""
     left = list(pids)
     while left:
         pid = left.pop()
         if pid not in found:
             found.add(pid)
-            left += kin.get(pid, ())
+            left += related.get(pid, ())
 
 
 def _processes() -> tuple[dict[int, int], dict[int, int]]:
@@ -146,7 +146,7 @@ def _is_marked(pid: int, marks: tuple[bytes, ...]) -> bool:
 
 
 def _read(path: str) -> bytes:
-    """Empty if its process has gone, or is none of ours. By hand: file objects take three times as long."""
+    """Empty if the process has exited or cannot be read. By os.read, because file objects take three times as long."""
     descriptor = -1
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -185,54 +185,55 @@ def _watch(mark: str) -> None:
     os.set_blocking(0, False)
     ready = select.poll()
     ready.register(0, select.POLLIN)
-    lapses_at, text = math.inf, b""
+    expires_at, text = math.inf, b""
     while True:
-        left = lapses_at - time.clock_gettime(_CLOCK)
-        if ready.poll(None if left == math.inf else 1000 * max(0.0, min(left, _LOOK_SECONDS))):
+        left = expires_at - time.clock_gettime(CLOCK)
+        if ready.poll(None if left == math.inf else 1000 * max(0.0, min(left, _CLOCK_SECONDS))):
             read = os.read(0, 4096)
             if not read:
                 return
             *lines, text = (text + read).split(b"\n")
-            lapses_at = float(lines[-1]) if lines else lapses_at
+            expires_at = float(lines[-1]) if lines else expires_at
         elif left <= 0:  # only after the pipe has been drained: the guardian itself may have been stopped
-            _strike(mark)
-            lapses_at = math.inf
+            _kill_workers(mark)
+            expires_at = math.inf
 
 
-def _strike(mark: str) -> None:
+def _kill_workers(mark: str) -> None:
     """Kill the workers of a supervisor that has missed its deadline, and report it before it can see their deaths.
 
     It searches only once: a second search could find workers that the supervisor starts when it resumes.
     """
     spared: set[int] = set()
     with contextlib.suppress(OSError):
-        os.write(1, STRUCK)
+        os.write(1, KILLING_WORKERS)
     with contextlib.suppress(OSError):
         kill_below([mark], spared=spared)
-    _let_finish(spared)
+    _await_trackers(spared)
     with contextlib.suppress(OSError):
         kill_below([], spared & living(spared))
 
 
 def _kill_all(mark: str) -> None:
-    # Twice: what was being started while the supervisor died may have got its mark only after the first look.
+    # Until a search finds none: a process that was being started when the supervisor died may get its mark only after
+    # the first search.
     spared: set[int] = set()
-    while _any_left(mark, spared):
+    while _kill_found(mark, spared):
         pass
-    _let_finish(spared)
-    while _any_left(mark):
+    _await_trackers(spared)
+    while _kill_found(mark):
         pass
 
 
-def _let_finish(spared: set[int]) -> None:
+def _await_trackers(spared: set[int]) -> None:
     deadline = time.monotonic() + TRACKER_SECONDS
     with contextlib.suppress(OSError):
         while living(spared) and time.monotonic() < deadline:
             time.sleep(_SPARED_PAUSE_SECONDS)
 
 
-def _any_left(mark: str, spared: set[int] | None = None) -> bool:
-    """Kill them. For us a system that has no descriptor to give is no reason to stop."""
+def _kill_found(mark: str, spared: set[int] | None = None) -> bool:
+    """Kill all processes found; returns whether there may be more. If the system has no file descriptors, try again."""
     try:
         return kill_below([mark], spared=spared) > 0
     except OSError:

@@ -1,8 +1,8 @@
 """Keys: constants, or templates over the fields of an input. Pure; `underway.fill_key` does the same in SQL.
 
-`"{customer_id}"` is replaced by that field of the input in JSON; `"{customer.id}"` selects a field of a nested object.
-A field must be a string, an integer or a boolean, because only these have the same text in Python and SQL. An integer
-consists of digits only: 1.0 and 1e3 are rejected.
+`"{customer_id}"` is replaced by that field of the input's JSON; `"{customer.id}"` is a field of a nested object.
+A field must be a string, an integer or a boolean, because only these have the same text in Python and in SQL. An
+integer is written with digits only: 1.0 and 1e3 are rejected.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from underway.errors import InvalidOption, PayloadError
 
-# A key and the name of its queue must fit into an index entry of at most 2,704 bytes.
+# A key and the name of a queue must fit into an index entry, which has at most 2,704 bytes.
 LONGEST = 400
 
 _TEMPLATE = re.compile(r"(?:[^{}]|\{[^{}.]+(?:\.[^{}.]+)*\})+")
@@ -19,21 +19,23 @@ _FIELD = re.compile(r"\{([^{}]+)\}")
 
 
 def checked(option: str, template: object) -> str:
-    """Return the template if it is valid. Otherwise raise InvalidOption, which names the option."""
+    """The template; InvalidOption, which names the option, if it is not valid."""
     if not isinstance(template, str) or "\0" in template or not 1 <= len(template) <= LONGEST:
         raise InvalidOption(f"{option} must be a string of 1 to {LONGEST} characters without NUL, not {template!r}")
     if not _TEMPLATE.fullmatch(template):
-        raise InvalidOption(f"{option} must be text with {{field}} placeholders, not {template!r}")
+        raise InvalidOption(
+            f"{option}: invalid key template {template!r}: write a field of the input as {{field}} or {{field.field}}"
+        )
     return template
 
 
 def fields(template: str) -> list[str]:
-    """The fields that a template uses; "a.b" is field b of the object in field a."""
+    """The fields that a template takes from the input: "a.b" is the field b of the object in the field a."""
     return _FIELD.findall(template)
 
 
 def fill(template: str, payload: bytes) -> str:
-    """The key for this input. Raises PayloadError if a field is missing or has an unsupported type."""
+    """The key for this input; PayloadError if a field is missing or is not a string, an integer or a boolean."""
     if "{" not in template:
         return template
     # Keep an integer as text: Python refuses to parse one with more than 4300 digits.
@@ -45,7 +47,7 @@ def fill(template: str, payload: bytes) -> str:
 
 
 def fill_both(unique_key: str | None, concurrency_key: str | None, payload: bytes) -> tuple[str | None, str | None]:
-    """The unique key and the concurrency key for this input; None without a template. Raises like `fill`."""
+    """The keys of a run with this input; None without a template. Raises PayloadError as `fill` does."""
     return unique_key and fill(unique_key, payload), concurrency_key and fill(concurrency_key, payload)
 
 

@@ -173,8 +173,8 @@ class StepTransactions:
             raise InsideStep("cx.tx is still busy: the step returned without reading a query's rows to their end")
         if status == TransactionStatus.INERROR:
             raise InsideStep(
-                "an error of Postgres has aborted cx.tx, and the step went on as if nothing had happened: let the "
-                "error pass, or put what may fail into: with cx.tx.transaction()"
+                "a PostgreSQL error aborted cx.tx but the step continued; re-raise it, or wrap the statements that may "
+                "fail in: with cx.tx.transaction()"
             )
         if status == TransactionStatus.IDLE or self._fetch("transaction_token")[0][0] != str(token):
             raise InsideStep(

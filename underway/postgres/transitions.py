@@ -13,6 +13,7 @@ import orjson
 
 from underway.definition.manifest import Policy
 from underway.postgres.arrays import Float4s, Float8s, Int2s, Int4s, Int8s, Texts, UUIDs
+from underway.wire.messages import NextStep
 
 
 class Attempt(NamedTuple):
@@ -62,19 +63,7 @@ class AdvanceRun(NamedTuple):
     ran_number: int
     attempt: Attempt
     concurrency_key: str | None = None
-    key_limit: int | None = None
-
-
-class Next(NamedTuple):
-    """Where the step's result puts the run."""
-
-    step: str
-    queue: str
-    priority: int
-    delay: float
-    keep: float
-    concurrency_key: str | None = None
-    key_limit: int | None = None
+    concurrency_limit: int | None = None
 
 
 class AttemptRef(Protocol):
@@ -94,24 +83,21 @@ class AttemptRef(Protocol):
     def crashes(self) -> int: ...
 
 
-def succeed(
-    task: AttemptRef, attempt: Attempt, placement: Sequence[Any] | None, payload: bytes
-) -> FinishRun | AdvanceRun:
-    """The row for an attempt that succeeded: at its next step, placed so (the fields of a Next), or finished."""
-    if placement is None:
+def succeed(task: AttemptRef, attempt: Attempt, next_step: NextStep | None, payload: bytes) -> FinishRun | AdvanceRun:
+    """The row for an attempt that succeeded: the run advances to this step, or finishes if there is none."""
+    if next_step is None:
         return FinishRun(task.run, task.token, "succeeded", payload, task.attempts, task.crashes, attempt)
-    following = Next._make(placement)
     return AdvanceRun(
         run=task.run,
         token=task.token,
-        step=following.step,
-        queue=following.queue,
-        priority=following.priority,
-        keep=following.keep,
-        concurrency_key=following.concurrency_key,
-        key_limit=following.key_limit,
+        step=next_step.step,
+        queue=next_step.queue,
+        priority=next_step.priority,
+        keep=next_step.keep,
+        concurrency_key=next_step.concurrency_key,
+        concurrency_limit=next_step.concurrency_limit,
         payload=payload,
-        delay=following.delay,
+        delay=next_step.delay,
         number=0,
         attempts=0,
         crashes=0,
@@ -159,7 +145,7 @@ def continue_parameters(
         "priorities": Int2s(columns["priority"]),
         "keeps": Float8s(columns["keep"]),
         "concurrency_keys": Texts(columns["concurrency_key"]),
-        "key_limits": Int2s(columns["key_limit"]),
+        "key_limits": Int2s(columns["concurrency_limit"]),
         "payloads": Texts(columns["payload"]),
         "delays": Float8s(columns["delay"]),
         "numbers": Int4s(columns["number"]),

@@ -1,7 +1,6 @@
 """A supervisor's life: boot the pool, open the database, serve, leave nothing behind."""
 
 import asyncio
-import ctypes
 import gc
 import os
 import socket
@@ -13,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from underway.errors import EmbeddedPostgresError, InvalidOption, NoDatabase, SchemaError
+from underway.linux import become_subreaper
 from underway.postgres.connection import conninfo, label
 from underway.postgres.reconnecting import DatabaseUnavailable, ReconnectingConnection
 from underway.postgres.supervisor_store import Store
@@ -26,8 +26,6 @@ from underway.supervisor.workers.recycle import NO_MARKS, RecycleLimits
 from underway.wire import messages
 
 log = getLogger("underway.supervisor")
-
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +123,7 @@ async def _unless_stopped(stop: StopRequest, something: "asyncio.Future[Any]") -
     return True
 
 
-def _become_subreaper() -> None:
+def _adopt_orphans() -> None:
     """Orphans of our workers come to us instead of to init, so that we can find and kill them."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    else:
+    if not become_subreaper():
         log.warning("no subreaper on %s: what a dead worker has started may survive it", sys.platform)

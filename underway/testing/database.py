@@ -1,4 +1,4 @@
-"""Which database an app uses, for the length of a test."""
+"""Points an app to the database of a test."""
 
 import asyncio
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ from underway.errors import UnderwayError
 
 @contextmanager
 def using_database(app: Underway, url: str) -> Iterator[None]:
-    """Point an app to this database meanwhile, whatever it names itself; its connections are closed at both ends."""
-    named = app._database
+    """Point an app to this database within the block. Its connections are closed at the beginning and at the end."""
+    own = app._database
     app.close()
     app._database = url
     try:
         yield
     finally:
         app.close()
-        app._database = named
+        app._database = own
 
 
 def refuse_event_loop(call: str) -> None:
-    """Raise UnderwayError in a coroutine: steps are run to their ends, those that are async on a loop of their own."""
+    """Raise UnderwayError in a coroutine: the call blocks until the steps have ended, async steps on their own loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

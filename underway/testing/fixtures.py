@@ -21,6 +21,6 @@ def underway_postgres() -> Iterator[TemporaryPostgres]:
 
 @pytest.fixture
 def underway_database(underway_postgres: TemporaryPostgres) -> Iterator[str]:
-    """The URL of a fresh database with the schema, which goes with the test."""
+    """The URL of a fresh database with the schema. It is dropped after the test."""
     with underway_postgres.database() as url:
         yield url

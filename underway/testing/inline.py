@@ -1,4 +1,4 @@
-"""One run of a job, its steps called one after the other, without a supervisor, workers or a database."""
+"""`run_inline`: one run of a job, its steps called one after the other, without supervisor, workers or database."""
 
 import itertools
 from contextlib import closing
@@ -18,9 +18,9 @@ from underway.keys import template
 from underway.payload import codec
 from underway.postgres.transitions import AdvanceRun, FinishRun
 from underway.supervisor.tasks.task import Task, from_hand_over
+from underway.testing.caller_transaction import CallerTransaction
 from underway.testing.database import refuse_event_loop
-from underway.testing.process import LocalWorker, first_task
-from underway.testing.transaction import GivenTransaction
+from underway.testing.local_worker import LocalWorker, first_task
 
 if TYPE_CHECKING:
     import psycopg
@@ -42,7 +42,7 @@ class InlineAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Enqueued:
-    """A run that a step has enqueued with `cx.enqueue`; here it is only noted."""
+    """A run that a step has enqueued with `cx.enqueue`. It is recorded here, and does not run."""
 
     id: UUID
     job: str
@@ -51,7 +51,7 @@ class Enqueued:
 
 @dataclass(slots=True)
 class InlineRun(Generic[R]):
-    """How a run went. `progress` is what the steps reported, all of it in order."""
+    """A run that has ended. `progress` holds all that its steps have reported, in order."""
 
     status: Status = Status.PENDING
     error: str | None = None
@@ -61,7 +61,7 @@ class InlineRun(Generic[R]):
     _value: Any = None
 
     def result(self) -> R:
-        """What `To.done` carried. Raises RunFailed with the last error."""
+        """The value of `To.done`. Raises RunFailed with the last error."""
         if self.status is Status.FAILED:
             raise RunFailed(f"the run failed: {self.error}")
         value: R = self._value
@@ -77,20 +77,19 @@ def run_inline(job: Job[None, Never, R, Any], *, conn: "psycopg.Connection[Any] 
 def run_inline(
     job: Job[Any, Any, Any, Any], value: Any = None, *, conn: "psycopg.Connection[Any] | None" = None
 ) -> InlineRun[Any]:
-    """Run the steps of a job to the run's end, in this process and without any database.
+    """Run the steps of a job until the run ends, in this process and without a database.
 
-    As in a worker values travel as JSON and are checked, failed attempts are repeated as the retry policies say (but
-    nothing is waited for), and `state=` is made. Nobody enforces timeouts and memory limits. `cx.tx` is `conn`, in your
-    transaction, in which a failed attempt leaves nothing; without it, cx.tx raises InsideStep.
+    As in a worker, values travel as JSON and are checked, failed attempts are retried per RetryPolicy (without
+    waiting), and `state=` factories are called. Timeouts and memory limits are not enforced. `cx.tx` is `conn`, in your
+    transaction; a failed attempt leaves nothing in it. Without `conn`, cx.tx raises InsideStep.
 
-    Raises PayloadError if the value could not be enqueued, JobDefinitionError; what the steps raise is in the attempts.
+    Raises PayloadError if the value could not be enqueued, and JobDefinitionError. Errors of steps are in the attempts.
     """
     refuse_event_loop("run_inline")
-    worker = LocalWorker(job._app)
-    worker.executor.transactions = GivenTransaction(conn)
+    worker = LocalWorker(job._app, lambda _outbox, _interrupts: CallerTransaction(conn))
     run: InlineRun[Any] = InlineRun(progress=worker.progress)
     with closing(worker):
-        task = _enqueued(job, value)
+        task = _first_task(job, value)
         while True:
             row, spawned = worker.run(task)
             assert row is not None
@@ -98,36 +97,36 @@ def run_inline(
             run.attempts.append(
                 InlineAttempt(task.step.name, task.attempt, row.attempt.outcome, row.attempt.error, delay)
             )
-            run.enqueued += [_noted(job, spawn) for spawn in spawned]
+            run.enqueued += [_decode_spawn(job, spawn) for spawn in spawned]
             if isinstance(row, FinishRun):
                 run.status, run.error = Status(row.state), row.attempt.error
                 run._value = None if row.payload is None else codec.decode(row.payload, job.result_type)
                 break
-            task = _following(job, task, row)
+            task = _next_task(job, task, row)
     return run
 
 
 _tokens = itertools.count(1)
 
 
-def _enqueued(job: Job[Any, Any, Any, Any], value: Any) -> Task:
+def _first_task(job: Job[Any, Any, Any, Any], value: Any) -> Task:
     """The first task of a run with this value."""
     first = job.compiled[0]
     payload = codec.encode(value, first.input_type)
-    placed = first.spec.placement
-    template.fill_both(placed.unique_key, placed.concurrency_key, payload)
-    return first_task(new_id(), next(_tokens), Lane(placed.queue, job.name, first.spec.name), first.spec, payload)
+    placement = first.spec.placement
+    template.fill_both(placement.unique_key, placement.concurrency_key, payload)  # raises as `enqueue` does
+    return first_task(new_id(), next(_tokens), Lane(placement.queue, job.name, first.spec.name), first.spec, payload)
 
 
-def _following(job: Job[Any, Any, Any, Any], last: Task, row: AdvanceRun) -> Task:
-    """At the same step again, or at the next."""
+def _next_task(job: Job[Any, Any, Any, Any], last: Task, row: AdvanceRun) -> Task:
+    """The next attempt: at the same step, or at the next one."""
     if row.payload is None:
         return replace(last, token=next(_tokens), number=row.number, attempts=row.attempts)
     (step,) = [step.spec for step in job.compiled if step.spec.name == row.step]
     return from_hand_over(last, row, next(_tokens), step, 0)
 
 
-def _noted(job: Job[Any, Any, Any, Any], spawn: dict[str, Any]) -> Enqueued:
+def _decode_spawn(job: Job[Any, Any, Any, Any], spawn: dict[str, Any]) -> Enqueued:
     known = job._app.jobs.get(spawn["job"])
     input_type = Any if known is None else known.compiled[0].input_type
     return Enqueued(UUID(spawn["id"]), spawn["job"], codec.decode(spawn["input"], input_type))

@@ -1,4 +1,4 @@
-"""Postgres servers for tests. They vanish with the process that asked for them, however it ends."""
+"""Postgres servers for tests. They are removed when the process that started them is gone, however it ends."""
 
 import gc
 import itertools
@@ -15,8 +15,8 @@ from typing import Any
 from underway.postgres import temporary_database
 from underway.postgres.embedded import Cluster
 
-# synchronous_commit stays on: tests of durability and of commit order must see what users see. Only the disk is left
-# out, whose loss no test survives to notice.
+# synchronous_commit stays on, so that tests of durability and of commit order see what users see. Nothing is flushed to
+# disk: no test survives a crash of the machine.
 SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "300"}
 IMAGE = "postgres:18"
 _MEMORY = "/dev/shm"  # noqa: S108 - mkdtemp makes a folder of our own in it; on Linux only
@@ -24,7 +24,7 @@ _ROOM = 4 * 2**30
 
 
 class TemporaryPostgres:
-    """A server for tests, and a database of its own for each test that asks. `url` is that of a superuser."""
+    """A server for tests, which creates a database for each test. `url` is that of a superuser."""
 
     def __init__(self, url: str, stack: ExitStack) -> None:
         self.url = url
@@ -50,10 +50,10 @@ class TemporaryPostgres:
 
 @contextmanager
 def temporary_postgres() -> Iterator[TemporaryPostgres]:
-    """A server for tests: the one that UNDERWAY_TEST_DATABASE_URL names, else Docker's, else the embedded wheel's.
+    """The server of UNDERWAY_TEST_DATABASE_URL, else one in Docker, else one of the embedded wheel.
 
-    That URL must be a superuser's; databases are created beside it and dropped. Raises EmbeddedPostgresError where
-    there is none of the three.
+    The URL must be that of a superuser, because databases are created and dropped. Raises EmbeddedPostgresError if none
+    of the three is available.
     """
     with ExitStack() as stack:
         url = (
@@ -75,12 +75,12 @@ def temporary_cluster(bin_dir: Path | None = None) -> Iterator[Cluster]:
 
 @contextmanager
 def cluster_folder(bin_dir: Path | None = None) -> Iterator[Path]:
-    """A folder for a cluster, which is stopped and removed with it.
+    """A folder for a cluster. At the end the cluster is stopped and the folder removed.
 
-    A watchdog does that when it is told to, and also at the end of its stdin, which comes when we are killed.
+    A watchdog process does this, at the end of the block or at the end of its stdin, which comes when we are killed.
     (Fixtures alone left a server and 70 MB behind at every `kill -9`.)
     """
-    folder = Path(tempfile.mkdtemp(prefix="underway-test-", dir=_place()))
+    folder = Path(tempfile.mkdtemp(prefix="underway-test-", dir=_parent_folder()))
     watchdog = subprocess.Popen(
         [sys.executable, "-P", "-m", "underway.testing.watchdog", folder, bin_dir or ""],
         stdin=subprocess.PIPE,
@@ -91,14 +91,14 @@ def cluster_folder(bin_dir: Path | None = None) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        watchdog.communicate(b"x")  # a byte: a forked child that holds the pipe too would keep its end away
+        watchdog.communicate(b"x")  # a byte, because end of file does not come while a forked child holds the pipe too
 
 
-def _place() -> str:
-    """In memory if it has room for the servers of some test processes and lets programs run, which Docker's does not.
+def _parent_folder() -> str:
+    """Shared memory, if it has room for the servers of some test processes and is not mounted noexec, as in Docker.
 
-    A new database is 300 small files: 65 ms of CPU time on ext4, 15 in memory.
-    Else /tmp: pytest's own folders are closed to the user as whom the server of root runs.
+    A new database is 300 small files, which take 65 ms of CPU time on ext4 and 15 ms in memory. Otherwise /tmp: if the
+    tests run as root, the server runs as another user, who cannot enter pytest's folders.
     """
     if os.access(_MEMORY, os.W_OK):
         memory = os.statvfs(_MEMORY)
@@ -109,9 +109,9 @@ def _place() -> str:
 
 def _docker_server(stack: ExitStack) -> str | None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # theirs: moved modules, and a socket left open where no Docker answers
+        warnings.simplefilter("ignore")  # of testcontainers: moved modules, and a socket left open if Docker is absent
         answers = _docker_answers()
-        gc.collect()  # that socket, now: later its warning would fail some innocent test
+        gc.collect()  # closes that socket now; later its warning would fail an unrelated test
         if not answers:
             return None
         from testcontainers.postgres import PostgresContainer
@@ -120,8 +120,8 @@ def _docker_server(stack: ExitStack) -> str | None:
         settings = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
         try:
             stack.enter_context(container.with_command(["postgres", *settings]))
-        except Exception as e:  # offline, or over Docker Hub's limit of pulls: no reason not to test
-            print(f"Docker answers but cannot run {IMAGE}, so the wheel is used: {e}", file=sys.stderr)
+        except Exception as e:  # offline, or over Docker Hub's pull limit
+            print(f"Docker cannot run {IMAGE}, so the embedded wheel is used: {e}", file=sys.stderr)
             return None
         return str(container.get_connection_url())
 

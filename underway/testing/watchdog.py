@@ -1,4 +1,4 @@
-"""`python -m underway.testing.watchdog FOLDER [BIN]`: stops and removes a cluster when its user is gone."""
+"""`python -m underway.testing.watchdog FOLDER [BIN]`: stops and removes a cluster when its user process is gone."""
 
 import shutil
 import sys

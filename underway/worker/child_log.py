@@ -2,9 +2,9 @@
 
 import os
 
+from underway.text import encodable, shorten
 from underway.wire import child_record
 from underway.wire.child_record import Record
-from underway.worker.truncate import shorten
 
 _LONGEST_NAME = 200
 
@@ -23,12 +23,8 @@ def _line(level: int, logger: str, message: str) -> bytes:
     """The encoded record, shortened until it fits: JSON writes some characters as six."""
     most = child_record.LONGEST
     while True:
-        record = Record(max(0, min(level, 100)), _storable(logger), _storable(shorten(message, most)))
+        record = Record(max(0, min(level, 100)), encodable(logger), encodable(shorten(message, most)))
         line = child_record.encode(record)
         if len(line) <= child_record.LONGEST:
             return line
         most -= most // 4
-
-
-def _storable(text: str) -> str:
-    return text.encode(errors="replace").decode()

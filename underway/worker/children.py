@@ -26,33 +26,33 @@ class Children:
     """Created before the app is imported, because the app may keep references to the functions that are wrapped."""
 
     def __init__(self) -> None:
-        self.news = False  # Python code in this process has started a child since the last check
+        self.started_any = False  # whether Python code in this process has started a child since the last `reap`
         self._started: set[int] = set()  # children started by Python code that may not have been waited for
         self._starting = 0
         if _LISTED:
-            self._note_all()
+            self._wrap_all()
 
-    def _note_all(self) -> None:
-        os.fork, os.forkpty = self._noting(os.fork), self._noting(os.forkpty)
-        os.posix_spawn, os.posix_spawnp = self._noting(os.posix_spawn), self._noting(os.posix_spawnp)
+    def _wrap_all(self) -> None:
+        os.fork, os.forkpty = self._recording(os.fork), self._recording(os.forkpty)
+        os.posix_spawn, os.posix_spawnp = self._recording(os.posix_spawn), self._recording(os.posix_spawnp)
         ways: Any = subprocess, _posixsubprocess  # the latter is multiprocessing's
-        ways[0]._fork_exec, ways[1].fork_exec = self._noting(ways[0]._fork_exec), self._noting(ways[1].fork_exec)
+        ways[0]._fork_exec, ways[1].fork_exec = self._recording(ways[0]._fork_exec), self._recording(ways[1].fork_exec)
 
-    def _noting(self, start: Callable[..., Any]) -> Callable[..., Any]:
+    def _recording(self, start: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(start)
-        def starting(*arguments: Any, **options: Any) -> Any:
+        def start_and_record(*arguments: Any, **options: Any) -> Any:
             self._starting += 1  # a child may exit before it is recorded
             try:
                 result = start(*arguments, **options)
                 self._started.add(result[0] if isinstance(result, tuple) else result)
-                self.news = True
+                self.started_any = True
                 return result
             finally:
                 self._starting -= 1
 
-        return starting
+        return start_and_record
 
-    def collect(self) -> None:
+    def reap(self) -> None:
         """Reap adopted zombies between two tasks. Takes a microsecond if no child has ended or been started."""
         if self._starting or not _LISTED:
             return
@@ -61,11 +61,11 @@ class Children:
         except ChildProcessError:
             self._started.clear()
         else:
-            if ended is not None or self.news:
-                self._collect_adopted()
-        self.news = False
+            if ended is not None or self.started_any:
+                self._reap_adopted()
+        self.started_any = False
 
-    def _collect_adopted(self) -> None:
+    def _reap_adopted(self) -> None:
         children = set(children_listed(os.getpid()))
         self._started &= children  # the PID of a child that was waited for may be reused by an orphan
         for pid in children - self._started:

@@ -1,9 +1,8 @@
-"""Signals: the supervisor's request to stop a step, and the supervisor's end."""
+"""Interrupts: the supervisor's requests to stop a step, and the end of the supervisor."""
 
 import _signal  # type: ignore[import-not-found]  # signal without its enums: 0.5 instead of 4 microseconds a task
 import _thread
 import contextlib
-import ctypes
 import faulthandler
 import os
 import signal
@@ -17,132 +16,135 @@ from typing import NoReturn, Protocol
 
 from underway.errors import Interrupt
 from underway.guardian.script import MARK, children_of, kill_below
-from underway.wire import messages
+from underway.linux import become_subreaper, request_parent_death_signal
+from underway.wire.messages import Message, Stop
+from underway.wire.signals import STACK_SIGNAL, STOP_SIGNAL
 from underway.worker.channel import SupervisorChannel, SupervisorGone
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-_KEEPER_SECONDS = 1.0
-_MOST_LOOKS = 10
+# Never blocked in a worker.
+SUPERVISOR_SIGNALS = {STOP_SIGNAL, STACK_SIGNAL} if STACK_SIGNAL else {STOP_SIGNAL}
+_IMPORT_SECONDS = 0.05
+_GUARDIAN_SECONDS = 1.0
+_MOST_SEARCHES = 10
 # Read before the app can change the variable: a shorter mark would match other workers too.
 _MARKS = [os.environ[MARK]] if os.environ.get(MARK) else []
-_IMPORT_SECONDS = 0.05
-STOP_SIGNAL = int(signal.SIGUSR1)
-# The signals that the supervisor sends; they are never blocked.
-SIGNALS = {STOP_SIGNAL, messages.STACK_SIGNAL} if messages.STACK_SIGNAL else {STOP_SIGNAL}
 
 
 class Interrupts(Protocol):
-    """Whoever may interrupt a step, as those need it who run one."""
+    """What the code that runs a step needs of an InterruptHandler."""
 
     @property
     def running(self) -> int | None: ...
-    def begin(self, token: int) -> None: ...
-    def end(self) -> None: ...
-    def raise_postponed(self) -> None: ...
-    def delivering(self, deliver: Callable[[str], None]) -> AbstractContextManager[None]: ...
+    def enable(self, token: int) -> None: ...
+    def disable(self) -> None: ...
+    def raise_pending(self) -> None: ...
+    def delivered_by(self, deliver: Callable[[str], None]) -> AbstractContextManager[None]: ...
 
 
 class InterruptHandler:
-    """SIGUSR1 means: look into the inbox. So a request that comes late, after its task, can never hit the next one."""
+    """Raises an Interrupt in the running step when the supervisor asks for it.
 
-    def __init__(self, conversation: SupervisorChannel, supervisor: int) -> None:
-        self._conversation = conversation
+    The request is a Stop, which names the task; STOP_SIGNAL only says that a message has arrived. So a request that
+    arrives after its task has ended cannot interrupt the next task.
+    """
+
+    def __init__(self, channel: SupervisorChannel, supervisor_pid: int) -> None:
+        self._channel = channel
         self._running: int | None = None
-        self._pending: str | None = None
-        self._called_early = False
-        self._will_call_again = False
-        self._deliver: Callable[[str], None] = _raise_here
-        self.inbox: list[messages.Message] = []
-        signal.signal(STOP_SIGNAL, self._look)
-        # Not SIG_IGN, which is inherited by exec: a step could not end its ffmpeg with a SIGINT.
+        self._pending: str | None = None  # the reason of an interrupt that cannot be raised yet
+        self._signalled_early = False
+        self._retry_scheduled = False
+        self._deliver: Callable[[str], None] = _raise_interrupt
+        self.received: list[Message] = []  # other messages that were read while looking for a Stop
+        signal.signal(STOP_SIGNAL, self._on_signal)
+        # Not SIG_IGN, which is inherited by exec: a step could not stop its ffmpeg with a SIGINT.
         signal.signal(signal.SIGINT, lambda _number, _frame: None)
         self.stderr = os.dup(2)  # a step may redirect descriptor 2 to silence a native library
-        self.watch_faults()
-        _arrange_end(supervisor)
+        self.enable_faulthandler()
+        _outlive_supervisor(supervisor_pid)
 
-    def watch_faults(self) -> None:
+    def enable_faulthandler(self) -> None:
         """Write the stacks on a fatal signal and on STACK_SIGNAL. Called again after tasks, which may change this."""
         faulthandler.enable(self.stderr)
-        if messages.STACK_SIGNAL:  # its handler is in C: one in Python would not run before a blocking call returns
-            faulthandler.register(messages.STACK_SIGNAL, self.stderr)
+        if STACK_SIGNAL:  # this handler is in C: a handler in Python does not run while a call blocks
+            faulthandler.register(STACK_SIGNAL, self.stderr)
 
     @property
     def running(self) -> int | None:
         """The token of the attempt whose step runs now."""
         return self._running
 
-    def begin(self, token: int) -> None:
-        self._take_signal_back()
+    def enable(self, token: int) -> None:
+        """From now on, interrupts for this attempt are raised."""
+        self._restore_handler()
         self._running = token
-        if self._called_early:
-            self._called_early = False
-            self._look(STOP_SIGNAL, None)
+        if self._signalled_early:
+            self._signalled_early = False
+            self._on_signal(STOP_SIGNAL, None)
 
-    def end(self) -> None:
-        """From here on no interrupt is raised."""
+    def disable(self) -> None:
+        """From now on, no interrupt is raised."""
         self._running = None
         self._pending = None
 
-    def _take_signal_back(self) -> None:
-        """A step before this one may have put another handler in our place."""
-        if _signal.getsignal(STOP_SIGNAL) != self._look:
-            signal.signal(STOP_SIGNAL, self._look)
+    def _restore_handler(self) -> None:
+        """An earlier step may have replaced our handler."""
+        if _signal.getsignal(STOP_SIGNAL) != self._on_signal:
+            signal.signal(STOP_SIGNAL, self._on_signal)
 
-    def _look(self, _number: int, _frame: FrameType | None) -> None:
-        self._will_call_again = False
-        # Outside a step the main loop reads the inbox itself, and may be in the middle of it.
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._retry_scheduled = False
+        # Outside a step the task loop reads the messages itself, and this signal may have interrupted its reading.
         if self._running is None:
-            self._called_early = True  # perhaps for the task whose input is just being decoded
+            self._signalled_early = True  # it may concern the task whose input is being decoded
             return
         try:
-            for message in self._conversation.poll():
-                if isinstance(message, messages.Stop):
-                    if message.token == self._running:
-                        self._pending = message.reason
-                else:
-                    self.inbox.append(message)
+            for message in self._channel.poll():
+                if not isinstance(message, Stop):
+                    self.received.append(message)
+                elif message.token == self._running:
+                    self._pending = message.reason
         except SupervisorGone:
-            end_everything()
-        if not self._conversation.sending:
-            self.raise_postponed()
+            await_guardian()
+        if not self._channel.main_thread_sends:
+            self.raise_pending()
 
-    def raise_postponed(self) -> None:
-        """An interrupt in the middle of a frame would leave half of it on the wire; it comes right behind.
+    def raise_pending(self) -> None:
+        """Raise the interrupt that has arrived, unless this is not the moment.
 
-        In the middle of an import it would leave half of a package, with which this worker could never do anything.
-        It is for the step, not for a thread of it that happens to log.
+        Within a frame that is being sent it would leave half a frame on the socket; it is raised just after. Within an
+        import it would leave half a package, with which no later task could run; it is tried again. A thread of the
+        step that happens to log is not interrupted.
         """
-        if (
-            self._pending is not None
-            and self._running is not None
-            and threading.current_thread() is threading.main_thread()
-        ):
-            if _importing():
-                self._call_again_soon()
-                return
-            reason, self._pending = self._pending, None
-            self._deliver(reason)
+        in_step = self._pending is not None and self._running is not None
+        if not in_step or threading.current_thread() is not threading.main_thread():
+            return
+        if _importing():
+            self._schedule_retry()
+            return
+        reason, self._pending = self._pending, None
+        assert reason is not None
+        self._deliver(reason)
 
-    def _call_again_soon(self) -> None:
-        if not self._will_call_again:
-            with contextlib.suppress(RuntimeError):  # no thread is to be had; who logs asks again
-                # threading's own takes locks, which we may have interrupted
-                _thread.start_new_thread(_call_again, ())
-                self._will_call_again = True
+    def _schedule_retry(self) -> None:
+        if not self._retry_scheduled:
+            with contextlib.suppress(RuntimeError):  # no thread can be started; the next log record tries again
+                # Not threading.Thread, which takes locks that the signal may have interrupted.
+                _thread.start_new_thread(_signal_later, ())
+                self._retry_scheduled = True
 
     @contextmanager
-    def delivering(self, deliver: Callable[[str], None]) -> Iterator[None]:
-        """Meanwhile an interrupt is not simply raised, but handed to `deliver`, which knows where it may be."""
+    def delivered_by(self, deliver: Callable[[str], None]) -> Iterator[None]:
+        """In this block an interrupt is not raised, but passed to `deliver`, which decides where it is raised."""
         self._deliver = deliver
         try:
             yield
         finally:
-            self._deliver = _raise_here
+            self._deliver = _raise_interrupt
 
 
 def _importing() -> bool:
-    """Whether the main thread, which asks, runs a module for the first time."""
+    """Whether the calling thread is running a module for the first time."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
@@ -151,39 +153,38 @@ def _importing() -> bool:
     return False
 
 
-def _call_again() -> None:
+def _signal_later() -> None:
     time.sleep(_IMPORT_SECONDS)
     os.kill(os.getpid(), STOP_SIGNAL)
 
 
-def _raise_here(reason: str) -> None:
+def _raise_interrupt(reason: str) -> None:
     raise Interrupt(reason)
 
 
-def end_everything() -> NoReturn:
-    """The supervisor is gone: do nothing more, and be killed by the guardian with everything below.
+def _outlive_supervisor(supervisor_pid: int) -> None:
+    """Notice the supervisor's death even while a step runs, and adopt the orphans of this worker's children.
 
-    It finds by their parent those of our children that hide from it otherwise, so we must not end before them. Only
-    if the guardian is dead or stopped too does this worker do its work: a subreaper is the parent of hidden orphans.
+    The death signal is STOP_SIGNAL and not SIGKILL: a worker that is killed at the same moment as its supervisor would
+    leave its children without the parent by which the guardian finds them.
     """
-    time.sleep(_KEEPER_SECONDS)
+    become_subreaper()
+    request_parent_death_signal(STOP_SIGNAL)
+    if os.getppid() != supervisor_pid:
+        sys.exit("the supervisor has gone already")
+
+
+def await_guardian() -> NoReturn:
+    """The supervisor is gone: do nothing more, and wait for the guardian to kill this process and everything below.
+
+    This worker must not exit before: the guardian finds children that hide from it only by their parent. If the
+    guardian is dead or stopped too, this worker does its work, because as a subreaper it is the parent of hidden
+    orphans.
+    """
+    time.sleep(_GUARDIAN_SECONDS)
     with contextlib.suppress(OSError):  # the system may have no file descriptors left
-        for _ in range(_MOST_LOOKS):  # a thread of the step may keep starting processes
+        for _ in range(_MOST_SEARCHES):  # a thread of the step may keep starting processes
             if not kill_below(_MARKS, children_of(os.getpid())):
                 break
     os.killpg(0, signal.SIGKILL)
     os._exit(1)
-
-
-def _arrange_end(supervisor: int) -> None:
-    """Hear of the supervisor's death even while a step runs, and adopt the orphans of our own children.
-
-    The signal for that is SIGUSR1 and not SIGKILL: a worker killed at the same moment as its supervisor would leave
-    its children without a parent by which the guardian can find them.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
-    if os.getppid() != supervisor:
-        sys.exit("the supervisor has gone already")

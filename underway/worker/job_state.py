@@ -1,4 +1,4 @@
-"""What `state=` factories have made for this worker."""
+"""The states of jobs: what their `state=` factories return, once per worker."""
 
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,31 +11,31 @@ from underway.worker.context_variables import Contexts
 
 
 class StateFailed(Exception):
-    """The factory's error is its cause; the attempt has failed, and the next task of the job tries again."""
+    """A factory has raised the error that is this one's cause. The attempt fails; the job's next task tries again."""
 
 
-class States:
-    """Made at the first task of each job, kept as long as the worker lives: it is killed, so nothing is closed."""
+class JobStates:
+    """Each is created for the first task of its job and never closed: a worker is killed."""
 
     def __init__(self, contexts: Contexts, run_async: Callable[[Awaitable[Any]], Any]) -> None:
         self._contexts = contexts
         self._forks = forks.depth
         self._run_async = run_async
-        self._made: dict[str, Any] = {}
+        self._states: dict[str, Any] = {}
 
-    def of(self, job: Job[Any, Any, Any]) -> Any:
+    def get(self, job: Job[Any, Any, Any]) -> Any:
         """The state of a job that has a factory."""
-        if job.name not in self._made:
+        if job.name not in self._states:
             # In its own context: otherwise only the first task would see the context variables that the factory sets.
-            self._made[job.name] = self._contexts.fresh().run(self._make, job)
-        return self._made[job.name]
+            self._states[job.name] = self._contexts.fresh().run(self._create, job)
+        return self._states[job.name]
 
-    def _make(self, job: Job[Any, Any, Any]) -> Any:
+    def _create(self, job: Job[Any, Any, Any]) -> Any:
         factory = job.make_state
         assert factory is not None
         try:
-            made = factory()
-            return self._run_async(made) if isinstance(made, Awaitable) else made
+            state = factory()
+            return self._run_async(state) if isinstance(state, Awaitable) else state
         except (Fail, Retry):
             raise
         except Exception as error:

@@ -2,10 +2,9 @@
 
 An app may configure logging in any way and at any time. But `basicConfig` does nothing if the root logger has a
 handler, and `dictConfig` removes and closes existing handlers and disables loggers. (With our handler on the root
-logger,
-`basicConfig` was ignored; `dictConfig` removed the handler, so errors arrived as lines of level info and no alert
-fired.) So underway touches nothing that an app configures: the logger of `cx.log` is not registered with logging, and
-the records of all other loggers are caught by a parent of the root logger.
+logger, `basicConfig` was ignored; `dictConfig` removed the handler, so errors arrived as lines of level info and no
+alert fired.) So underway touches nothing that an app configures: the logger of `cx.log` is not registered with logging,
+and the records of all other loggers are caught by a parent of the root logger.
 """
 
 import contextlib
@@ -14,19 +13,19 @@ import os
 import traceback
 from typing import Any, Protocol
 
-from underway.wire import messages
+from underway.text import encodable, shorten
+from underway.wire.messages import Assignment, Log, Scalar
 from underway.worker.channel import SupervisorChannel, SupervisorGone
 from underway.worker.child_log import ChildLog
-from underway.worker.interrupts import InterruptHandler, end_everything
-from underway.worker.truncate import shorten
+from underway.worker.interrupts import InterruptHandler, await_guardian
 
 _LONGEST_RECORD = 16 * 1024
 _LONGEST_NAME = 200
 _LONGEST_EXTRA = 1000
 _MOST_EXTRAS = 32
 # The standard attributes of a record, and those that formatters add.
-_STANDARD = frozenset((*vars(logging.makeLogRecord({})), "asctime", "message"))
-# Not forwarded, only for the app's handlers and agents: the supervisor logs each failed attempt itself.
+_STANDARD_ATTRIBUTES = frozenset((*vars(logging.makeLogRecord({})), "asctime", "message"))
+# The logger of failed attempts. Only for the app's handlers and agents, because the supervisor logs them itself.
 _FAILURES = "underway.step"
 _FORWARDED = "_forwarded_to_supervisor"
 
@@ -37,7 +36,7 @@ class Logs(Protocol):
     """Logging for the steps that an executor runs."""
 
     def logger(self, name: str) -> logging.Logger: ...
-    def attempt_failed(self, task: messages.Task, error: BaseException, level: int = logging.ERROR) -> None: ...
+    def attempt_failed(self, task: Assignment, error: BaseException, level: int = logging.ERROR) -> None: ...
 
 
 class _PlainLogs:
@@ -46,7 +45,7 @@ class _PlainLogs:
     def logger(self, name: str) -> logging.Logger:
         return logging.getLogger(name)
 
-    def attempt_failed(self, task: messages.Task, error: BaseException, level: int = logging.ERROR) -> None:
+    def attempt_failed(self, task: Assignment, error: BaseException, level: int = logging.ERROR) -> None:
         pass
 
 
@@ -59,8 +58,8 @@ class ForwardedLogs:
     def __init__(self, forwarder: "LogForwarder") -> None:
         self._forwarder = forwarder
         self._loggers: dict[str, _StepLogger] = {}
-        # The root logger's default, WARNING, would drop INFO records. This unusual value shows whether the app has set
-        # one.
+        # The root logger's default, WARNING, would drop INFO records. If this unusual value is still set after the
+        # import, the app has not set a level.
         self._our_root_level = forwarder.level - 1
 
     def begin_import(self) -> None:
@@ -80,14 +79,14 @@ class ForwardedLogs:
             logger = self._loggers[name] = _StepLogger(name, self._forwarder)
         return logger
 
-    def attempt_failed(self, task: messages.Task, error: BaseException, level: int = logging.ERROR) -> None:
+    def attempt_failed(self, task: Assignment, error: BaseException, level: int = logging.ERROR) -> None:
         """Log a failed attempt for the app's handlers and agents. They cannot change how the attempt ends."""
         logger = logging.getLogger(_FAILURES)
         logger.disabled = False  # dictConfig disables all loggers that it does not name, unless it is told not to
-        about = {"run": task.run, "job": task.job, "step": task.step, "attempt": task.attempt}
+        fields = {"run": task.run, "job": task.job, "step": task.step, "attempt": task.attempt}
         try:
             logger.log(level, "attempt %d at %s.%s failed", task.attempt, task.job, task.step,
-                       exc_info=error, extra=about)  # fmt: skip
+                       exc_info=error, extra=fields)  # fmt: skip
         except BaseException:  # including SystemExit raised by a handler
             with contextlib.suppress(Exception):
                 traceback.print_exc()
@@ -96,12 +95,12 @@ class ForwardedLogs:
 class LogForwarder(logging.Handler):
     """Sends records to the supervisor, which adds run, job, step and attempt."""
 
-    def __init__(self, conversation: SupervisorChannel, guard: InterruptHandler, level: int) -> None:
+    def __init__(self, channel: SupervisorChannel, interrupts: InterruptHandler, level: int) -> None:
         super().__init__(level)
-        self._conversation = conversation
-        self._guard = guard
+        self._channel = channel
+        self._interrupts = interrupts
         self._pid = os.getpid()
-        self._child_log = ChildLog(guard.stderr)
+        self._child_log = ChildLog(interrupts.stderr)
         self.token = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -109,12 +108,12 @@ class LogForwarder(logging.Handler):
             if os.getpid() != self._pid:
                 self._child_log.write(record.levelno, record.name, _with_traceback(record))
                 return
-            self._conversation.send(_message(self.token, record))
+            self._channel.send(_message(self.token, record))
         except SupervisorGone:
-            end_everything()
+            await_guardian()
         except Exception:
             self.handleError(record)
-        self._guard.raise_postponed()
+        self._interrupts.raise_pending()
 
 
 class _StepLogger(logging.Logger):
@@ -169,10 +168,10 @@ class _Unconfigured(logging.Handler):
         return True
 
 
-def _message(token: int, record: logging.LogRecord) -> messages.Log:
+def _message(token: int, record: logging.LogRecord) -> Log:
     text = shorten(record.getMessage(), _LONGEST_RECORD).encode(errors="replace")
     name = _cut(record.name, _LONGEST_NAME)
-    return messages.Log(token, record.levelno, name, _traceback(record), _extra(record), text)
+    return Log(token, record.levelno, name, _traceback(record), _extra(record), text)
 
 
 def _with_traceback(record: logging.LogRecord) -> str:
@@ -189,16 +188,18 @@ def _traceback(record: logging.LogRecord) -> str | None:
     return _cut(text, _LONGEST_RECORD) if text else None
 
 
-def _extra(record: logging.LogRecord) -> dict[str, messages.Scalar]:
+def _extra(record: logging.LogRecord) -> dict[str, Scalar]:
     """The attributes that user code has added to a record: numbers as they are, everything else as text."""
-    added = [(name, value) for name, value in record.__dict__.items() if name not in _STANDARD and name[:1] != "_"]
+    added = [
+        (name, value) for name, value in record.__dict__.items() if name not in _STANDARD_ATTRIBUTES and name[:1] != "_"
+    ]
     extra = {_cut(name, _LONGEST_NAME): _scalar(value) for name, value in added[:_MOST_EXTRAS]}
     if len(added) > _MOST_EXTRAS:
         extra["left_out"] = len(added) - _MOST_EXTRAS
     return extra
 
 
-def _scalar(value: object) -> messages.Scalar:
+def _scalar(value: object) -> Scalar:
     if value is None or isinstance(value, bool):
         return value
     if type(value) is float or (type(value) is int and -(2**63) <= value < 2**63):
@@ -210,5 +211,4 @@ def _scalar(value: object) -> messages.Scalar:
 
 
 def _cut(text: str, most: int) -> str:
-    """The text, shortened, and without lone surrogates, which UTF-8 cannot encode."""
-    return shorten(text, most).encode(errors="replace").decode()
+    return encodable(shorten(text, most))

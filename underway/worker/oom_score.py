@@ -1,18 +1,18 @@
-"""Whom the kernel kills when memory is short: a worker, not what keeps it and others going."""
+"""Which process the kernel kills when memory is short."""
 
 import contextlib
 
-_MORE_THAN_OTHERS = 500
+_INCREASE = 500  # as if this process used another half of the machine's memory
 _MOST = 1000
 _FILE = "/proc/self/oom_score_adj"
 
 
 def prefer_as_oom_victim() -> None:
-    """Have the kernel take this worker, and what it starts, before its supervisor, the guardian, or a Postgres nearby.
+    """Have the kernel kill this worker, or a process that it starts, before the supervisor, the guardian or Postgres.
 
-    By as much as half of the memory there is. A step can take that back; only as root it can do better than they.
+    A step can undo this, but only a step that runs as root can lower the score below that of the supervisor.
     """
     with contextlib.suppress(OSError, ValueError), open(_FILE, "r+") as file:
-        wanted = min(int(file.read()) + _MORE_THAN_OTHERS, _MOST)
+        score = min(int(file.read()) + _INCREASE, _MOST)
         file.seek(0)
-        file.write(str(wanted))
+        file.write(str(score))

@@ -12,7 +12,7 @@ from underway.app import Underway
 log = logging.getLogger("underway.worker")
 
 
-def end_in_order(app: Underway) -> NoReturn:
+def exit_in_order(app: Underway) -> NoReturn:
     """Call the app's hooks, then the functions that libraries have registered with atexit, and exit.
 
     The supervisor kills a worker that takes too long. The rest of the interpreter's shutdown is skipped: it would wait

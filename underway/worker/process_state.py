@@ -24,22 +24,22 @@ _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _LIMITS = [name for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"]
 
 
-class Kept(NamedTuple):
-    """One restorable part of the process state. `deed` describes for the log how a step has changed it."""
+class Part(NamedTuple):
+    """One restorable part of the process state. `change` says for the log what a step has done to it."""
 
-    deed: str
+    change: str
     is_intact: Callable[[], bool]
-    put_back: Callable[[], object]
+    restore: Callable[[], object]
 
 
 class ProcessState:
     """Created just after the app's import, and restores the state of that moment.
 
-    `signals` are the supervisor's signals, which are never blocked. `watch_faults` enables faulthandler again.
+    `signals` are the supervisor's signals, which are never blocked. `enable_faulthandler` enables faulthandler again.
     """
 
-    def __init__(self, signals: set[int], watch_faults: Callable[[], None]) -> None:
-        self.spoilt = ""  # the change that cannot be undone: this process must run no more tasks
+    def __init__(self, signals: set[int], enable_faulthandler: Callable[[], None]) -> None:
+        self.taint = ""  # the change that cannot be undone, if there is one: this process must run no more tasks
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._folder = _working_folder()
@@ -47,10 +47,10 @@ class ProcessState:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         # A timer that the app has started at import, as some profilers do, is left alone.
         self._timers = tuple(int(timer) for timer in _TIMERS if signal.getitimer(timer) == (0.0, 0.0))
-        self._watch_faults = watch_faults
-        self._wakeup = _signal.set_wakeup_fd(-1)
-        _signal.set_wakeup_fd(self._wakeup)
-        self._kept = tuple(_kept())
+        self._enable_faulthandler = enable_faulthandler
+        self._wakeup_fd = _signal.set_wakeup_fd(-1)
+        _signal.set_wakeup_fd(self._wakeup_fd)
+        self._parts = tuple(_parts())
         self._unchecked = 0.0  # seconds of work since the last full check
 
     def restore(self, seconds: float, *, failed: bool) -> None:
@@ -60,7 +60,7 @@ class ProcessState:
             try:
                 os.fchdir(self._folder)
             except OSError as error:
-                self.spoilt = f"a step left the working folder, and the worker cannot return to it: {error}"
+                self.taint = f"a step left the working folder, and the worker cannot return to it: {error}"
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
         self._unchecked += seconds
         if failed or self._unchecked > _CHECK_SECONDS:
@@ -74,17 +74,17 @@ class ProcessState:
         for timer in self._timers:
             _signal.setitimer(timer, 0)
         faulthandler.cancel_dump_traceback_later()  # it may be set to exit the process
-        self._watch_faults()
+        self._enable_faulthandler()
         # It may belong to a closed event loop. If its number has been reused for a file, each signal writes a byte into
         # it.
         with contextlib.suppress(OSError, ValueError):
-            _signal.set_wakeup_fd(self._wakeup)
-        for kept in self._kept:
-            if not kept.is_intact():
+            _signal.set_wakeup_fd(self._wakeup_fd)
+        for part in self._parts:
+            if not part.is_intact():
                 with contextlib.suppress(Exception):
-                    kept.put_back()
-                if not kept.is_intact():
-                    self.spoilt = f"a step has {kept.deed}, which cannot be undone"
+                    part.restore()
+                if not part.is_intact():
+                    self.taint = f"a step has {part.change}, which cannot be undone"
 
 
 def _working_folder() -> int | None:
@@ -95,10 +95,10 @@ def _working_folder() -> int | None:
         return None
 
 
-def _kept() -> Iterator[Kept]:
+def _parts() -> Iterator[Part]:
     yield from filter(None, map(_descriptor, _STANDARD))
     yield from map(_stream, ("stdin", "stdout", "stderr"))
-    yield _handlers()
+    yield _signal_handlers()
     # Before the limits: a process that is root again may raise them.
     if sys.platform == "linux":
         yield _as_now("changed its user or group", _ids, _set_ids)
@@ -111,10 +111,10 @@ def _kept() -> Iterator[Kept]:
     yield _recursion_limit()
 
 
-def _as_now(deed: str, look: Callable[[], Any], put_back: Callable[[Any], object]) -> Kept:
+def _as_now(change: str, read: Callable[[], Any], restore: Callable[[Any], object]) -> Part:
     """A part that is intact if its value equals the value at boot."""
-    at_boot = look()
-    return Kept(deed, lambda: bool(look() == at_boot), lambda: put_back(at_boot))
+    at_boot = read()
+    return Part(change, lambda: bool(read() == at_boot), lambda: restore(at_boot))
 
 
 def _ids() -> tuple[int, ...]:
@@ -126,7 +126,7 @@ def _set_ids(ids: tuple[int, ...]) -> None:
     os.setresgid(*ids[3:])
 
 
-def _descriptor(number: int) -> Kept | None:
+def _descriptor(number: int) -> Part | None:
     """A standard descriptor, which a step may have closed, or redirected to silence a library."""
     try:
         duplicate = os.dup(number)
@@ -147,14 +147,14 @@ def _file_behind(number: int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _stream(name: str) -> Kept:
+def _stream(name: str) -> Part:
     """A standard stream such as sys.stdout, which a step may have replaced or closed."""
     at_boot: TextIO | None = getattr(sys, name)
 
     def is_intact() -> bool:
         return getattr(sys, name) is at_boot and not (at_boot is not None and at_boot.closed)
 
-    def put_back() -> None:
+    def restore() -> None:
         nonlocal at_boot
         if at_boot is not None and at_boot.closed:
             number = ("stdin", "stdout", "stderr").index(name)
@@ -164,10 +164,10 @@ def _stream(name: str) -> Kept:
             at_boot.reconfigure(line_buffering=True, write_through=True)
         setattr(sys, name, at_boot)
 
-    return Kept(f"closed or replaced sys.{name}", is_intact, put_back)
+    return Part(f"closed or replaced sys.{name}", is_intact, restore)
 
 
-def _handlers() -> Kept:
+def _signal_handlers() -> Part:
     """The signal handlers that Python knows. (With SIGCHLD left ignored, later steps could not get any exit code.)
 
     Handlers that a native library has installed without Python cannot be restored, nor told from handlers that the
@@ -175,18 +175,18 @@ def _handlers() -> Kept:
     """
     numbers = [int(number) for number in signal.valid_signals() if _signal.getsignal(number) is not None]
 
-    def look() -> list[Any]:
+    def read() -> list[Any]:
         return list(map(_signal.getsignal, numbers))
 
-    def put_back(handlers: list[Any]) -> None:
+    def restore(handlers: list[Any]) -> None:
         for number, handler in zip(numbers, handlers, strict=True):
             if _signal.getsignal(number) != handler:
                 _signal.signal(number, handler)
 
-    return _as_now("replaced signal handlers", look, put_back)
+    return _as_now("replaced signal handlers", read, restore)
 
 
-def _limit(name: str) -> Kept:
+def _limit(name: str) -> Part:
     """A resource limit, restored if a step has lowered it. A raised limit is harmless and stays."""
     number = getattr(resource, name)
     at_boot = resource.getrlimit(number)
@@ -195,17 +195,17 @@ def _limit(name: str) -> Kept:
         now = resource.getrlimit(number)
         return now == at_boot or (_is_not_lower(now[0], at_boot[0]) and _is_not_lower(now[1], at_boot[1]))
 
-    return Kept(f"lowered {name}", is_intact, lambda: resource.setrlimit(number, at_boot))
+    return Part(f"lowered {name}", is_intact, lambda: resource.setrlimit(number, at_boot))
 
 
-def _is_not_lower(now: int, then: int) -> bool:
-    return now == then or now == resource.RLIM_INFINITY or (now > then and then != resource.RLIM_INFINITY)
+def _is_not_lower(now: int, before: int) -> bool:
+    return now == before or now == resource.RLIM_INFINITY or (now > before and before != resource.RLIM_INFINITY)
 
 
-def _recursion_limit() -> Kept:
+def _recursion_limit() -> Part:
     """The recursion limit, restored only if it was lowered: a library may raise it at import and rely on that."""
     at_boot = sys.getrecursionlimit()
-    return Kept(
+    return Part(
         "lowered the recursion limit",
         lambda: sys.getrecursionlimit() >= at_boot,
         lambda: sys.setrecursionlimit(at_boot),

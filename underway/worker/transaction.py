@@ -1,4 +1,4 @@
-"""`cx.tx` of the step that runs: opened when it is first used, ended with the attempt."""
+"""`cx.tx` of the running step: opened when the step first uses it, ended with the attempt."""
 
 import os
 import threading
@@ -9,37 +9,39 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from underway.errors import InsideStep
-from underway.wire import messages
+from underway.wire.messages import Assignment, Transaction, Welcome
 from underway.worker.channel import Outbox
 from underway.worker.interrupts import Interrupts
+from underway.worker.outcome import Outcome
 
 if TYPE_CHECKING:
     import psycopg
 
     from underway.postgres.step_transaction import StepTransactions
-    from underway.worker.executor import Outcome
 
 
 class Transactions:
-    """Nothing is imported or opened before a step asks."""
+    """Imports psycopg and connects only when a step asks for its transaction."""
 
-    def __init__(self, outbox: Outbox, guard: Interrupts) -> None:
+    def __init__(self, outbox: Outbox, interrupts: Interrupts) -> None:
         self._outbox = outbox
-        self._guard = guard
-        self._own: StepTransactions | None = None
+        self._interrupts = interrupts
+        self._session: StepTransactions | None = None
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._pid = os.getpid()
-        self._opening = threading.Lock()
-        self.welcome: messages.Welcome | None = None
-        self.token: int | None = None  # of the attempt that has opened one
+        self._lock = threading.Lock()
+        self.welcome: Welcome | None = None
+        self.token: int | None = None  # of the attempt that has opened a transaction
         self._ended: int | None = None  # the token of the attempt whose hand-over has begun
 
     def open(self, token: int, check: Callable[[], None]) -> "psycopg.Connection[tuple[Any, ...]]":
         """The connection of this attempt, in its transaction. `check` raises if the attempt has ended."""
-        with self._opening:  # threads of a step that asked at once got one each, and all but one were never committed
+        # Threads of a step that asked at the same time got one transaction each, and only one of them was committed.
+        with self._lock:
             if token == self._ended:
                 raise InsideStep("cx.tx belongs to an attempt whose step has returned; nothing can be added to it")
-            # In this order: of a thread and its step, which is just ending, one sees the other.
+            # The token is set before the check: so either this thread sees that the step has ended, or the step, when
+            # it ends, sees that a transaction is open.
             before, self.token = self.token, token
             try:
                 check()
@@ -47,48 +49,58 @@ class Transactions:
                 self.token = before
                 raise
             if before != token or self._connection is None:
-                from underway.postgres.step_transaction import StepTransactions
-
-                if self._own is None:
-                    assert self.welcome is not None
-                    self._own = StepTransactions(self.welcome.database, UUID(self.welcome.owner), self.welcome.host)
-                self._outbox.send(messages.Transaction(token))
-                self._connection = self._own.begin(token)
+                self._connection = self._begin(token)
             return self._connection
 
-    def end(self, task: messages.Task, outcome: "Outcome") -> "Outcome":
-        """Commit what the step wrote with its hand-over, or roll it back. Raises what has refused a hand-over."""
-        ending, placement, _, spawned, seconds, cpu_seconds, peak_rss, payload = outcome
-        with self._opening:  # a thread that the step has left behind may be at it
+    def _begin(self, token: int) -> "psycopg.Connection[tuple[Any, ...]]":
+        from underway.postgres.step_transaction import StepTransactions
+
+        if self._session is None:
+            assert self.welcome is not None
+            self._session = StepTransactions(self.welcome.database, UUID(self.welcome.owner), self.welcome.host)
+        self._outbox.send(Transaction(token))
+        return self._session.begin(token)
+
+    def end(self, task: Assignment, outcome: Outcome) -> Outcome:
+        """Commit the step's writes together with its hand-over, or roll them back.
+
+        Raises the reason if the hand-over is refused.
+        """
+        with self._lock:  # a thread that the step has left behind may be in `open`
             connection, self._connection, self.token, self._ended = self._connection, None, None, task.token
-        if self._own is None:
-            return outcome  # it was refused, to a thread that came too late
-        if ending not in ("next", "done") or connection is None:  # None: it could not be opened, and the step went on
-            self._own.roll_back()
+        if self._session is None:
+            return outcome  # `open` has refused a thread that came too late
+        # There is no connection if it could not be opened, and the step handed over all the same.
+        if not outcome.hands_over or connection is None:
+            self._session.roll_back()
             return outcome
+        self._commit(self._session, task, outcome)
+        return Outcome("committed", b"", outcome.next_step, usage=outcome.usage)
+
+    def _commit(self, session: "StepTransactions", task: Assignment, outcome: Outcome) -> None:
         from underway.postgres.transitions import Attempt, succeed
 
         now = time.monotonic()
+        seconds, cpu_seconds, peak_rss = outcome.usage
         attempt = Attempt("succeeded", None, now - seconds, now, self._pid, cpu_seconds, peak_rss)
-        row = succeed(task, attempt, placement, payload)
+        row = succeed(task, attempt, outcome.next_step, outcome.payload)
         try:
-            children = [{**spawn, "parent": task.token} for spawn in spawned]
-            self._own.commit(row, children, self._interruptible(task.token))
+            spawned = [{**spawn, "parent": task.token} for spawn in outcome.spawned]
+            session.commit(row, spawned, self._interruptible(task.token))
         except BaseException:
-            self._own.roll_back()
+            session.roll_back()
             raise
-        return "committed", placement, None, [], seconds, cpu_seconds, peak_rss, b""
 
     @contextmanager
     def _interruptible(self, token: int) -> Iterator[None]:
         """Allow interrupts although the step has returned, because its hand-over waits for another transaction."""
         try:
-            self._guard.begin(token)
+            self._interrupts.enable(token)
             yield
         finally:
-            self._guard.end()
+            self._interrupts.disable()
 
     def close(self) -> None:
-        """Between two attempts."""
-        if self._own is not None:
-            self._own.close()
+        """Close the connection. Called between two attempts."""
+        if self._session is not None:
+            self._session.close()

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from underway.supervisor.logs.headline import headline as full_headline
+from underway.text import mebibytes
 
 _MODULE_PREFIX = re.compile(r"^(\w+\.)+(?=\w+(:|$))")
 _QUARANTINE_PREFIX = re.compile(r"^quarantined after \d+ crash(es)?: (the worker (died: |was )?)?")
@@ -47,9 +48,7 @@ def duration(measured: float | timedelta | None) -> str:
 
 
 def size(byte_count: int | None) -> str:
-    if byte_count is None:
-        return ""
-    return f"{byte_count / 2**20:,.0f} MiB"
+    return "" if byte_count is None else mebibytes(byte_count)
 
 
 def headline(error: str | None) -> str:

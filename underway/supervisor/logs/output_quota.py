@@ -2,6 +2,8 @@
 
 import logging
 
+from underway.text import mebibytes
+
 OUTPUT_LIMIT = 2**20
 # Estimated size of a log line without its message: timestamp, run, job, step and so on.
 _BESIDES = 100
@@ -45,13 +47,9 @@ class OutputQuota:
         if self.over_limit:
             lines = f"{self._lines:,} lines" if self._lines > 1 else "1 line"
             said = (
-                f"{lines}, {_mebibytes(self._bytes)} of output dropped: "
-                f"more than the {_mebibytes(self._limit)} that an attempt may print and log (--output-limit)"
+                f"{lines}, {mebibytes(self._bytes, 1)} of output dropped: "
+                f"more than the {mebibytes(self._limit, 1)} that an attempt may print and log (--output-limit)"
             )
         self._taken = self._lines = self._bytes = 0
         self.used = self.over_limit = False
         return said
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"

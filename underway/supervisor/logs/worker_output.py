@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from underway.supervisor.logs.output_quota import OutputQuota
+from underway.text import storable
 from underway.wire import child_record, messages
 
 log = logging.getLogger("underway.worker")
@@ -140,7 +141,7 @@ class WorkerOutput:
         """The last 8 KB of output, without characters that Postgres cannot store and without children's log records."""
         lines = [child_record.printed(line) for line in self._tail.split(b"\n")]
         text = b"\n".join(_last_state(bytearray(line)) for line in lines if line is not None)
-        return text.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
+        return storable(text.decode(errors="replace")).strip()
 
     def log_record(self, record: messages.Log) -> None:
         """Log a record of user code, perhaps from the import of the app."""

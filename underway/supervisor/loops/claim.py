@@ -20,7 +20,7 @@ from underway.supervisor.tasks.held import HeldTasks
 from underway.supervisor.tasks.results import ResultHandler
 from underway.supervisor.tasks.task import from_claim
 from underway.supervisor.workers.pool import WorkerPool
-from underway.wire import messages
+from underway.wire import frames
 
 POLL_SECONDS = 1.0
 POLL_SECONDS_DEAF = 0.2

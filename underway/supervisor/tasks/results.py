@@ -21,7 +21,7 @@ from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import VERDICTS, Observation, decide, what_follows
 from underway.supervisor.workers.kernel_kills import KernelKills
 from underway.supervisor.workers.process import WorkerProcess
-from underway.wire import messages
+from underway.wire import frames, messages
 
 log = getLogger("underway.supervisor")
 
@@ -69,8 +69,8 @@ class ResultHandler:
         match message:
             case messages.Result():
                 self._ended(worker, message)
-                if message.then is not None:
-                    self._started(worker, message.then)
+                if message.next_started is not None:
+                    self._started(worker, message.next_started)
             case messages.Started(token):
                 self._started(worker, token)
             case messages.Skipped(token):
@@ -82,7 +82,7 @@ class ResultHandler:
                 if task := worker.tasks.get(token):
                     task.transaction = True
             case _:
-                raise messages.BrokenFrame(f"{type(message).__name__} of a worker")
+                raise frames.BrokenFrame(f"{type(message).__name__} of a worker")
 
     def on_messages_processed(self) -> None:
         self._signals.messages_processed()
@@ -215,7 +215,7 @@ class ResultHandler:
     def too_large(self, task: Task) -> None:
         """Fail a task whose input no worker can read. (Every worker that received one died, without a charge.)"""
         now = time.monotonic()
-        error = f"the input has {len(task.input):,} bytes, and a worker takes at most {messages.MAX_INPUT:,}"
+        error = f"the input has {len(task.input):,} bytes, and a worker takes at most {frames.MAX_INPUT:,}"
         log.error("%s", error, extra={"about": task.about})
         self.record_failure(task, Observation.TOO_LARGE, error, attempt=Attempt("failed", started=now, ended=now))
 

@@ -74,7 +74,7 @@ class WorkerBoots:
         failures = self._failures[slot] = self._failures.get(slot, 0) + 1
         pause = min(_FIRST_PAUSE * 2.0 ** min(failures - 1, 20), _LONGEST_PAUSE) * self._rng.uniform(0.8, 1.2)
         lines = why.splitlines()
-        self.trouble = f"workers do not boot: {lines[-1][:_LONGEST_TROUBLE]}".replace("\0", "\N{REPLACEMENT CHARACTER}")
+        self.trouble = storable(f"workers do not boot: {lines[-1][:_LONGEST_TROUBLE]}")
         log.error("worker did not boot (%s), trying again in %.1f s", lines[0], pause,
                   extra={"about": {"worker": slot}})  # fmt: skip
         self._pausing[slot] = asyncio.get_running_loop().call_later(pause, self._end_pause, slot)

@@ -105,7 +105,7 @@ class GuardianProcess:
 
     def _hear(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # nothing to read, or the pipe is closed
-            if script.STRUCK in os.read(self._answers.fileno(), 4096):
+            if script.KILLING_WORKERS in os.read(self._answers.fileno(), 4096):
                 self._struck = True
                 log.error("the guardian killed all workers: this supervisor was stopped until a lease nearly expired")
 

@@ -1,7 +1,6 @@
 """Time, memory and lease limits of running tasks, enforced from outside."""
 
 import math
-import signal
 from collections.abc import Iterable
 from logging import getLogger
 
@@ -10,7 +9,9 @@ from underway.supervisor.tasks.task import Task, Worker
 from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.memory import SAMPLE_SECONDS, Memory
 from underway.supervisor.workers.process import LAST_WORDS_SECONDS, WorkerProcess
+from underway.text import mebibytes
 from underway.wire import messages
+from underway.wire.signals import STOP_SIGNAL
 
 log = getLogger("underway.supervisor")
 
@@ -133,7 +134,7 @@ def interrupt(worker: Worker, task: Task, reason: str, now: float) -> None:
     task.stop_sent_at = now
     task.stop_reason = reason
     worker.send(messages.Stop(task.token, reason))
-    worker.signal(signal.SIGUSR1)
+    worker.signal(STOP_SIGNAL)
 
 
 def _runs_longer_than_a_sample(worker: WorkerProcess, now: float) -> bool:
@@ -144,7 +145,3 @@ def _runs_longer_than_a_sample(worker: WorkerProcess, now: float) -> bool:
 
 def about_task(worker: Worker, task: Task) -> dict[str, object]:
     return {"worker": worker.slot, **task.about}
-
-
-def mebibytes(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"

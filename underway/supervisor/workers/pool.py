@@ -19,7 +19,7 @@ from underway.supervisor.workers.boot import BootError, WorkerBoots, working_fol
 from underway.supervisor.workers.descendants import Descendants
 from underway.supervisor.workers.process import WorkerListener, WorkerProcess
 from underway.supervisor.workers.recycle import NO_MARKS, MemorySampler, RecycleLimits, WorkerUsage
-from underway.wire import messages
+from underway.wire import frames, messages
 
 log = getLogger("underway.supervisor")
 
@@ -176,7 +176,7 @@ class WorkerPool:
 
     def _hear_of_boot(self, worker: WorkerProcess, message: messages.Message) -> None:
         if worker not in self._boots:  # its user's code speaks for it: it would be counted in two places
-            raise messages.BrokenFrame(f"{type(message).__name__} of a worker that has booted")
+            raise frames.BrokenFrame(f"{type(message).__name__} of a worker that has booted")
         if isinstance(message, messages.Hello):
             self._booted(worker, message)
         elif isinstance(message, messages.BootFailed):
@@ -247,7 +247,7 @@ class WorkerPool:
         try:
             worker.manifest = self.manifest = Manifest.from_json(hello.payload)
         except ValueError as error:
-            raise messages.BrokenFrame(f"a Hello without manifest: {error}") from error
+            raise frames.BrokenFrame(f"a Hello without manifest: {error}") from error
         worker.lanes = dict(worker.manifest.lanes())
         if self._welcome is not None:
             worker.send(self._welcome)

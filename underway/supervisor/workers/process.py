@@ -19,7 +19,9 @@ from underway.supervisor.workers.channel import WorkerChannel
 from underway.supervisor.workers.launch import launch
 from underway.supervisor.workers.read_throttle import OUTPUT_MESSAGES, ReadThrottle
 from underway.supervisor.workers.recycle import WorkerUsage
+from underway.wire import frames
 from underway.wire import messages as wire
+from underway.wire.signals import STACK_SIGNAL
 
 log = getLogger("underway.supervisor")
 
@@ -268,7 +270,7 @@ class WorkerProcess:
             return
         self.killing = True
         self.kill_message = words
-        if last_words and wire.STACK_SIGNAL:
+        if last_words and STACK_SIGNAL:
             self.has_last_words = True
             self.signal(wire.STACK_SIGNAL)
             self._loop.call_later(last_words, self._stop_and_kill)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from underway.supervisor.workers.memory import Memory
+from underway.text import mebibytes
 
 # Workers that began together must not all end together: each is due somewhere in the last fifth before the mark.
 _JITTER = 0.2
@@ -60,7 +61,7 @@ class WorkerUsage:
             return f"{age:,.0f} s at work"
         # A worker that is too large before its first task would be replaced for ever, without any work done.
         if self._marks.memory is not None and self.rss >= self._marks.memory * self._share and self.tasks:
-            return f"{self.rss / 2**20:,.0f} MiB"
+            return mebibytes(self.rss)
         return ""
 
     @property

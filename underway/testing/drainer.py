@@ -1,4 +1,4 @@
-"""A supervisor's loop without a supervisor: claim, run in this process, commit, until nothing is left to claim."""
+"""`drain`: claim, run and commit in this process, as a supervisor and its workers do, until nothing is claimable."""
 
 import asyncio
 import socket
@@ -21,8 +21,8 @@ from underway.schedule.cron import Cron, due
 from underway.supervisor.tasks.task import Task, from_claim
 from underway.supervisor.tasks.verdict import Observation, decide
 from underway.testing.database import refuse_event_loop
-from underway.testing.process import LocalWorker
-from underway.wire import messages
+from underway.testing.local_worker import LocalWorker
+from underway.wire.messages import Welcome
 
 _BATCH = 500
 _LOCKED_PAUSE = 0.01
@@ -30,38 +30,38 @@ _LOCKED_SECONDS = 5.0
 
 
 def drain(work: Underway | Job[Any, Any, Any, Any], *, database: str | None = None, most: int = 1000) -> int:
-    """Run whatever is claimable of an app, or of one job, in this process; returns how many attempts were made.
+    """Run everything that is claimable of an app, or of one job, in this process; returns the number of attempts.
 
     It uses a supervisor's statements, so it registers, claims, commits, promotes, reaps, fires schedules and removes
     finished runs as a supervisor does. It waits for nothing: delayed runs and runs in backoff stay (see `advance`).
     Timeouts and memory limits are not enforced.
 
-    The database is the app's unless named. Raises UnderwayError if there is still work after `most` attempts, and what
-    the app's own calls raise for a database that is not there or not migrated.
+    The database defaults to the app's. Raises UnderwayError if there is still work after `most` attempts, and the
+    errors of the app's own calls if the database cannot be reached or is not migrated.
     """
     refuse_event_loop("drain")
     app, jobs = (work, list(work.jobs.values())) if isinstance(work, Underway) else (work._app, [work])
     url = Underway(database or app.database)._checked_url()
     manifest = Manifest(tuple(job.manifest() for job in jobs), queues=tuple(app._queues.values()))
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner, closing(LocalWorker(app)) as worker:
-        queue = _Queue(url, manifest, worker)
+        supervisor = _LocalSupervisor(url, manifest, worker)
         try:
-            runner.run(queue.register())
-            made = 0
-            # Steps run outside of the loop: they may have one of their own.
-            while (task := runner.run(queue.next())) is not None:
-                if made == most:
-                    runner.run(queue.release(task))
+            runner.run(supervisor.register())
+            attempts = 0
+            # Steps run outside this event loop, because an async step runs on a loop of its own.
+            while (task := runner.run(supervisor.next_task())) is not None:
+                if attempts == most:
+                    runner.run(supervisor.release(task))
                     raise UnderwayError(f"drain has made {most:,} attempts, and there is still work to do")
-                runner.run(queue.write(task, *worker.run(task)))
-                made += 1
-            return made
+                runner.run(supervisor.write(task, *worker.run(task)))
+                attempts += 1
+            return attempts
         finally:
-            runner.run(queue.close())
+            runner.run(supervisor.close())
 
 
-class _Queue:
-    """The database as a supervisor sees it that has one worker and takes one task at a time."""
+class _LocalSupervisor:
+    """The database work of a supervisor that has one worker and takes one task at a time."""
 
     def __init__(self, url: str, manifest: Manifest, worker: LocalWorker) -> None:
         self._manifest = manifest
@@ -71,23 +71,23 @@ class _Queue:
         self._work, self._leases = ReconnectingConnection(url), ReconnectingConnection(url)
         owner, host = uuid4(), socket.gethostname()
         self._store = Store(self._work, self._leases, owner, host)
-        worker.executor.transactions.welcome = messages.Welcome(str(owner), host, url)
+        worker.transactions.welcome = Welcome(str(owner), host, url)
 
     async def register(self) -> None:
         """Register the app's jobs and queues first: without queues, failed runs would get no dead-letter labels."""
         await self._store.register_app(self._manifest)
 
-    async def next(self) -> Task | None:
-        """The next task; None when there is none, and none comes due."""
+    async def next_task(self) -> Task | None:
+        """The next task; None if nothing is claimable and nothing is due."""
         while True:
             leased_from = lease_clock.now()
             for claimed in await self._store.claim(self._lanes, 1, candidates=1, suspects=1):
                 return from_claim(claimed, self._steps[claimed.lane], leased_from)
-            if not await self._bring_about():
+            if not await self._make_claimable():
                 return None
 
-    async def _bring_about(self) -> bool:
-        """What supervisors do beside claiming; whether some of it may have made something claimable."""
+    async def _make_claimable(self) -> bool:
+        """Do the work of a supervisor's other loops; returns whether it may have made a run claimable."""
         while await self._store.expire(_BATCH):
             pass
         changes = [
@@ -99,7 +99,7 @@ class _Queue:
         return any(changes)
 
     async def _fire_schedules(self) -> int:
-        """How many now wait for another slot."""
+        """Returns how many schedules have moved on to another slot."""
         first_steps = {job.name: job.steps[0] for job in self._manifest.jobs}
         moved = 0
         for schedule in await schedule_queries.upcoming(self._work, list(first_steps), 0):
@@ -111,7 +111,7 @@ class _Queue:
         return moved
 
     async def write(self, task: Task, row: FinishRun | AdvanceRun | None, spawned: list[dict[str, Any]]) -> None:
-        """Make an ending durable. One whose run was taken from us is dropped, as the fence would have it."""
+        """Make the end of an attempt durable. If the run has been taken from us, it is dropped, as the fence does."""
         deadline = time.monotonic() + _LOCKED_SECONDS
         while row is not None and task.token not in await self._commit(row, spawned):
             owned = await self._store.owned([task.run])
