@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 from underway.definition.manifest import Lane, Step
 from underway.postgres.reconnecting import STATEMENT_SECONDS, ReconnectingConnection
 from underway.postgres.supervisor_store import Store
-from underway.postgres.transitions import Attempt, Next, succeed
+from underway.postgres.transitions import Attempt, succeed
 from underway.supervisor.loops.commit import CommitLoop
 from underway.supervisor.signals import Signals
 from underway.supervisor.tasks.dispatch import Dispatch

@@ -28,6 +28,7 @@ from underway.postgres.supervisor_store import Lanes, Renewal, Store
 from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, succeed
 from underway.supervisor.tasks.task import Task, from_claim
 from underway.supervisor.tasks.verdict import VERDICTS, Charge, Observation, decide
+from underway.wire.messages import NextStep
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ from underway.postgres.queries import statements
 from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, succeed
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import VERDICTS, Charge, Observation, crash_delay, decide, what_follows
+from underway.wire.messages import NextStep
 
 POLICY = Policy(retry=RetryPolicy(max_attempts=4, initial_interval=timedelta(seconds=8), jitter=0.5), max_crashes=3)
 STARTED = Attempt("to be replaced", error="what happened", started=2.0, pid=7, cpu_seconds=1.5, peak_rss=99)

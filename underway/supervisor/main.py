@@ -73,9 +73,9 @@ async def _live(settings: Settings) -> int:
         for session in sessions:
             if not await _unless_stopped(stop, asyncio.ensure_future(session.open())):
                 return ExitCode.CLEAN
-        # Not before: an embedded Postgres that was started just now must not become ours to on_exit.
+        # Not before: an embedded Postgres that was started just now must not become a child of ours.
         pool.ignore_existing_children()
-        _become_subreaper()
+        _adopt_orphans()
         pool.welcome(messages.Welcome(str(identity), socket.gethostname(), url))
         # What is here now stays; and hundreds of tasks claimed together are not garbage to look for.
         gc.freeze()

@@ -17,7 +17,7 @@ from underway.definition.manifest import Lane, Step
 from underway.errors import Interrupt
 from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, succeed
 from underway.supervisor.tasks.task import Task, message
-from underway.supervisor.tasks.verdict import VERDICTS, Observation, settle
+from underway.supervisor.tasks.verdict import VERDICTS, Observation, decide
 from underway.wire.messages import Message, Progress
 from underway.worker.channel import Outbox
 from underway.worker.executor import Executor
@@ -87,7 +87,7 @@ class LocalWorker:
             return AttemptEnd(row, [{**spawn, "parent": task.token} for spawn in outcome.spawned])
         seen = Observation.FAIL if outcome.ending == "fail" else Observation.RETRY
         attempt = attempt._replace(outcome=VERDICTS[seen].outcome, error=outcome.payload.decode())
-        return AttemptEnd(settle(task, seen, attempt, self.rng, outcome.retry_after), [])
+        return AttemptEnd(decide(task, seen, attempt, self.rng, outcome.retry_after), [])
 
     def close(self) -> None:
         self._executor.close()

@@ -152,7 +152,7 @@ class ClaimLoop(Loop):
         tasks = [from_claim(run, steps[run.lane], self._store.claim_leased_from) for run in claimed]
         self._held.add(tasks)
         for task in tasks:
-            if len(task.input) > messages.MAX_INPUT:
+            if len(task.input) > frames.MAX_INPUT:
                 self._results.too_large(task)
         self._dispatch.add(task for task in tasks if not task.ended)
         self._dispatch.pump()

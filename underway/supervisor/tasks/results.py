@@ -173,10 +173,10 @@ class ResultHandler:
         peak_rss = max(result.peak_rss, task.peak_rss)
         attempt = Attempt("succeeded", None, now - result.seconds, now, worker.pid, result.cpu_seconds, peak_rss)
         if result.ending in ("next", "done"):
-            row = succeed(task, attempt, result.placement, result.payload)
+            row = succeed(task, attempt, result.next_step, result.payload)
             self._commits.submit(Ended(task, row, result.spawned))
         elif result.ending == "committed":
-            row = succeed(task, attempt, result.placement, result.payload)
+            row = succeed(task, attempt, result.next_step, result.payload)
             self._held.end(task)
             self._commits.durable(Ended(task, row, result.spawned))
         else:

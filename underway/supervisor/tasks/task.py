@@ -137,9 +137,9 @@ def from_hand_over(last: Task, row: AdvanceRun, token: int, step: manifest.Step,
     )
 
 
-def message(task: Task) -> messages.Task:
+def message(task: Task) -> messages.Assignment:
     """The message that hands the task to a worker."""
-    return messages.Task(
+    return messages.Assignment(
         task.run,
         task.token,
         task.lane.job,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from logging import getLogger
 
 from underway.supervisor.workers.process import LAST_WORDS_SECONDS, WorkerProcess
+from underway.text import storable
 from underway.wire import messages
 
 log = getLogger("underway.supervisor")

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from underway.wire import frames
 from underway.wire import messages as wire
 
 # One buffer for all reads: a new one for each read would be mapped and unmapped each time.
@@ -17,7 +18,7 @@ class WorkerChannel:
         ours.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._socket = ours
-        self._reader = wire.FrameReader()
+        self._reader = frames.FrameReader()
         self._unsent = bytearray()
         self._clogged = False  # the worker has not taken all that was sent
         self.hung_up = False  # the worker has closed its end, or has sent bytes that are not a message
@@ -29,7 +30,7 @@ class WorkerChannel:
 
     def send(self, *messages: wire.Message) -> bool:
         """Returns whether the worker has all of it. The rest follows when the worker reads."""
-        self._unsent += b"".join(wire.encode(message) for message in messages)
+        self._unsent += b"".join(frames.encode(message) for message in messages)
         return self._flush()
 
     def _flush(self) -> bool:
@@ -67,7 +68,7 @@ class WorkerChannel:
         try:
             for message in self._reader.feed(_inbox[:size]):
                 handle(message)
-        except wire.BrokenFrame:
+        except frames.BrokenFrame:
             self._hang_up()
             raise
         return size

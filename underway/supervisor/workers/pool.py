@@ -185,7 +185,7 @@ class WorkerPool:
     def _spoilt(self, worker: WorkerProcess, reason: str) -> None:
         """Replace a worker that cannot restore its process: it runs no more tasks and returns those it was given."""
         if worker in self._boots:
-            raise messages.BrokenFrame("Spoilt of a worker that has not booted")
+            raise frames.BrokenFrame("Tainted of a worker that has not booted")
         worker.usage.spoilt = reason[:_LONGEST_REASON] or "a step has spoilt it"
         worker.paused = True
         self._check_limits(worker, time.monotonic())

@@ -211,7 +211,7 @@ class WorkerProcess:
         self.output.behind = True
         try:
             size = self._channel.receive(self._handle)
-        except wire.BrokenFrame as error:
+        except frames.BrokenFrame as error:
             self.kill(
                 f"killed: it sent bytes that are not a message ({error}); "
                 f"code in a step must not write to descriptor {self._their_socket}"
@@ -272,7 +272,7 @@ class WorkerProcess:
         self.kill_message = words
         if last_words and STACK_SIGNAL:
             self.has_last_words = True
-            self.signal(wire.STACK_SIGNAL)
+            self.signal(STACK_SIGNAL)
             self._loop.call_later(last_words, self._stop_and_kill)
         else:
             self._stop_and_kill()
