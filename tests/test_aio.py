@@ -28,7 +28,7 @@ from underway import (
     Underway,
     aio,
 )
-from underway.definition import context
+from underway.client import current_step
 from underway.definition.loading import load
 
 T = TypeVar("T")
@@ -265,9 +265,9 @@ def test_a_connection_of_the_wrong_kind_is_refused(app: Underway, database: str)
 @pytest.fixture
 def in_a_step() -> Iterator[None]:
     nobody: Any = None
-    context.enter(Context(run=str(uuid4()), job="job", step="step", attempt=1, ends_at=0, worker=nobody))
+    current_step.set_current(Context(run=str(uuid4()), job="job", step="step", attempt=1, ends_at=0, worker=nobody))
     yield
-    context.enter(None)
+    current_step.set_current(None)
 
 
 @pytest.mark.usefixtures("in_a_step")
@@ -298,13 +298,13 @@ def test_while_an_app_is_imported(tmp_path: Path, database: str) -> None:
 
 def test_no_database_and_no_schema(app: Underway, empty_database: str) -> None:
     async def use() -> None:
-        app._database = None
+        app.database.named = None
         with pytest.raises(NoDatabase):
             await aio.enqueue(clients.echoes, 1)
-        app._database = empty_database
+        app.database.named = empty_database
         with pytest.raises(SchemaMissing):
             await aio.enqueue(clients.echoes, 1)
-        app._database = "postgresql://nobody@localhost:1/nowhere"
+        app.database.named = "postgresql://nobody@localhost:1/nowhere"
         with pytest.raises(psycopg.OperationalError):
             await aio.enqueue(clients.echoes, 1)
 

@@ -39,7 +39,7 @@ class World(NamedTuple):
 def world(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A run in each state, and the supervisor that brought them there."""
     folder = tmp_path_factory.mktemp("states")
-    states.app._database = basic.app._database = module_database
+    states.app.database.named = basic.app.database.named = module_database
     runs: dict[str, Run[Any]] = {
         "succeeded": states.orders.enqueue(Order(1, "Łódź 東京")),
         "failed": states.failing.enqueue(Order(7)),
@@ -63,7 +63,7 @@ def world(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     supervisor.end()
     for app in (states.app, basic.app):
         app.close()
-        app._database = None
+        app.database.named = None
 
 
 def rows(text: str) -> dict[str, str]:
@@ -370,7 +370,7 @@ def test_long_searches_say_where_they_ended(database: str, monkeypatch: pytest.M
         for n in range(6):
             run = insert(connection, job="old" if n == 0 else "new")
             connection.execute("select underway.cancel(%s)", [run])
-    monkeypatch.setattr(inspection, "LOOKED_AT", 5)
+    monkeypatch.setattr(inspection, "SEARCH_LIMIT", 5)
     near = underway("list", "--job", "old", database=database)
     assert near.stdout == "no runs\n"
     assert near.stderr == "looked at the newest 5 finished runs only\n"

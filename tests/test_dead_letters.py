@@ -268,7 +268,7 @@ def test_a_label_that_nothing_has_is_an_error_that_names_those_there_are(
     app: Underway, connection: Connection, act: str
 ) -> None:
     do = getattr(app, act)
-    declared = sorted({queue.dead_letter for queue in app._queues.values() if queue.dead_letter is not None})
+    declared = sorted(app.registry.labels())
     for label in declared:  # known, even if only to this code and if no run has it now
         assert do(label) == 0
     nothing = r"^no run and no queue has the dead-letter label 'ded'; there are "
@@ -336,7 +336,7 @@ def test_from_failure_to_redrive(
 
 
 def test_what_cannot_be_redriven_says_so(app: Underway, connection: Connection) -> None:
-    run = Run[Any](app, UUID(failed(connection, job="rendering", step="render", input='"x"')), Any)
+    run = Run[Any](app.database, UUID(failed(connection, job="rendering", step="render", input='"x"')), Any)
     with pytest.raises(PayloadError):
         app.redrive(run, input=4)
     with pytest.raises(InvalidOption, match="not a label"):

@@ -78,7 +78,9 @@ def test_file_named_like_the_standard_library(folder: Path, name: str) -> None:
     write(folder / f"{name}.py", APP)
     assert isinstance(load(f"{name}.py:app"), Underway)
     # not one that was imported before, and not the app: others still need it
-    program = f"from underway.loading import load; load('{name}.py:app'); import {name}; print({name}.__file__)"
+    program = (
+        f"from underway.definition.loading import load; load('{name}.py:app'); import {name}; print({name}.__file__)"
+    )
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert str(folder) not in done.stdout
 

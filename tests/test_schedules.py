@@ -142,7 +142,7 @@ def test_importing_an_app_schedules_nothing(call: str, database: str, tmp_path: 
         f"app = Underway({database!r})\n"
         f"job = app.job('job').step(step)\n{call}\n"
     )
-    program = "from underway.loading import load; load('eager.py:app')"
+    program = "from underway.definition.loading import load; load('eager.py:app')"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert "ImportSideEffect" in done.stderr
     assert "if __name__ == '__main__'" in done.stderr
@@ -401,6 +401,11 @@ def test_the_hosts_clock_is_not_asked() -> None:
     import underway
 
     package = Path(underway.__file__).parent
-    for file in ("schedule.py", "scheduling.py", "postgres/schedules.py", "supervisor/schedules.py"):
+    for file in (
+        "schedule/cron.py",
+        "client/schedules.py",
+        "postgres/schedule_queries.py",
+        "supervisor/loops/schedule.py",
+    ):
         source = (package / file).read_text()
         assert not [clock for clock in (".now(", ".utcnow(", ".today(", "time.time") if clock in source], file

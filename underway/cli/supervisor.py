@@ -10,9 +10,9 @@ from underway.cli.hide_password import hide_password
 from underway.cli.options.duration import Seconds
 from underway.definition.options import checked_size
 from underway.errors import InvalidOption
+from underway.supervisor.exit_codes import EXIT_CODES
 from underway.supervisor.logs import format as logs
 from underway.supervisor.main import Settings, supervise
-from underway.supervisor.shutdown import EXIT_CODES
 from underway.supervisor.workers.recycle import RecycleLimits
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from enum import IntEnum
 from logging import getLogger
 
 log = getLogger("underway.supervisor")
@@ -14,30 +13,6 @@ _TERM_SECONDS = 0.5
 # If we have just stood still, the loop finds timers that are due before it finds a signal: that is in its pipe in the
 # next turn, and does what it is to do in the one after.
 _TERM_TURNS = 3
-
-
-class ExitCode(IntEnum):
-    """What underway-supervisor returns."""
-
-    CLEAN = 0
-    KILLED_WORK = 1
-    USAGE = 2
-    APP_DOES_NOT_BOOT = 3
-    SCHEMA_DOES_NOT_FIT = 4
-    DATABASE_UNREACHABLE = 5
-
-
-EXIT_CODES = {
-    ExitCode.CLEAN: "stopped with nothing running, or idle with --until-idle",
-    ExitCode.KILLED_WORK: (
-        "stopped, and running steps had to be interrupted or killed, and were released; "
-        "or the database was away, and not everything could be written"
-    ),
-    ExitCode.USAGE: "wrong options, or no database named",
-    ExitCode.APP_DOES_NOT_BOOT: "the app does not import, or not within a minute, at the start",
-    ExitCode.SCHEMA_DOES_NOT_FIT: "the schema is missing, too old or too new at the start: underway migrate",
-    ExitCode.DATABASE_UNREACHABLE: "the database could not be reached at the start",
-}
 
 
 class StopRequest:

@@ -11,14 +11,14 @@ from underway.errors import UnderwayError
 @contextmanager
 def using_database(app: Underway, url: str) -> Iterator[None]:
     """Point an app to this database meanwhile, whatever it names itself; its connections are closed at both ends."""
-    named = app._database
+    named = app.database.named
     app.close()
-    app._database = url
+    app.database.named = url
     try:
         yield
     finally:
         app.close()
-        app._database = named
+        app.database.named = named
 
 
 def refuse_event_loop(call: str) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import orjson
 
-from underway.app import Underway
+from underway.client.registry import Registry
 from underway.definition.manifest import Lane, Step
 from underway.errors import Interrupt
 from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, succeed
@@ -42,10 +42,10 @@ def first_task(run: UUID, token: int, lane: Lane, step: Step, given: bytes) -> T
 class LocalWorker:
     """Runs tasks, and judges their endings as a supervisor does. Nobody watches limits, and nobody interrupts."""
 
-    def __init__(self, app: Underway) -> None:
+    def __init__(self, registry: Registry[Any]) -> None:
         self.guard = _Unguarded()
         self.outbox = _Outbox()
-        self.executor = Executor(app, self.outbox, self.guard, progress_seconds=0)
+        self.executor = Executor(registry, self.outbox, self.guard, progress_seconds=0)
         self.progress = self.outbox.progress
         self.rng = random.Random()  # noqa: S311 - spreads retries
 

@@ -53,9 +53,9 @@ def replay(app: Underway, run_id: UUID, stored: StoredAttempt) -> Replayed:
     lane = Lane(stored.queue, stored.job, stored.step)
     task = first_task(run_id, _NO_TOKEN, lane, specs[0], stored.input.encode())
     task.number, task.scheduled_for = stored.number, stored.scheduled_for
-    with closing(LocalWorker(app)) as worker:
+    with closing(LocalWorker(app.registry)) as worker:
         transactions = worker.executor.transactions = UndoneTransactions(worker.outbox, worker.guard)
-        transactions.welcome = messages.Welcome(str(uuid4()), socket.gethostname(), app._checked_url())
+        transactions.welcome = messages.Welcome(str(uuid4()), socket.gethostname(), app.database.checked_conninfo())
         row, spawned = worker.run(task)
         assert row is not None
         return Replayed(row, spawned, worker.raised)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import orjson
 
-from underway.app import Underway
-from underway.client.runs import Run
-from underway.definition import context
-from underway.definition.context import Context
-from underway.definition.job import Job
+from underway.client import current_step
+from underway.client.context import Context
+from underway.client.database import Database
+from underway.client.job import Job
+from underway.client.registry import Registry
+from underway.client.run import Run
+from underway.definition.job_definition import JobDefinition
 from underway.definition.manifest import Placement
 from underway.definition.retry import LONGEST
 from underway.definition.transition import To
@@ -58,14 +60,14 @@ class Executor:
 
     def __init__(
         self,
-        app: Underway,
+        registry: Registry[Any],
         outbox: Outbox,
         guard: Interrupts,
         *,
         progress_seconds: float = _PROGRESS_SECONDS,
         logs: Logs = PLAIN_LOGS,
     ) -> None:
-        self._app = app
+        self._database = registry.database
         self._outbox = outbox
         self._guard = guard
         self._progress_seconds = progress_seconds
@@ -77,7 +79,7 @@ class Executor:
         self._spawning = threading.RLock()
         self._forks = forks.depth
         self._steps: dict[tuple[str, str], tuple[Job[Any, Any, Any], int]] = {}
-        for job in app.jobs.values():
+        for job in registry.jobs.values():
             for index, step in enumerate(job.compiled):
                 for name in step.spec.names:
                     self._steps[job.name, name] = (job, index)
@@ -86,7 +88,7 @@ class Executor:
         """How the step ended, whatever it does short of ending the process."""
         self._meter.start()
         attempt = _Attempt(
-            self._app,
+            self._database,
             self._outbox,
             self._guard,
             self.transactions,
@@ -161,7 +163,7 @@ class Executor:
             scheduled_for=task.scheduled_for,
         )
         arguments = (cx, codec.decode(task.payload, step.input_type)) if step.takes_input else (cx,)
-        context.enter(cx)
+        current_step.set_current(cx)
         try:
             try:
                 self._guard.begin(task.token)
@@ -176,7 +178,7 @@ class Executor:
                     forks.leave(sys.exc_info()[1])
                 self._guard.end()
         finally:
-            context.enter(None)
+            current_step.set_current(None)
 
     def _handed_over(
         self, job: Job[Any, Any, Any], index: int, task: messages.Task, attempt: "_Attempt"
@@ -211,14 +213,14 @@ class _Attempt:
     """What a step does through its context while it runs."""
 
     __slots__ = (
-        *("_app", "_forks", "_guard", "_logs", "_outbox", "_progress_seconds", "_reported_at", "_spawned_bytes"),
+        *("_database", "_forks", "_guard", "_logs", "_outbox", "_progress_seconds", "_reported_at", "_spawned_bytes"),
         *("_spawning", "_token", "_transactions"),
         *("spawned", "state"),
     )
 
     def __init__(
         self,
-        app: Underway,
+        database: Database,
         outbox: Outbox,
         guard: Interrupts,
         transactions: Transactions,
@@ -227,7 +229,7 @@ class _Attempt:
         spawning: threading.RLock,
         logs: Logs,
     ) -> None:
-        self._app = app
+        self._database = database
         self._outbox = outbox
         self._guard = guard
         self._forks = forks.depth
@@ -252,7 +254,7 @@ class _Attempt:
             self._outbox.send(messages.Progress(self._token, orjson.dumps(progress)))
             self._guard.raise_postponed()
 
-    def spawn(self, job: Job[Any, Any, Any], value: Any) -> Run[Any]:
+    def spawn(self, job: JobDefinition[Any, Any, Any], value: Any) -> Run[Any]:
         first = job.compiled[0]
         placed: Placement = first.spec.placement
         if placed.unique_key is not None:
@@ -275,7 +277,7 @@ class _Attempt:
             "input": payload.decode(),
         }
         self._add(spawn, len(payload))
-        return Run(self._app, run_id, job.result_type)
+        return Run(self._database, run_id, job.result_type)
 
     def _add(self, spawn: messages.Spawn, size: int) -> None:
         self._check("cx.enqueue")  # before taking the lock, which another thread may have held during the fork

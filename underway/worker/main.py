@@ -48,7 +48,7 @@ def main() -> None:
             raise AppNotFound(f"{app_name} is a {type(app).__name__}, not an Underway app")
         manifest = app.manifest().to_json()
         logs.end_import()
-        executor = Executor(app, conversation, guard, logs=logs)
+        executor = Executor(app.registry, conversation, guard, logs=logs)
         isolation = ProcessState(SIGNALS, guard.watch_faults)
     except BaseException:
         text = shorten(traceback.format_exc(), _LONGEST_TRACEBACK)

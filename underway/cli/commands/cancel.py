@@ -9,7 +9,7 @@ from underway.cli.options.database import Connection, connect, database_option
 from underway.cli.options.find import find_run, refuse_id
 from underway.cli.output.documents import json_option, print_done
 from underway.cli.output.format import count
-from underway.client.runs import Status
+from underway.client.run_state import Status
 from underway.postgres import admin_queries, client_queries, inspection
 from underway.printable import printable
 
@@ -104,13 +104,13 @@ def redrive_one(connection: Connection, given_run: str, given_input: str | None)
     run_id = find_run(connection, given_run)
     payload = None if given_input is None else _checked_json(given_input)
     # Before: a moment after, it may have gone on to the next.
-    found = inspection.run(connection, run_id)
+    found = inspection.run_details(connection, run_id)
     if found is None or not admin_queries.redrive(connection, run_id, payload):
         raise click.ClickException(f"run {run_id} cannot go on: {_why_not(found)}")
     return run_id, found["step"]
 
 
-def _why_not(run: inspection.Row | None) -> str:
+def _why_not(run: inspection.RunDetails | None) -> str:
     if run is None:
         return "it has left just now, after its keep"
     if run["state"] == Status.FAILED:

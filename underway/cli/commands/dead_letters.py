@@ -1,6 +1,5 @@
 """underway dead-letters, redrive, discard: runs that failed for good and wait for somebody."""
 
-import json
 from datetime import datetime
 
 import click
@@ -12,8 +11,6 @@ from underway.cli.output.documents import json_option, print_done, print_rows
 from underway.cli.output.format import age, count, headline
 from underway.cli.output.table import Column
 from underway.postgres import admin_queries, client_queries, inspection
-
-_DEAD_LETTER = ("id", "job", "step", "queue", "error", "input", "finished_at", "attempts", "crashes")
 
 
 @click.command("dead-letters", short_help="Failed runs that wait for somebody.")
@@ -29,16 +26,13 @@ def dead_letters(label: str | None, limit: int, database: str | None, as_json: b
         if label is None:
             print_rows(inspection.dead_letter_labels(connection), _label_columns(now), as_json, none="no dead letters")
             return
-        rows = admin_queries.dead_letters(connection, label, limit)
-        known = set() if rows else admin_queries.known_labels(connection)
-    found = [dict(zip(_DEAD_LETTER, row, strict=True)) for row in rows]
-    for run in found:
-        run["input"] = json.loads(run["input"])
+        found = inspection.list_dead_letters(connection, label, limit)
+        known = set() if found else admin_queries.known_labels(connection)
     none = f"no run has the label {label!r}" + ("" if label in known else f"; {admin_queries.existing(known)}")
     print_rows(found, _run_columns(now), as_json, none=none)
 
 
-def _label_columns(now: datetime) -> list[Column]:
+def _label_columns(now: datetime) -> list[Column[inspection.LabelRow]]:
     return [
         Column("LABEL", lambda label: label["label"], shrinks_to=10),
         Column("RUNS", lambda label: f"{label['runs']:,}", right=True),
@@ -47,7 +41,7 @@ def _label_columns(now: datetime) -> list[Column]:
     ]
 
 
-def _run_columns(now: datetime) -> list[Column]:
+def _run_columns(now: datetime) -> list[Column[inspection.DeadLetterDetails]]:
     return [
         Column("ID", lambda run: run["id"]),
         Column("FAILED", lambda run: age(run["finished_at"], now), right=True),

@@ -12,9 +12,9 @@ from underway.cli.options.database import connect, database_option
 from underway.cli.options.find import find_supervisor
 from underway.cli.output.documents import json_option, print_done
 from underway.cli.output.format import age, count
-from underway.cli.output.table import Row
 from underway.errors import UnderwayError
 from underway.postgres import client_queries, inspection
+from underway.postgres.inspection import SupervisorRow
 
 _LATE = timedelta(seconds=10)  # two intervals at which a supervisor updates seen_at
 
@@ -30,7 +30,7 @@ def health(supervisor: str | None, database: str | None, as_json: bool) -> None:
     minute, one has workers that do not boot, or the database cannot be reached.
     One that was killed is left out.
     """
-    meant: list[Row] = []
+    meant: list[SupervisorRow] = []
     try:
         meant, reason = _look(database, supervisor)
     except (UnderwayError, psycopg.Error) as error:
@@ -41,7 +41,7 @@ def health(supervisor: str | None, database: str | None, as_json: bool) -> None:
     sys.exit(1 if reason else 0)
 
 
-def _look(database: str | None, supervisor: str | None) -> tuple[list[Row], str]:
+def _look(database: str | None, supervisor: str | None) -> tuple[list[SupervisorRow], str]:
     """Those that are meant, and what is wrong with the first that is ill."""
     host = socket.gethostname()
     with connect(database) as connection:
@@ -54,7 +54,7 @@ def _look(database: str | None, supervisor: str | None) -> tuple[list[Row], str]
     return meant, next(filter(None, (_ill(label, now) for label in meant)), "")
 
 
-def _living(known: list[Row], host: str, now: datetime) -> list[Row]:
+def _living(known: list[SupervisorRow], host: str, now: datetime) -> list[SupervisorRow]:
     """The supervisors of this host, without the rows that killed ones have left behind.
 
     One that was seen a moment ago is alive even if its process is not found: a container may share the host's name but
@@ -66,7 +66,7 @@ def _living(known: list[Row], host: str, now: datetime) -> list[Row]:
     return [label for label in newest.values() if now - label["seen_at"] < _LATE or psutil.pid_exists(label["pid"])]
 
 
-def _ill(label: Row, now: datetime) -> str:
+def _ill(label: SupervisorRow, now: datetime) -> str:
     who = f"supervisor {label['id'][:8]} ({label['host']}:{label['pid']})"
     if label["state"] == "silent":
         return f"{who} was last heard of {age(label['seen_at'], now)} ago"

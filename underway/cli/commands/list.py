@@ -7,8 +7,8 @@ import click
 from underway.cli.options.database import connect, database_option
 from underway.cli.output.documents import json_option, print_rows
 from underway.cli.output.format import age, charges, headline, progress
-from underway.cli.output.table import Column, Row
-from underway.client.runs import Status
+from underway.cli.output.table import Column
+from underway.client.run_state import Status
 from underway.postgres import client_queries, inspection
 
 
@@ -52,7 +52,7 @@ def list_runs(
         click.echo(f"looked at the newest {inspection.SEARCH_LIMIT:,} {kind} runs only", err=True)
 
 
-def _columns(now: datetime) -> list[Column]:
+def _columns(now: datetime) -> list[Column[inspection.RunSummary]]:
     return [
         Column("ID", lambda run: run["id"]),
         Column("STATE", lambda run: run["state"]),
@@ -64,7 +64,7 @@ def _columns(now: datetime) -> list[Column]:
     ]
 
 
-def _note(run: Row, now: datetime) -> str:
+def _note(run: inspection.RunSummary, now: datetime) -> str:
     """The one thing to know of a run at a glance."""
     if run["cancel_requested"]:
         return "being cancelled"

@@ -57,14 +57,14 @@ def quarantine(
 
 def _release_one(connection: Connection, given: str, as_json: bool) -> None:
     run_id = find_run(connection, given)
-    found = inspection.run(connection, run_id)
+    found = inspection.run_details(connection, run_id)
     if found is not None and not found["quarantined"]:
         raise click.ClickException(f"run {run_id} is not quarantined: it is {found['state']}")
     _, step = redrive_one(connection, str(run_id), None)
     print_done({"id": run_id, "step": step, "released": 1}, f"released {run_id}, it goes on at step {step}", as_json)
 
 
-def _columns(now: datetime) -> list[Column]:
+def _columns(now: datetime) -> list[Column[inspection.QuarantineRow]]:
     return [
         Column("ID", lambda run: run["id"]),
         Column("AGE", lambda run: age(run["finished_at"], now), right=True),

@@ -27,7 +27,7 @@ def queues(database: str | None, as_json: bool) -> None:
     print_rows(found, _columns(now), as_json, none="no queues: no job is registered, and no run is live")
 
 
-def _columns(now: datetime) -> list[Column]:
+def _columns(now: datetime) -> list[Column[inspection.QueueRow]]:
     return [
         Column("QUEUE", lambda queue: queue["queue"], shrinks_to=10),
         Column("STATE", lambda queue: "paused" if queue["paused"] else ""),

@@ -1,20 +1,19 @@
 """underway show, attempts: one run."""
 
 import json
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import click
 
-from underway.cli.options.database import Connection, connect, database_option
+from underway.cli.options.database import connect, database_option
 from underway.cli.options.find import find_run
 from underway.cli.output.documents import json_option, print_json, print_rows
 from underway.cli.output.format import age, charges, fitting, last_death, moment, progress, seconds, size, width_of
-from underway.cli.output.table import Column, Row, render, terminal_width
-from underway.client.runs import Attempt, Status
+from underway.cli.output.table import Column, render, terminal_width
+from underway.client.run_state import Status
 from underway.postgres import client_queries, inspection
+from underway.postgres.inspection import AttemptDetails, RunDetails
 from underway.printable import printable
 
 # Of an input or a result; --json has all of it.
@@ -33,15 +32,15 @@ def show(run: str, database: str | None, as_json: bool) -> None:
     """
     with connect(database) as connection:
         run_id = find_run(connection, run)
-        found = inspection.run(connection, run_id)
+        found = inspection.run_details(connection, run_id)
         if found is None:
             raise click.ClickException(f"run {run_id} has left just now, after its keep")
-        found["attempts_made"] = _attempts(connection, run_id)
+        made = inspection.list_attempts(connection, run_id)
         now = client_queries.clock(connection)
     if as_json:
-        print_json(found)
+        print_json({**found, "attempts_made": made})
         return
-    for line in [*_facts(found, now), *_details(found)]:
+    for line in [*_facts(found, now), *_details(found, made)]:
         click.echo(line)
 
 
@@ -55,21 +54,17 @@ def attempts(run: str, database: str | None, as_json: bool) -> None:
     RUN is its id, or as much of its beginning as no other has.
     """
     with connect(database) as connection:
-        made = _attempts(connection, find_run(connection, run))
+        made = inspection.list_attempts(connection, find_run(connection, run))
     print_rows(made, _ATTEMPT_COLUMNS, as_json, none="no attempt has ended")
 
 
-def _attempts(connection: Connection, run_id: UUID) -> list[Row]:
-    return [asdict(Attempt(*row)) for row in client_queries.attempts(connection, run_id)]
-
-
-def _took(attempt: Row) -> str:
+def _took(attempt: AttemptDetails) -> str:
     if attempt["started_at"] is None:
         return ""
     return seconds(attempt["finished_at"] - attempt["started_at"])
 
 
-_ATTEMPT_COLUMNS = [
+_ATTEMPT_COLUMNS: list[Column[AttemptDetails]] = [
     Column("STEP", lambda attempt: attempt["step"], shrinks_to=8),
     Column("NO", lambda attempt: attempt["number"], right=True),
     Column("OUTCOME", lambda attempt: attempt["outcome"]),
@@ -82,7 +77,7 @@ _ATTEMPT_COLUMNS = [
 ]
 
 
-def _facts(run: Row, now: datetime) -> list[str]:
+def _facts(run: RunDetails, now: datetime) -> list[str]:
     """One line for each that there is something to say of."""
 
     def when(at: datetime | None) -> str:
@@ -130,13 +125,12 @@ def _wrapped(text: str, width: int | None, indent: int) -> list[str]:
     return [*lines, text]
 
 
-def _details(run: Row) -> list[str]:
+def _details(run: RunDetails, made: list[AttemptDetails]) -> list[str]:
     lines: list[str] = []
     if run["state"] != Status.SUCCEEDED:
         lines += ["", "input", *_value(run["input"])]
     else:
         lines += ["", "result", *_value(run["result"])]
-    made = run["attempts_made"]
     if made:
         lines += ["", "attempts", *(f"  {line}" for line in _attempt_table(made))]
     if error := run["error"] or next((attempt["error"] for attempt in reversed(made) if attempt["error"]), None):
@@ -147,7 +141,7 @@ def _details(run: Row) -> list[str]:
     return lines
 
 
-def _attempt_table(made: list[Row]) -> list[str]:
+def _attempt_table(made: list[AttemptDetails]) -> list[str]:
     width = terminal_width()
     return render(_ATTEMPT_COLUMNS, made, None if width is None else width - 2)
 

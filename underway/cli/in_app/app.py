@@ -23,7 +23,7 @@ def loaded(app_name: str) -> Iterator[Underway]:
         if not isinstance(app, Underway):
             sys.exit(f"Error: {app_name} is a {type(app).__name__}, not an Underway app")
         if database is not None:
-            app._database = database  # it wins over what the app says
+            app.database.named = database  # it wins over what the app says
         yield app
     except (UnderwayError, psycopg.Error) as error:
         sys.exit(f"Error: {printable(str(error).strip())}")

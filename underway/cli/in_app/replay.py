@@ -33,7 +33,7 @@ def main() -> None:
 
 def _replay(app: Underway, given: str, *, debug: bool) -> int:
     """The exit code."""
-    with connect(app.database) as connection:
+    with connect(app.database.url) as connection:
         run_id = find_run(connection, given)
         stored = inspection.stored_attempt(connection, run_id)
     if stored is None:

@@ -7,11 +7,10 @@ from typing import Any
 import click
 import psycopg
 
-from underway.app import Underway
 from underway.cli.hide_password import hide_password
-from underway.errors import NoDatabase, UnderwayError
+from underway.client.database import Database
+from underway.errors import UnderwayError
 from underway.postgres import client_queries, migrate
-from underway.postgres.connection import conninfo
 from underway.printable import printable
 
 Connection = psycopg.Connection[Any]
@@ -38,9 +37,6 @@ class Commands(click.Group):
 @contextmanager
 def connect(database: str | None) -> Iterator[Connection]:
     """A connection to the database that is meant, whose schema fits. Each statement is a transaction of its own."""
-    named = Underway(database).database
-    if named is None:
-        raise NoDatabase
-    with psycopg.connect(conninfo(named), autocommit=True) as connection:
+    with psycopg.connect(Database(database).conninfo(), autocommit=True) as connection:
         migrate.check(client_queries.applied_migrations(connection))
         yield connection

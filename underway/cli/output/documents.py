@@ -1,8 +1,9 @@
 """What a command prints: a table for people, or one JSON document for programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
@@ -12,7 +13,7 @@ from underway.printable import printable, printable_json
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
-def print_rows(rows: Sequence[Row], columns: Sequence[Column], as_json: bool, *, none: str) -> None:
+def print_rows(rows: Sequence[Row], columns: Sequence[Column[Row]], as_json: bool, *, none: str) -> None:
     """A list; `none` is what people read when it is empty."""
     if as_json:
         print_json(rows)
@@ -23,7 +24,7 @@ def print_rows(rows: Sequence[Row], columns: Sequence[Column], as_json: bool, *,
         click.echo(none)
 
 
-def print_done(document: Row, text: str, as_json: bool) -> None:
+def print_done(document: Mapping[str, Any], text: str, as_json: bool) -> None:
     """What a command has done."""
     if as_json:
         print_json(document)

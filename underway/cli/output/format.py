@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from underway.postgres.inspection import RunCounts
 from underway.supervisor.logs.headline import headline as line_that_says_most
 
 _MODULE = re.compile(r"^(\w+\.)+(?=\w+(:|$))")
@@ -76,10 +77,14 @@ def count(number: int, thing: str, things: str = "") -> str:
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
-def charges(run: dict[str, Any]) -> str:
+def charges(run: RunCounts) -> str:
     """What a run has been charged with so far, at the step where it stands: `2 attempts, 1 crash`."""
-    words = {"attempts": ("attempt", "attempts"), "crashes": ("crash", "crashes"), "releases": ("release", "releases")}
-    return ", ".join(count(run[what], *word) for what, word in words.items() if run[what])
+    charged = [
+        (run["attempts"], "attempt", "attempts"),
+        (run["crashes"], "crash", "crashes"),
+        (run["releases"], "release", "releases"),
+    ]
+    return ", ".join(count(number, *words) for number, *words in charged if number)
 
 
 def width_of(text: str) -> int:

@@ -6,16 +6,16 @@ others. What is piped has no width to keep: each row is whole, on a line of its 
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import click
 
 from underway.cli.output.format import fitting, width_of
 from underway.printable import printable
 
-Row = dict[str, Any]
+Row = TypeVar("Row", bound=Mapping[str, Any])
 
 _GAP = "  "
 _SHORTENED = "…"
@@ -36,7 +36,7 @@ _COLOURS = {
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Generic[Row]):
     """`cell` makes the text of a row. `shrinks_to`: shortened to so many characters if there is no room.
 
     An `extra` column is shown where there is room beside all others in full; of several the last one goes first.
@@ -49,7 +49,7 @@ class Column:
     extra: bool = False
 
 
-def render(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[str]:
+def render(columns: Sequence[Column[Row]], rows: Sequence[Row], width: int | None) -> list[str]:
     """The lines of a table, its heading first. A column that says nothing of any row is left out."""
     texts = {column: [_one_line(column.cell(row)) for row in rows] for column in columns}
     shown = [column for column in columns if any(texts[column])]
@@ -68,7 +68,7 @@ def terminal_width() -> int | None:
     return os.get_terminal_size(sys.stdout.fileno()).columns or None if sys.stdout.isatty() else None
 
 
-def _fit(shown: list[Column], widths: dict[Column, int], width: int) -> None:
+def _fit(shown: list[Column[Row]], widths: dict[Column[Row], int], width: int) -> None:
     natural = dict(widths)
     least = {column: _least(column, widths) for column in shown}
     widths.update({column: least[column] for column in shown if column.extra})
@@ -84,17 +84,17 @@ def _fit(shown: list[Column], widths: dict[Column, int], width: int) -> None:
         widths[column] = min(natural[column], widths[column] - _excess(shown, widths, width))
 
 
-def _excess(shown: list[Column], widths: dict[Column, int], width: int) -> int:
+def _excess(shown: list[Column[Row]], widths: dict[Column[Row], int], width: int) -> int:
     return sum(widths[column] for column in shown) + len(_GAP) * (len(shown) - 1) - width
 
 
-def _least(column: Column, widths: dict[Column, int]) -> int:
+def _least(column: Column[Row], widths: dict[Column[Row], int]) -> int:
     if column.shrinks_to is None:
         return widths[column]
     return min(widths[column], max(column.shrinks_to, len(column.title)))
 
 
-def _cell(text: str, column: Column, widths: dict[Column, int]) -> str:
+def _cell(text: str, column: Column[Row], widths: dict[Column[Row], int]) -> str:
     text = _shortened(text, widths[column])
     space = " " * (widths[column] - width_of(text))
     return space + text if column.right else text + space
