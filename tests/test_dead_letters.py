@@ -374,13 +374,24 @@ def many_failed(connection: Connection, count: int) -> None:
 
 
 Redrive: TypeAlias = Callable[[Connection, int | None], int]
+
+
+def redrive_async(connection: Connection, limit: int | None) -> int:
+    async def redrive() -> int:
+        async with await psycopg.AsyncConnection.connect(connection.info.dsn, autocommit=True) as other:
+            return await admin_queries.redrive_label.run_async(other, "dead", limit)
+
+    return asyncio.run(redrive())
+
+
 REDRIVES = pytest.mark.parametrize(
     "redrive",
     [
         lambda connection, limit: admin_queries.redrive_label(connection, "dead", limit),
+        redrive_async,
         lambda connection, limit: admin_queries.release_quarantined(connection, None, limit),
     ],
-    ids=["a label", "the quarantine"],
+    ids=["a label", "a label, async", "the quarantine"],
 )
 
 
