@@ -1,18 +1,18 @@
-"""Run ids: UUIDv7, made by whoever enqueues. As text they are told from labels, which never look like one."""
+"""Run IDs: UUIDv7, made by the client that enqueues. Labels never look like one, so texts can be told apart."""
 
 import threading
 import time
 from random import SystemRandom
 from uuid import UUID
 
-# What `secrets` does, without the megabytes of OpenSSL in every worker.
+# As in `secrets`, whose import would cost every worker the megabytes of OpenSSL.
 _randbits = SystemRandom().getrandbits
 _lock = threading.Lock()
 _last = 0
 
 
 def read_id(given: object) -> UUID | None:
-    """The id that this is, or is the text of; None if it is neither."""
+    """The given ID, or the ID whose text is given; None for anything else."""
     try:
         return UUID(str(given))  # some drivers have a UUID of their own
     except ValueError:

@@ -1,7 +1,8 @@
 """What a client asks about runs and queues: each call is checked and turned into a query here.
 
 The sync and the async client run the same query, each on a connection of its kind. Names, IDs and options are checked
-when the query is made, and calls that are refused inside a step or during the import of an app are refused then.
+when the query is made, and calls that are refused inside a step or during the import of an app are refused then. `conn`
+is the caller's connection, or None for one of ours.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Imports the user's app, and refuses effects while it does."""
+"""Imports the user's app, and refuses calls with side effects meanwhile."""
 
 import importlib
 import importlib.util
@@ -16,7 +16,7 @@ _loading: str | None = None
 def load(app: str) -> object:
     """The object that APP names: `module:attribute` or `path/to/file.py:attribute`.
 
-    Raises AppNotFound if there is no such thing, and whatever the module raises.
+    Raises AppNotFound if it does not exist, and any error that the module raises.
     """
     source, colon, attribute = app.rpartition(":")
     if not colon or not source or not attribute.isidentifier():
@@ -29,7 +29,7 @@ def load(app: str) -> object:
 
 
 def forbid_during_import(call: str) -> None:
-    """Raise ImportSideEffect if an app is being imported: workers import it again and again."""
+    """Raise ImportSideEffect if an app is being imported: every worker imports it, again and again."""
     if _loading is not None:
         raise ImportSideEffect(
             f"{call} was called while {_loading} was imported: move this under if __name__ == '__main__':"
@@ -52,14 +52,14 @@ def _import_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # A module that the app itself misses is the app's error, with its own traceback.
+        # If the app imports a module that does not exist, the app's own error and traceback say so.
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             raise AppNotFound(f"there is no module {name!r} (looked in {Path.cwd()} and sys.path)") from error
         raise
 
 
 def _import_file(file: Path) -> ModuleType:
-    """Import by path under the name the file would have on the path, so that its neighbours find the same module."""
+    """Import a file under the name that it has on sys.path, so that its neighbours import the same module."""
     file = file.resolve()
     if not file.is_file():
         raise AppNotFound(f"there is no file {file}")
@@ -68,7 +68,8 @@ def _import_file(file: Path) -> ModuleType:
     while (root / "__init__.py").exists():
         name, root = f"{root.name}.{name}", root.parent
     if name in sys.stdlib_module_names:
-        importlib.import_module(name)  # before its folder is on the path, where others would find the app in its place
+        # Before the folder is on the path: others would find the app in place of the standard module.
+        importlib.import_module(name)
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     if packaged:
@@ -76,7 +77,7 @@ def _import_file(file: Path) -> ModuleType:
     if (known := sys.modules.get(name)) is not None:
         if getattr(known, "__file__", None) == str(file):
             return known
-        name = f"app_{name}"  # somebody else's module keeps its name
+        name = f"app_{name}"  # another module has the name, and keeps it
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None

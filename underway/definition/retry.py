@@ -1,4 +1,4 @@
-"""Back-off: how long to wait after a failed attempt. Pure."""
+"""Backoff: how long to wait after a failed attempt. Pure."""
 
 import math
 import random
@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from underway.errors import InvalidOption
 
-# As for any other duration: what Postgres can still add to its clock.
+# As for every duration: the longest that Postgres can add to its clock.
 LONGEST = timedelta(days=365_000)
 
 
@@ -15,10 +15,10 @@ LONGEST = timedelta(days=365_000)
 class RetryPolicy:
     """When a failed step is tried again.
 
-    The wait after the n-th failure is `initial_interval * backoff_coefficient ** (n - 1)`, at most `max_interval`,
-    of which the share `jitter` is random: with 0.5 it lies between half of that and all of it. It counts from the
-    end of the failed attempt. `max_attempts` counts tries that failed or timed out, the first one included; crashes
-    have a limit of their own (`max_crashes`) and releases none.
+    The wait after the n-th failure is `initial_interval * backoff_coefficient ** (n - 1)`, at most `max_interval`. A
+    share `jitter` of it is random: with 0.5, the wait is between half of this value and the whole. It begins at the end
+    of the failed attempt. `max_attempts` counts attempts that failed or timed out, including the first one. Crashes
+    have a limit of their own (`max_crashes`); releases have none.
     """
 
     max_attempts: int = 5
@@ -43,13 +43,13 @@ class RetryPolicy:
                 f"intervals must satisfy 0 <= initial_interval <= max_interval, "
                 f"not {self.initial_interval} and {self.max_interval}"
             )
-        if not 1 <= self.backoff_coefficient < math.inf:  # a manifest has no word for that
+        if not 1 <= self.backoff_coefficient < math.inf:  # JSON cannot represent infinity
             raise InvalidOption(f"backoff_coefficient must be at least 1 and finite, not {self.backoff_coefficient}")
         if not 0 <= self.jitter <= 1:
             raise InvalidOption(f"jitter must lie between 0 and 1, not {self.jitter}")
 
     def wait(self, failures: int, rng: random.Random) -> float:
-        """Seconds to wait after this many failures (at least 1)."""
+        """The number of seconds to wait after this many failures (at least 1)."""
         longest = self.max_interval.total_seconds()
         try:
             target = min(self.initial_interval.total_seconds() * self.backoff_coefficient ** (failures - 1), longest)

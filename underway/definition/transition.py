@@ -1,4 +1,4 @@
-"""What a step returns: where its run goes."""
+"""The hand-over that a step returns: to the next step, or to the end of the run."""
 
 from datetime import timedelta
 from typing import Any, Generic, Never, TypeAlias, overload
@@ -17,8 +17,8 @@ _R = TypeVar("_R", default=None)
 class To(Generic[Next, Result]):
     """The hand-over of a step: `To.next(value)` to the next step, or `To.done(result)` to the end of the run.
 
-    `To[Next, Result]` says what a step may hand over: the input of the next step, and the result with which it may
-    end the run (None if not given). A step that always ends it returns `Done`.
+    `To[Next, Result]` has the types that a step may hand over: the input of the next step, and the result with which it
+    may end the run (None if not given). A step that always ends the run returns `Done`.
     """
 
     __slots__ = ("delay", "ends", "value")
@@ -30,7 +30,7 @@ class To(Generic[Next, Result]):
 
     @staticmethod
     def next(value: _Value, *, delay: timedelta | None = None) -> "To[_Value, Never]":
-        """Go on to the next step with this value, not before `delay` (in place of the step's own) has passed."""
+        """Continue with the next step and this value, after `delay`, which replaces the delay of that step."""
         if delay is not None and (not isinstance(delay, timedelta) or not timedelta(0) <= delay <= LONGEST):
             raise InvalidOption(f"delay must be a timedelta that is not negative, at most 1000 years, not {delay!r}")
         return To(value, ends=False, delay=delay)
