@@ -14,7 +14,7 @@ from chaos_report import Count
 from harness import Supervisor, outcomes, states
 from psycopg import sql
 
-from underway.supervisor.shutdown import ExitCode
+from underway.supervisor.exit_codes import ExitCode
 
 # With each transfer run two receipts of each of its two steps.
 RUNS_PER_TRANSFER = 1 + 2 * 2
@@ -120,7 +120,7 @@ class Books:
 @contextmanager
 def open_books(url: str, rng: random.Random, *, migrate: bool = False) -> Iterator[Books]:
     """In a database without any; `ledger.app` is bound to it meanwhile."""
-    ledger.app._database = url
+    ledger.app.database.named = url
     try:
         if migrate:
             ledger.app.migrate()
@@ -133,7 +133,7 @@ def open_books(url: str, rng: random.Random, *, migrate: bool = False) -> Iterat
         yield books
     finally:
         ledger.app.close()
-        ledger.app._database = None
+        ledger.app.database.named = None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from underway.guardian.script import MARK
 from underway.postgres.embedded import Cluster
-from underway.supervisor.shutdown import ExitCode
+from underway.supervisor.exit_codes import ExitCode
 from underway.testing.servers import temporary_cluster
 
 OURS = "chaos-supervisor"
@@ -35,14 +35,14 @@ def chaos_database() -> Iterator[tuple[Cluster, str]]:
     """A server that nobody else uses, with a migrated database to which the app is bound."""
     with temporary_cluster() as cluster:
         cluster.create_database("chaos")
-        chaos.app._database = url = cluster.url("chaos")
+        chaos.app.database.named = url = cluster.url("chaos")
         try:
             chaos.app.migrate()
             chaos.app.sync()
             yield cluster, url
         finally:
             chaos.app.close()
-            chaos.app._database = None
+            chaos.app.database.named = None
 
 
 @dataclass(eq=False)

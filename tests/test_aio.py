@@ -1,16 +1,17 @@
-"""The async client on connections of the app's own: what it says and refuses is what the sync one says and refuses."""
+"""The async client: it does and refuses what the sync client does and refuses."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from apps import clients
+from apps import clients, letters
 from apps.clients import Order
+from db import insert, value
 from harness import Supervisor, eventually
 
 from underway import (
@@ -26,9 +27,10 @@ from underway import (
     SchemaMissing,
     Status,
     Underway,
+    UnknownJob,
     aio,
 )
-from underway.definition import context
+from underway.client import current_step
 from underway.definition.loading import load
 
 T = TypeVar("T")
@@ -213,6 +215,188 @@ def test_a_transaction_on_a_connection_of_the_apps_own(app: Underway, connection
     assert connection.execute("select input from underway.run").fetchall() == [(2,)]
 
 
+# Runs by their ID, the schema and the registration
+
+
+def test_cancel_by_id(app: Underway, database: str) -> None:
+    async def use() -> None:
+        one, other = await aio.enqueue_many(clients.echoes, range(2))
+        assert await aio.cancel_run(app, str(one.id))
+        assert not await aio.cancel_run(app, one.id)
+        assert await one.status() is Status.CANCELLED
+        async with await psycopg.AsyncConnection.connect(database) as mine:
+            assert await aio.cancel_run(app, other.id, conn=mine)
+            await mine.rollback()
+        assert await other.status() is Status.PENDING
+        assert not await aio.cancel_run(app, uuid4())
+
+    serve(app, use)
+
+
+def test_migrate_and_sync(app: Underway, empty_database: str) -> None:
+    async def use() -> None:
+        app.database.named = empty_database
+        assert await aio.migrate(app)
+        assert await aio.migrate(app) == []
+        assert await aio.sync(app) == list(app.jobs)
+
+    serve(app, use)
+    with psycopg.connect(empty_database) as connection:
+        assert {name for (name,) in connection.execute("select name from underway.job")} == set(app.jobs)
+
+
+# Queues
+
+
+def test_pause_and_resume(
+    app: Underway, database: str, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    paused = "select array_agg(name order by name) from underway.queue where paused"
+
+    async def use() -> None:
+        assert await aio.pause(app, "default")
+        assert not await aio.pause(app, "default")
+        async with await psycopg.AsyncConnection.connect(database) as mine:
+            assert await aio.pause(app, "slow", conn=mine)
+            assert await aio.resume(app, "default", conn=mine)
+            assert value(connection, paused) == ["default"]
+            await mine.commit()
+        assert value(connection, paused) == ["slow"]
+        assert await aio.resume(app, "slow")
+        assert not await aio.resume(app, "slow")
+        assert caplog.messages == []
+        assert await aio.pause(app, "slwo")
+
+    serve(app, use)
+    (warning,) = caplog.messages
+    assert warning.startswith("pausing the queue 'slwo', which nothing uses yet; there are ")
+    assert "'default', 'slow'" in warning
+
+
+# Failed runs
+
+
+@pytest.fixture
+def letters_app(bind: Callable[[Underway], Underway]) -> Underway:
+    return bind(letters.app)
+
+
+def failed(connection: Connection, label: str | None = "dead", **columns: Any) -> UUID:
+    """A run of letters.rendering that has failed for good."""
+    run = UUID(insert(connection, **{"job": "rendering", "step": "render", "input": '"x"', **columns}))
+    connection.execute("select underway.cancel(%s)", [run])
+    connection.execute(
+        "update underway.finished_run set state = 'failed', error = 'oh', dead_letter = %s, finished_at = now() "
+        "where id = %s",
+        [label, run],
+    )
+    return run
+
+
+def test_dead_letters(letters_app: Underway, connection: Connection) -> None:
+    app = letters_app
+    first, second, third = (failed(connection) for _ in range(3))
+
+    async def use() -> None:
+        found = await aio.dead_letters(app, "dead")
+        assert [letter.run.id for letter in found] == [first, second, third]
+        assert isinstance(found[0].run, aio.AsyncRun)
+        assert [letter.run for letter in found] == [letter.run for letter in app.dead_letters("dead")]
+        assert (found[0].job, found[0].step, found[0].input, found[0].error) == ("rendering", "render", "x", "oh")
+        assert await aio.dead_letters(app, "dead", limit=1) == found[:1]
+
+        assert await aio.redrive(app, found[0].run, input="well") == 1
+        assert value(connection, "select input from underway.run where id = %s", [first]) == "well"
+        assert await found[0].run.status() is Status.PENDING
+        assert await aio.redrive(app, first) == 0
+        assert await aio.redrive(app, "dead", limit=1) == 1
+        assert await aio.discard(app, third) == 1
+        assert await aio.discard(app, third) == 0
+        assert await aio.redrive(app, str(third)) == 1
+        failed(connection)
+        assert await aio.discard(app, "dead") == 1
+        assert await aio.dead_letters(app, "dead") == []
+
+    serve(app, use)
+
+
+def test_dead_letters_in_the_callers_transaction(letters_app: Underway, connection: Connection, database: str) -> None:
+    app, run = letters_app, failed(connection)
+    query = "select state, dead_letter, input from underway.runs"
+    before = connection.execute(query).fetchall()
+
+    async def use() -> None:
+        async with await psycopg.AsyncConnection.connect(database) as mine:
+            calls: list[Callable[[], Coroutine[Any, Any, int]]] = [
+                lambda: aio.redrive(app, run, conn=mine),
+                lambda: aio.redrive(app, run, input="other", conn=mine),
+                lambda: aio.redrive(app, "dead", conn=mine),
+                lambda: aio.discard(app, run, conn=mine),
+                lambda: aio.discard(app, "dead", conn=mine),
+            ]
+            for call in calls:
+                assert await call() == 1
+                assert connection.execute(query).fetchall() == before
+                await mine.rollback()
+
+    serve(app, use)
+    assert connection.execute(query).fetchall() == before
+
+
+def test_what_cannot_be_redriven_says_so(letters_app: Underway, connection: Connection) -> None:
+    app, run, stranger = letters_app, failed(connection), failed(connection, job="unheard-of")
+    cancelled = UUID(insert(connection, job="rendering"))
+    wrong: Any = 7
+
+    async def use() -> None:
+        with pytest.raises(PayloadError):
+            await aio.redrive(app, run, input=4)
+        with pytest.raises(InvalidOption, match="not a label"):
+            await aio.redrive(app, "dead", input="x")
+        with pytest.raises(InvalidOption, match="limit= is for a label"):
+            await aio.redrive(app, run, limit=1)
+        with pytest.raises(UnknownJob, match="no step 'render' in a job 'unheard-of'"):
+            await aio.redrive(app, stranger, input="x")
+        assert await aio.cancel_run(app, cancelled)
+        with pytest.raises(RunCancelled, match="enqueue its input again"):
+            await aio.redrive(app, cancelled)
+        for call in (aio.redrive, aio.discard):
+            with pytest.raises(InvalidOption, match="no run and no queue has the dead-letter label 'ded'; there are"):
+                await call(app, "ded")
+            with pytest.raises(InvalidOption, match="dead-letter label is needed"):
+                await call(app, wrong)
+        with pytest.raises(InvalidOption, match="label must be a dead-letter label"):
+            await aio.dead_letters(app, str(run))
+
+    serve(app, use)
+
+
+def test_the_quarantine(letters_app: Underway, connection: Connection, database: str) -> None:
+    app = letters_app
+    runs = [failed(connection, None), failed(connection, None), failed(connection, None, job="another")]
+    connection.execute("update underway.finished_run set quarantined = true")
+
+    async def use() -> None:
+        found = await aio.quarantined(app)
+        assert {one.run.id for one in found} == set(runs)
+        assert isinstance(found[0].run, aio.AsyncRun)
+        assert [one.run for one in found] == [one.run for one in app.quarantined()]
+        assert [one.run.id for one in await aio.quarantined(app, "another")] == runs[2:]
+        assert len(await aio.quarantined(app, limit=2)) == 2
+
+        async with await psycopg.AsyncConnection.connect(database) as mine:
+            assert await aio.release_quarantined(app, conn=mine) == 3
+            await mine.rollback()
+        assert await aio.release_quarantined(app, "rendering", limit=1) == 1
+        assert app.release_quarantined("rendering") == 1
+        assert await aio.release_quarantined(app) == 1
+        assert app.release_quarantined() == 0
+        assert await aio.quarantined(app) == []
+
+    serve(app, use)
+    assert value(connection, "select count(*) from underway.run") == 3
+
+
 # What is refused
 
 
@@ -252,6 +436,12 @@ def test_a_connection_of_the_wrong_kind_is_refused(app: Underway, database: str)
                 aio.enqueue_many(clients.echoes, [1], conn=wrong),
                 aio.schedule(clients.echoes, "@daily", 1, conn=wrong),
                 aio.unschedule(clients.echoes, conn=wrong),
+                aio.cancel_run(app, uuid4(), conn=wrong),
+                aio.pause(app, "default", conn=wrong),
+                aio.resume(app, "default", conn=wrong),
+                aio.redrive(app, uuid4(), conn=wrong),
+                aio.discard(app, uuid4(), conn=wrong),
+                aio.release_quarantined(app, conn=wrong),
             ):
                 with pytest.raises(InvalidOption, match=r"not Connection; pass a sync connection to job\.enqueue"):
                     await refused
@@ -265,9 +455,9 @@ def test_a_connection_of_the_wrong_kind_is_refused(app: Underway, database: str)
 @pytest.fixture
 def in_a_step() -> Iterator[None]:
     nobody: Any = None
-    context.enter(Context(run=str(uuid4()), job="job", step="step", attempt=1, ends_at=0, worker=nobody))
+    current_step.set_current(Context(run=str(uuid4()), job="job", step="step", attempt=1, ends_at=0, worker=nobody))
     yield
-    context.enter(None)
+    current_step.set_current(None)
 
 
 @pytest.mark.usefixtures("in_a_step")
@@ -287,24 +477,41 @@ def test_inside_a_step(app: Underway, database: str) -> None:
     serve(app, use)
 
 
-def test_while_an_app_is_imported(tmp_path: Path, database: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("aio.enqueue(clients.echoes, 1)", "enqueue"),
+        ("aio.cancel(clients.echoes, unique_key='k')", "cancel"),
+        ("aio.cancel_all(clients.echoes)", "cancel_all"),
+        ("aio.cancel_run(clients.app, '00000000-0000-0000-0000-000000000000')", "Run.cancel"),
+        ("aio.schedule(clients.echoes, '@daily', 1)", "schedule"),
+        ("aio.unschedule(clients.echoes)", "unschedule"),
+        ("aio.pause(clients.app, 'default')", "pause"),
+        ("aio.resume(clients.app, 'default')", "resume"),
+        ("aio.redrive(clients.app, 'dead')", "redrive"),
+        ("aio.discard(clients.app, 'dead')", "discard"),
+        ("aio.release_quarantined(clients.app)", "release_quarantined"),
+        ("aio.migrate(clients.app)", "migrate"),
+        ("aio.sync(clients.app)", "sync"),
+    ],
+)
+def test_while_an_app_is_imported(tmp_path: Path, call: str, said: str) -> None:
     (tmp_path / "eager.py").write_text(
-        "import asyncio\nfrom apps import clients\nfrom underway import aio\n"
-        "asyncio.run(aio.enqueue(clients.echoes, 1))\n"
+        f"import asyncio\nfrom apps import clients\nfrom underway import aio\nasyncio.run({call})\n"
     )
-    with pytest.raises(ImportSideEffect, match="enqueue was called during"):
+    with pytest.raises(ImportSideEffect, match=f"^{said} was called while"):
         load(f"{tmp_path / 'eager.py'}:app")
 
 
 def test_no_database_and_no_schema(app: Underway, empty_database: str) -> None:
     async def use() -> None:
-        app._database = None
+        app.database.named = None
         with pytest.raises(NoDatabase):
             await aio.enqueue(clients.echoes, 1)
-        app._database = empty_database
+        app.database.named = empty_database
         with pytest.raises(SchemaMissing):
             await aio.enqueue(clients.echoes, 1)
-        app._database = "postgresql://nobody@localhost:1/nowhere"
+        app.database.named = "postgresql://nobody@localhost:1/nowhere"
         with pytest.raises(psycopg.OperationalError):
             await aio.enqueue(clients.echoes, 1)
 

@@ -55,7 +55,7 @@ class Sync:
         with ExitStack() as held:
             for _ in range(AT_ONCE):
                 held.enter_context(app.connection())
-            app._connections()._held.timeout = 0.1
+            app.database.pools()._held.timeout = 0.1
             held.enter_context(app.connection())
 
     def close(self, app: Underway) -> None:
@@ -99,7 +99,7 @@ class Async:
             async with AsyncExitStack() as held:
                 for _ in range(AT_ONCE):
                     await held.enter_async_context(aio.connection(app))
-                (await aio._connections(app))._held.timeout = 0.1
+                (await app.database.pools_async())._held.timeout = 0.1
                 await held.enter_async_context(aio.connection(app))
 
         self._runner.run(hold())
@@ -311,7 +311,7 @@ def test_a_child_that_is_forked_while_another_thread_opens_the_first_connection(
     opening, forked = threading.Event(), threading.Event()
 
     def open_slowly() -> None:
-        with app._opening():
+        with app.database._process_pools.opening():
             opening.set()
             forked.wait(20)
 

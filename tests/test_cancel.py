@@ -545,7 +545,7 @@ def cancel_key(job: Any, how: str) -> int:
         try:
             return await aio.cancel(job, concurrency_key="7")
         finally:
-            await aio.close(job._app)
+            await job.database.close_async()
 
     return asyncio.run(cancel())
 

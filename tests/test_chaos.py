@@ -27,9 +27,9 @@ from harness import eventually
 from lengths import HOUR, MINUTE, SEED, stretched
 from psycopg.types.json import Jsonb
 
-from underway.client.runs import Run
+from underway.client.run import Run
 from underway.postgres.embedded import Cluster
-from underway.supervisor.shutdown import ExitCode
+from underway.supervisor.exit_codes import ExitCode
 
 SOAK_SECONDS = 40.0
 WARM_UP_SECONDS = 20.0

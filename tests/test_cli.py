@@ -15,7 +15,7 @@ from underway_command import run_here
 from underway.cli import main as admin
 from underway.cli import supervisor
 from underway.cli.in_app.app import loaded_app
-from underway.supervisor.shutdown import EXIT_CODES
+from underway.supervisor.exit_codes import EXIT_CODES
 
 ADMIN = "underway.cli.main"
 SUPERVISOR = "underway.cli.supervisor"

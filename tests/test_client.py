@@ -26,7 +26,6 @@ from underway import (
     Context,
     InsideStep,
     InvalidOption,
-    Job,
     NoDatabase,
     PayloadError,
     RunCancelled,
@@ -36,8 +35,9 @@ from underway import (
     Status,
     Underway,
 )
-from underway.client import runs as client
-from underway.definition import context
+from underway.client import current_step
+from underway.client.run import Run
+from underway.definition.job_definition import JobDefinition
 
 Bind = Callable[[Underway], Underway]
 Start = Callable[..., Supervisor]
@@ -49,7 +49,7 @@ def app(bind: Bind) -> Underway:
     return bind(clients.app)
 
 
-def row(connection: Connection, run: client.Run[Any]) -> dict[str, Any]:
+def row(connection: Connection, run: Run[Any]) -> dict[str, Any]:
     """The live row of a run."""
     with connection.cursor(row_factory=dict_row) as cursor:
         found = cursor.execute("select * from underway.run where id = %s", [run.id]).fetchone()
@@ -251,7 +251,7 @@ def test_status_and_waiting_in_vain(app: Underway) -> None:
 
 
 def test_a_run_that_was_never_there(app: Underway) -> None:
-    nobody = client.Run[Any](app, uuid4(), None)
+    nobody = Run[Any](app.database, uuid4(), None)
     for call in (nobody.status, nobody.wait, nobody.result):
         with pytest.raises(RunNotFound, match=str(nobody.id)):
             call()
@@ -455,8 +455,8 @@ class _NoWorker:
     def report(self, progress: dict[str, Any]) -> None:
         pass
 
-    def spawn(self, job: Job[Any, Any, Any], value: Any) -> client.Run[Any]:
-        return client.Run(job._app, UUID(int=0), None)
+    def spawn(self, job: JobDefinition[Any, Any, Any], value: Any) -> Run[Any]:
+        return Run(clients.app.database, UUID(int=0), None)
 
     def transaction(self) -> Connection:
         raise NotImplementedError
@@ -467,9 +467,11 @@ class _NoWorker:
 
 @pytest.fixture
 def in_a_step() -> Iterator[None]:
-    context.enter(Context(run=str(uuid4()), job="job", step="step", attempt=1, ends_at=time.time(), worker=_NoWorker()))
+    current_step.set_current(
+        Context(run=str(uuid4()), job="job", step="step", attempt=1, ends_at=time.time(), worker=_NoWorker())
+    )
     yield
-    context.enter(None)
+    current_step.set_current(None)
 
 
 @pytest.mark.usefixtures("in_a_step")

@@ -39,7 +39,7 @@ class World(NamedTuple):
 def world(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A run in each state, and a supervisor."""
     folder = tmp_path_factory.mktemp("states")
-    states.app._database = basic.app._database = module_database
+    states.app.database.named = basic.app.database.named = module_database
     runs: dict[str, Run[Any]] = {
         "succeeded": states.orders.enqueue(Order(1, "Łódź 東京")),
         "failed": states.failing.enqueue(Order(7)),
@@ -63,7 +63,7 @@ def world(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     supervisor.end()
     for app in (states.app, basic.app):
         app.close()
-        app._database = None
+        app.database.named = None
 
 
 def rows(text: str) -> dict[str, str]:

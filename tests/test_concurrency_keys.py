@@ -463,8 +463,8 @@ def test_freed_keys_are_taken_in_order(
     connection: Connection, app: Underway, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     start_supervisor("keyed", "--procs", "2").until("serving")
-    client_queries = keyed.syncs.enqueue_many({"account": n % 2, "seconds": 0.03} for n in range(30))
-    for run in client_queries:
+    runs = keyed.syncs.enqueue_many({"account": n % 2, "seconds": 0.03} for n in range(30))
+    for run in runs:
         assert run.wait(30) is Status.SUCCEEDED
     overtaken = connection.execute(
         "select count(*) from ("
@@ -479,7 +479,7 @@ def test_steps_hand_over_their_keys(
     connection: Connection, app: Underway, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     supervisor = start_supervisor("keyed", "--until-idle")
-    client_queries: list[Run[Any]] = [
+    runs: list[Run[Any]] = [
         *keyed.same.enqueue_many({"account": n % 3} for n in range(12)),
         *keyed.other.enqueue_many({"to": {"account": n % 3}} for n in range(12)),
         keyed.crashing.enqueue({"account": "c", "crash": True}),
@@ -487,7 +487,7 @@ def test_steps_hand_over_their_keys(
     ]
     misfit = keyed.other.enqueue({"to": {}})
     assert supervisor.wait(60) == 0
-    assert [run.status() for run in client_queries] == [Status.SUCCEEDED] * 24 + [Status.FAILED, Status.SUCCEEDED]
+    assert [run.status() for run in runs] == [Status.SUCCEEDED] * 24 + [Status.FAILED, Status.SUCCEEDED]
     # The key of the next step cannot be made: a failed attempt, which says so.
     assert misfit.status() is Status.FAILED
     assert "needs the field to.account" in (misfit.attempts()[0].error or "")

@@ -13,7 +13,7 @@ from db import Connection, value
 from harness import Supervisor, eventually
 
 from underway import Run, Status, Underway
-from underway.supervisor.shutdown import ExitCode
+from underway.supervisor.exit_codes import ExitCode
 from underway.testing import drain
 
 Start = Callable[..., Supervisor]

@@ -268,7 +268,7 @@ def test_a_label_that_nothing_has_is_an_error_that_names_those_there_are(
     app: Underway, connection: Connection, act: str
 ) -> None:
     do = getattr(app, act)
-    declared = sorted({queue.dead_letter for queue in app._queues.values() if queue.dead_letter is not None})
+    declared = sorted(app.registry.labels())
     for label in declared:  # known, even if only to this code and if no run has it now
         assert do(label) == 0
     nothing = r"^unknown dead-letter label 'ded'; existing: "
@@ -336,7 +336,7 @@ def test_from_failure_to_redrive(
 
 
 def test_what_cannot_be_redriven_says_so(app: Underway, connection: Connection) -> None:
-    run = Run[Any](app, UUID(failed(connection, job="rendering", step="render", input='"x"')), Any)
+    run = Run[Any](app.database, UUID(failed(connection, job="rendering", step="render", input='"x"')), Any)
     with pytest.raises(PayloadError):
         app.redrive(run, input=4)
     with pytest.raises(InvalidOption, match="not a label"):
@@ -374,13 +374,24 @@ def many_failed(connection: Connection, count: int) -> None:
 
 
 Redrive: TypeAlias = Callable[[Connection, int | None], int]
+
+
+def redrive_async(connection: Connection, limit: int | None) -> int:
+    async def redrive() -> int:
+        async with await psycopg.AsyncConnection.connect(connection.info.dsn, autocommit=True) as other:
+            return await admin_queries.redrive_label.run_async(other, "dead", limit)
+
+    return asyncio.run(redrive())
+
+
 REDRIVES = pytest.mark.parametrize(
     "redrive",
     [
         lambda connection, limit: admin_queries.redrive_label(connection, "dead", limit),
+        redrive_async,
         lambda connection, limit: admin_queries.release_quarantined(connection, None, limit),
     ],
-    ids=["a label", "the quarantine"],
+    ids=["a label", "a label, async", "the quarantine"],
 )
 
 

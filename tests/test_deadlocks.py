@@ -170,7 +170,7 @@ WAITS = {
 def put_schedule(connection: Connection) -> None:
     schedule_queries.put(
         connection,
-        lambda now: schedule_queries.Row(
+        lambda now: schedule_queries.ScheduleRow(
             "job", "schedule 1", "@hourly", "UTC", "last", True, "null", now + timedelta(hours=1)
         ),
     )

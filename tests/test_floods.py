@@ -19,7 +19,7 @@ from harness import Supervisor, eventually, outcomes, states
 from psycopg import sql
 
 from underway import Status, Underway
-from underway.client.runs import Run
+from underway.client.run import Run
 from underway.payload.codec import MAX_PAYLOAD
 
 SEED = int(os.environ.get("CHAOS_SEED", "1848"))

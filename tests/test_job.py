@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from underway import Context, Done, InvalidOption, Job, JobDefinitionError, Retry, RetryPolicy, To, Underway
-from underway.definition.job import NewJob
+from underway.client.job import NewJob
 from underway.definition.manifest import Lane, Manifest, Placement, Policy, Step
 
 
@@ -558,7 +558,7 @@ def test_manifest_names_no_database_if_nobody_has(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("DATABASE_URL", raising=False)
     assert Underway().manifest() == Manifest((), None)
     monkeypatch.setenv("DATABASE_URL", "postgresql://second")
-    assert Underway().database == "postgresql://second"
+    assert Underway().database.url == "postgresql://second"
     monkeypatch.setenv("UNDERWAY_DATABASE_URL", "postgresql://first")
-    assert Underway().database == "postgresql://first"
-    assert Underway("postgresql://named").database == "postgresql://named"
+    assert Underway().database.url == "postgresql://first"
+    assert Underway("postgresql://named").database.url == "postgresql://named"

@@ -13,7 +13,7 @@ from chaos_report import Count
 from harness import Supervisor, eventually, outcomes, states
 
 from underway import Status, Underway
-from underway.client.runs import Run
+from underway.client.run import Run
 
 
 def test_a_timeout_interrupts_the_step_which_may_clean_up(

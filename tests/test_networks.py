@@ -23,9 +23,9 @@ from harness import Supervisor, eventually, outcomes
 from lengths import SEED, stretched
 from netns import Host, Network, network
 
-from underway.client.runs import Run
+from underway.client.run import Run
 from underway.postgres.embedded import Cluster
-from underway.supervisor.shutdown import ExitCode
+from underway.supervisor.exit_codes import ExitCode
 from underway.testing.servers import SETTINGS, cluster_folder
 
 SECONDS = stretched(45)
@@ -81,7 +81,7 @@ class Hosts:
 @pytest.fixture
 def hosts(start_supervisor: Start) -> Iterator[Hosts]:
     with network(2) as lan, server_on(lan, "effects") as (cluster, url):
-        transactions.app._database = cluster.url("effects")
+        transactions.app.database.named = cluster.url("effects")
         try:
             transactions.app.migrate()
             with psycopg.connect(cluster.url("effects"), autocommit=True) as connection:
@@ -89,7 +89,7 @@ def hosts(start_supervisor: Start) -> Iterator[Hosts]:
                 yield Hosts(lan, url, start_supervisor, connection)
         finally:
             transactions.app.close()
-            transactions.app._database = None
+            transactions.app.database.named = None
 
 
 def running_step(folder: Path) -> psutil.Process:

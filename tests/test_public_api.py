@@ -9,7 +9,7 @@ import pytest
 
 import underway
 from underway import Context, Job, Retry, RetryPolicy, Run, Schedule, To, Underway, aio
-from underway.definition.job import NewJob
+from underway.client.job import NewJob
 from underway.definition.options import RunOptions, StepOptions
 
 NAMES = [
@@ -103,7 +103,7 @@ SIGNATURES: dict[Callable[..., Any], str] = {
         "**given: Unpack[RunOptions]) -> list[Run[Result]]"
     ),
     Job.schedule: (
-        "(self, cron: str, value: Any = None, *, name: str = 'default', catch_up: CatchUp = 'last', "
+        "(self, cron: str, value: Any = None, *, name: str = 'default', catch_up: Literal[none, last, all] = 'last', "
         "overlap: bool = True, conn: psycopg.Connection[Any] | None = None) -> Schedule"
     ),
     Job.unschedule: "(self, name: str = 'default', *, conn: psycopg.Connection[Any] | None = None) -> bool",
@@ -123,10 +123,14 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Underway.resume: "(self, queue: str, *, conn: psycopg.Connection[Any] | None = None) -> bool",
     Underway.dead_letters: "(self, label: str, *, limit: int = 100) -> list[DeadLetter]",
     Underway.quarantined: ("(self, job: str | None = None, *, limit: int = 100) -> list[Quarantined]"),
+    Underway.release_quarantined: (
+        "(self, job: str | None = None, *, limit: int | None = None, "
+        "conn: psycopg.Connection[Any] | None = None) -> int"
+    ),
     Underway.discard: (
         "(self, run_or_label: Run[Any] | UUID | str, *, conn: psycopg.Connection[Any] | None = None) -> int"
     ),
-    Context.enqueue: "(self, job: Job[_In, Never, _R], value: _In) -> Run[_R]",
+    Context.enqueue: "(self, job: JobDefinition[_In, Never, _R], value: _In) -> Run[_R]",
     Context.progress: "(self, done: float, total: float | None = None, note: str = '') -> None",
     Retry: "(message: str = '', *, after: timedelta | None = None) -> None",
     To.next: "(value: _Value, *, delay: timedelta | None = None) -> To[_Value, Never]",
@@ -169,37 +173,49 @@ def test_signatures(call: Callable[..., Any]) -> None:
     assert str(signature.replace(parameters=parameters, return_annotation=returned)) == SIGNATURES[call]
 
 
-def test_the_async_client_mirrors_the_sync_one() -> None:
-    assert (
-        aio.__all__
-        == sorted(aio.__all__)
-        == [
-            *("AsyncRun", "cancel", "cancel_all", "close", "connection", "enqueue", "enqueue_many", "get_run"),
-            *("schedule", "schedules", "unschedule"),
-        ]
-    )
-    for sync, mirror in (
-        (Job.enqueue, aio.enqueue),
-        (Job.enqueue_many, aio.enqueue_many),
-        (Job.cancel, aio.cancel),
-        (Job.cancel_all, aio.cancel_all),
-        (Job.schedule, aio.schedule),
-        (Job.unschedule, aio.unschedule),
-        (Underway.schedules, aio.schedules),
-        (Run.status, aio.AsyncRun.status),
-        (Run.wait, aio.AsyncRun.wait),
-        (Run.result, aio.AsyncRun.result),
-        (Run.attempts, aio.AsyncRun.attempts),
-        (Run.cancel, aio.AsyncRun.cancel),
-        (Underway.get_run, aio.get_run),
-        (Underway.close, aio.close),
-    ):
-        assert inspect.iscoroutinefunction(mirror)
-        assert mirror.__doc__
-        # what is `self` there is the first argument here; writing takes a connection
-        _, *expected = (name for name in inspect.signature(sync).parameters if name != "conn")
-        _, *found = (name for name in inspect.signature(mirror).parameters if name != "conn")
-        assert found == expected, mirror
+# What an app declares at import, and `run`, which is for programs without an event loop.
+DECLARATIONS: set[object] = {
+    *(Underway.job, Underway.queue, Underway.on_worker_end, Underway.manifest, Underway.run),
+    *(Job.step, Job.manifest),
+}
+# On the async side, jobs and apps share one namespace.
+OTHER_NAMES: dict[object, str] = {Underway.cancel: "cancel_run"}
+
+
+def operations(kind: type[Any]) -> dict[str, Callable[..., Any]]:
+    """The public methods of a class and its bases, apart from declarations."""
+    methods = {name: getattr(kind, name) for name in dir(kind) if not name.startswith("_")}
+    return {
+        OTHER_NAMES.get(method, name): method
+        for name, method in methods.items()
+        if inspect.isfunction(method) and method not in DECLARATIONS
+    }
+
+
+MIRRORED: list[tuple[Callable[..., Any], Callable[..., Any] | None]] = [
+    *((method, getattr(aio, name, None)) for kind in (Job, Underway) for name, method in operations(kind).items()),
+    *((method, operations(aio.AsyncRun).get(name)) for name, method in operations(Run).items()),
+]
+
+
+@pytest.mark.parametrize(("sync", "mirror"), MIRRORED, ids=[sync.__qualname__ for sync, _ in MIRRORED])
+def test_the_async_client_mirrors_the_sync_one(sync: Callable[..., Any], mirror: Callable[..., Any] | None) -> None:
+    assert mirror is not None, "forgotten"
+    assert mirror.__doc__
+    assert inspect.iscoroutinefunction(mirror) or mirror is aio.connection
+    # `self` is the first argument there. The connection is of the other kind.
+    _, *expected = inspect.signature(sync).parameters.values()
+    _, *found = inspect.signature(mirror).parameters.values()
+    assert [(one.name, one.kind, one.default) for one in found] == [
+        (one.name, one.kind, one.default) for one in expected
+    ]
+
+
+def test_the_async_client_has_nothing_else() -> None:
+    assert aio.__all__ == sorted(aio.__all__)
+    mirrors = {mirror.__name__ for sync, mirror in MIRRORED if mirror is not None and "Run." not in sync.__qualname__}
+    assert set(aio.__all__) == {"AsyncRun", *mirrors}
+    assert operations(aio.AsyncRun).keys() == operations(Run).keys()
 
 
 def test_step_takes_a_function_and_the_options() -> None:

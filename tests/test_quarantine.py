@@ -15,7 +15,7 @@ from harness import Supervisor, eventually, outcomes, states
 from underway_command import document, output, refusal, widest
 
 from underway import Quarantined, Status, Underway
-from underway.client.runs import Run
+from underway.client.run import Run
 
 MIB = 2**20
 Bind = Callable[[Underway], Underway]

@@ -70,7 +70,7 @@ JOBS: list[tuple[Jobs, Any]] = [
 def test_a_slot_enqueues_the_very_run_that_enqueue_does(
     any_database: str, bind: Callable[[Underway], Underway], job: Jobs, given: Any
 ) -> None:
-    bind(scheduled.app)._database = any_database
+    bind(scheduled.app).database.named = any_database
     columns = """job, queue, state, priority, keep, unique_key, concurrency_key, key_limit, holds_key, input::text,
         rank = 'infinity', case when rank < 'infinity' then due - rank end,
         round(extract(epoch from due - created_at) / 60)"""

@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from underway import Underway
 from underway.postgres import migrate
-from underway.supervisor.shutdown import ExitCode
+from underway.supervisor.exit_codes import ExitCode
 
 Start = Callable[..., Supervisor]
 Loss = Callable[[str, str, Supervisor], None]

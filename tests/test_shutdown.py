@@ -15,7 +15,7 @@ from harness import APPS, Supervisor, eventually, outcomes, states
 from psycopg.conninfo import make_conninfo
 
 from underway import Status, Underway
-from underway.client.runs import Run
+from underway.client.run import Run
 from underway.postgres import migrate
 from underway.postgres.embedded import Cluster
 from underway.testing.servers import temporary_cluster
@@ -138,7 +138,7 @@ def test_term_while_booting(start_supervisor: Callable[..., Supervisor]) -> None
 def test_term_while_the_database_is_down(
     cluster: Cluster, start: Callable[..., Supervisor], bind: Callable[[Underway], Underway]
 ) -> None:
-    bind(doomed.app)._database = cluster.url("postgres")
+    bind(doomed.app).database.named = cluster.url("postgres")
     run = doomed.shorts.enqueue(1)
     busy = doomed.c_code.enqueue(3)
     supervisor = start("--database", cluster.url("postgres"))
@@ -156,7 +156,7 @@ def test_term_while_the_database_is_down(
 def test_work_goes_on_by_itself_when_the_database_has_restarted(
     cluster: Cluster, start: Callable[..., Supervisor], bind: Callable[[Underway], Underway]
 ) -> None:
-    bind(doomed.app)._database = cluster.url("postgres")
+    bind(doomed.app).database.named = cluster.url("postgres")
     doomed.shorts.enqueue_many(range(2000))
     supervisor = start("--procs", "2", "--database", cluster.url("postgres"))
     for finished in (300, 900):

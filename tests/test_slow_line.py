@@ -9,7 +9,7 @@ from harness import Supervisor
 from proxy import SlowLine
 
 from underway import Underway
-from underway.client.runs import Run
+from underway.client.run import Run
 
 BYTES_PER_SECOND = 350_000
 LARGE = 400_000

@@ -16,7 +16,7 @@ from apps.clients import STRANGE, Order
 from harness import APPS, Supervisor
 
 from underway import Status, Underway
-from underway.client import runs
+from underway.client.run import Run
 
 Connection = psycopg.Connection[Any]
 
@@ -29,10 +29,10 @@ def sync(database: str, app: str = f"{APPS}/clients.py:app") -> subprocess.Compl
 
 @pytest.fixture
 def app(any_database: str) -> Iterator[Underway]:
-    clients.app._database = any_database
+    clients.app.database.named = any_database
     yield clients.app
     clients.app.close()
-    clients.app._database = None
+    clients.app.database.named = None
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_end_to_end(sql: Connection, any_database: str, app: Underway, tmp_path:
         supervisor.end()
 
 
-def handle(app: Underway, run_id: UUID) -> runs.Run[Any]:
+def handle(app: Underway, run_id: UUID) -> Run[Any]:
     return app.get_run(run_id)
 
 

@@ -116,19 +116,19 @@ def test_a_statement_cut_off_changes_nothing_in_the_end(
     if case.statement in ("reap_runs", "terminate_transactions"):
         lapsed.append(insert_held(connection, by=uuid4(), lease_until=AGES_AGO)[0])
     keyed = insert(connection, state="waiting", concurrency_key="key", key_limit=1)
-    client_queries = [insert(connection), insert(connection, state="waiting"), keyed, *lapsed]
+    runs = [insert(connection), insert(connection, state="waiting"), keyed, *lapsed]
 
     async def script(serving: Serving) -> None:
         serve_under(POLICY, serving)
         cutting = Cutting(connection, [serving.work, serving.leases], [*case.first, (case.statement, moment)])
-        await work(serving, connection, len(client_queries), lambda: case.while_running and bool(cutting.left))
+        await work(serving, connection, len(runs), lambda: case.while_running and bool(cutting.left))
         await all_cut(cutting)
 
-    assert serve(database, script, workers=len(client_queries))
+    assert serve(database, script, workers=len(runs))
     assert value(connection, "select count(*) from underway.run where job <> 'child'") == 0
     children = connection.execute("select input from underway.run where job = 'child'").fetchall()
-    assert sorted(child[0] for child in children) == sorted([*client_queries, *client_queries]), "one of each step"
-    for run in client_queries:
+    assert sorted(child[0] for child in children) == sorted([*runs, *runs]), "one of each step"
+    for run in runs:
         finished = row_of(connection, "finished_run", run)
         assert finished is not None
         assert (finished["state"], finished["attempts"]) == ("succeeded", 0)
@@ -153,7 +153,7 @@ def serve_under(policy: Policy, serving: Serving) -> None:
 async def work(serving: Serving, connection: Connection, runs: int, hold: Callable[[], bool]) -> None:
     """As workers, until so many runs have ended: each step enqueues a child, and none ends while it is held."""
     async with asyncio.timeout(20):
-        while value(connection, "select count(*) from underway.finished_run") < client_queries:
+        while value(connection, "select count(*) from underway.finished_run") < runs:
             for worker in serving.silent.active:
                 for task in list(worker.tasks.values()):
                     task.started_at = task.started_at or time.monotonic()

@@ -184,7 +184,7 @@ endless = app.job("endless").step(again)
 
 
 def cancel_oneself(cx: Context) -> Done:
-    with psycopg.connect(app.database or "", autocommit=True) as connection:
+    with psycopg.connect(app.database.url or "", autocommit=True) as connection:
         connection.execute("select underway.cancel(%s)", [cx.run_id])
     return To.done()
 
@@ -506,7 +506,7 @@ def test_a_database_that_is_not_there_is_said_at_once(empty_database: str) -> No
 def test_context_variables_and_breakpoints_are_the_tests_own(bound: Underway) -> None:
     seen: list[tuple[str, int]] = []
     variable = contextvars.ContextVar("variable", default="unset")
-    local = Underway(app.database)
+    local = Underway(app.database.url)
 
     def look(cx: Context) -> Done:
         seen.append((variable.get(), threading.get_ident()))
@@ -557,9 +557,9 @@ def test_a_run_in_line_for_a_key_stays_in_line(connection: Connection) -> None:
 def test_an_app_is_given_back_as_it_was(database: str) -> None:
     local = Underway("postgresql://nowhere")
     with using_database(local, database):
-        assert local.database == database
+        assert local.database.url == database
         assert local.schedules() == []
-    assert local.database == "postgresql://nowhere"
+    assert local.database.url == "postgresql://nowhere"
 
 
 def test_async_connections_go_where_the_app_is_pointed(underway_postgres: TemporaryPostgres) -> None:

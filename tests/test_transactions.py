@@ -23,10 +23,10 @@ from test_crossing import waits
 from test_fence import SITUATIONS, TOKENS, US, pair
 
 from underway import RunFailed, Status, Underway, UnderwayError
-from underway.client.runs import Run
+from underway.client.run import Run
 from underway.postgres.step_transaction import StepTransactions
 from underway.postgres.transitions import AdvanceRun, FinishRun
-from underway.supervisor.shutdown import ExitCode
+from underway.supervisor.exit_codes import ExitCode
 
 Start = Callable[..., Supervisor]
 Effects = Callable[[], list[tuple[UUID, str, int]]]

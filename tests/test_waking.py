@@ -33,11 +33,11 @@ keyed = app.job("keyed").step(works, queue="ours", concurrency_key="key")
 
 @pytest.fixture
 def client(database: str) -> Iterator[Underway]:
-    app._database = database
+    app.database.named = database
     app.sync()
     yield app
     app.close()
-    app._database = None
+    app.database.named = None
 
 
 @pytest.fixture

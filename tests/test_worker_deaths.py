@@ -16,7 +16,7 @@ from apps import basic, hostile
 from harness import Supervisor, eventually, outcomes, states, zombies
 
 from underway import Status, Underway
-from underway.client.runs import Run
+from underway.client.run import Run
 
 
 class Ending(NamedTuple):

@@ -5,7 +5,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Never, TypedDict, assert_type
 
-from underway import Context, Done, Job, RetryPolicy, Run, Schedule, Status, To, Underway, aio
+from underway import (
+    Context,
+    DeadLetter,
+    Done,
+    Job,
+    Quarantined,
+    RetryPolicy,
+    Run,
+    Schedule,
+    Status,
+    To,
+    Underway,
+    aio,
+)
 
 if TYPE_CHECKING:
     import psycopg
@@ -253,6 +266,14 @@ def follow(run: Run[object]) -> Status:
 follow(telling.enqueue(Order(1)))
 
 
+# Failed runs
+assert_type(app.dead_letters("label"), list[DeadLetter])
+assert_type(app.dead_letters("label")[0].run, Run[Any])
+assert_type(app.quarantined("a")[0].run, Run[Any])
+assert_type(app.redrive(app.dead_letters("label")[0].run, input=Order(1)), int)
+assert_type(app.release_quarantined(limit=3), int)
+
+
 # The async client
 
 
@@ -266,3 +287,9 @@ async def service(conn: "psycopg.AsyncConnection[dict[str, Any]]") -> None:
     assert_type(await aio.enqueue_many(telling, values(), conn=conn), list[aio.AsyncRun[str | None]])
     assert_type(await aio.get_run(app, run.id), aio.AsyncRun[Any])
     assert_type(await run.cancel(conn=conn), bool)
+    assert_type(await aio.cancel_run(app, run.id), bool)
+    assert_type(await aio.dead_letters(app, "label"), list[DeadLetter[aio.AsyncRun[Any]]])
+    assert_type(await aio.quarantined(app), list[Quarantined[aio.AsyncRun[Any]]])
+    assert_type(await aio.redrive(app, run, input=Order(1), conn=conn), int)
+    assert_type(await aio.pause(app, "default", conn=conn), bool)
+    assert_type(await aio.sync(app), list[str])

@@ -1,12 +1,13 @@
 """Durable step functions on Postgres, executed by a supervisor of worker processes."""
 
 from underway.app import Underway
+from underway.client.context import Context
 from underway.client.dead_letters import DeadLetter
+from underway.client.job import Job
 from underway.client.quarantine import Quarantined
-from underway.client.runs import Attempt, Run, Status
+from underway.client.run import Run
+from underway.client.run_state import Attempt, Status
 from underway.client.schedules import Schedule
-from underway.definition.context import Context
-from underway.definition.job import Job
 from underway.definition.retry import RetryPolicy
 from underway.definition.transition import Done, To
 from underway.errors import (

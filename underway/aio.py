@@ -1,4 +1,4 @@
-"""The client for asyncio services: what `Job` and `Run` do, awaited.
+"""The client for asyncio services: what `Underway`, `Job` and `Run` do, awaited.
 
     from underway import aio
 
@@ -6,26 +6,29 @@
     print(await run.result(timeout=60))
 
 `conn=` is a psycopg.AsyncConnection of the caller's, and its transaction; without it the app opens a small pool on the
-running event loop, at first use. The same statements, checks and errors as in the sync client.
+running event loop, at first use. The statements, checks and errors are those of the sync client.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Never, overload
 from uuid import UUID
-from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeVar, Unpack
 
-from underway.client import runs
-from underway.client import schedules as scheduling
-from underway.client.runs import Attempt, Handle, PollBackoff, Status
+from underway.client import dead_letters as dead_letter_operations
+from underway.client import operations
+from underway.client import quarantine as quarantine_operations
+from underway.client import schedules as schedule_operations
+from underway.client.dead_letters import UNCHANGED, DeadLetter
+from underway.client.job import Job
+from underway.client.quarantine import Quarantined
+from underway.client.run import PollBackoff, RunHandle
+from underway.client.run_state import Attempt, Status
 from underway.client.schedules import CatchUp, Schedule
 from underway.definition import options
-from underway.definition.context import survives_step
-from underway.definition.job import Job
 from underway.definition.loading import forbid_during_import
 from underway.definition.options import RunOptions
 from underway.errors import InvalidOption
@@ -34,19 +37,28 @@ if TYPE_CHECKING:
     import psycopg
 
     from underway.app import Underway
-    from underway.postgres.pools import AsyncPools
 
 __all__ = [
     "AsyncRun",
     "cancel",
     "cancel_all",
+    "cancel_run",
     "close",
     "connection",
+    "dead_letters",
+    "discard",
     "enqueue",
     "enqueue_many",
     "get_run",
+    "migrate",
+    "pause",
+    "quarantined",
+    "redrive",
+    "release_quarantined",
+    "resume",
     "schedule",
     "schedules",
+    "sync",
     "unschedule",
 ]
 
@@ -54,55 +66,44 @@ In = TypeVar("In")
 R = TypeVar("R", covariant=True)
 
 
-class AsyncRun(Handle[R]):
-    """A handle of one run, like `underway.Run`; made anew anywhere with `await aio.get_run(app, id)`."""
+class AsyncRun(RunHandle[R]):
+    """A handle of one run, like `underway.Run`; `await aio.get_run(app, id)` makes an equal one anywhere."""
 
     __slots__ = ()
 
     async def status(self) -> Status:
-        """Raises RunNotFound if it was never committed, or has left after its `keep`."""
-        from underway.postgres import client_queries
-
-        async with _own(self._app) as own:
-            return runs.known_status(self.id, await client_queries.status.on(own, self.id))
+        """Raises RunNotFound if the run was never committed, or has left the database after its `keep`."""
+        return await self._database.run_async(operations.status(self.id))
 
     async def wait(self, timeout: timedelta | float | None = None) -> Status:
         """Wait until the run is finished and return its final status. `timeout` in seconds or as a timedelta.
 
-        Raises TimeoutError. Holds no connection while it waits.
+        Raises TimeoutError. Holds no connection between two polls.
         """
-        patience = PollBackoff(self.id, timeout)
+        backoff = PollBackoff(self.id, timeout)
         while not (status := await self.status()).final:
-            await asyncio.sleep(patience.next_pause(status))
+            await asyncio.sleep(backoff.next_pause(status))
         return status
 
     async def result(self, timeout: timedelta | float | None = None) -> R:
-        """What `To.done` carried, once the run has succeeded; waits for that like `wait`.
+        """The value of `To.done`, once the run has succeeded; waits for that like `wait`.
 
         Raises RunFailed with the last error, RunCancelled, RunNotFound, TimeoutError.
         """
-        from underway.postgres import client_queries
-
         await self.wait(timeout)
-        async with _own(self._app) as own:
-            outcome = await client_queries.outcome.on(own, self.id)
-        value: R = runs.result_of(self.id, outcome, self._result_type)
+        value: R = await self._database.run_async(operations.result(self.id, self._result_type))
         return value
 
     async def attempts(self) -> list[Attempt]:
-        """All attempts so far that have ended, in order."""
-        from underway.postgres import client_queries
-
-        async with _own(self._app) as own:
-            return [Attempt(*row) for row in await client_queries.attempts.on(own, self.id)]
+        """All attempts that have ended so far, in order."""
+        return await self._database.run_async(operations.attempts(self.id))
 
     async def cancel(self, *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> bool:
-        """Cancel the run, for good; False if it was finished, cancelled before, or never there. See Run.cancel."""
-        from underway.postgres import client_queries
+        """Cancel the run, for good. Returns False if it is finished, cancelled already or unknown. See Run.cancel."""
+        return await self._database.run_async(operations.cancel(self.id, conn), conn)
 
-        forbid_during_import("AsyncRun.cancel")
-        async with _connection(self._app, conn) as one:
-            return await client_queries.cancel.on(one, self.id)
+
+# What `Job` does
 
 
 @overload
@@ -124,15 +125,12 @@ async def enqueue(
     conn: "psycopg.AsyncConnection[Any] | None" = None,
     **given: Unpack[RunOptions],
 ) -> AsyncRun[Any]:
-    """Enqueue a run. With `conn=` in your transaction: committed or rolled back with everything else in it.
+    """Enqueue a run. With `conn=`, it is committed or rolled back with everything else in your transaction.
 
-    Raises PayloadError if the value cannot travel, JobDefinitionError if the job's steps do not fit together.
+    Options and errors as in Job.enqueue.
     """
-    runs.refuse_enqueue(conn)
-    question, arguments = runs.one_run(job, value, given)
-    async with _connection(job._app, conn) as one:
-        ((run_id, created),) = await question.on(one, *arguments)
-    return AsyncRun(job._app, run_id, job.result_type, created=created)
+    ((run_id, created),) = await job.database.run_async(operations.enqueue(job, value, conn, given), conn)
+    return AsyncRun(job.database, run_id, job.result_type, created=created)
 
 
 async def enqueue_many(
@@ -142,16 +140,14 @@ async def enqueue_many(
     conn: "psycopg.AsyncConnection[Any] | None" = None,
     **given: Unpack[RunOptions],
 ) -> list[AsyncRun[R]]:
-    """Enqueue a run for each value, all or none of them, by COPY. The runs are in the order of the values.
+    """Enqueue a run for each value, all of them or none, by COPY. The runs are in the order of the values.
 
-    Values are encoded between one write to the database and the next, so other tasks go on meanwhile.
+    Values are encoded between one write to the database and the next, so other asyncio tasks continue meanwhile.
     """
-    runs.refuse_enqueue(conn)
-    # A plain iterator cannot await, so the values cannot use this connection while they are read.
-    question, arguments = runs.many_runs(job, values, given, in_one=True)
-    async with _connection(job._app, conn) as one:
-        placed = await question.on(one, *arguments)
-    return [AsyncRun(job._app, run_id, job.result_type, created=created) for run_id, created in placed]
+    # A plain iterator cannot await, so it cannot use this connection while its values are read: hence a single COPY.
+    query = operations.enqueue_many(job, values, conn, given, in_one=True)
+    enqueued = await job.database.run_async(query, conn)
+    return [AsyncRun(job.database, run_id, job.result_type, created=created) for run_id, created in enqueued]
 
 
 async def cancel(
@@ -162,42 +158,21 @@ async def cancel(
     conn: "psycopg.AsyncConnection[Any] | None" = None,
 ) -> int:
     """Cancel the job's live run with this unique key, or its live runs with this concurrency key. See Job.cancel."""
-    from underway.postgres import client_queries
-
-    forbid_during_import("aio.cancel")
     _refuse_run("aio.cancel", job)
-    async with _connection(job._app, conn) as one:
-        elsewhere = runs.steps_with_another_key(job)
-        return await client_queries.cancel_key.on(
-            one, job.name, unique_key=unique_key, concurrency_key=concurrency_key, elsewhere=elsewhere
-        )
+    return await job.database.run_async(operations.cancel_key(job, unique_key, concurrency_key), conn)
 
 
 async def cancel_all(job: Job[Any, Any, Any], *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> int:
-    """Cancel all live runs of this job, as Run.cancel does; returns how many. All of it is one transaction."""
-    from underway.postgres import client_queries
-
-    forbid_during_import("aio.cancel_all")
+    """Cancel all live runs of this job, as Run.cancel does, in one transaction. Returns their number."""
     _refuse_run("aio.cancel_all", job)
-    async with _connection(job._app, conn) as one:
-        return await client_queries.cancel_job.on(one, job.name)
+    return await job.database.run_async(operations.cancel_all(job, conn), conn)
 
 
 def _refuse_run(call: str, job: object) -> None:
-    """`app.cancel` takes the id of a run."""
+    """Raise InvalidOption for the ID of a run, which `app.cancel` takes."""
     if not isinstance(job, Job):
-        instead = "to cancel one run, use (await aio.get_run(app, id)).cancel()"
+        instead = "one run is cancelled by its id, aio.cancel_run(app, id), or its handle, aio.get_run(app, id)"
         raise InvalidOption(f"{call} takes a job, not {job!r}; {instead}")
-
-
-async def get_run(app: "Underway", run_id: UUID | str) -> AsyncRun[Any]:
-    """A handle of a run, from anywhere. Raises RunNotFound, InvalidOption for what is no UUID."""
-    from underway.postgres import client_queries
-
-    run_id = options.checked_id(run_id)
-    async with _own(app) as own:
-        name = await client_queries.job_of.on(own, run_id)
-    return AsyncRun(app, run_id, app._result_type(runs.known_job(run_id, name)), created=False)
 
 
 @overload
@@ -231,45 +206,108 @@ async def schedule(
     overlap: bool = True,
     conn: "psycopg.AsyncConnection[Any] | None" = None,
 ) -> Schedule:
-    """Enqueue a run with this value at every slot of a cron line. Everything as in Job.schedule."""
-    from underway.postgres.schedule_queries import put
-
-    scheduling.refuse("schedule", conn)
-    row_at = scheduling.checked(job, cron, value, name, catch_up, overlap)
-    async with _connection(job._app, conn) as one:
-        return scheduling.made(await put.on(one, row_at))
+    """Enqueue a run with this value at every slot of a cron line, as Job.schedule does."""
+    query = schedule_operations.schedule(job, cron, value, conn, name=name, catch_up=catch_up, overlap=overlap)
+    return await job.database.run_async(query, conn)
 
 
 async def unschedule(
     job: Job[Any, Any, Any], name: str = "default", *, conn: "psycopg.AsyncConnection[Any] | None" = None
 ) -> bool:
-    """Remove a schedule; whether there was one. Runs that it has enqueued stay."""
-    from underway.postgres.schedule_queries import drop
+    """Remove a schedule. Returns whether it existed. The runs that it has enqueued stay."""
+    return await job.database.run_async(schedule_operations.unschedule(job, name, conn), conn)
 
-    scheduling.refuse("unschedule", conn)
-    async with _connection(job._app, conn) as one:
-        return await drop.on(one, job.name, name)
+
+# What `Underway` does: runs
+
+
+async def get_run(app: "Underway", run_id: UUID | str) -> AsyncRun[Any]:
+    """A handle of a run, from anywhere. Raises RunNotFound, and InvalidOption for an ID that is not a UUID."""
+    run_id = options.checked_id(run_id)
+    return _handles(app)(run_id, await app.database.run_async(operations.job_of(run_id)))
+
+
+async def cancel_run(
+    app: "Underway", run_id: UUID | str, *, conn: "psycopg.AsyncConnection[Any] | None" = None
+) -> bool:
+    """Cancel a run by its ID, as `app.cancel` does."""
+    return await app.database.run_async(operations.cancel(options.checked_id(run_id), conn), conn)
+
+
+def _handles(app: "Underway") -> Callable[[UUID, str], AsyncRun[Any]]:
+    """Makes handles of runs that are known to exist, from their ID and job."""
+    return lambda run_id, job: AsyncRun(app.database, run_id, app.registry.result_type(job), created=False)
+
+
+# Queues
+
+
+async def pause(app: "Underway", queue: str, *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> bool:
+    """Start no run of this queue, on any supervisor, until `resume`. See `app.pause`."""
+    return await app.database.run_async(operations.pause(app.registry, queue), conn)
+
+
+async def resume(app: "Underway", queue: str, *, conn: "psycopg.AsyncConnection[Any] | None" = None) -> bool:
+    """Undo `pause`. Returns False if the queue was not paused."""
+    return await app.database.run_async(operations.resume(queue), conn)
+
+
+# Failed runs
+
+
+async def dead_letters(app: "Underway", label: str, *, limit: int = 100) -> list[DeadLetter[AsyncRun[Any]]]:
+    """The failed runs with this dead-letter label, the oldest first. Raises InvalidOption for the ID of a run."""
+    return await app.database.run_async(dead_letter_operations.dead_letters(label, limit, _handles(app)))
+
+
+async def redrive(
+    app: "Underway",
+    run_or_label: RunHandle[Any] | UUID | str,
+    *,
+    input: Any = UNCHANGED,
+    limit: int | None = None,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+) -> int:
+    """Continue a failed run, or all runs with a label, at the step that failed. See `app.redrive`."""
+    query = dead_letter_operations.redrive(app.registry, run_or_label, input, limit)
+    return await app.database.run_async(query, conn)
+
+
+async def discard(
+    app: "Underway",
+    run_or_label: RunHandle[Any] | UUID | str,
+    *,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+) -> int:
+    """Remove the dead-letter label from a run, or from all runs that have it. See `app.discard`."""
+    return await app.database.run_async(dead_letter_operations.discard(app.registry, run_or_label), conn)
+
+
+async def quarantined(app: "Underway", job: str | None = None, *, limit: int = 100) -> list[Quarantined[AsyncRun[Any]]]:
+    """The runs whose process died too often, of one job or all, the newest first. `redrive` releases one."""
+    return await app.database.run_async(quarantine_operations.quarantined(job, limit, _handles(app)))
+
+
+async def release_quarantined(
+    app: "Underway",
+    job: str | None = None,
+    *,
+    limit: int | None = None,
+    conn: "psycopg.AsyncConnection[Any] | None" = None,
+) -> int:
+    """Redrive the quarantined runs of one job or all, or the `limit` oldest. Returns the number of runs."""
+    return await app.database.run_async(quarantine_operations.release_quarantined(job, limit), conn)
+
+
+# Schedules
 
 
 async def schedules(app: "Underway") -> list[Schedule]:
-    """All schedules in the database, also those of jobs that this app does not know; by job and name."""
-    from underway.postgres.schedule_queries import every
-
-    async with _own(app) as own:
-        return [scheduling.made(row) for row in await every.on(own)]
+    """All schedules in the database by job and name, including those of jobs that this app does not know."""
+    return await app.database.run_async(schedule_operations.schedules())
 
 
-# The app's connections. A pool belongs to the event loop on which it was opened.
-
-
-class _Opened:
-    def __init__(self) -> None:
-        self.opening = asyncio.Lock()
-        self.database: str | None = None
-        self.pools: AsyncPools | None = None
-
-
-_pools: "WeakKeyDictionary[Underway, dict[asyncio.AbstractEventLoop, _Opened]]" = WeakKeyDictionary()
+# The database
 
 
 @asynccontextmanager
@@ -278,64 +316,21 @@ async def connection(app: "Underway") -> "AsyncIterator[psycopg.AsyncConnection[
 
     Opens the pool at first use; `close` it before the loop ends.
     """
-    async with (await _connections(app)).held() as own:
-        yield own
-
-
-@asynccontextmanager
-async def _own(app: "Underway") -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
-    """One of the app's own connections, in autocommit mode."""
-    async with (await _connections(app)).statement() as own:
-        yield own
+    async with app.database.connection_async() as connection:
+        yield connection
 
 
 async def close(app: "Underway") -> None:
     """Close the app's connections on this event loop, as at the end of a service; they open again when needed."""
-    mine = _pools.get(app, {}).pop(asyncio.get_running_loop(), None)
-    if mine is not None and mine.pools is not None:
-        await mine.pools.close()
+    await app.database.close_async()
 
 
-async def _connections(app: "Underway") -> "AsyncPools":
-    pools = _pools.setdefault(app, {})
-    for loop in [loop for loop in pools if loop.is_closed()]:
-        del pools[loop]
-    mine = pools.setdefault(asyncio.get_running_loop(), _Opened())
-    async with mine.opening:
-        if mine.pools is not None and mine.database != app.database:  # changed, as by a test on the same loop
-            await mine.pools.close()
-            mine.pools = None
-        if mine.pools is None:
-            from underway.postgres.pools import AsyncPools
-
-            mine.database = app.database
-            # In a thread: it may start the embedded Postgres, and connects.
-            opened = AsyncPools(await asyncio.to_thread(app._checked_url))
-            before = survives_step.set(True)  # otherwise the pools' tasks would end with the step that opens them
-            try:
-                await opened.open()
-            finally:
-                survives_step.reset(before)
-            mine.pools = opened
-        return mine.pools
+async def migrate(app: "Underway") -> list[str]:
+    """Create or update the schema `underway`, in a thread. See `app.migrate`."""
+    forbid_during_import("migrate")
+    return await asyncio.to_thread(app.database.migrate)
 
 
-@asynccontextmanager
-async def _connection(
-    app: "Underway", conn: "psycopg.AsyncConnection[Any] | None"
-) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
-    """The caller's, which stays in its transaction; else one of the app's own, as the sync client has it."""
-    import psycopg
-
-    if conn is None:
-        async with _own(app) as own:
-            yield own
-    elif isinstance(conn, psycopg.AsyncConnection):
-        yield conn
-    else:
-        hint = (
-            "; pass a sync connection to job.enqueue and the other sync calls"
-            if isinstance(conn, psycopg.Connection)
-            else ""
-        )
-        raise InvalidOption(f"conn must be a psycopg.AsyncConnection, not {type(conn).__name__}{hint}")
+async def sync(app: "Underway") -> list[str]:
+    """Register the jobs and the queues in the database. Returns the names of the jobs. See `app.sync`."""
+    return await app.database.run_async(operations.register(app.registry))

@@ -1,14 +1,11 @@
-"""The registry of jobs, and the door to one database."""
+"""The app: the registry of jobs, and the facade of what a client can ask of its database."""
 
 import inspect
-import logging
-import os
 import signal
 import subprocess
 import sys
 import threading
-import weakref
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -16,25 +13,23 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway.client import dead_letters as letters
-from underway.client import quarantine, runs
-from underway.client import schedules as scheduling
+from underway.client import dead_letters, operations, quarantine, schedules
+from underway.client.current_step import refuse_inside_step
+from underway.client.database import Database
+from underway.client.dead_letters import UNCHANGED, DeadLetter
+from underway.client.job import Job, NewJob
+from underway.client.quarantine import Quarantined
+from underway.client.registry import Registry
+from underway.client.run import Run
+from underway.client.schedules import Schedule
 from underway.definition import options
-from underway.definition.context import refuse_inside_step
-from underway.definition.job import Job, NewJob
 from underway.definition.loading import forbid_during_import
-from underway.definition.manifest import Manifest, Queue
-from underway.definition.options import RunOptions
-from underway.errors import InvalidOption, JobDefinitionError, NoDatabase, SupervisorFailed, UnderwayError
+from underway.definition.manifest import Manifest
+from underway.errors import InvalidOption, JobDefinitionError, SupervisorFailed, UnderwayError
 
 if TYPE_CHECKING:
     import psycopg
 
-    from underway.postgres.pools import Pools
-
-log = logging.getLogger("underway")
-
-R = TypeVar("R")
 S = TypeVar("S")
 Hook = TypeVar("Hook", bound=Callable[[], object])
 
@@ -47,15 +42,12 @@ class Underway:
     """
 
     def __init__(self, database: str | None = None) -> None:
-        self._database = database
-        self._jobs: dict[str, Job[Any, Any, Any]] = {}
-        self._queues: dict[str, Queue] = {}
-        self._worker_end_hooks: list[Callable[[], object]] = []
-        # Keyed by PID: a forked child must not use or close its parent's connections.
-        self._pools: dict[int, Pools] = {}
+        self.database = Database(database)
+        self.registry: Registry[Job[Any, Any, Any]] = Registry(self.database)
         # The modules that created this app and its jobs, the latest last: `run` makes workers import the latest.
         self._made_in = [_calling_module()]
-        self._locks: dict[int, threading.RLock] = {}
+
+    # Declarations
 
     @overload
     def job(self, name: str) -> NewJob: ...
@@ -64,34 +56,24 @@ class Underway:
     @overload
     def job(self, name: str, *, state: Callable[[], S]) -> NewJob[S]: ...
     def job(self, name: str, *, state: Callable[[], Any] | None = None) -> NewJob[Any]:
-        """Begin a job; its name is what its runs are kept under, so it outlives code.
+        """Begin a job. Its runs are stored under its name, which must therefore stay the same when the code changes.
 
-        `state` makes what each worker keeps as `cx.state` for the job's steps: called at a worker's first task of the
-        job, within that task's limits; if it raises, that attempt has failed, and the next task tries again.
+        `state` makes the object that each worker keeps as `cx.state` for the job's steps. It is called at a worker's
+        first task of the job, within the limits of that task. If it raises, that attempt fails, and the next task tries
+        again.
         """
-        if name in self._jobs:
+        if name in self.registry.jobs:
             raise JobDefinitionError(f"duplicate job name {name!r}: each job of an app needs its own")
         self._made_in.append(_calling_module())
-        return NewJob(self, name, state)
-
-    def _declare(self, job: Job[Any, Any, Any]) -> None:
-        known = self._jobs.get(job.name)
-        if known is not None and known._steps != job._steps[: len(known._steps)]:
-            raise JobDefinitionError(f"duplicate job name {job.name!r}: each job of an app needs its own")
-        self._jobs[job.name] = job
+        return NewJob(self.registry, name, state)
 
     def queue(self, name: str, *, dead_letter: str | None = None) -> None:
-        """Declare a queue. A run that fails for good in it is labelled with `dead_letter`: see `dead_letters`.
+        """Declare a queue. A run that fails for good in it gets the label `dead_letter`: see `dead_letters`.
 
-        A queue without such a label needs no declaration. No label is the text of a UUID, which `redrive` and `discard`
-        take for the id of a run.
+        A queue without such a label needs no declaration. A label must not be the text of a UUID, which `redrive` and
+        `discard` take for the ID of a run.
         """
-        declared = Queue(
-            options.checked_name("queue", name),
-            None if dead_letter is None else options.checked_label("dead_letter", dead_letter),
-        )
-        if self._queues.setdefault(name, declared) != declared:
-            raise InvalidOption(f"queue {name!r} is declared twice with different dead_letter labels")
+        self.registry.declare_queue(name, dead_letter)
 
     def on_worker_end(self, hook: Hook) -> Hook:
         """Register a function that each worker calls before it exits, to flush spans and events or to close a state.
@@ -105,25 +87,17 @@ class Underway:
                 f"on_worker_end takes a synchronous function without arguments, not {hook!r}: "
                 f"no event loop runs when a worker exits; call asyncio.run(...) in the function"
             )
-        self._worker_end_hooks.append(hook)
+        self.registry.worker_end_hooks.append(hook)
         return hook
 
     @property
     def jobs(self) -> dict[str, Job[Any, Any, Any]]:
         """The declared jobs by name."""
-        return dict(self._jobs)
-
-    @property
-    def database(self) -> str | None:
-        """The database as named; None if nobody has named one."""
-        if self._database is not None:  # "" is a variable that was not set: better no database than another one
-            return self._database
-        return os.environ.get("UNDERWAY_DATABASE_URL") or os.environ.get("DATABASE_URL") or None
+        return dict(self.registry.jobs)
 
     def manifest(self) -> Manifest:
-        """All jobs as pure data. Raises JobDefinitionError if the steps of one do not fit together."""
-        jobs = tuple(job.manifest() for job in self._jobs.values())
-        return Manifest(jobs, self.database, tuple(self._queues.values()))
+        """All declarations as pure data. Raises JobDefinitionError if the steps of a job do not fit together."""
+        return self.registry.manifest()
 
     # The database
 
@@ -133,245 +107,103 @@ class Underway:
 
         Opens the pool at first use. Raises NoDatabase, SchemaMissing and its siblings, psycopg.OperationalError.
         """
-        with self._connections().held() as connection:
+        with self.database.connection() as connection:
             yield connection
-
-    @contextmanager
-    def _own(self) -> "Iterator[psycopg.Connection[Any]]":
-        """One of the app's own connections, in autocommit mode."""
-        with self._connections().statement() as connection:
-            yield connection
-
-    @contextmanager
-    def _given_or_own(self, conn: "psycopg.Connection[Any] | None") -> "Iterator[psycopg.Connection[Any]]":
-        """The caller's, which stays in its transaction; else one of our own."""
-        import psycopg
-
-        if conn is None:
-            with self._own() as connection:
-                yield connection
-        elif isinstance(conn, psycopg.Connection):
-            yield conn
-        else:
-            hint = "; pass an async connection to underway.aio" if isinstance(conn, psycopg.AsyncConnection) else ""
-            raise InvalidOption(f"conn must be a psycopg.Connection, not {type(conn).__name__}{hint}")
-
-    def _connections(self) -> "Pools":
-        """The pools of this process. Before they are created, a connection checks the URL and the schema version."""
-        pid = os.getpid()
-        if (pools := self._pools.get(pid)) is not None:
-            return pools
-        with self._opening():  # otherwise each of several threads could open its own pools
-            return self._pools.get(pid) or self._open_pools(pid)
-
-    def _open_pools(self, pid: int) -> "Pools":
-        from underway.postgres.pools import Pools
-
-        pools = Pools(self._checked_url())
-        # A signal handler that enqueues may have interrupted this thread and created the pools already.
-        known = self._pools.setdefault(pid, pools)
-        if known is pools:
-            # If the interpreter's shutdown closed the pools, they would wait for threads that have already ended: since
-            # Python 3.13, a program that had enqueued never exited.
-            weakref.finalize(self, _close, self._pools, pid)
-        return known
-
-    def _opening(self) -> threading.RLock:
-        """This process's lock for opening pools.
-
-        It is reentrant because signal handlers and logging handlers may enqueue. There is one per process: if another
-        thread forks while the lock is held, the child's copy is never released.
-        """
-        return self._locks.setdefault(os.getpid(), threading.RLock())
-
-    def _checked_url(self) -> str:
-        """What to connect with, once a connection has shown that the address is right and the schema fits.
-
-        A pool would try again in the background for half a minute; a wrong address should say so now.
-        """
-        import psycopg
-
-        from underway.postgres import client_queries, migrate
-        from underway.postgres import connection as connect
-
-        url = connect.conninfo(self._named_database())
-        with psycopg.connect(url) as connection:
-            migrate.check(client_queries.applied_migrations(connection))
-        return url
 
     def close(self) -> None:
         """Close the app's connections; they open again when needed."""
-        with self._opening():
-            _close(self._pools, os.getpid())
+        self.database.close()
 
     def migrate(self) -> list[str]:
-        """Create or update the schema `underway`; returns the names of the migrations applied. Safe to repeat."""
-        import psycopg
-
-        from underway.postgres import connection as connect
-        from underway.postgres import migrate
-
+        """Create or update the schema `underway`. Returns the names of the migrations applied. Safe to repeat."""
         forbid_during_import("migrate")
-        with psycopg.connect(connect.conninfo(self._named_database())) as connection:
-            return migrate.migrate(connection)
+        return self.database.migrate()
 
     def sync(self) -> list[str]:
-        """Register the jobs for `select underway.enqueue(...)`, and the queues; returns the names of the jobs.
+        """Register the jobs for `select underway.enqueue(...)`, and the queues. Returns the names of the jobs.
 
-        A supervisor does it too.
+        A supervisor does it at its start.
         """
-        from underway.postgres import admin_queries, client_queries
-
-        forbid_during_import("sync")
-        with self.connection() as connection:
-            manifest = self.manifest()
-            # By name: deployments of code that names them in another order would each wait for the other.
-            for job in sorted(manifest.jobs, key=lambda job: job.name):
-                client_queries.register_job(connection, job.name, job.steps[0].name, job.steps[0].placement)
-            for queue in sorted(manifest.queues, key=lambda queue: queue.name):
-                admin_queries.register_queue(connection, queue.name, queue.dead_letter)
-        return list(self._jobs)
-
-    def _named_database(self) -> str:
-        if self.database is None:
-            raise NoDatabase
-        return self.database
+        return self.database.run(operations.register(self.registry))
 
     # Runs
 
-    def get_run(self, run_id: UUID | str) -> runs.Run[Any]:
-        """A handle of a run, from anywhere. Raises RunNotFound, InvalidOption for what is no UUID."""
-        from underway.postgres import client_queries
-
+    def get_run(self, run_id: UUID | str) -> Run[Any]:
+        """A handle of a run, from anywhere. Raises RunNotFound, and InvalidOption for an ID that is not a UUID."""
         run_id = options.checked_id(run_id)
-        with self._own() as connection:
-            name = client_queries.job_of(connection, run_id)
-        return self._handle(run_id, runs.known_job(run_id, name))
-
-    def _handle(self, run_id: UUID, job: str) -> runs.Run[Any]:
-        """A handle of a run of this job, without a look whether there is one."""
-        return runs.Run(self, run_id, self._result_type(job), created=False)
-
-    def _result_type(self, job: str) -> Any:
-        """Any for a job that this code does not know."""
-        declared = self._jobs.get(job)
-        return Any if declared is None else declared.result_type
+        return self._handle(run_id, self.database.run(operations.job_of(run_id)))
 
     def cancel(self, run_id: UUID | str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
-        """Cancel a run by its id, as Run.cancel does."""
-        return runs.Run(self, options.checked_id(run_id), Any).cancel(conn=conn)
+        """Cancel a run by its ID, as Run.cancel does."""
+        return self.database.run(operations.cancel(options.checked_id(run_id), conn), conn)
+
+    def _handle(self, run_id: UUID, job: str) -> Run[Any]:
+        """A handle of a run that is known to exist."""
+        return Run(self.database, run_id, self.registry.result_type(job), created=False)
+
+    # Queues
 
     def pause(self, queue: str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
-        """Let no run of this queue begin, on any supervisor, until `resume`; False if it was paused already.
+        """Start no run of this queue, on any supervisor, until `resume`. Returns False if it was paused already.
 
         Running steps finish. Tasks that were claimed but have not started are released shortly. A queue may be paused
         before anything uses it. If neither this app nor the database knows the queue, a warning is logged that lists
         the existing ones.
         """
-        from underway.postgres import admin_queries, inspection
-
-        forbid_during_import("pause")
-        options.checked_name("queue", queue)
-        with self._given_or_own(conn) as connection:
-            if queue not in self._own_queues() and not inspection.knows_queue(connection, queue):
-                known = self._own_queues() | inspection.known_queues(connection)
-                log.warning(
-                    "pausing unknown queue %r: no job, run or supervisor uses it yet; %s",
-                    queue,
-                    admin_queries.existing(known - {queue}),
-                )
-            return admin_queries.pause(connection, queue)
-
-    def _own_queues(self) -> set[str]:
-        used = {spec.placement.queue for job in self._jobs.values() for _, spec in job._steps}
-        return used | self._queues.keys()
+        return self.database.run(operations.pause(self.registry, queue), conn)
 
     def resume(self, queue: str, *, conn: "psycopg.Connection[Any] | None" = None) -> bool:
-        """Undo `pause`; False if the queue was not paused."""
-        from underway.postgres import admin_queries
+        """Undo `pause`. Returns False if the queue was not paused."""
+        return self.database.run(operations.resume(queue), conn)
 
-        forbid_during_import("resume")
-        with self._given_or_own(conn) as connection:
-            return admin_queries.resume(connection, options.checked_name("queue", queue))
+    # Failed runs
 
-    def dead_letters(self, label: str, *, limit: int = 100) -> list[letters.DeadLetter]:
-        """The failed runs with this dead-letter label, the oldest first. Raises InvalidOption for the id of a run."""
-        return letters.listed(self, label, limit)
+    def dead_letters(self, label: str, *, limit: int = 100) -> list[DeadLetter]:
+        """The failed runs with this dead-letter label, the oldest first. Raises InvalidOption for the ID of a run."""
+        return self.database.run(dead_letters.dead_letters(label, limit, self._handle))
 
     def redrive(
         self,
-        run_or_label: runs.Run[Any] | UUID | str,
+        run_or_label: Run[Any] | UUID | str,
         *,
-        input: Any = letters.UNCHANGED,
+        input: Any = UNCHANGED,
         limit: int | None = None,
         conn: "psycopg.Connection[Any] | None" = None,
     ) -> int:
-        """Let a failed run go on, at its last step, with all counters at zero; returns how many do.
+        """Continue a failed run at the step that failed, with all counters at zero. Returns the number of runs.
 
-        A Run or a UUID, also as text, is one run, with a dead-letter label or without, and may be given another `input`
-        for that step. Any other text is a label: all runs that have it, or `limit` of them, the oldest first. A run
-        stays where it is while another is live under its unique key. Raises PayloadError if the input does not fit the
-        step, UnknownJob if this app does not have the step, RunCancelled for a cancelled run: that is final, enqueue
-        its input again. Raises InvalidOption for a label that no run has and no queue gives; it names those there are.
+        A Run or a UUID, also as text, is one run, with or without a dead-letter label, and may be given another `input`
+        for that step. Any other text is a label: all runs that have it are redriven, or the `limit` oldest. A run stays
+        failed while another is live under its unique key. Raises PayloadError if the input does not fit the step,
+        UnknownJob if this app does not have the step, and RunCancelled for a cancelled run: a cancel is final, so
+        enqueue its input again. Raises InvalidOption for a label that no run has and no queue gives; the message names
+        the existing labels.
         """
-        return letters.redrive(self, run_or_label, input, limit, conn)
+        return self.database.run(dead_letters.redrive(self.registry, run_or_label, input, limit), conn)
 
-    def discard(
-        self, run_or_label: runs.Run[Any] | UUID | str, *, conn: "psycopg.Connection[Any] | None" = None
-    ) -> int:
-        """Take the dead-letter label off a run, or off all that have it; returns how many.
+    def discard(self, run_or_label: Run[Any] | UUID | str, *, conn: "psycopg.Connection[Any] | None" = None) -> int:
+        """Remove the dead-letter label from a run, or from all runs that have it. Returns the number of runs.
 
         They stay readable as failed runs until their `keep` has passed. Raises InvalidOption for an unknown label, as
         `redrive` does.
         """
-        return letters.discard(self, run_or_label, conn)
+        return self.database.run(dead_letters.discard(self.registry, run_or_label), conn)
 
-    def quarantined(self, job: str | None = None, *, limit: int = 100) -> list[quarantine.Quarantined]:
-        """Runs whose process died once too often, of one job or all, the newest first. `redrive` releases one."""
-        return quarantine.listed(self, job, limit)
+    def quarantined(self, job: str | None = None, *, limit: int = 100) -> list[Quarantined]:
+        """The runs whose process died too often, of one job or all, the newest first. `redrive` releases one."""
+        return self.database.run(quarantine.quarantined(job, limit, self._handle))
 
-    def _cancel_all(self, job: Job[Any, Any, Any], conn: "psycopg.Connection[Any] | None") -> int:
-        return runs.cancel_all(self, job.name, conn)
-
-    def _cancel_key(
-        self,
-        job: Job[Any, Any, Any],
-        unique_key: str | None,
-        concurrency_key: str | None,
-        conn: "psycopg.Connection[Any] | None",
+    def release_quarantined(
+        self, job: str | None = None, *, limit: int | None = None, conn: "psycopg.Connection[Any] | None" = None
     ) -> int:
-        return runs.cancel_key(self, job, unique_key, concurrency_key, conn)
-
-    def _enqueue(
-        self, job: Job[Any, Any, R], value: Any, conn: "psycopg.Connection[Any] | None", given: RunOptions
-    ) -> runs.Run[R]:
-        return runs.enqueue(self, job, value, conn, given)
-
-    def _enqueue_many(
-        self, job: Job[Any, Any, R], values: Iterable[Any], conn: "psycopg.Connection[Any] | None", given: RunOptions
-    ) -> list[runs.Run[R]]:
-        return runs.enqueue_many(self, job, values, conn, given)
+        """Redrive the quarantined runs of one job or all, or the `limit` oldest. Returns the number of runs."""
+        return self.database.run(quarantine.release_quarantined(job, limit), conn)
 
     # Schedules
 
-    def schedules(self) -> list[scheduling.Schedule]:
-        """All schedules in the database, also those of jobs that this app does not know; by job and name."""
-        return scheduling.list_schedules(self)
-
-    def _schedule(
-        self,
-        job: Job[Any, Any, Any],
-        cron: str,
-        value: Any,
-        name: str,
-        catch_up: scheduling.CatchUp,
-        overlap: bool,
-        conn: "psycopg.Connection[Any] | None",
-    ) -> scheduling.Schedule:
-        return scheduling.schedule(self, job, cron, value, name, catch_up, overlap, conn)
-
-    def _unschedule(self, job: Job[Any, Any, Any], name: str, conn: "psycopg.Connection[Any] | None") -> bool:
-        return scheduling.unschedule(self, job.name, name, conn)
+    def schedules(self) -> list[Schedule]:
+        """All schedules in the database by job and name, including those of jobs that this app does not know."""
+        return self.database.run(schedules.schedules())
 
     # Running
 
@@ -382,9 +214,9 @@ class Underway:
         their runs. Raises SupervisorFailed if the supervisor was killed or did not start, for example because the
         workers cannot import the app.
 
-        The supervisor is a process of its own (`underway-supervisor FILE:NAME`), as in production: nothing is
-        supervised in here. With `until_idle` it stops when no run of this app is pending, in progress or waiting for
-        a retry. Raises UnderwayError if this app is no global of a module that can be imported again.
+        The supervisor is a process of its own (`underway-supervisor FILE:NAME`), as in production. With `until_idle` it
+        stops when no run of this app is pending, in progress or waiting for a retry. Raises UnderwayError if this app
+        is not a global of a module that can be imported again.
         """
         forbid_during_import("run")
         refuse_inside_step("app.run", "a supervisor already runs this step")
@@ -399,7 +231,7 @@ class Underway:
         return code
 
     def _address(self) -> str:
-        """APP, under which another process finds this very app."""
+        """APP, by which another process finds this app."""
         for module in self._modules():
             for name, value in list(getattr(module, "__dict__", {}).items()):
                 if value is self and name.isidentifier():
@@ -425,11 +257,6 @@ def _calling_module() -> str:
     return str(sys._getframe(2).f_globals.get("__name__"))
 
 
-def _close(pools: "dict[int, Pools]", pid: int) -> None:
-    if pid == os.getpid() and pid in pools:
-        pools.pop(pid).close()
-
-
 def _module_source(module: Any) -> str:
     """How a new process can import this module from the current folder: its name, or else the path of its file."""
     name, file, spec = module.__name__, getattr(module, "__file__", None), getattr(module, "__spec__", None)
@@ -439,8 +266,8 @@ def _module_source(module: Any) -> str:
     if file is None or not Path(file).is_file():
         if program:
             raise UnderwayError(
-                "app.run() starts a supervisor that imports this app, but code from a REPL, a notebook or python -c "
-                "cannot be imported: put the app and its steps into a file, and import them"
+                "app.run() starts a supervisor that imports this app, and code from a REPL, from a notebook or from "
+                "python -c cannot be imported: put the app and its steps into a file, and import them"
             )
         return str(name)
     known, root = _name_by_file(Path(file).resolve())
@@ -460,7 +287,7 @@ def _name_by_file(file: Path) -> tuple[str, Path]:
 
 
 def _ended(code: int) -> str:
-    from underway.supervisor.shutdown import EXIT_CODES, ExitCode
+    from underway.supervisor.exit_codes import EXIT_CODES, ExitCode
 
     if code < 0:
         return f"was killed by signal {-code} ({signal.strsignal(-code)})"
@@ -470,8 +297,8 @@ def _ended(code: int) -> str:
 
 
 def _run_in_foreground(command: list[str]) -> int:
-    """Run a command, passing on the signals that ask us to stop, and return its exit code."""
-    # A session of its own: Ctrl-C in a terminal reaches us alone, and is passed on once.
+    """Run a command, forward the signals that ask us to stop, and return its exit code."""
+    # In a session of its own: Ctrl-C in a terminal reaches this process alone, and is forwarded once.
     process = subprocess.Popen(command, start_new_session=True)
     # HUP comes when the terminal is closed. The supervisor, which has none, would take it for a request to reload.
     forwarded = {number: number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)}

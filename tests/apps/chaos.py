@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from underway import Context, Done, Fail, Retry, RetryPolicy, To, Underway
-from underway.definition.job import Job
+from underway.client.job import Job
 from underway.definition.options import StepOptions
 
 app = Underway()

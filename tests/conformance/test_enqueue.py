@@ -12,7 +12,7 @@ from db import LANE, Connection, claim, insert, row_of, value, with_store
 from harness import Supervisor, eventually
 
 from underway import Underway
-from underway.client.runs import Run
+from underway.client.run import Run
 from underway.definition.manifest import Policy
 from underway.postgres.supervisor_store import Lanes
 

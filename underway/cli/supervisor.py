@@ -8,9 +8,9 @@ import click
 
 from underway.cli.hide_password import hide_password
 from underway.cli.options.units import Seconds, parse_size
+from underway.supervisor.exit_codes import EXIT_CODES
 from underway.supervisor.logs import format as logs
 from underway.supervisor.main import Settings, supervise
-from underway.supervisor.shutdown import EXIT_CODES
 from underway.supervisor.workers.recycle import RecycleLimits
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(

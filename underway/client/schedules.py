@@ -1,33 +1,31 @@
-"""Schedules as a client makes, lists and removes them, on a connection of the app's or of the caller's."""
+"""Schedules, as a client creates, lists and removes them."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from underway.client.current_step import refuse_inside_step
 from underway.definition import options
-from underway.definition.context import refuse_inside_step
-from underway.definition.job import Job
+from underway.definition.job_definition import JobDefinition
 from underway.definition.loading import forbid_during_import
 from underway.errors import InvalidOption
 from underway.keys import template
 from underway.payload import codec
 
 if TYPE_CHECKING:
-    import psycopg
-
-    from underway.app import Underway
-    from underway.postgres.schedule_queries import Row
+    from underway.postgres.query import BoundQuery
+    from underway.postgres.schedule_queries import ScheduleRow
 
 CatchUp: TypeAlias = Literal["none", "last", "all"]
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A cron line that enqueues runs of a job, as it stood when it was read.
+    """A cron line that enqueues runs of a job, as it was when it was read.
 
-    `next_at` is the slot it is waiting for, in UTC; `input` is what its runs are given, as plain JSON values.
+    `next_at` is the next slot, in UTC; `input` is the input of its runs, as plain JSON values.
     """
 
     job: str
@@ -40,15 +38,14 @@ class Schedule:
     next_at: datetime
 
     def next_slots(self, count: int = 1) -> list[datetime]:
-        """The slots to come, in the schedule's own zone, beginning with `next_at`."""
+        """The next slots in the schedule's own zone, beginning with `next_at`."""
         return list(itertools.islice(self._slots(), count))
 
     def _slots(self) -> Iterator[datetime]:
         from zoneinfo import ZoneInfo
 
-        from underway.schedule.cron import (
-            Cron,  # here and below: workers, which never read a cron line, start without it
-        )
+        # Here and below: workers start without these modules, because they never read a cron line.
+        from underway.schedule.cron import Cron
 
         cron, zone, slot = Cron(self.cron, self.zone), ZoneInfo(self.zone), self.next_at
         while True:
@@ -57,62 +54,40 @@ class Schedule:
 
 
 def schedule(
-    app: "Underway",
-    job: Job[Any, Any, Any],
+    job: JobDefinition[Any, Any, Any],
     cron: str,
     value: Any,
+    conn: object,
+    *,
     name: str,
     catch_up: CatchUp,
     overlap: bool,
-    conn: "psycopg.Connection[Any] | None",
-) -> Schedule:
+) -> "BoundQuery[Schedule]":
+    """Create or change a schedule. Raises InvalidOption, PayloadError."""
     from underway.postgres import schedule_queries
-
-    refuse("schedule", conn)
-    row_at = checked(job, cron, value, name, catch_up, overlap)
-    with app._given_or_own(conn) as connection:
-        return made(schedule_queries.put(connection, row_at))
-
-
-def unschedule(app: "Underway", job: str, name: str, conn: "psycopg.Connection[Any] | None") -> bool:
-    from underway.postgres import schedule_queries
-
-    refuse("unschedule", conn)
-    with app._given_or_own(conn) as connection:
-        return schedule_queries.drop(connection, job, name)
-
-
-def list_schedules(app: "Underway") -> list[Schedule]:
-    from underway.postgres import schedule_queries
-
-    with app._own() as connection:
-        return [made(row) for row in schedule_queries.every(connection)]
-
-
-# What the async client does in the same way
-
-
-def refuse(call: str, conn: object) -> None:
-    forbid_during_import(call)
-    if conn is None:
-        refuse_inside_step(f"{call} without conn=", f"use job.{call}(…, conn=cx.tx), which commits with the step")
-
-
-def checked(
-    job: Job[Any, Any, Any], cron: str, value: Any, name: str, catch_up: CatchUp, overlap: bool
-) -> "Callable[[datetime], Row]":
-    """What says how the schedule stands when it is made at an instant. Raises InvalidOption, PayloadError."""
-    from underway.postgres.schedule_queries import Row
     from underway.schedule.cron import Cron
 
+    _refuse("schedule", conn)
     parsed = Cron.parse(cron)
     options.checked_name("name", name)
     _check_policies(catch_up, overlap)
     first = job.compiled[0]
     payload = codec.encode(value, first.input_type)
     template.fill_both(first.spec.placement.unique_key, first.spec.placement.concurrency_key, payload)
-    about = (job.name, name, parsed.line, parsed.zone, catch_up, overlap, payload.decode())
-    return lambda now: Row(*about, next_at=parsed.after(now))
+
+    def row_at(now: datetime) -> "ScheduleRow":
+        return schedule_queries.ScheduleRow(
+            job=job.name,
+            name=name,
+            cron=parsed.line,
+            zone=parsed.zone,
+            catch_up=catch_up,
+            overlap=overlap,
+            input=payload.decode(),
+            next_at=parsed.after(now),
+        )
+
+    return schedule_queries.put.bind(row_at).then(_from_row)
 
 
 def _check_policies(catch_up: object, overlap: object) -> None:
@@ -127,5 +102,26 @@ def _check_policies(catch_up: object, overlap: object) -> None:
         )
 
 
-def made(row: "Row") -> Schedule:
+def unschedule(job: JobDefinition[Any, Any, Any], name: str, conn: object) -> "BoundQuery[bool]":
+    """Remove a schedule. Whether it existed."""
+    from underway.postgres import schedule_queries
+
+    _refuse("unschedule", conn)
+    return schedule_queries.drop.bind(job.name, name)
+
+
+def schedules() -> "BoundQuery[list[Schedule]]":
+    """All schedules in the database, by job and name."""
+    from underway.postgres import schedule_queries
+
+    return schedule_queries.all_schedules.bind().then(lambda rows: [_from_row(row) for row in rows])
+
+
+def _refuse(call: str, conn: object) -> None:
+    forbid_during_import(call)
+    if conn is None:
+        refuse_inside_step(f"{call} without conn=", f"use job.{call}(…, conn=cx.tx), which commits with the step")
+
+
+def _from_row(row: "ScheduleRow") -> Schedule:
     return Schedule(**{**row._asdict(), "input": codec.decode(row.input, Any)})

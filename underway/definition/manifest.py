@@ -1,4 +1,4 @@
-"""What a worker can run, as pure data: the supervisor's whole knowledge of the user's code."""
+"""The jobs, steps and queues of an app as pure data: all that a supervisor knows of the user's code."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,7 +11,7 @@ from underway.definition.retry import RetryPolicy
 
 
 class Lane(NamedTuple):
-    """The line in which runs wait for one step of one job in one queue; a claim names the lanes it can serve."""
+    """The line of runs that wait for one step of one job in one queue. A claim names the lanes that it can serve."""
 
     queue: str
     job: str
@@ -19,9 +19,9 @@ class Lane(NamedTuple):
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Written into the run's row at enqueue or hand-over; later changes in code do not reach queued runs.
+    """The options that are written into a run's row at enqueue or hand-over. Later changes in code do not affect it.
 
-    The keys are templates here, and filled in when they are written.
+    The keys are templates here; they are filled in when the row is written.
     """
 
     queue: str = "default"
@@ -38,7 +38,10 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """Read when a run is claimed, so a fix in code helps what is already queued. `memory_limit` is in bytes."""
+    """The options that are read when a run is claimed. Changes in code affect runs that are queued already.
+
+    `memory_limit` is in bytes.
+    """
 
     retry: RetryPolicy = RetryPolicy()
     timeout: timedelta = timedelta(minutes=15)
@@ -55,7 +58,7 @@ class Step(msgspec.Struct, frozen=True):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Today's, and those under which runs may still wait."""
+        """The current name, and the former names under which runs may still wait."""
         return self.name, *self.formerly
 
 
@@ -65,21 +68,21 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Queue(msgspec.Struct, frozen=True):
-    """`dead_letter` is the label that runs get which fail for good in this queue."""
+    """`dead_letter` is the label of runs that fail for good in this queue."""
 
     name: str
     dead_letter: str | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """Everything a worker tells its supervisor once it has imported the app. `database` is None if none was named."""
+    """What a worker tells its supervisor after it has imported the app. `database` is None if it was not named."""
 
     jobs: tuple[Job, ...]
     database: str | None = None
     queues: tuple[Queue, ...] = ()
 
     def lanes(self) -> Iterator[tuple[Lane, Step]]:
-        """Each lane this code serves, also those of steps' former names."""
+        """Each lane that this code serves, including those of former names of steps."""
         for job in self.jobs:
             for step in job.steps:
                 for name in step.names:

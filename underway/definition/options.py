@@ -1,4 +1,4 @@
-"""What a user may say about a step or a run, checked where it is said."""
+"""The options of steps and runs, and their checks."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -24,14 +24,16 @@ class StepOptions(TypedDict, total=False):
     """Options of `.step(...)`.
 
     `name` defaults to the function's name; `formerly` are names under which runs may still wait for this step.
-    Placed in the run's row at enqueue or hand-over: `queue` ("default"), `priority` (0; one unit is a minute's head
+
+    Written into the run's row at enqueue or hand-over: `queue` ("default"), `priority` (0; one unit is a minute's head
     start, -32768 to 32767), `delay` (none), `keep` (14 days: how long a finished run stays readable),
-    `concurrency_key` with `concurrency_limit` (1: of the runs of a queue with the same key so many are at work at a
-    time, the others wait in line), `unique_key` (first step only: while a run of the job has this key, enqueue returns
-    that run). A key is a text in which {field} stands for a field of the step's input, whose type must have it.
+    `concurrency_key` with `concurrency_limit` (1: at most this many runs of a queue with the same key execute at once;
+    the others wait in line), `unique_key` (first step only: while a run of the job with this key is live, enqueue
+    returns that run). A key is a text in which {field} stands for a field of the step's input, whose type must have it.
+
     Read when a run is claimed: `retry`, `timeout` (15 minutes: then the step is interrupted, and killed 5 seconds
-    later), `memory_limit` (none; bytes or "1 GiB", for the worker and everything below it), `lease` (60 s: how long a
-    vanished supervisor keeps a run from others; at least 1 s), `max_crashes` (3).
+    later), `memory_limit` (none; bytes or "1 GiB", for the worker and all its descendants), `lease` (60 s: how long a
+    supervisor that has vanished keeps its runs; at least 1 s), `max_crashes` (3).
     """
 
     name: str
@@ -51,7 +53,7 @@ class StepOptions(TypedDict, total=False):
 
 
 class RunOptions(TypedDict, total=False):
-    """What one may say about a run in place of its first step's options, whose meaning they have."""
+    """Options of one run. They replace those of its first step and mean the same."""
 
     priority: int
     delay: timedelta
@@ -61,7 +63,7 @@ class RunOptions(TypedDict, total=False):
 
 
 def step(default_name: str, **options: Unpack[StepOptions]) -> Step:
-    """The step's data from its options. Raises InvalidOption, naming the option and what it may be."""
+    """The data of a step from its options. Raises InvalidOption, which names the option and its possible values."""
     formerly = options.get("formerly", ())
     if isinstance(formerly, str):
         formerly = (formerly,)
@@ -102,7 +104,7 @@ def step(default_name: str, **options: Unpack[StepOptions]) -> Step:
 
 
 def placed(placement: Placement, given: RunOptions) -> Placement:
-    """The placement with what is given for this run. Raises InvalidOption."""
+    """The placement with the options of this run. Raises InvalidOption."""
     if not given:
         return placement
     values: Mapping[str, Any] = given
@@ -127,7 +129,7 @@ def checked_name(option: str, value: object) -> str:
 
 
 def checked_label(option: str, value: object) -> str:
-    """The name of a dead-letter label. Whatever takes either it or a run's id goes by how it looks."""
+    """A dead-letter label. It must not look like a run ID, because some calls take either of them."""
     name = checked_name(option, value)
     if ids.read_id(name) is not None:
         raise InvalidOption(f"{option} must be a dead-letter label, not a run ID: {name!r}")
@@ -150,7 +152,7 @@ def checked_priority(value: object) -> int:
 def checked_duration(option: str, value: object, *, least: timedelta = timedelta(0)) -> timedelta:
     if not isinstance(value, timedelta):
         raise InvalidOption(f"{option} must be a timedelta, not {value!r}")
-    # The longest that Postgres can add to its clock and still print as a date that Python can read.
+    # Postgres can add at most this to its clock and still print a date that Python can read.
     if not least <= value <= timedelta(days=365_000):
         raise InvalidOption(f"{option} must be between {least} and 1000 years, not {value}")
     return value

@@ -1,4 +1,4 @@
-"""Back-off: how long to wait after a failed attempt. Pure."""
+"""Backoff: how long to wait after a failed attempt. Pure."""
 
 import math
 import random
@@ -49,7 +49,7 @@ class RetryPolicy:
             raise InvalidOption(f"jitter must be between 0 and 1, not {self.jitter}")
 
     def wait(self, failures: int, rng: random.Random) -> float:
-        """Seconds to wait after this many failures (at least 1)."""
+        """The number of seconds to wait after this many failures (at least 1)."""
         longest = self.max_interval.total_seconds()
         try:
             target = min(self.initial_interval.total_seconds() * self.backoff_coefficient ** (failures - 1), longest)

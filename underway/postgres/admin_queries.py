@@ -1,136 +1,195 @@
-"""What people ask of queues, dead letters and supervisors, on any psycopg connection."""
+"""The queries of administration, on a sync or an async connection of any kind: queues, dead letters, supervisors."""
 
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
-from psycopg.pq import TransactionStatus
 
 from underway.errors import InvalidOption, RunCancelled
+from underway.postgres import inspection
 from underway.postgres.client_queries import clock, instant
 from underway.postgres.cursors import Json
-from underway.postgres.query import fetch
+from underway.postgres.query import COMMITS_EACH_STATEMENT, QuerySteps, Statement, query
 
 _CANCEL_IS_FINAL = "UW004"
-_TOGETHER = 1000
-_NAMED = 10
+_PART = 1000
+_MAX_NAMES = 10
+
+# Queues
 
 
-def pause(connection: psycopg.Connection[Any], queue: str) -> bool:
-    """Whether it was not paused before."""
-    return bool(fetch(connection, "pause_queue", {"queue": queue})[0][0])
+class PausedQueue(NamedTuple):
+    """`changed` says whether the queue was not paused before. `others` are the known queues if this one is unknown."""
+
+    changed: bool
+    others: set[str] | None
 
 
-def resume(connection: psycopg.Connection[Any], queue: str) -> bool:
-    """Whether it was paused before."""
-    return bool(fetch(connection, "resume_queue", {"queue": queue})[0][0])
+@query
+def pause(queue: str) -> QuerySteps[bool]:
+    """Whether the queue was not paused before."""
+    ((changed,),) = yield Statement("pause_queue", {"queue": queue})
+    return bool(changed)
 
 
-def register_queue(connection: psycopg.Connection[Any], name: str, dead_letter: str | None) -> None:
-    fetch(connection, "register_queue", {"name": name, "dead_letter": dead_letter})
+@query
+def pause_any(queue: str, declared: Collection[str]) -> QuerySteps[PausedQueue]:
+    """Pause a queue that may be misspelled. An app's `declared` queues are known before the database knows them."""
+    others: set[str] | None = None
+    if queue not in declared and not (yield from inspection.knows_queue.steps(queue)):
+        others = (yield from inspection.known_queues.steps()) | set(declared)
+    return PausedQueue((yield from pause.steps(queue)), others)
 
 
-def shut_down(connection: psycopg.Connection[Any], supervisor: UUID | None = None) -> list[UUID]:
-    """Ask one supervisor, or all, to stop as TERM does; who was asked."""
-    return [id_ for (id_,) in fetch(connection, "shut_down", {"supervisor": supervisor})]
+@query
+def resume(queue: str) -> QuerySteps[bool]:
+    """Whether the queue was paused before."""
+    ((changed,),) = yield Statement("resume_queue", {"queue": queue})
+    return bool(changed)
 
 
-def present(connection: psycopg.Connection[Any], supervisors: Iterable[UUID]) -> list[UUID]:
+# Supervisors
+
+
+@query
+def shut_down(supervisor: UUID | None = None) -> QuerySteps[list[UUID]]:
+    """Ask one supervisor, or all, to stop as SIGTERM does. Returns the supervisors asked."""
+    return [id_ for (id_,) in (yield Statement("shut_down", {"supervisor": supervisor}))]
+
+
+@query
+def present(supervisors: Iterable[UUID]) -> QuerySteps[list[UUID]]:
     """Which of these supervisors have not left yet. A killed one is absent after half a minute."""
-    return [id_ for (id_,) in fetch(connection, "present_supervisors", {"ids": list(supervisors)})]
+    return [id_ for (id_,) in (yield Statement("present_supervisors", {"ids": list(supervisors)}))]
 
 
-def dead_letters(connection: psycopg.Connection[Any], label: str, limit: int) -> list[tuple[Any, ...]]:
-    """Id, job, step, queue, error, input, end, attempts, crashes of each, the oldest first."""
-    return [
-        (*row[:6], instant(row[6]), *row[7:])
-        for row in fetch(connection, "dead_letters", {"label": label, "limit": limit})
-    ]
+@query
+def stranded_lanes() -> QuerySteps[list[tuple[Any, ...]]]:
+    """Queue, job and step of each lane that no supervisor serves, and since when a run waits there."""
+    return [(*lane, instant(since)) for *lane, since in (yield Statement("stranded_lanes"))]
 
 
-def failed_step(connection: psycopg.Connection[Any], run_id: UUID) -> tuple[str, str] | None:
+# Dead letters
+
+
+@query
+def failed_step(run_id: UUID) -> QuerySteps[tuple[str, str] | None]:
     """(job, step) at which a run has failed; None if it has not. Raises RunCancelled."""
-    for job, step, state in fetch(connection, "failed_step", {"id": run_id}):
+    for job, step, state in (yield Statement("failed_step", {"id": run_id})):
         if state == "cancelled":
             raise _cancelled(run_id)
         return job, step
     return None
 
 
-def redrive(connection: psycopg.Connection[Any], run_id: UUID, payload: bytes | None = None) -> bool:
-    """Whether it goes on: it had failed, and no other run is live under its unique key. Raises RunCancelled."""
+@query
+def redrive(run_id: UUID, payload: bytes | None = None) -> QuerySteps[bool]:
+    """Whether the run goes on: it had failed, and no other run is live under its unique key. Raises RunCancelled."""
     given = None if payload is None else Json(payload.decode())
     try:
-        return bool(fetch(connection, "redrive_run", {"id": run_id, "input": given})[0][0])
+        ((redriven,),) = yield Statement("redrive_run", {"id": run_id, "input": given})
     except psycopg.DatabaseError as error:
         if error.sqlstate == _CANCEL_IS_FINAL:
             raise _cancelled(run_id) from error
         raise
+    return bool(redriven)
 
 
-def _cancelled(run_id: UUID) -> RunCancelled:
-    return RunCancelled(f"run {run_id} was cancelled, and cancellation is final: enqueue its input again")
+@query
+def redrive_failed(run_id: UUID, encode_input: Callable[[str, str], bytes] | None) -> QuerySteps[int]:
+    """Redrive a run if it has failed. `encode_input` makes another input for its (job, step)."""
+    # The state is read first: the refusal of a cancelled run in SQL would abort the caller's transaction.
+    failed = yield from failed_step.steps(run_id)
+    if failed is None:
+        return 0
+    payload = None if encode_input is None else encode_input(*failed)
+    return int((yield from redrive.steps(run_id, payload)))
 
 
-def redrive_label(connection: psycopg.Connection[Any], label: str, limit: int | None = None) -> int:
-    return _in_parts(connection, "redrive_label", {"label": label}, limit)
+@query
+def redrive_label(label: str, limit: int | None = None) -> QuerySteps[int]:
+    """Redrive all runs with this label, or the oldest `limit` of them. Returns the number of runs redriven."""
+    return (yield from _redrive_in_parts("redrive_label", {"label": label}, limit))
 
 
-def discard(connection: psycopg.Connection[Any], run_id: UUID) -> bool:
-    """Whether it had a label."""
-    return bool(fetch(connection, "discard_run", {"id": run_id})[0][0])
+@query
+def redrive_known_label(label: str, limit: int | None, declared: Collection[str]) -> QuerySteps[int]:
+    """Like `redrive_label`. Raises InvalidOption for an unknown label."""
+    redriven = yield from redrive_label.steps(label, limit)
+    if not redriven:
+        yield from refuse_unknown_label.steps(label, declared)
+    return redriven
 
 
-def discard_label(connection: psycopg.Connection[Any], label: str) -> int:
-    return int(fetch(connection, "discard_label", {"label": label})[0][0])
+@query
+def release_quarantined(job: str | None, limit: int | None = None) -> QuerySteps[int]:
+    """Redrive the quarantined runs of one job or all, or the oldest `limit` of them. Returns their number."""
+    return (yield from _redrive_in_parts("release_quarantined", {"job": job}, limit))
 
 
-def refuse_unknown_label(connection: psycopg.Connection[Any], label: str, declared: Collection[str] = ()) -> None:
+def _redrive_in_parts(statement: str, parameters: dict[str, Any], limit: int | None) -> QuerySteps[int]:
+    """Redrive these runs in transactions of a thousand, or in the transaction that the caller has opened.
+
+    A single statement for a million runs would exceed its role's statement_timeout at every retry.
+    """
+    ((commits_alone,),) = yield COMMITS_EACH_STATEMENT
+    # A run of an earlier part may have failed again by now. Without this limit it was redriven twice.
+    bounded = {**parameters, "failed_until": (yield from clock.steps())}
+    redriven = 0
+    while commits_alone and (limit is None or limit - redriven > _PART):
+        ((part,),) = yield Statement(statement, {**bounded, "limit": _PART})
+        redriven += part
+        if part < _PART:  # the last part; the remaining runs, if any, cannot be redriven
+            break
+    left = None if limit is None else limit - redriven
+    ((rest,),) = yield Statement(statement, {**bounded, "limit": left})
+    return redriven + int(rest)
+
+
+@query
+def discard(run_id: UUID) -> QuerySteps[bool]:
+    """Whether the run had a label."""
+    ((discarded,),) = yield Statement("discard_run", {"id": run_id})
+    return bool(discarded)
+
+
+@query
+def discard_label(label: str) -> QuerySteps[int]:
+    """The number of runs that had this label."""
+    ((discarded,),) = yield Statement("discard_label", {"label": label})
+    return int(discarded)
+
+
+@query
+def discard_known_label(label: str, declared: Collection[str]) -> QuerySteps[int]:
+    """Like `discard_label`. Raises InvalidOption for an unknown label."""
+    discarded = yield from discard_label.steps(label)
+    if not discarded:
+        yield from refuse_unknown_label.steps(label, declared)
+    return discarded
+
+
+@query
+def refuse_unknown_label(label: str, declared: Collection[str] = ()) -> QuerySteps[None]:
     """Raise InvalidOption for a label that no run has, no registered queue assigns, and that is not in `declared`."""
-    known = known_labels(connection) | set(declared)
+    known = (yield from known_labels.steps()) | set(declared)
     if label not in known:
         raise InvalidOption(f"unknown dead-letter label {label!r}; {existing(known)}")
 
 
-def known_labels(connection: psycopg.Connection[Any]) -> set[str]:
-    return {label for (label,) in fetch(connection, "known_labels")}
+@query
+def known_labels() -> QuerySteps[set[str]]:
+    """The labels that runs have or registered queues assign."""
+    return {label for (label,) in (yield Statement("known_labels"))}
 
 
 def existing(names: Iterable[str]) -> str:
     """A list of the existing names, for a message about an unknown name."""
     named = sorted(names)
-    more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
-    return f"existing: {', '.join(map(repr, named[:_NAMED]))}{more}" if named else "none exist"
+    more = f" and {len(named) - _MAX_NAMES:,} more" if len(named) > _MAX_NAMES else ""
+    return f"there are {', '.join(map(repr, named[:_MAX_NAMES]))}{more}" if named else "none exist"
 
 
-def release_quarantined(connection: psycopg.Connection[Any], job: str | None, limit: int | None = None) -> int:
-    return _in_parts(connection, "release_quarantined", {"job": job}, limit)
-
-
-def _in_parts(
-    connection: psycopg.Connection[Any], statement: str, parameters: dict[str, Any], limit: int | None
-) -> int:
-    """Redrive these runs in transactions of a thousand, or in the transaction that the caller has opened.
-
-    A single statement for a million runs would exceed its role's statement_timeout at every retry.
-    """
-    # A run of an earlier part may have failed again by now. Without this limit it was redriven twice.
-    bounded = {**parameters, "failed_until": clock(connection)}
-    redriven = 0
-    while _commits_alone(connection) and (limit is None or limit - redriven > _TOGETHER):
-        ((part,),) = fetch(connection, statement, {**bounded, "limit": _TOGETHER})
-        redriven += part
-        if part < _TOGETHER:  # the last part; the remaining runs, if any, cannot be redriven
-            break
-    left = None if limit is None else limit - redriven
-    return redriven + int(fetch(connection, statement, {**bounded, "limit": left})[0][0])
-
-
-def _commits_alone(connection: psycopg.Connection[Any]) -> bool:
-    return connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE
-
-
-def stranded_lanes(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
-    """Queue, job and step of each, and since when a run waits there."""
-    return [(*lane, instant(since)) for *lane, since in fetch(connection, "stranded_lanes")]
+def _cancelled(run_id: UUID) -> RunCancelled:
+    return RunCancelled(f"run {run_id} was cancelled, and cancellation is final: enqueue its input again")

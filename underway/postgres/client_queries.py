@@ -1,4 +1,4 @@
-"""What a client asks of Postgres, on any psycopg connection, sync or async: enqueue, look, cancel."""
+"""The queries of clients, on a sync or an async connection of any kind: enqueue, read and cancel runs."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -7,10 +7,10 @@ from uuid import UUID
 
 import psycopg
 
-from underway.definition.manifest import Placement
+from underway.definition.manifest import Job, Placement, Queue
 from underway.errors import InvalidOption, SchemaMissing
 from underway.postgres.cursors import Json
-from underway.postgres.query import QuerySteps, Statement, atomic_question, fetch, question
+from underway.postgres.query import QuerySteps, Statement, atomic_query, fetch, query
 from underway.postgres.supervisor_store import job_parameters
 
 _COPY_CHUNK = 256 * 1024
@@ -20,7 +20,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class KeyedRun(NamedTuple):
-    """A run to be, its keys filled in."""
+    """A run to enqueue, with its keys filled in."""
 
     id: UUID
     payload: bytes
@@ -28,13 +28,15 @@ class KeyedRun(NamedTuple):
     concurrency_key: str | None
 
 
-# Enqueueing answers with (id, created) of each run.
+class Enqueued(NamedTuple):
+    """The answer to an enqueue. `created` is False for a run that was live already under the unique key."""
+
+    id: UUID
+    created: bool
 
 
-@question
-def insert_run(
-    run_id: UUID, job: str, step: str, placement: Placement, payload: bytes
-) -> QuerySteps[list[tuple[UUID, bool]]]:
+@query
+def insert_run(run_id: UUID, job: str, step: str, placement: Placement, payload: bytes) -> QuerySteps[list[Enqueued]]:
     parameters = {
         "id": run_id,
         "job": job,
@@ -46,14 +48,14 @@ def insert_run(
         "input": Json(payload.decode()),
     }
     yield Statement("enqueue_run", parameters)
-    return [(run_id, True)]
+    return [Enqueued(run_id, True)]
 
 
-@atomic_question
+@atomic_query
 def insert_keyed_runs(
     rows: Sequence[KeyedRun], job: str, step: str, placement: Placement
-) -> QuerySteps[list[tuple[UUID, bool]]]:
-    """Runs with keys, all of them or none: not created where a live one had its unique key.
+) -> QuerySteps[list[Enqueued]]:
+    """Runs with keys, all of them or none. A run is not created if a live one has its unique key.
 
     Waits for a transaction that has enqueued one of the unique keys and is still open.
     """
@@ -68,15 +70,15 @@ def insert_keyed_runs(
             live[key] = run_id
             if is_new:
                 created.add(run_id)
-        # A run that ended, or was enqueued by somebody else, while we looked is not found: look again.
+        # A run that ended or was enqueued by another client during the statement is not found: look again.
         again = [row for row in chunk if row.unique_key is not None and row.unique_key not in live]
         left = again + left[len(chunk) :]
     ids = [row.id if row.unique_key is None else live[row.unique_key] for row in rows]
-    return [(run_id, run_id == row.id and run_id in created) for run_id, row in zip(ids, rows, strict=True)]
+    return [Enqueued(run_id, run_id == row.id and run_id in created) for run_id, row in zip(ids, rows, strict=True)]
 
 
 def _chunk_length(rows: Sequence[KeyedRun]) -> int:
-    """How many of these go into one statement."""
+    """The number of rows, counted from the first, that go into one statement."""
     size = 0
     for number, row in enumerate(rows[:_CHUNK_RUNS], 1):
         size += len(row.payload)
@@ -101,10 +103,10 @@ def _keyed(rows: Sequence[KeyedRun], job: str, step: str, placement: Placement) 
     }
 
 
-@atomic_question
+@atomic_query
 def copy_runs(
     rows: Iterable[tuple[UUID, bytes]], job: str, step: str, placement: Placement, in_one: bool
-) -> QuerySteps[list[tuple[UUID, bool]]]:
+) -> QuerySteps[list[Enqueued]]:
     """Many runs at once by COPY: all of them or none.
 
     With `in_one`, a single COPY sends the rows, so the client produces rows while the server writes earlier ones; that
@@ -113,12 +115,12 @@ def copy_runs(
     """
     ((now,),) = yield Statement("clock")
     columns = _constant_columns(instant(now), job, step, placement)
-    made: list[UUID] = []
-    chunks = _copy_chunks(rows, columns, made)
+    copied: list[UUID] = []
+    chunks = _copy_chunks(rows, columns, copied)
     for lines in [chunks] if in_one else ([chunk] for chunk in chunks):
         yield Statement("copy_runs", lines=lines)
     yield Statement("wake_supervisors", {"queue": placement.queue})
-    return [(run_id, True) for run_id in made]
+    return [Enqueued(run_id, True) for run_id in copied]
 
 
 def _constant_columns(now: datetime, job: str, step: str, placement: Placement) -> bytes:
@@ -137,12 +139,15 @@ def _constant_columns(now: datetime, job: str, step: str, placement: Placement) 
     return ("\t".join(columns) + "\n").encode()
 
 
-def _copy_chunks(rows: Iterable[tuple[UUID, bytes]], tail: bytes, made: list[UUID]) -> Iterator[bytes]:
-    """Lines of COPY's text format; JSON has no raw tabs or line ends, so only its backslashes need escaping."""
+def _copy_chunks(rows: Iterable[tuple[UUID, bytes]], tail: bytes, copied: list[UUID]) -> Iterator[bytes]:
+    """Lines of COPY's text format. JSON has no raw tabs or line ends, so only its backslashes need escaping.
+
+    The IDs of the rows are added to `copied`.
+    """
     lines: list[bytes] = []
     size = 0
     for run_id, payload in rows:
-        made.append(run_id)
+        copied.append(run_id)
         line = b"\t".join((run_id.hex.encode(), payload.replace(b"\\", b"\\\\"), tail))
         lines.append(line)
         size += len(line)
@@ -156,55 +161,71 @@ def _copy_text(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
-@question
+@query
 def status(run_id: UUID) -> QuerySteps[str | None]:
-    """The state of a run; None if there is no such run."""
+    """The state of a run; None if no run has this ID."""
     rows = yield Statement("run_status", {"id": run_id})
     return rows[0][0] if rows else None
 
 
-@question
+@query
 def outcome(run_id: UUID) -> QuerySteps[tuple[str, str | None, str | None] | None]:
     """(state, result, error) of a finished run; None while it is live."""
     rows = yield Statement("run_outcome", {"id": run_id})
     return rows[0] if rows else None
 
 
-@question
+@query
 def job_of(run_id: UUID) -> QuerySteps[str | None]:
+    """The name of a run's job; None if no run has this ID."""
     rows = yield Statement("run_job", {"id": run_id})
     return rows[0][0] if rows else None
 
 
-@question
-def attempts(run_id: UUID) -> QuerySteps[list[tuple[Any, ...]]]:
-    """Step, number, outcome, error, start, end, host, pid, CPU seconds, peak bytes of each."""
+class AttemptRow(NamedTuple):
+    """An attempt that has ended, as it was recorded."""
+
+    step: str
+    number: int
+    outcome: str
+    error: str | None
+    started_at: datetime | None
+    finished_at: datetime
+    host: str | None
+    pid: int | None
+    cpu_seconds: float | None
+    peak_rss: int | None
+
+
+@query
+def attempts(run_id: UUID) -> QuerySteps[list[AttemptRow]]:
+    """The attempts of a run in the order in which they were made."""
     rows = yield Statement("run_attempts", {"id": run_id})
     return [
-        (step, number, outcome, error, instant(started), instant(finished), *rest)
+        AttemptRow(step, number, outcome, error, instant(started), instant(finished), *rest)
         for step, number, outcome, error, started, finished, *rest in rows
     ]
 
 
-@question
+@query
 def cancel(run_id: UUID) -> QuerySteps[bool]:
-    """Whether this call cancelled it: it was live, and nobody had cancelled it before."""
+    """Whether this call cancelled the run: it was live and had not been cancelled before."""
     ((cancelled,),) = yield Statement("cancel_run", {"id": run_id})
     return bool(cancelled)
 
 
-@question
+@query
 def cancel_job(job: str) -> QuerySteps[int]:
-    """How many runs this call cancelled."""
+    """The number of runs that this call cancelled."""
     ((number,),) = yield Statement("cancel_job", {"job": job})
     return int(number)
 
 
-@question
+@query
 def cancel_key(
     job: str, *, unique_key: str | None = None, concurrency_key: str | None = None, elsewhere: Collection[str] = ()
 ) -> QuerySteps[int]:
-    """Cancel the runs with this unique or concurrency key, and return how many this call cancelled.
+    """Cancel the runs with this unique or concurrency key, and return the number that this call cancelled.
 
     `elsewhere` are the steps at which a run has another concurrency key, or none. Raises InvalidOption if it is not
     empty, because the runs at these steps cannot be matched with the key.
@@ -227,18 +248,33 @@ def cancel_key(
     return int(number)
 
 
-def without_key(connection: psycopg.Connection[Any], job: str) -> dict[str, int]:
+@query
+def without_key(job: str) -> QuerySteps[dict[str, int]]:
     """The number of live runs of a job without a concurrency key, by their current step."""
-    rows = fetch(connection, "live_by_step", {"job": job})
+    rows = yield Statement("live_by_step", {"job": job})
     return {step: number - keyed for step, number, keyed in rows if number > keyed}
 
 
-def register_job(connection: psycopg.Connection[Any], name: str, step: str, placement: Placement) -> None:
-    fetch(connection, "register_job", job_parameters(name, step, placement))
+@atomic_query
+def register_app(jobs: Collection[Job], queues: Collection[Queue]) -> QuerySteps[None]:
+    """Register jobs and queues, all of them in one transaction."""
+    # By name: deployments of code that names them in different orders would wait for each other.
+    for job in sorted(jobs, key=lambda job: job.name):
+        yield Statement("register_job", job_parameters(job.name, job.steps[0].name, job.steps[0].placement))
+    for queue in sorted(queues, key=lambda queue: queue.name):
+        yield Statement("register_queue", {"name": queue.name, "dead_letter": queue.dead_letter})
+
+
+@query
+def clock() -> QuerySteps[datetime]:
+    """The database's time, by which all instants are compared."""
+    ((now,),) = yield Statement("clock")
+    at: datetime = instant(now)
+    return at
 
 
 def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | None:
-    """Versions that this database has, and the oldest code each allows; None without our schema."""
+    """The versions that this database has, each with the oldest code that it allows; None without our schema."""
     try:
         with connection.transaction():
             return dict(fetch(connection, "applied_migrations"))
@@ -246,13 +282,7 @@ def applied_migrations(connection: psycopg.Connection[Any]) -> dict[int, int] | 
         return None
 
 
-def clock(connection: psycopg.Connection[Any]) -> datetime:
-    """The database's, which decides in all that is told of time."""
-    now: datetime = instant(fetch(connection, "clock")[0][0])
-    return now
-
-
-# Instants travel as microseconds: a caller's DateStyle may be any.
+# Instants travel as microseconds, because the caller's connection may have any DateStyle.
 
 
 def instant(microseconds: Any) -> Any:

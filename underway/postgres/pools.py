@@ -7,7 +7,7 @@ conn= waited for each other until the pool timed out.
 A connection is checked before it is lent again. A server restart, idle_session_timeout, a pooler or a proxy closes idle
 connections, and each of them would fail one caller.
 
-A call waits five seconds for a server that cannot be reached: a quick restart fails nobody. The first call after the
+A call waits five seconds for a server that cannot be reached: a quick restart fails no call. The first call after the
 server's return succeeds. With psycopg_pool's own back-off calls failed for up to a minute after it.
 """
 
@@ -29,7 +29,7 @@ _ANSWER_SECONDS = 2.0
 
 _BUSY_SECONDS = 30.0
 _AWAY_SECONDS = 5.0
-# The pool connects when it is asked for a connection, so whoever waits asks again.
+# The pool connects when it is asked for a connection, so a waiting caller asks again.
 _ASK_SECONDS = 1.0
 # The pool tries twice in a row, then forgets the connection, and the next caller makes it try again.
 _NO_BACK_OFF = 0.0

@@ -9,15 +9,15 @@ from underway.definition.manifest import Placement
 from underway.postgres.arrays import Int8s, UUIDs
 from underway.postgres.client_queries import instant, microseconds
 from underway.postgres.cursors import Json
-from underway.postgres.query import QuerySteps, Statement, question
+from underway.postgres.query import QuerySteps, Statement, query
 from underway.postgres.reconnecting import ReconnectingConnection
 
-# So many are read at a time; the rest at the next look, which follows at once.
+# The number of schedules that are read at a time; the next read follows at once.
 _LIMIT = 100
 
 
-class Row(NamedTuple):
-    """A schedule as it stands. `input` is JSON."""
+class ScheduleRow(NamedTuple):
+    """A schedule as it is stored. `input` is JSON."""
 
     job: str
     name: str
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 class Upcoming(NamedTuple):
-    """A schedule that is due or soon will be, and what the clock said when it was read."""
+    """A schedule that is due or soon will be, and the database's time when it was read."""
 
     job: str
     name: str
@@ -41,9 +41,9 @@ class Upcoming(NamedTuple):
     now: datetime
 
 
-@question
-def put(row_at: Callable[[datetime], Row]) -> QuerySteps[Row]:
-    """Create or change the schedule that `row_at` makes of the database's time; returns it as it stands then."""
+@query
+def put(row_at: Callable[[datetime], ScheduleRow]) -> QuerySteps[ScheduleRow]:
+    """Create or change the schedule that `row_at` makes of the database's time. Returns it as it is stored then."""
     ((now,),) = yield Statement("clock")
     row = row_at(instant(now))
     given = {**row._asdict(), "input": Json(row.input), "next_at": microseconds(row.next_at)}
@@ -51,20 +51,21 @@ def put(row_at: Callable[[datetime], Row]) -> QuerySteps[Row]:
     return row._replace(next_at=instant(next_at))
 
 
-@question
+@query
 def drop(job: str, name: str) -> QuerySteps[bool]:
-    """Whether there was one."""
+    """Whether the schedule existed."""
     return bool((yield Statement("drop_schedule", {"job": job, "name": name})))
 
 
-@question
-def every() -> QuerySteps[list[Row]]:
+@query
+def all_schedules() -> QuerySteps[list[ScheduleRow]]:
+    """All schedules in the database, by job and name."""
     rows = yield Statement("all_schedules")
-    return [Row._make([*about, instant(next_at)]) for *about, next_at in rows]
+    return [ScheduleRow._make([*about, instant(next_at)]) for *about, next_at in rows]
 
 
 async def upcoming(session: ReconnectingConnection, jobs: Sequence[str], within: float) -> list[Upcoming]:
-    """The schedules of these jobs that are due within so many seconds, the earliest first."""
+    """The schedules of these jobs that are due `within` this many seconds, the earliest first."""
     parameters = {"jobs": list(jobs), "within": within, "limit": _LIMIT}
     rows = await session.fetch("upcoming_schedules", parameters)
     return [Upcoming._make([*about, instant(next_at), instant(now)]) for *about, next_at, now in rows]
@@ -78,11 +79,11 @@ async def fire(
     step: str,
     placement: Placement,
 ) -> int | None:
-    """Enqueue these runs (id, slot) and wait for the slot that follows, in one transaction; how many were enqueued.
+    """Enqueue these runs (id, slot) and move the schedule on to the following slot, in one transaction.
 
-    None is while a run of the schedule is live and it does not overlap, and none where a live run has the unique key.
-    None if nothing was done at all: another supervisor was faster, the schedule has been changed since it was read, or
-    a transaction that is still open has enqueued a run with the unique key.
+    Returns the number of runs enqueued: 0 if a run of a schedule without overlap is live, or if a live run has the
+    unique key. Returns None if the schedule was not moved on: another supervisor was faster, the schedule has been
+    changed since it was read, or a transaction that is still open has enqueued a run with the unique key.
     """
     parameters = {
         "job": schedule.job,

@@ -16,9 +16,10 @@ from underway.linux import become_subreaper
 from underway.postgres.connection import conninfo, label
 from underway.postgres.reconnecting import DatabaseUnavailable, ReconnectingConnection
 from underway.postgres.supervisor_store import Store
+from underway.supervisor.exit_codes import ExitCode
 from underway.supervisor.logs.output_quota import OUTPUT_LIMIT
 from underway.supervisor.service import Service
-from underway.supervisor.shutdown import ExitCode, StopRequest, until_unheard
+from underway.supervisor.shutdown import StopRequest, until_unheard
 from underway.supervisor.temporary_folders import remove_leftovers
 from underway.supervisor.workers.boot import BootError
 from underway.supervisor.workers.pool import WorkerPool

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from enum import IntEnum
 from logging import getLogger
 
 log = getLogger("underway.supervisor")
@@ -14,30 +13,6 @@ _TERM_SECONDS = 0.5
 # If this process has just been stopped, the event loop finds timers that are due before it finds a signal: it reads the
 # signal from its pipe in the next turn, and handles it in the one after.
 _TERM_TURNS = 3
-
-
-class ExitCode(IntEnum):
-    """What underway-supervisor returns."""
-
-    CLEAN = 0
-    KILLED_WORK = 1
-    USAGE = 2
-    APP_DOES_NOT_BOOT = 3
-    SCHEMA_DOES_NOT_FIT = 4
-    DATABASE_UNREACHABLE = 5
-
-
-EXIT_CODES = {
-    ExitCode.CLEAN: "stopped with nothing running, or idle with --until-idle",
-    ExitCode.KILLED_WORK: (
-        "stopped after interrupting or killing running steps, which were released; "
-        "or stopped without recording all results because the database was unavailable"
-    ),
-    ExitCode.USAGE: "invalid options, or no database specified",
-    ExitCode.APP_DOES_NOT_BOOT: "the app could not be imported at start, or not within a minute",
-    ExitCode.SCHEMA_DOES_NOT_FIT: "the schema was missing, too old or too new at start; run: underway migrate",
-    ExitCode.DATABASE_UNREACHABLE: "cannot connect to the database at start",
-}
 
 
 class StopRequest:

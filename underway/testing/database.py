@@ -11,14 +11,14 @@ from underway.errors import UnderwayError
 @contextmanager
 def using_database(app: Underway, url: str) -> Iterator[None]:
     """Point an app to this database within the block. Its connections are closed at the beginning and at the end."""
-    own = app._database
+    named = app.database.named
     app.close()
-    app._database = url
+    app.database.named = url
     try:
         yield
     finally:
         app.close()
-        app._database = own
+        app.database.named = named
 
 
 def refuse_event_loop(call: str) -> None:

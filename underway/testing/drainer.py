@@ -8,7 +8,8 @@ from typing import Any
 from uuid import uuid4
 
 from underway.app import Underway
-from underway.definition.job import Job
+from underway.client.database import Database
+from underway.client.job import Job
 from underway.definition.manifest import Manifest
 from underway.errors import UnderwayError
 from underway.guardian import lease_clock
@@ -40,10 +41,11 @@ def drain(work: Underway | Job[Any, Any, Any, Any], *, database: str | None = No
     errors of the app's own calls if the database cannot be reached or is not migrated.
     """
     refuse_event_loop("drain")
-    app, jobs = (work, list(work.jobs.values())) if isinstance(work, Underway) else (work._app, [work])
-    url = Underway(database or app.database)._checked_url()
-    manifest = Manifest(tuple(job.manifest() for job in jobs), queues=tuple(app._queues.values()))
-    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner, closing(LocalWorker(app)) as worker:
+    registry = work.registry
+    jobs = list(registry.jobs.values()) if isinstance(work, Underway) else [work]
+    url = Database(database or registry.database.url).checked_conninfo()
+    manifest = Manifest(tuple(job.manifest() for job in jobs), queues=tuple(registry.queues.values()))
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner, closing(LocalWorker(registry)) as worker:
         supervisor = _LocalSupervisor(url, manifest, worker)
         try:
             runner.run(supervisor.register())

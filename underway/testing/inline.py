@@ -9,8 +9,8 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
-from underway.client.runs import Status
-from underway.definition.job import Job
+from underway.client.job import Job
+from underway.client.run_state import Status
 from underway.definition.manifest import Lane
 from underway.errors import RunFailed
 from underway.ids import new_id
@@ -86,7 +86,7 @@ def run_inline(
     Raises PayloadError if the value could not be enqueued, and JobDefinitionError. Errors of steps are in the attempts.
     """
     refuse_event_loop("run_inline")
-    worker = LocalWorker(job._app, lambda _outbox, _interrupts: CallerTransaction(conn))
+    worker = LocalWorker(job.registry, lambda _outbox, _interrupts: CallerTransaction(conn))
     run: InlineRun[Any] = InlineRun(progress=worker.progress)
     with closing(worker):
         task = _first_task(job, value)
@@ -127,6 +127,6 @@ def _next_task(job: Job[Any, Any, Any, Any], last: Task, row: AdvanceRun) -> Tas
 
 
 def _decode_spawn(job: Job[Any, Any, Any, Any], spawn: dict[str, Any]) -> Enqueued:
-    known = job._app.jobs.get(spawn["job"])
+    known = job.registry.jobs.get(spawn["job"])
     input_type = Any if known is None else known.compiled[0].input_type
     return Enqueued(UUID(spawn["id"]), spawn["job"], codec.decode(spawn["input"], input_type))

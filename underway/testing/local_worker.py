@@ -12,7 +12,7 @@ from uuid import UUID
 
 import orjson
 
-from underway.app import Underway
+from underway.client.registry import Registry
 from underway.definition.manifest import Lane, Step
 from underway.errors import Interrupt
 from underway.postgres.transitions import AdvanceRun, Attempt, FinishRun, succeed
@@ -48,12 +48,12 @@ class LocalWorker:
     """Runs tasks, and decides what follows as a supervisor does. No limits are enforced, and no step is interrupted."""
 
     def __init__(
-        self, app: Underway, transactions: Callable[[Outbox, Interrupts], Transactions] = Transactions
+        self, registry: Registry[Any], transactions: Callable[[Outbox, Interrupts], Transactions] = Transactions
     ) -> None:
         self._interrupts = _NoInterrupts()
         self._outbox = _KeptMessages()
         self._executor = Executor(
-            app,
+            registry,
             self._outbox,
             self._interrupts,
             progress_seconds=0,

@@ -53,8 +53,8 @@ def replay(app: Underway, run_id: UUID, stored: StoredAttempt) -> Replayed:
     lane = Lane(stored.queue, stored.job, stored.step)
     task = first_task(run_id, _NO_TOKEN, lane, specs[0], stored.input.encode())
     task.number, task.scheduled_for = stored.number, stored.scheduled_for
-    with closing(LocalWorker(app, RolledBackTransactions)) as worker:
-        worker.transactions.welcome = Welcome(str(uuid4()), socket.gethostname(), app._checked_url())
+    with closing(LocalWorker(app.registry, RolledBackTransactions)) as worker:
+        worker.transactions.welcome = Welcome(str(uuid4()), socket.gethostname(), app.database.checked_conninfo())
         row, spawned = worker.run(task)
         assert row is not None
         return Replayed(row, spawned, worker.raised)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from logging import Logger
 from typing import Any
 
-from underway.definition.context import survives_step
+from underway.client.current_step import survives_step
 from underway.errors import Interrupt
 from underway.worker import forks
 from underway.worker.interrupts import Interrupts

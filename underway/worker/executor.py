@@ -7,9 +7,9 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
-from underway.app import Underway
-from underway.definition import context
-from underway.definition.context import Context
+from underway.client import current_step
+from underway.client.context import Context
+from underway.client.registry import Registry
 from underway.definition.transition import To
 from underway.errors import Interrupt, Retry
 from underway.payload import codec
@@ -40,7 +40,7 @@ class Executor:
 
     def __init__(
         self,
-        app: Underway,
+        registry: Registry[Any],
         outbox: Outbox,
         interrupts: Interrupts,
         *,
@@ -48,11 +48,11 @@ class Executor:
         logs: Logs = PLAIN_LOGS,
         transactions: Transactions | None = None,
     ) -> None:
-        self._steps = steps_by_name(app.jobs)
+        self._steps = steps_by_name(registry.jobs)
         self._interrupts = interrupts
         self._logs = logs
         self.transactions = transactions or Transactions(outbox, interrupts)
-        self._services = Services(app, outbox, interrupts, self.transactions, logs, progress_seconds)
+        self._services = Services(registry.database, outbox, interrupts, self.transactions, logs, progress_seconds)
         self._meter = Meter()
         self._contexts = Contexts()
         self._states = JobStates(self._contexts, lambda factory: self._event_loop.run_factory(factory))
@@ -87,7 +87,7 @@ class Executor:
             scheduled_for=task.scheduled_for,
         )
         arguments = (cx, codec.decode(task.payload, at.step.input_type)) if at.step.takes_input else (cx,)
-        context.enter(cx)
+        current_step.set_current(cx)
         try:
             try:
                 self._interrupts.enable(task.token)
@@ -102,7 +102,7 @@ class Executor:
                     forks.leave(sys.exc_info()[1])
                 self._interrupts.disable()
         finally:
-            context.enter(None)
+            current_step.set_current(None)
 
     def _end_transaction(self, task: Assignment, outcome: Outcome) -> Outcome:
         """Write the hand-over in the transaction that the step has opened, or roll it back."""

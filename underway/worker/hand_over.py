@@ -3,7 +3,8 @@
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from underway.definition.job import CompiledStep, Job
+from underway.client.job import Job
+from underway.definition.step import CompiledStep
 from underway.definition.transition import To
 from underway.errors import JobDefinitionError
 from underway.keys import template

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from underway.definition.job import Job
+from underway.client.job import Job
 from underway.errors import Fail, Retry
 from underway.worker import forks
 from underway.worker.context_variables import Contexts

@@ -36,7 +36,7 @@ def main() -> None:
     logs = ForwardedLogs(forwarder)
     try:
         app, manifest = _import_app(app_name, logs)
-        executor = Executor(app, channel, interrupts, logs=logs)
+        executor = Executor(app.registry, channel, interrupts, logs=logs)
         process_state = ProcessState(SUPERVISOR_SIGNALS, interrupts.enable_faulthandler)
     except BaseException:
         _fail_to_boot(channel)

@@ -18,7 +18,7 @@ def exit_in_order(app: Underway) -> NoReturn:
     The supervisor kills a worker that takes too long. The rest of the interpreter's shutdown is skipped: it would wait
     for the app's threads, and native libraries crash in it.
     """
-    for hook in reversed(app._worker_end_hooks):
+    for hook in reversed(app.registry.worker_end_hooks):
         try:
             hook()
         except BaseException:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from underway.app import Underway
-from underway.client.runs import Run
-from underway.definition.job import Job
+from underway.client.database import Database
+from underway.client.run import Run
+from underway.definition.job_definition import JobDefinition
 from underway.errors import InsideStep, InvalidOption
 from underway.ids import new_id
 from underway.keys import template
@@ -37,7 +37,7 @@ _MOST_SPAWNED_BYTES = 32 * 1024 * 1024
 class Services:
     """What the attempts of one worker share."""
 
-    app: Underway
+    database: Database
     outbox: Outbox
     interrupts: Interrupts
     transactions: Transactions
@@ -71,7 +71,7 @@ class StepContext:
             self._services.outbox.send(Progress(self._token, orjson.dumps(progress)))
             self._services.interrupts.raise_pending()
 
-    def spawn(self, job: Job[Any, Any, Any], value: Any) -> Run[Any]:
+    def spawn(self, job: JobDefinition[Any, Any, Any], value: Any) -> Run[Any]:
         first = job.compiled[0]
         placement = first.spec.placement
         if placement.unique_key is not None:
@@ -94,7 +94,7 @@ class StepContext:
             "input": payload.decode(),
         }
         self._add(spawn, len(payload))
-        return Run(self._services.app, run_id, job.result_type)
+        return Run(self._services.database, run_id, job.result_type)
 
     def _add(self, spawn: Spawn, size: int) -> None:
         self._check("cx.enqueue")  # before taking the lock, which another thread may have held during the fork

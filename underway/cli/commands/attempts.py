@@ -1,18 +1,15 @@
 """`underway attempts`, and the table of attempts that `underway show` shares."""
 
-from dataclasses import asdict
-from uuid import UUID
-
 import click
 
-from underway.cli.options.database import Connection, connect, database_option
+from underway.cli.options.database import connect, database_option
 from underway.cli.options.json import json_option
 from underway.cli.options.resolve import resolve_run
 from underway.cli.output.format import death_reason, duration, size
 from underway.cli.output.printing import print_table
-from underway.cli.output.table import Column, Record
-from underway.client.runs import Attempt
-from underway.postgres import client_queries
+from underway.cli.output.table import Column
+from underway.postgres import inspection
+from underway.postgres.inspection import AttemptDetails
 
 
 @click.command("attempts", short_help="List the attempts of a run.")
@@ -25,25 +22,21 @@ def attempts(run: str, database: str | None, as_json: bool) -> None:
     RUN is a run ID or unique prefix.
     """
     with connect(database) as connection:
-        found = list_attempts(connection, resolve_run(connection, run))
+        found = inspection.list_attempts(connection, resolve_run(connection, run))
     print_table(found, ATTEMPT_COLUMNS, as_json, empty="no finished attempts")
 
 
-def list_attempts(connection: Connection, run_id: UUID) -> list[Record]:
-    return [asdict(Attempt(*row)) for row in client_queries.attempts(connection, run_id)]
-
-
-def _duration(attempt: Record) -> str:
+def _duration(attempt: AttemptDetails) -> str:
     if attempt["started_at"] is None:
         return ""
     return duration(attempt["finished_at"] - attempt["started_at"])
 
 
-def _worker(attempt: Record) -> str:
+def _worker(attempt: AttemptDetails) -> str:
     return f"{attempt['host'] or ''}:{attempt['pid'] or ''}".strip(":")
 
 
-ATTEMPT_COLUMNS = [
+ATTEMPT_COLUMNS: list[Column[AttemptDetails]] = [
     Column("STEP", lambda attempt: attempt["step"], shrinks_to=8),
     Column("NO", lambda attempt: attempt["number"], right=True),
     Column("OUTCOME", lambda attempt: attempt["outcome"]),

@@ -7,7 +7,7 @@ from underway.cli.options.json import json_option
 from underway.cli.options.resolve import reject_run_id, resolve_run
 from underway.cli.output.format import count
 from underway.cli.output.printing import print_note, print_result
-from underway.client.runs import Status
+from underway.client.run_state import Status
 from underway.postgres import client_queries
 
 

@@ -1,6 +1,5 @@
 """`underway dead-letters`."""
 
-import json
 from datetime import datetime
 
 import click
@@ -12,8 +11,6 @@ from underway.cli.output.format import age, headline
 from underway.cli.output.printing import print_table
 from underway.cli.output.table import Column
 from underway.postgres import admin_queries, client_queries, inspection
-
-_FIELDS = ("id", "job", "step", "queue", "error", "input", "finished_at", "attempts", "crashes")
 
 
 @click.command("dead-letters", short_help="List failed runs that need attention.")
@@ -30,18 +27,15 @@ def dead_letters(label: str | None, limit: int, database: str | None, as_json: b
             labels = inspection.dead_letter_labels(connection)
             print_table(labels, _label_columns(now), as_json, empty="no dead letters")
             return
-        rows = admin_queries.dead_letters(connection, label, limit)
-        known_labels = set() if rows else admin_queries.known_labels(connection)
-    runs = [dict(zip(_FIELDS, row, strict=True)) for row in rows]
-    for run in runs:
-        run["input"] = json.loads(run["input"])
+        runs = inspection.list_dead_letters(connection, label, limit)
+        known_labels = set() if runs else admin_queries.known_labels(connection)
     empty = f"no runs with the dead-letter label {label!r}"
     if label not in known_labels:
         empty = f"unknown dead-letter label {label!r}; {admin_queries.existing(known_labels)}"
     print_table(runs, _run_columns(now), as_json, empty=empty)
 
 
-def _label_columns(now: datetime) -> list[Column]:
+def _label_columns(now: datetime) -> list[Column[inspection.LabelRow]]:
     return [
         Column("LABEL", lambda label: label["label"], shrinks_to=10),
         Column("RUNS", lambda label: f"{label['runs']:,}", right=True),
@@ -50,7 +44,7 @@ def _label_columns(now: datetime) -> list[Column]:
     ]
 
 
-def _run_columns(now: datetime) -> list[Column]:
+def _run_columns(now: datetime) -> list[Column[inspection.DeadLetterDetails]]:
     return [
         Column("ID", lambda run: run["id"]),
         Column("FAILED", lambda run: age(run["finished_at"], now), right=True),

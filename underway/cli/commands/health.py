@@ -13,8 +13,8 @@ from underway.cli.options.json import json_option
 from underway.cli.options.resolve import resolve_supervisor
 from underway.cli.output.format import age, count
 from underway.cli.output.printing import print_result
-from underway.cli.output.table import Record
 from underway.postgres import client_queries, inspection
+from underway.postgres.inspection import SupervisorRow
 
 _RECENT = timedelta(seconds=10)  # two heartbeat intervals
 
@@ -30,7 +30,7 @@ def health(supervisor: str | None, database: str | None, as_json: bool) -> None:
     heartbeat for half a minute, if its workers do not boot, or if the database
     cannot be reached. Supervisors that were killed are ignored.
     """
-    checked: list[Record] = []
+    checked: list[SupervisorRow] = []
     try:
         checked, reason = _check(database, supervisor)
     except EXPECTED_ERRORS as error:
@@ -41,7 +41,7 @@ def health(supervisor: str | None, database: str | None, as_json: bool) -> None:
     sys.exit(1 if reason else 0)
 
 
-def _check(database: str | None, prefix: str | None) -> tuple[list[Record], str]:
+def _check(database: str | None, prefix: str | None) -> tuple[list[SupervisorRow], str]:
     """The supervisors that were checked, and the first problem found; "" if there is none."""
     host = socket.gethostname()
     with connect(database) as connection:
@@ -57,7 +57,7 @@ def _check(database: str | None, prefix: str | None) -> tuple[list[Record], str]
     return checked, next(filter(None, (_problem(supervisor, now) for supervisor in checked)), "")
 
 
-def _live_supervisors(known: list[Record], host: str, now: datetime) -> list[Record]:
+def _live_supervisors(known: list[SupervisorRow], host: str, now: datetime) -> list[SupervisorRow]:
     """The supervisors of this host, without the rows that killed ones have left behind.
 
     A recent heartbeat proves that a supervisor lives even if its process is not found: a container may share the
@@ -72,7 +72,7 @@ def _live_supervisors(known: list[Record], host: str, now: datetime) -> list[Rec
     ]
 
 
-def _problem(supervisor: Record, now: datetime) -> str:
+def _problem(supervisor: SupervisorRow, now: datetime) -> str:
     name = f"supervisor {supervisor['id'][:8]} ({supervisor['host']}:{supervisor['pid']})"
     if supervisor["state"] == "silent":
         return f"{name} was last seen {age(supervisor['seen_at'], now)} ago"

@@ -8,8 +8,8 @@ from underway.cli.options.database import connect, database_option
 from underway.cli.options.json import json_option
 from underway.cli.output.format import age, counters, headline, progress
 from underway.cli.output.printing import print_note, print_table
-from underway.cli.output.table import Column, Record
-from underway.client.runs import Status
+from underway.cli.output.table import Column
+from underway.client.run_state import Status
 from underway.postgres import client_queries, inspection
 
 
@@ -53,7 +53,7 @@ def list_runs(
         print_note(f"searched only the newest {inspection.SEARCH_LIMIT:,} {kind} runs")
 
 
-def _columns(now: datetime) -> list[Column]:
+def _columns(now: datetime) -> list[Column[inspection.RunSummary]]:
     return [
         Column("ID", lambda run: run["id"]),
         Column("STATE", lambda run: run["state"]),
@@ -65,7 +65,7 @@ def _columns(now: datetime) -> list[Column]:
     ]
 
 
-def _note(run: Record, now: datetime) -> str:
+def _note(run: inspection.RunSummary, now: datetime) -> str:
     """The most important fact about a run besides its state."""
     if run["cancel_requested"]:
         return "being cancelled"

@@ -62,7 +62,7 @@ def _check_options(run: str | None, release: bool, all_runs: bool, job: str | No
 
 def _release_run(connection: Connection, prefix: str, as_json: bool) -> None:
     run_id = resolve_run(connection, prefix)
-    found = inspection.run(connection, run_id)
+    found = inspection.run_details(connection, run_id)
     if found is not None and not found["quarantined"]:
         raise click.ClickException(f"run {run_id} is not quarantined: its state is {found['state']}")
     _, step = retry_run(connection, str(run_id))
@@ -70,7 +70,7 @@ def _release_run(connection: Connection, prefix: str, as_json: bool) -> None:
     print_result({"id": run_id, "step": step, "released": 1}, text, as_json)
 
 
-def _columns(now: datetime) -> list[Column]:
+def _columns(now: datetime) -> list[Column[inspection.QuarantineRow]]:
     return [
         Column("ID", lambda run: run["id"]),
         Column("AGE", lambda run: age(run["finished_at"], now), right=True),

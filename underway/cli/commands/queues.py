@@ -26,7 +26,7 @@ def queues(database: str | None, as_json: bool) -> None:
     print_table(found, _columns(now), as_json, empty="no queues: no jobs are registered and no runs are live")
 
 
-def _columns(now: datetime) -> list[Column]:
+def _columns(now: datetime) -> list[Column[inspection.QueueRow]]:
     return [
         Column("QUEUE", lambda queue: queue["queue"], shrinks_to=10),
         Column("STATE", lambda queue: "paused" if queue["paused"] else ""),

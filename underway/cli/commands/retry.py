@@ -9,7 +9,7 @@ from underway.cli.options.database import Connection, connect, database_option
 from underway.cli.options.json import json_option
 from underway.cli.options.resolve import deleted_meanwhile, resolve_run
 from underway.cli.output.printing import print_result
-from underway.client.runs import Status
+from underway.client.run_state import Status
 from underway.postgres import admin_queries, inspection
 from underway.printable import printable
 
@@ -36,7 +36,7 @@ def retry_run(connection: Connection, prefix: str, new_input: str | None = None)
     run_id = resolve_run(connection, prefix)
     payload = None if new_input is None else _checked_json(new_input)
     # Read first: the run may reach its next step right after the redrive.
-    found = inspection.run(connection, run_id)
+    found = inspection.run_details(connection, run_id)
     if found is None:
         raise deleted_meanwhile(run_id)
     if not admin_queries.redrive(connection, run_id, payload):
@@ -44,7 +44,7 @@ def retry_run(connection: Connection, prefix: str, new_input: str | None = None)
     return run_id, found["step"]
 
 
-def _reason(run: inspection.Row) -> str:
+def _reason(run: inspection.RunDetails) -> str:
     if run["state"] == Status.FAILED:
         return f"another live run of {printable(run['job'])} has its unique key {run['unique_key']!r}"
     return f"its state is {run['state']}, expected failed"

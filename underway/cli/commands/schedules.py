@@ -23,7 +23,7 @@ def schedules(database: str | None, as_json: bool) -> None:
     print_table(found, _columns(now), as_json, empty="no schedules")
 
 
-def _columns(now: datetime) -> list[Column]:
+def _columns(now: datetime) -> list[Column[inspection.ScheduleDetails]]:
     return [
         Column("JOB", lambda schedule: schedule["job"], shrinks_to=8),
         Column("NAME", lambda schedule: schedule["name"], shrinks_to=7),

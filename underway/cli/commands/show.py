@@ -6,15 +6,16 @@ from typing import Any
 
 import click
 
-from underway.cli.commands.attempts import ATTEMPT_COLUMNS, list_attempts
+from underway.cli.commands.attempts import ATTEMPT_COLUMNS
 from underway.cli.options.database import connect, database_option
 from underway.cli.options.json import json_option
 from underway.cli.options.resolve import deleted_meanwhile, resolve_run
 from underway.cli.output.format import age, counters, progress, timestamp, truncate, width_of
 from underway.cli.output.printing import print_json
-from underway.cli.output.table import Record, render, terminal_width
-from underway.client.runs import Status
+from underway.cli.output.table import render, terminal_width
+from underway.client.run_state import Status
 from underway.postgres import client_queries, inspection
+from underway.postgres.inspection import AttemptDetails, RunDetails
 from underway.printable import printable
 
 # Limits for an input or a result; --json prints it in full.
@@ -36,19 +37,24 @@ def show(run: str, database: str | None, as_json: bool) -> None:
     """
     with connect(database) as connection:
         run_id = resolve_run(connection, run)
-        found = inspection.run(connection, run_id)
+        found = inspection.run_details(connection, run_id)
         if found is None:
             raise deleted_meanwhile(run_id)
-        found["attempts_made"] = list_attempts(connection, run_id)
+        made = inspection.list_attempts(connection, run_id)
         now = client_queries.clock(connection)
     if as_json:
-        print_json(found)
+        print_json({**found, "attempts_made": made})
         return
-    for line in [*_fact_lines(_facts(found, now)), *_value_lines(found), *_attempt_lines(found), *_error_lines(found)]:
+    for line in [
+        *_fact_lines(_facts(found, now)),
+        *_value_lines(found),
+        *_attempt_lines(made),
+        *_error_lines(found, made),
+    ]:
         click.echo(line)
 
 
-def _facts(run: Record, now: datetime) -> dict[str, Any]:
+def _facts(run: RunDetails, now: datetime) -> dict[str, Any]:
     limit = f" (limit {run['key_limit']})" if run["key_limit"] else ""
     return {
         "run": run["id"],
@@ -90,27 +96,27 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _value_lines(run: Record) -> list[str]:
+def _value_lines(run: RunDetails) -> list[str]:
     """The result of a run that succeeded, else its input."""
     name = "result" if run["state"] == Status.SUCCEEDED else "input"
-    lines = json.dumps(run[name], indent=2, ensure_ascii=False).splitlines()
+    lines = json.dumps(run["result"] if name == "result" else run["input"], indent=2, ensure_ascii=False).splitlines()
     shown = [f"  {printable(line[:_MAX_LINE_LENGTH])}" for line in lines[:_MAX_LINES]]
     if len(lines) > _MAX_LINES or any(len(line) > _MAX_LINE_LENGTH for line in lines):
         shown.append("  ... truncated; see --json")
     return ["", name, *shown]
 
 
-def _attempt_lines(run: Record) -> list[str]:
-    if not run["attempts_made"]:
+def _attempt_lines(made: list[AttemptDetails]) -> list[str]:
+    if not made:
         return []
     width = terminal_width()
-    table = render(ATTEMPT_COLUMNS, run["attempts_made"], None if width is None else width - 2)
+    table = render(ATTEMPT_COLUMNS, made, None if width is None else width - 2)
     return ["", "attempts", *(f"  {line}" for line in table)]
 
 
-def _error_lines(run: Record) -> list[str]:
+def _error_lines(run: RunDetails, made: list[AttemptDetails]) -> list[str]:
     """The error of a run, else that of its last failed attempt."""
-    errors = [attempt["error"] for attempt in run["attempts_made"] if attempt["error"]]
+    errors = [attempt["error"] for attempt in made if attempt["error"]]
     error = run["error"] or (errors[-1] if errors else None)
     if not error:
         return []

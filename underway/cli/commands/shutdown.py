@@ -13,8 +13,8 @@ from underway.cli.options.resolve import resolve_supervisor
 from underway.cli.options.units import Seconds
 from underway.cli.output.format import age, count
 from underway.cli.output.printing import print_json
-from underway.cli.output.table import Record
 from underway.postgres import admin_queries, client_queries, inspection
+from underway.postgres.inspection import SupervisorRow
 
 SHUTDOWN_TIMED_OUT = 3
 
@@ -63,7 +63,7 @@ def _wait_for_exit(connection: Connection, asked: list[UUID], seconds: float) ->
     return remaining
 
 
-def _report_present(present: dict[UUID, Record], now: datetime, wait: float) -> None:
+def _report_present(present: dict[UUID, SupervisorRow], now: datetime, wait: float) -> None:
     for id_, supervisor in present.items():
         text = f"{id_} ({supervisor['state']}, last seen {age(supervisor['seen_at'], now)} ago)"
         if supervisor["state"] == "silent":

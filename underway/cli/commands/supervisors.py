@@ -29,7 +29,7 @@ def supervisors(database: str | None, as_json: bool) -> None:
     print_table(found, _columns(now), as_json, empty="no supervisors")
 
 
-def _columns(now: datetime) -> list[Column]:
+def _columns(now: datetime) -> list[Column[inspection.SupervisorRow]]:
     return [
         Column("ID", lambda supervisor: supervisor["id"][:8]),
         Column("STATE", lambda supervisor: supervisor["state"]),

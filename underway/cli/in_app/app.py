@@ -20,7 +20,7 @@ def loaded_app(name: str) -> Iterator[Underway]:
         if not isinstance(app, Underway):
             sys.exit(f"Error: {name} is a {type(app).__name__}, not an Underway app")
         if database is not None:
-            app._database = database  # --database overrides the app's own database
+            app.database.named = database  # --database overrides the app's own database
         yield app
     except EXPECTED_ERRORS as error:
         sys.exit(f"Error: {error_message(error)}")

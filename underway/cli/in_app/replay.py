@@ -56,7 +56,7 @@ def _replay(app: Underway, prefix: str, *, debug: bool) -> int:
 
 
 def _stored_attempt(app: Underway, prefix: str) -> tuple[UUID, StoredAttempt]:
-    with connect(app.database) as connection:
+    with connect(app.database.url) as connection:
         run_id = resolve_run(connection, prefix)
         stored = inspection.stored_attempt(connection, run_id)
     if stored is None:

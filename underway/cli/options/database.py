@@ -7,11 +7,9 @@ from typing import Any
 import click
 import psycopg
 
-from underway.app import Underway
 from underway.cli.hide_password import hide_password
-from underway.errors import NoDatabase
+from underway.client.database import Database
 from underway.postgres import client_queries, migrate
-from underway.postgres.connection import conninfo
 
 Connection = psycopg.Connection[Any]
 
@@ -27,9 +25,6 @@ database_option = click.option("--database", metavar="URL", callback=_hide, help
 @contextmanager
 def connect(database: str | None) -> Iterator[Connection]:
     """An autocommit connection to the selected database, after a check that its schema fits this code."""
-    selected = Underway(database).database
-    if selected is None:
-        raise NoDatabase
-    with psycopg.connect(conninfo(selected), autocommit=True) as connection:
+    with psycopg.connect(Database(database).conninfo(), autocommit=True) as connection:
         migrate.check(client_queries.applied_migrations(connection))
         yield connection

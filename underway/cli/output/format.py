@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from underway.postgres.inspection import RunCounts
 from underway.supervisor.logs.headline import headline as full_headline
 from underway.text import mebibytes
 
@@ -75,10 +76,14 @@ def count(number: int, thing: str, things: str = "") -> str:
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
-def counters(run: dict[str, Any]) -> str:
+def counters(run: RunCounts) -> str:
     """The counters of a run at its current step: `2 attempts, 1 crash`."""
-    words = {"attempts": ("attempt", "attempts"), "crashes": ("crash", "crashes"), "releases": ("release", "releases")}
-    return ", ".join(count(run[counter], *word) for counter, word in words.items() if run[counter])
+    charged = (
+        (run["attempts"], "attempt", "attempts"),
+        (run["crashes"], "crash", "crashes"),
+        (run["releases"], "release", "releases"),
+    )
+    return ", ".join(count(number, *words) for number, *words in charged if number)
 
 
 def width_of(text: str) -> int:

@@ -1,8 +1,9 @@
 """Prints the output of a command: text for people, or one JSON document for programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
@@ -10,7 +11,7 @@ from underway.cli.output.table import Column, Record, render, terminal_width
 from underway.printable import printable, printable_json
 
 
-def print_table(records: Sequence[Record], columns: Sequence[Column], as_json: bool, *, empty: str) -> None:
+def print_table(records: Sequence[Record], columns: Sequence[Column[Record]], as_json: bool, *, empty: str) -> None:
     """Print a list. `empty` is the text for an empty list."""
     if as_json:
         print_json(records)
@@ -21,7 +22,7 @@ def print_table(records: Sequence[Record], columns: Sequence[Column], as_json: b
         click.echo(empty)
 
 
-def print_result(document: Record, text: str, as_json: bool) -> None:
+def print_result(document: Mapping[str, Any], text: str, as_json: bool) -> None:
     """Print what a command has done."""
     if as_json:
         print_json(document)

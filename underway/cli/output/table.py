@@ -6,16 +6,16 @@ no width limit: each record is complete, on one line.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import click
 
 from underway.cli.output.format import truncate, width_of
 from underway.printable import printable
 
-Record = dict[str, Any]
+Record = TypeVar("Record", bound=Mapping[str, Any])
 
 _GAP = "  "
 _ELLIPSIS = "…"
@@ -36,7 +36,7 @@ _COLOURS = {
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Generic[Record]):
     """`cell` gives the text for a record; `shrinks_to` is the width down to which that text may be shortened.
 
     An `optional` column is shown only if all others fit in full. The last optional column is dropped first.
@@ -49,7 +49,7 @@ class Column:
     optional: bool = False
 
 
-def render(columns: Sequence[Column], records: Sequence[Record], width: int | None) -> list[str]:
+def render(columns: Sequence[Column[Record]], records: Sequence[Record], width: int | None) -> list[str]:
     """The lines of a table, its heading first. A column that is empty for all records is left out."""
     texts = {column: [_one_line(column.cell(record)) for record in records] for column in columns}
     shown = [column for column in columns if any(texts[column])]
@@ -70,7 +70,7 @@ def terminal_width() -> int | None:
     return os.get_terminal_size(sys.stdout.fileno()).columns or None if sys.stdout.isatty() else None
 
 
-def _fit(shown: list[Column], widths: dict[Column, int], width: int) -> None:
+def _fit(shown: list[Column[Record]], widths: dict[Column[Record], int], width: int) -> None:
     natural = dict(widths)
     minimum = {column: _minimum(column, widths) for column in shown}
     widths.update({column: minimum[column] for column in shown if column.optional})
@@ -86,17 +86,17 @@ def _fit(shown: list[Column], widths: dict[Column, int], width: int) -> None:
         widths[column] = min(natural[column], widths[column] - _excess(shown, widths, width))
 
 
-def _excess(shown: list[Column], widths: dict[Column, int], width: int) -> int:
+def _excess(shown: list[Column[Record]], widths: dict[Column[Record], int], width: int) -> int:
     return sum(widths[column] for column in shown) + len(_GAP) * (len(shown) - 1) - width
 
 
-def _minimum(column: Column, widths: dict[Column, int]) -> int:
+def _minimum(column: Column[Record], widths: dict[Column[Record], int]) -> int:
     if column.shrinks_to is None:
         return widths[column]
     return min(widths[column], max(column.shrinks_to, len(column.title)))
 
 
-def _cell(text: str, column: Column, widths: dict[Column, int]) -> str:
+def _cell(text: str, column: Column[Record], widths: dict[Column[Record], int]) -> str:
     text = _shortened(text, widths[column])
     space = " " * (widths[column] - width_of(text))
     return space + text if column.right else text + space

@@ -1,0 +1,130 @@
+"""Queries: one definition, run alike on a sync and on an async connection."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeAlias, TypeVar
+
+import psycopg
+import pytest
+from db import Connection, value
+
+from underway import SchemaMissing
+from underway.postgres.query import (
+    COMMITS_EACH_STATEMENT,
+    BoundQuery,
+    QuerySteps,
+    Statement,
+    atomic_query,
+    fetch,
+    query,
+)
+
+T = TypeVar("T")
+Run: TypeAlias = Callable[[str, BoundQuery[T], bool], T]
+
+PAUSED = "select array_agg(name order by name) from underway.queue where paused"
+
+
+def run_sync(database: str, bound: BoundQuery[T], autocommit: bool = True) -> T:
+    with psycopg.connect(database, autocommit=autocommit) as connection:
+        return bound.run(connection)
+
+
+def run_async(database: str, bound: BoundQuery[T], autocommit: bool = True) -> T:
+    async def run() -> T:
+        async with await psycopg.AsyncConnection.connect(database, autocommit=autocommit) as connection:
+            return await bound.run_async(connection)
+
+    return asyncio.run(run())
+
+
+both = pytest.mark.parametrize("run", [run_sync, run_async], ids=["sync", "async"])
+
+
+def pause_steps(*names: str) -> QuerySteps[int]:
+    for name in names:
+        yield Statement("pause_queue", {"queue": name})
+    return len(names)
+
+
+pause_each = query(pause_steps)
+pause_all = atomic_query(pause_steps)
+
+
+@query
+def explained() -> QuerySteps[None]:
+    """Fails, and knows why."""
+    try:
+        yield Statement("pause_queue", {"queue": None})
+    except psycopg.errors.NotNullViolation as error:
+        raise KeyError("no name") from error
+
+
+@query
+def recovered() -> QuerySteps[int]:
+    """Fails, and goes on."""
+    with suppress(psycopg.errors.NotNullViolation):
+        yield Statement("pause_queue", {"queue": None})
+    return (yield from pause_each.steps("after"))
+
+
+@query
+def commits_alone() -> QuerySteps[bool]:
+    ((alone,),) = yield COMMITS_EACH_STATEMENT
+    return bool(alone)
+
+
+@both
+def test_a_query_and_its_converted_answer(run: Run[Any], database: str, connection: Connection) -> None:
+    assert run(database, pause_each.bind("a", "b"), True) == 2
+    assert run(database, pause_each.bind("c").then(str), True) == "1"
+    assert run(database, pause_each.bind(), True) == 0
+    assert value(connection, PAUSED) == ["a", "b", "c"]
+
+
+@both
+def test_an_error_reaches_the_query_which_may_explain_it(run: Run[Any], database: str, connection: Connection) -> None:
+    with pytest.raises(KeyError, match="no name") as raised:
+        run(database, explained.bind(), True)
+    assert isinstance(raised.value.__cause__, psycopg.errors.NotNullViolation)
+    assert run(database, recovered.bind(), True) == 1
+    assert value(connection, PAUSED) == ["after"]
+    names: list[Any] = ["a", None]
+    with pytest.raises(psycopg.errors.NotNullViolation):
+        run(database, pause_each.bind(*names), True)
+    assert value(connection, PAUSED) == ["a", "after"]
+
+
+@both
+def test_an_atomic_query_takes_effect_as_a_whole(run: Run[Any], database: str, connection: Connection) -> None:
+    def refuse(_: int) -> None:
+        raise KeyError
+
+    names: list[Any] = ["a", None]
+    with pytest.raises(psycopg.errors.NotNullViolation):
+        run(database, pause_all.bind(*names), True)
+    with pytest.raises(KeyError):
+        run(database, pause_all.bind("a").then(refuse), True)
+    assert value(connection, PAUSED) is None
+
+
+@both
+def test_whether_each_statement_commits(run: Run[Any], database: str) -> None:
+    assert run(database, commits_alone.bind(), True) is True
+    assert run(database, commits_alone.bind(), False) is False
+
+
+@both
+def test_without_a_schema(run: Run[Any], empty_database: str) -> None:
+    with pytest.raises(SchemaMissing):
+        run(empty_database, pause_each.bind("a"), True)
+
+
+def test_a_callers_transaction_is_neither_committed_nor_ended(database: str, connection: Connection) -> None:
+    with psycopg.connect(database) as caller:
+        assert pause_all(caller, "a") == 1
+        assert fetch(caller, "knows_queue", {"queue": "b"}) == [(False,)]
+        assert value(connection, PAUSED) is None
+        caller.rollback()
+    assert value(connection, PAUSED) is None
