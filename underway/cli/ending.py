@@ -6,7 +6,7 @@ import click
 import orjson
 
 from underway.cli.database import Connection, connect, database_option
-from underway.cli.find import find_run, refuse_id
+from underway.cli.find import find_run, note_unknown_job, refuse_id
 from underway.cli.output import json_option, print_done
 from underway.cli.words import count
 from underway.client import Status
@@ -58,6 +58,7 @@ def _cancel_many(connection: Connection, job: str, key: str | None, concurrency_
         cancelled = runs.cancel_key(connection, job, unique_key=key, concurrency_key=concurrency_key)
     if not cancelled:
         refuse_id(job, "a job with such runs", "underway cancel")
+        note_unknown_job(connection, job)
     document = {"job": job, "key": key, "concurrency_key": concurrency_key, "cancelled": cancelled}
     if concurrency_key is None:
         print_done(document, f"cancelled {count(cancelled, 'run')}", as_json)

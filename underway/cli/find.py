@@ -7,7 +7,7 @@ import click
 
 from underway.cli.database import Connection
 from underway.ids import read_id
-from underway.postgres import people
+from underway.postgres import control, people
 from underway.printable import printable
 
 
@@ -23,6 +23,13 @@ def refuse_id(given: str | None, kind: str, instead: str) -> None:
     """For what names many runs: none has the name of an id, which was meant as one."""
     if given is not None and read_id(given) is not None:
         raise click.UsageError(f"{given} is the id of a run, not {kind}: {instead} {given}")
+
+
+def note_unknown_job(connection: Connection, job: str) -> None:
+    """After a command that found no run of a job: its name may be misspelt."""
+    known = people.registered_jobs(connection)
+    if known and job not in known:
+        click.echo(printable(f"note: no job {job!r} is registered; {control.existing(known)}"), err=True)
 
 
 def _find(

@@ -6,7 +6,7 @@ import click
 
 from underway.cli.database import Connection, connect, database_option
 from underway.cli.ending import redrive_one
-from underway.cli.find import find_run, refuse_id
+from underway.cli.find import find_run, note_unknown_job, refuse_id
 from underway.cli.output import json_option, print_done, print_rows
 from underway.cli.table import Column
 from underway.cli.words import age, count, last_death, size
@@ -49,6 +49,8 @@ def quarantine(
             released = control.release_quarantined(connection, job, limit)
             if not released:
                 refuse_id(job, "a job with such runs", "underway quarantine --release")
+                if job is not None:
+                    note_unknown_job(connection, job)
             print_done({"job": job, "released": released}, f"released {count(released, 'run')}", as_json)
         else:
             found = people.list_quarantine(connection, job, limit or 20)

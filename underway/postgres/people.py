@@ -102,6 +102,10 @@ def known_queues(connection: psycopg.Connection[Any]) -> set[str]:
     return {queue["queue"] for queue in list_queues(connection)}
 
 
+def registered_jobs(connection: psycopg.Connection[Any]) -> set[str]:
+    return {name for (name,) in fetch(connection, "registered_jobs")}
+
+
 def list_supervisors(connection: psycopg.Connection[Any]) -> list[Row]:
     return _objects(connection, "list_supervisors")
 
