@@ -30,6 +30,7 @@ _inbox = memoryview(bytearray(64 * 1024))
 _MOST_BUFFERED = 512 * 1024
 # Between the end of what it says and its own, if it ends by itself.
 _ENDING_SECONDS = 0.05
+_PF_EXITING = 0x4  # in the flags of /proc/PID/stat; see include/linux/sched.h
 # How long a worker may write its stacks, as evidence, before it is killed.
 LAST_WORDS_SECONDS = 0.05
 # How long a worker may take to exit after it was asked to.
@@ -287,7 +288,11 @@ class WorkerProcess:
 
     def _end_mute(self) -> None:
         """Still alive with its end closed: the user's code has closed our socket. It can tell us nothing any more."""
-        if self.alive:
+        if not self.alive:
+            return
+        if _is_exiting(self.pid):  # a gigabyte of memory files took longer to close than this wait
+            self._loop.call_later(_ENDING_SECONDS, self._end_mute)
+        else:
             self.kill(f"killed: it had closed its socket to the supervisor, descriptor {self._their_number}")
 
     # Dying
@@ -393,3 +398,13 @@ def _watchable(process: "subprocess.Popen[bytes]") -> int:
         process.kill()
         process.wait()
         raise
+
+
+def _is_exiting(pid: int) -> bool:
+    """Whether the kernel is already cleaning up after the process: then its exit code or signal is decided."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            flags = file.read().rpartition(b")")[2].split(maxsplit=7)[6]
+    except (OSError, IndexError):
+        return False
+    return bool(int(flags) & _PF_EXITING)
