@@ -247,6 +247,8 @@ def test_status_and_waiting_in_vain(app: Underway) -> None:
         waiting.result(timeout=0.01)
     with pytest.raises(InvalidOption, match="not nan"):
         waiting.wait(float("nan"))
+    with pytest.raises(InvalidOption, match="timeout must be a timedelta or a number"):
+        waiting.wait("1")  # type: ignore[arg-type]
     assert pending.attempts() == []
 
 

@@ -11,7 +11,7 @@ from apps import letters
 from db import AGES_AGO, Connection, finish, insert, insert_held, row_of, value, with_store
 from harness import Supervisor, eventually
 
-from underway import DeadLetter, InvalidOption, PayloadError, Run, RunCancelled, Status, Underway, UnknownJob
+from underway import DeadLetter, InvalidOption, PayloadError, Run, RunCancelled, Status, Underway, UnknownJob, aio
 from underway.dead_letters import UNCHANGED
 from underway.ids import new_id
 from underway.manifest import Queue
@@ -99,7 +99,7 @@ def test_a_declaration_is_checked() -> None:
     with pytest.raises(InvalidOption, match="queue 'pdf' is declared twice"):
         app.queue("pdf")
     for queue, label in (("", "dead"), ("x", ""), ("x" * 201, None), ("x", "a\0")):
-        with pytest.raises(InvalidOption, match="must be a text of 1 to 200 characters"):
+        with pytest.raises(InvalidOption, match=r"must (be a text of 1 to 200 characters|not contain NUL)"):
             app.queue(queue, dead_letter=label)
 
 
@@ -441,3 +441,29 @@ def test_those_that_stay_where_they_are_keep_none_of_very_many_from_going_on(con
         " where id in (select id from underway.finished_run limit 1200)"
     )
     assert control.redrive_label(connection, "dead") == 1300
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.0, True, "1", 2**31])
+def test_limits_that_are_none(app: Underway, limit: Any) -> None:
+    for refused in (
+        lambda: app.redrive("dead", limit=limit),
+        lambda: app.dead_letters("dead", limit=limit),
+        lambda: app.quarantined(limit=limit),
+    ):
+        with pytest.raises(InvalidOption, match="limit must be a whole number of at least 1"):
+            refused()
+
+
+@pytest.mark.parametrize("text", ["", "a\0b", "a\ud800"])
+def test_texts_that_no_row_can_have(app: Underway, text: str) -> None:
+    (job, *_) = app.jobs.values()
+    for refused in (
+        lambda: app.redrive(text),
+        lambda: app.discard(text),
+        lambda: app.dead_letters(text),
+        lambda: job.cancel(unique_key=text),
+        lambda: job.cancel(concurrency_key=text),
+        lambda: asyncio.run(aio.cancel(job, unique_key=text)),
+    ):
+        with pytest.raises(InvalidOption, match=r"must (be a text|not contain NUL)"):
+            refused()

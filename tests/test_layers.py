@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "scheduling": DECLARING,
     "aio": DECLARING | {"client", "scheduling"},
     "dead_letters": DECLARING | {"client"},
-    "quarantine": {"client"},
+    "quarantine": {"client", "options"},
     "app": DECLARING | {"client", "dead_letters", "quarantine", "scheduling"},
     "postgres": PURE,
     "worker": DECLARING | {"client", "app", "keeper"},

@@ -38,6 +38,7 @@ def listed(app: "Underway", label: str, limit: int) -> list[DeadLetter]:
     from underway.postgres import control
 
     label = options.checked_label("label", label)
+    limit = options.checked_count("limit", limit)
     with app._own() as connection:
         rows = control.dead_letters(connection, label, limit)
     return [
@@ -60,6 +61,8 @@ def redrive(
     if run_id is None:
         if given is not UNCHANGED:
             raise InvalidOption("input= is for one run: give its Run or its id, not a label")
+        if limit is not None:
+            options.checked_count("limit", limit)
         with app._given_or_own(conn) as connection:
             redriven = control.redrive_label(connection, str(what), limit)
             if not redriven:
@@ -102,6 +105,8 @@ def _run_id(what: object) -> UUID | None:
     run_id = what.id if isinstance(what, Run) else read_id(what)
     if run_id is None and not isinstance(what, str):
         raise InvalidOption(f"a Run, the UUID of one, or a dead-letter label is needed, not {what!r}")
+    if run_id is None:
+        options.checked_name("label", what)
     return run_id
 
 

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from underway import options
 from underway.client import Run
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Quarantined:
 def listed(app: "Underway", job: str | None, limit: int) -> list[Quarantined]:
     from underway.postgres import people
 
+    limit = options.checked_count("limit", limit)
     with app._own() as connection:
         rows = people.list_quarantine(connection, job, limit)
     return [Quarantined(run=app._handle(UUID(row.pop("id")), row["job"]), **row) for row in rows]

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import psycopg
 
+from underway import keys
 from underway.errors import InvalidOption, SchemaMissing
 from underway.manifest import Placement
 from underway.postgres.asking import Asking, Statement, atomic_question, fetch, question
@@ -211,6 +212,9 @@ def cancel_key(
     """
     if (unique_key is None) == (concurrency_key is None):
         raise InvalidOption("cancel by unique_key= or by concurrency_key=, one of them")
+    for option, key in (("unique_key", unique_key), ("concurrency_key", concurrency_key)):
+        if key is not None:
+            keys.checked_text(option, key, keys.LONGEST)
     if unique_key is not None:
         ((number,),) = yield Statement("cancel_key", {"job": job, "unique_key": unique_key})
         return int(number)
