@@ -403,6 +403,8 @@ def test_the_databases_own_styles_do_not_matter(
         "intervalstyle = 'iso_8601'",
         "timezone = 'Asia/Kathmandu'",
         "client_encoding = 'SQL_ASCII'",
+        "array_nulls = off",
+        "extra_float_digits = -15",
     ):
         connection.execute(sql.SQL("alter database {} set " + setting).format(sql.Identifier(connection.info.dbname)))
     (many,) = clients.handing.enqueue_many([1])

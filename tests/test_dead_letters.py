@@ -10,6 +10,7 @@ import pytest
 from apps import letters
 from db import AGES_AGO, Connection, finish, insert, insert_held, row_of, value, with_store
 from harness import Supervisor, eventually
+from underway_command import document
 
 from underway import DeadLetter, InvalidOption, PayloadError, Run, RunCancelled, Status, Underway, UnknownJob, aio
 from underway.dead_letters import UNCHANGED
@@ -441,6 +442,23 @@ def test_those_that_stay_where_they_are_keep_none_of_very_many_from_going_on(con
         " where id in (select id from underway.finished_run limit 1200)"
     )
     assert control.redrive_label(connection, "dead") == 1300
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e999", "9" * 5000])
+def test_a_number_that_python_cannot_read_hides_no_other_letter(
+    app: Underway, connection: Connection, number: str
+) -> None:
+    failed(connection, input="1")
+    failed(connection, input=number)
+    assert sorted(str(letter.input) for letter in app.dead_letters("dead")) == sorted(["1", number])
+    job = next(iter(app.jobs.values()))
+    connection.execute(
+        "insert into underway.schedule (job, name, cron, zone, input, next_at)"
+        " values (%s, 'n', '@daily', 'UTC', %s, now())",
+        [job.name, number],
+    )
+    assert [schedule.input for schedule in app.schedules()] == [number]
+    assert document("schedules", database=app._checked_url())[0]["input"] == number
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.0, True, "1", 2**31])

@@ -49,7 +49,19 @@ ROOMS: dict[str, set[str]] = {
     "worker": DECLARING | {"client", "app", "keeper"},
     "supervisor": {"errors", "manifest", "wire", "child_record", "retry", "schedule", "ids", "keeper", "lease_clock"}
     | {"postgres", "printable"},
-    "cli": {"app", "client", "errors", "ids", "loading", "options", "postgres", "printable", "supervisor", "testing"},
+    "cli": {
+        "app",
+        "client",
+        "codec",
+        "errors",
+        "ids",
+        "loading",
+        "options",
+        "postgres",
+        "printable",
+        "supervisor",
+        "testing",
+    },
     "testing": DECLARING | {"client", "app", "postgres", "schedule", "supervisor", "worker"},
     "__init__": DECLARING | {"client", "app", "dead_letters", "quarantine", "scheduling"},
 }

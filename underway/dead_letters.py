@@ -42,7 +42,7 @@ def listed(app: "Underway", label: str, limit: int) -> list[DeadLetter]:
     with app._own() as connection:
         rows = control.dead_letters(connection, label, limit)
     return [
-        DeadLetter(app._handle(run_id, job), job, step, queue, error, codec.decode(given, Any), *rest)
+        DeadLetter(app._handle(run_id, job), job, step, queue, error, codec.decode_plain(given), *rest)
         for run_id, job, step, queue, error, given, *rest in rows
     ]
 

@@ -124,4 +124,4 @@ def _check_policies(catch_up: object, overlap: object) -> None:
 
 
 def made(row: "Row") -> Schedule:
-    return Schedule(**{**row._asdict(), "input": codec.decode(row.input, Any)})
+    return Schedule(**{**row._asdict(), "input": codec.decode_plain(row.input)})

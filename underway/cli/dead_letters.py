@@ -1,10 +1,10 @@
 """underway dead-letters, redrive, discard: runs that failed for good and wait for somebody."""
 
-import json
 from datetime import datetime
 
 import click
 
+from underway import codec
 from underway.cli.database import connect, database_option
 from underway.cli.ending import redrive_one
 from underway.cli.find import find_run, refuse_id
@@ -33,7 +33,7 @@ def dead_letters(label: str | None, limit: int, database: str | None, as_json: b
         known = set() if rows else control.known_labels(connection)
     found = [dict(zip(_DEAD_LETTER, row, strict=True)) for row in rows]
     for run in found:
-        run["input"] = json.loads(run["input"])
+        run["input"] = codec.decode_plain(run["input"])
     none = f"no run has the label {label!r}" + ("" if label in known else f"; {control.existing(known)}")
     print_rows(found, _run_columns(now), as_json, none=none)
 

@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from underway import codec
 from underway.app import Underway
 from underway.cli.database import connect
 from underway.cli.find import find_run
@@ -70,7 +71,7 @@ def _print_hand_over(row: Finish | Continue) -> None:
 
 
 def _print_value(value: str) -> None:
-    for line in json.dumps(json.loads(value), indent=2, ensure_ascii=False).splitlines():
+    for line in json.dumps(codec.decode_plain(value), indent=2, ensure_ascii=False).splitlines():
         print(f"  {printable(line)}")
 
 

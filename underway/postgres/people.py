@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import orjson
 import psycopg
 
+from underway import codec
 from underway.postgres import schedules
 from underway.postgres.asking import fetch
 
@@ -123,7 +123,7 @@ def list_quarantine(connection: psycopg.Connection[Any], job: str | None, limit:
 
 
 def list_schedules(connection: psycopg.Connection[Any]) -> list[Row]:
-    return [{**row._asdict(), "input": orjson.loads(row.input)} for row in schedules.every(connection)]
+    return [{**row._asdict(), "input": codec.decode_plain(row.input)} for row in schedules.every(connection)]
 
 
 def _found(connection: psycopg.Connection[Any], statement: str, least: UUID, most: UUID) -> list[Found]:

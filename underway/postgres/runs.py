@@ -90,8 +90,9 @@ def _keyed(rows: Sequence[KeyedRun], job: str, step: str, placement: Placement) 
     return {
         "ids": [row.id for row in rows],
         "inputs": [Json(row.payload.decode()) for row in rows],
-        "unique_keys": [row.unique_key for row in rows],
-        "concurrency_keys": [row.concurrency_key for row in rows],
+        # Not None: where a role, a database or the caller has set array_nulls = off, it becomes the text 'NULL'.
+        "unique_keys": [row.unique_key or "" for row in rows],
+        "concurrency_keys": [row.concurrency_key or "" for row in rows],
         "job": job,
         "step": step,
         "queue": placement.queue,
