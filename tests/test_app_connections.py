@@ -307,6 +307,34 @@ def test_a_signal_handler_that_enqueues(app: Underway, database: str, connection
     assert value(connection, "select count(*) from underway.run") == 2
 
 
+class Interrupted(BaseException):
+    pass
+
+
+def test_a_signal_handler_that_raises_in_a_waiting_call_takes_no_connection_along(
+    app: Underway, connection: Connection
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    with ExitStack() as held:
+        for _ in range(AT_ONCE):
+            held.enter_context(app.connection())
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            for _ in range(2 * AT_ONCE):
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+                # The first replaced pool has connections, so a later call may get one before the signal comes.
+                with pytest.raises(Interrupted), app.connection():
+                    signal.pause()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    with ExitStack() as held:
+        for _ in range(AT_ONCE):
+            held.enter_context(app.connection())
+
+
 def test_a_child_that_is_forked_while_another_thread_opens_the_first_connection(app: Underway) -> None:
     opening, forked = threading.Event(), threading.Event()
 

@@ -247,6 +247,8 @@ def test_status_and_waiting_in_vain(app: Underway) -> None:
         waiting.result(timeout=0.01)
     with pytest.raises(InvalidOption, match="not nan"):
         waiting.wait(float("nan"))
+    with pytest.raises(InvalidOption, match="timeout must be a timedelta or a number"):
+        waiting.wait("1")  # type: ignore[arg-type]
     assert pending.attempts() == []
 
 
@@ -401,6 +403,8 @@ def test_the_databases_own_styles_do_not_matter(
         "intervalstyle = 'iso_8601'",
         "timezone = 'Asia/Kathmandu'",
         "client_encoding = 'SQL_ASCII'",
+        "array_nulls = off",
+        "extra_float_digits = -15",
     ):
         connection.execute(sql.SQL("alter database {} set " + setting).format(sql.Identifier(connection.info.dbname)))
     (many,) = clients.handing.enqueue_many([1])

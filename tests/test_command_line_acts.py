@@ -176,6 +176,23 @@ def test_shutdown_waits_no_longer_than_requested(
     assert run.status() == Status.SUCCEEDED
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("cancel", "--job", "stats", "--key", "x"),
+        ("quarantine", "--release", "--all", "--job", "stats"),
+    ],
+    ids=" ".join,
+)
+def test_a_misspelt_job_is_noted(bind: Bind, database: str, command: tuple[str, ...]) -> None:
+    assert underway(*command, database=database).stderr == "", "nothing is registered yet"
+    bind(states.app).sync()
+    known = ", ".join(map(repr, sorted(job.name for job in states.app.manifest().jobs)))
+    assert underway(*command, database=database).stderr == f"note: no job 'stats' is registered; there are {known}\n"
+    registered = [word if word != "stats" else states.orders.name for word in command]
+    assert underway(*registered, database=database).stderr == ""
+
+
 def test_dead_letters(connection: Connection, database: str) -> None:
     assert output("dead-letters", database=database) == "no dead letters\n"
     runs = [dead(connection, error=f"Traceback (most recent call last):\nValueError: page {n}") for n in range(4)]

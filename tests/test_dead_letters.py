@@ -10,8 +10,9 @@ import pytest
 from apps import letters
 from db import AGES_AGO, Connection, finish, insert, insert_held, row_of, value, with_store
 from harness import Supervisor, eventually
+from underway_command import document
 
-from underway import DeadLetter, InvalidOption, PayloadError, Run, RunCancelled, Status, Underway, UnknownJob
+from underway import DeadLetter, InvalidOption, PayloadError, Run, RunCancelled, Status, Underway, UnknownJob, aio
 from underway.client.dead_letters import UNCHANGED
 from underway.definition.manifest import Queue
 from underway.ids import new_id
@@ -99,7 +100,7 @@ def test_a_declaration_is_checked() -> None:
     with pytest.raises(InvalidOption, match="queue 'pdf' is declared twice"):
         app.queue("pdf")
     for queue, label in (("", "dead"), ("x", ""), ("x" * 201, None), ("x", "a\0")):
-        with pytest.raises(InvalidOption, match="must be a string of 1 to 200 characters"):
+        with pytest.raises(InvalidOption, match=r"must (be a string of 1 to 200 characters|not contain NUL)"):
             app.queue(queue, dead_letter=label)
 
 
@@ -452,3 +453,46 @@ def test_those_that_stay_where_they_are_keep_none_of_very_many_from_going_on(con
         " where id in (select id from underway.finished_run limit 1200)"
     )
     assert admin_queries.redrive_label(connection, "dead") == 1300
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e999", "9" * 5000])
+def test_a_number_that_python_cannot_read_hides_no_other_letter(
+    app: Underway, connection: Connection, number: str
+) -> None:
+    failed(connection, input="1")
+    failed(connection, input=number)
+    assert sorted(str(letter.input) for letter in app.dead_letters("dead")) == sorted(["1", number])
+    job = next(iter(app.jobs.values()))
+    connection.execute(
+        "insert into underway.schedule (job, name, cron, zone, input, next_at)"
+        " values (%s, 'n', '@daily', 'UTC', %s, now())",
+        [job.name, number],
+    )
+    assert [schedule.input for schedule in app.schedules()] == [number]
+    assert document("schedules", database=app.database.checked_conninfo())[0]["input"] == number
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.0, True, "1", 2**31])
+def test_limits_that_are_none(app: Underway, limit: Any) -> None:
+    for refused in (
+        lambda: app.redrive("dead", limit=limit),
+        lambda: app.dead_letters("dead", limit=limit),
+        lambda: app.quarantined(limit=limit),
+    ):
+        with pytest.raises(InvalidOption, match="limit must be an integer from 1"):
+            refused()
+
+
+@pytest.mark.parametrize("text", ["", "a\0b", "a\ud800"])
+def test_texts_that_no_row_can_have(app: Underway, text: str) -> None:
+    (job, *_) = app.jobs.values()
+    for refused in (
+        lambda: app.redrive(text),
+        lambda: app.discard(text),
+        lambda: app.dead_letters(text),
+        lambda: job.cancel(unique_key=text),
+        lambda: job.cancel(concurrency_key=text),
+        lambda: asyncio.run(aio.cancel(job, unique_key=text)),
+    ):
+        with pytest.raises(InvalidOption, match=r"must (be a string|not contain NUL)"):
+            refused()

@@ -52,9 +52,10 @@ def test_what_a_state_factory_sets_in_context_variables_is_no_steps(start: Start
             assert job.enqueue().result(20) == before
 
 
-def test_streams_that_a_step_has_closed_are_opened_again(start: Start) -> None:
+@pytest.mark.parametrize("how", ["closed_streams", "detached_streams"])
+def test_streams_that_a_step_has_closed_are_opened_again(start: Start, how: str) -> None:
     supervisor = start()
-    worker = leaving.leaves.enqueue("closed_streams").result(20)
+    worker = leaving.leaves.enqueue(how).result(20)
     leaving.speaks.enqueue("heard").result(20)
     supervisor.until("INFO    heard")
     assert leaving.looks.enqueue().result(20)["pid"] == str(worker)

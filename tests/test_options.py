@@ -9,10 +9,27 @@ from underway import Context, Done, InvalidOption, JobDefinitionError, RetryPoli
 from underway.definition.options import RunOptions, StepOptions, step
 
 YEARS_1000 = timedelta(days=365_000)
-NAME = "must be a string of 1 to 200 characters"
+NAME = "must (be a string of 1 to 200 characters|not contain NUL or half a surrogate pair)"
 DURATION = "must be a timedelta"
 
-KEYS_REFUSED = ["", "a\0b", "x" * 401, 1, None, b"a", "{", "}", "{}", "a{b", "{a}}", "{{a}}", "{.a}", "{a.}", "{a..b}"]
+KEYS_REFUSED = [
+    "",
+    "a\0b",
+    "a\ud800",
+    "x" * 401,
+    1,
+    None,
+    b"a",
+    "{",
+    "}",
+    "{}",
+    "a{b",
+    "{a}}",
+    "{{a}}",
+    "{.a}",
+    "{a.}",
+    "{a..b}",
+]
 KEYS_ACCEPTED = ["a", "x" * 400, "{a}", "{a.b.c}-{d} {a}", "{with space}", "a\nb", "{ü}🦆"]
 
 REFUSED: dict[str, tuple[str, list[Any]]] = {
@@ -46,9 +63,12 @@ REFUSED: dict[str, tuple[str, list[Any]]] = {
     "priority": ("priority must be an integer from -32768 to 32767", [-32769, 32768, 1.0, True, None, "1"]),
     "delay": ("delay must be", [0, 1.5, None, timedelta(microseconds=-1), YEARS_1000 * 2]),
     "keep": ("keep must be", [0, 14, None, timedelta(days=-1), YEARS_1000 * 2]),
-    "unique_key": ("unique_key(: invalid key template| must be a string of 1 to 400 characters)", KEYS_REFUSED),
+    "unique_key": (
+        "unique_key(: invalid key template| must (be a string of 1 to 400 characters|not contain NUL))",
+        KEYS_REFUSED,
+    ),
     "concurrency_key": (
-        "concurrency_key(: invalid key template| must be a string of 1 to 400 characters)",
+        "concurrency_key(: invalid key template| must (be a string of 1 to 400 characters|not contain NUL))",
         KEYS_REFUSED,
     ),
     "concurrency_limit": (

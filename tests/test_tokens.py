@@ -57,6 +57,18 @@ def test_the_next_token_is_greater_than_those_of_the_rows(
         assert value(connection, NEXT) == token + 1, "no further than it has to"
 
 
+@pytest.mark.parametrize("bring_up", [migrated, supervised])
+def test_a_token_that_was_never_drawn_does_not_end_the_sequence(
+    database: str, connection: Connection, bring_up: Callable[[str], None]
+) -> None:
+    insert(connection, token=2**63 - 1)
+    connection.execute(ATTEMPT, [new_id(), 2**63 - 1])
+    insert(connection, token=2000)
+    connection.execute(FORGET)
+    bring_up(database)
+    assert 2000 < value(connection, NEXT) < 2**62
+
+
 def test_tokens_go_forwards_only(connection: Connection) -> None:
     connection.execute("select underway.pass_tokens(500)")
     connection.execute("select underway.pass_tokens(400)")

@@ -31,6 +31,7 @@ ENDINGS = {
     "killed": Ending("crashed", r"the worker died: signal SIGKILL"),
     "terminated": Ending("crashed", r"the worker died: signal SIGTERM"),
     "segfault": Ending("crashed", r"signal SIGSEGV\n(.|\n)*Fatal Python error: Segmentation fault(.|\n)* in segfault"),
+    "segfault_with_large_files": Ending("crashed", r"the worker died: signal SIGSEGV"),
     "abort": Ending("crashed", r"signal SIGABRT\n(.|\n)*Fatal Python error: Aborted(.|\n)* in abort"),
     "exit_0": Ending("crashed", r"the worker died: exit code 0"),
     "exit_3": Ending("crashed", r"the worker died: exit code 3"),

@@ -85,6 +85,15 @@ def segfault(cx: Context) -> None:
 
 
 @deed
+def segfault_with_large_files(cx: Context) -> None:
+    """The kernel closes files one after the other, the socket among the first."""
+    file = os.memfd_create("large")
+    for _ in range(500):
+        os.write(file, bytes(2**20))
+    ctypes.string_at(0)
+
+
+@deed
 def abort(cx: Context) -> None:
     os.abort()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import decimal
 import faulthandler
 import gc
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from underway import Context, Done, To, Underway
@@ -131,7 +133,42 @@ def a_low_recursion_limit() -> None:
     sys.setrecursionlimit(150)
 
 
+@deed
+def no_parent_death_signal() -> None:
+    libc = ctypes.CDLL(None)
+    libc.prctl(1, 0, 0, 0, 0)
+    libc.prctl(36, 0, 0, 0, 0)
+
+
+@deed
+def flags_of_descriptors() -> None:
+    for number in (1, 2):
+        os.set_blocking(number, False)
+        os.set_inheritable(number, False)
+
+
+@deed
+def reconfigured_streams() -> None:
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(encoding="ascii", errors="strict")
+
+
+@deed
+def no_handlers_of_faults() -> None:
+    for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
+        signal.signal(number, signal.SIG_DFL)
+
+
 RESTORED = tuple(deeds)
+
+
+@deed
+def detached_streams() -> None:
+    """These are restored as new objects, too."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.detach()
 
 
 @deed
@@ -188,6 +225,10 @@ def state() -> dict[str, str]:
         "wakeup": wakeup,
         "descriptors": [_file_behind(number) for number in (0, 1, 2)],
         "streams": [now is then for now, then in zip((sys.stdin, sys.stdout, sys.stderr), _streams, strict=True)],
+        "encodings": [(stream.encoding, stream.errors) for stream in (sys.stdin, sys.stdout, sys.stderr) if stream],
+        "flags": [(os.get_blocking(number), os.get_inheritable(number)) for number in (0, 1, 2)],
+        "prctl": [_asked(option) for option in (2, 37)],
+        "caught": _caught(),
         "faulthandler": faulthandler.is_enabled(),
         "limits": {
             name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")
@@ -197,6 +238,18 @@ def state() -> dict[str, str]:
         "recursion": sys.getrecursionlimit(),
     }
     return {name: str(value) for name, value in found.items()}
+
+
+def _asked(option: int) -> int:
+    value = ctypes.c_int()
+    ctypes.CDLL(None).prctl(option, ctypes.byref(value), 0, 0, 0)
+    return value.value
+
+
+def _caught() -> str:
+    """The signals that have a handler, as the kernel sees them, without the C library's own 32 and 33."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("SigCgt")]
+    return f"{int(line.split()[1], 16) & ~(0b11 << 31):x}"
 
 
 def _file_behind(number: int) -> tuple[int, int] | None:

@@ -46,6 +46,7 @@ def dead_letters(label: str, limit: int, handle: Callable[[UUID, str], H]) -> "B
     from underway.postgres import inspection
 
     label = options.checked_label("label", label)
+    limit = options.checked_count("limit", limit)
     return inspection.dead_letters.bind(label, limit).then(lambda rows: [_from_row(row, handle) for row in rows])
 
 
@@ -56,7 +57,7 @@ def _from_row(row: "DeadLetterRow", handle: Callable[[UUID, str], H]) -> DeadLet
         step=row.step,
         queue=row.queue,
         error=row.error,
-        input=codec.decode(row.input, Any),
+        input=codec.decode_plain(row.input),
         finished_at=row.finished_at,
         attempts=row.attempts,
         crashes=row.crashes,
@@ -74,6 +75,8 @@ def redrive(
     if run_id is None:
         if given is not UNCHANGED:
             raise InvalidOption("input= applies to a single run: pass a Run or a run ID, not a label")
+        if limit is not None:
+            options.checked_count("limit", limit)
         return admin_queries.redrive_known_label.bind(str(run_or_label), limit, registry.labels())
     if limit is not None:
         raise InvalidOption("limit= applies to a label, not to a single run")
@@ -100,4 +103,6 @@ def _run_id(run_or_label: object) -> UUID | None:
     run_id = run_or_label.id if isinstance(run_or_label, RunHandle) else read_id(run_or_label)
     if run_id is None and not isinstance(run_or_label, str):
         raise InvalidOption(f"expected a Run, a run ID or a dead-letter label, not {run_or_label!r}")
+    if run_id is None:
+        options.checked_name("label", run_or_label)
     return run_id

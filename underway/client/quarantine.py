@@ -9,6 +9,7 @@ from uuid import UUID
 from typing_extensions import TypeVar
 
 from underway.client.run import Run, RunHandle
+from underway.definition import options
 from underway.definition.loading import forbid_during_import
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def quarantined(job: str | None, limit: int, handle: Callable[[UUID, str], H]) -
     """The quarantined runs, the newest first. `handle` makes the handle of a run from its ID and job."""
     from underway.postgres import inspection
 
+    options.checked_count("limit", limit)
     return inspection.list_quarantine.bind(job, limit).then(lambda rows: [_from_row(row, handle) for row in rows])
 
 
@@ -71,4 +73,6 @@ def release_quarantined(job: str | None, limit: int | None) -> "BoundQuery[int]"
     from underway.postgres import admin_queries
 
     forbid_during_import("release_quarantined")
+    if limit is not None:
+        options.checked_count("limit", limit)
     return admin_queries.release_quarantined.bind(job, limit)

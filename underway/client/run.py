@@ -106,8 +106,9 @@ class PollBackoff:
         )
         self._run_id = run_id
         self._seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        if self._seconds is not None and math.isnan(self._seconds):  # NaN never compares as expired
-            raise InvalidOption("timeout must be a timedelta or a number of seconds, not nan")
+        # NaN never compares as expired.
+        if self._seconds is not None and (not isinstance(self._seconds, int | float) or math.isnan(self._seconds)):
+            raise InvalidOption(f"timeout must be a timedelta or a number of seconds, not {timeout!r}")
         self._deadline = None if self._seconds is None else time.monotonic() + self._seconds
         self._pause = _FIRST_PAUSE
 

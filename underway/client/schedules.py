@@ -124,4 +124,4 @@ def _refuse(call: str, conn: object) -> None:
 
 
 def _from_row(row: "ScheduleRow") -> Schedule:
-    return Schedule(**{**row._asdict(), "input": codec.decode(row.input, Any)})
+    return Schedule(**{**row._asdict(), "input": codec.decode_plain(row.input)})

@@ -15,6 +15,7 @@ from underway.definition.retry import RetryPolicy
 from underway.errors import InvalidOption
 from underway.keys import template
 
+_LONGEST_NAME = 200
 _UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _LEAST_LEASE = timedelta(seconds=1)
@@ -85,7 +86,7 @@ def step(default_name: str, **options: Unpack[StepOptions]) -> Step:
                 if "concurrency_key" in options
                 else None
             ),
-            concurrency_limit=_checked_count(
+            concurrency_limit=checked_count(
                 "concurrency_limit", options.get("concurrency_limit", placement.concurrency_limit), most=32767
             ),
         ),
@@ -98,7 +99,7 @@ def step(default_name: str, **options: Unpack[StepOptions]) -> Step:
             if options.get("memory_limit") is None
             else checked_size("memory_limit", options["memory_limit"]),
             lease=checked_duration("lease", options.get("lease", policy.lease), least=_LEAST_LEASE),
-            max_crashes=_checked_count("max_crashes", options.get("max_crashes", policy.max_crashes)),
+            max_crashes=checked_count("max_crashes", options.get("max_crashes", policy.max_crashes)),
         ),
     )
 
@@ -123,9 +124,7 @@ def placed(placement: Placement, given: RunOptions) -> Placement:
 
 
 def checked_name(option: str, value: object) -> str:
-    if not isinstance(value, str) or not value or "\0" in value or len(value) > 200:
-        raise InvalidOption(f"{option} must be a string of 1 to 200 characters without NUL, not {value!r}")
-    return value
+    return template.checked_text(option, value, _LONGEST_NAME)
 
 
 def checked_label(option: str, value: object) -> str:
@@ -158,7 +157,7 @@ def checked_duration(option: str, value: object, *, least: timedelta = timedelta
     return value
 
 
-def _checked_count(option: str, value: object, *, most: int = 2**31 - 1) -> int:
+def checked_count(option: str, value: object, *, most: int = 2**31 - 1) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise InvalidOption(f"{option} must be an integer from 1 to {most:,}, not {value!r}")
     return value

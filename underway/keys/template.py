@@ -18,10 +18,19 @@ _TEMPLATE = re.compile(r"(?:[^{}]|\{[^{}.]+(?:\.[^{}.]+)*\})+")
 _FIELD = re.compile(r"\{([^{}]+)\}")
 
 
+def checked_text(option: str, value: object, longest: int) -> str:
+    """A text that Postgres can store. Raises InvalidOption."""
+    if not isinstance(value, str) or not 1 <= len(value) <= longest:
+        raise InvalidOption(f"{option} must be a string of 1 to {longest} characters, not {value!r}")
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidOption(f"{option} must not contain NUL or half a surrogate pair: {value!r}")
+    return value
+
+
 def checked(option: str, template: object) -> str:
     """The template; InvalidOption, which names the option, if it is not valid."""
-    if not isinstance(template, str) or "\0" in template or not 1 <= len(template) <= LONGEST:
-        raise InvalidOption(f"{option} must be a string of 1 to {LONGEST} characters without NUL, not {template!r}")
+    checked_text(option, template, LONGEST)
+    assert isinstance(template, str)
     if not _TEMPLATE.fullmatch(template):
         raise InvalidOption(
             f"{option}: invalid key template {template!r}: write a field of the input as {{field}} or {{field.field}}"

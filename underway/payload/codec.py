@@ -6,6 +6,8 @@ the JSON, msgspec makes typed values of it. pydantic models are recognized by th
 """
 
 import contextlib
+import json
+import math
 import re
 from datetime import date
 from functools import lru_cache
@@ -37,6 +39,27 @@ def encode(value: Any, expected: Any, *, max_payload: int = MAX_PAYLOAD) -> byte
 def decode(data: bytes | str, expected: Any) -> Any:
     """The value of this type that the JSON represents; PayloadError if it represents none."""
     return codec_for(expected).decode(data)
+
+
+def decode_plain(data: bytes | str) -> Any:
+    """Plain values, for display. Also decodes numbers that no step could be given.
+
+    SQL callers can write 1e400 and integers of more than 4,300 digits. Such a number is decoded as its text. (With one
+    in a dead letter, its whole label could not be listed.)
+    """
+    return json.loads(data, parse_int=_integer, parse_float=_float)
+
+
+def _integer(digits: str) -> int | str:
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
+def _float(digits: str) -> float | str:
+    value = float(digits)
+    return digits if math.isinf(value) else value
 
 
 def check_type(expected: Any) -> None:

@@ -9,6 +9,7 @@ import psycopg
 
 from underway.definition.manifest import Job, Placement, Queue
 from underway.errors import InvalidOption, SchemaMissing
+from underway.keys import template
 from underway.postgres.cursors import Json
 from underway.postgres.query import QuerySteps, Statement, atomic_query, fetch, query
 from underway.postgres.supervisor_store import job_parameters
@@ -91,8 +92,9 @@ def _keyed(rows: Sequence[KeyedRun], job: str, step: str, placement: Placement) 
     return {
         "ids": [row.id for row in rows],
         "inputs": [Json(row.payload.decode()) for row in rows],
-        "unique_keys": [row.unique_key for row in rows],
-        "concurrency_keys": [row.concurrency_key for row in rows],
+        # Not None: where a role, a database or the caller has set array_nulls = off, it becomes the text 'NULL'.
+        "unique_keys": [row.unique_key or "" for row in rows],
+        "concurrency_keys": [row.concurrency_key or "" for row in rows],
         "job": job,
         "step": step,
         "queue": placement.queue,
@@ -232,6 +234,9 @@ def cancel_key(
     """
     if (unique_key is None) == (concurrency_key is None):
         raise InvalidOption("cancel by unique_key= or by concurrency_key=, one of them")
+    for option, key in (("unique_key", unique_key), ("concurrency_key", concurrency_key)):
+        if key is not None:
+            template.checked_text(option, key, template.LONGEST)
     if unique_key is not None:
         ((number,),) = yield Statement("cancel_key", {"job": job, "unique_key": unique_key})
         return int(number)

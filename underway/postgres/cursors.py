@@ -15,6 +15,7 @@ from psycopg.postgres import register_default_adapters, register_default_types
 from psycopg.rows import tuple_row
 from psycopg.types.array import register_all_arrays
 
+from underway.payload import codec
 from underway.postgres import arrays
 
 _NO_ASCII = re.compile(r"[^\x00-\x7f]")
@@ -53,7 +54,7 @@ class _JsonLoader(Loader):
     """Load JSON as plain values even if psycopg's set_json_loads() has changed the loader for the whole process."""
 
     def load(self, data: Buffer) -> Any:
-        return json.loads(bytes(data))
+        return codec.decode_plain(bytes(data))
 
 
 def _own_adapters() -> AdaptersMap:

@@ -4,15 +4,13 @@ A row is a dictionary, because the command line prints it as JSON: its keys are 
 rows have a type here, so that type checkers know the keys.
 """
 
-import json
 from collections.abc import Hashable, Iterable
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, NamedTuple, TypedDict, TypeVar, cast, get_type_hints
 from uuid import UUID
 
-import orjson
-
+from underway.payload import codec
 from underway.postgres import client_queries, schedule_queries
 from underway.postgres.client_queries import instant
 from underway.postgres.query import QuerySteps, Rows, Statement, query
@@ -215,6 +213,11 @@ def known_queues() -> QuerySteps[set[str]]:
 
 
 @query
+def registered_jobs() -> QuerySteps[set[str]]:
+    return {name for (name,) in (yield Statement("registered_jobs"))}
+
+
+@query
 def list_supervisors() -> QuerySteps[list[SupervisorRow]]:
     return _objects(SupervisorRow, (yield Statement("list_supervisors")))
 
@@ -301,7 +304,7 @@ def _dead_letter(row: DeadLetterRow) -> DeadLetterDetails:
         "step": row.step,
         "queue": row.queue,
         "error": row.error,
-        "input": json.loads(row.input),
+        "input": codec.decode_plain(row.input),
         "finished_at": row.finished_at,
         "attempts": row.attempts,
         "crashes": row.crashes,
@@ -343,7 +346,7 @@ def _schedule(row: schedule_queries.ScheduleRow) -> ScheduleDetails:
         "zone": row.zone,
         "catch_up": row.catch_up,
         "overlap": row.overlap,
-        "input": orjson.loads(row.input),
+        "input": codec.decode_plain(row.input),
         "next_at": row.next_at,
     }
 

@@ -16,11 +16,12 @@ import select
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
 from psycopg.pq.abc import PGconn
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
 _SIZE = 4
 # A connection that was idle for longer must answer a query: a proxy or a firewall may have dropped it silently.
@@ -57,33 +58,74 @@ class Pools:
     """The pools of one process. Threads and connections are started at first use."""
 
     def __init__(self, conninfo: str) -> None:
-        self._statements = _pool(conninfo, autocommit=True)
-        self._held = _pool(conninfo, autocommit=False)
+        self._statements = _SyncPool(conninfo, autocommit=True, busy=_STATEMENTS_BUSY)
+        self._held = _SyncPool(conninfo, autocommit=False, busy=_HELD_BUSY)
 
     @contextmanager
     def statement(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         """An autocommit connection for single statements: without BEGIN and COMMIT a call takes one round trip."""
-        connection = _get(self._statements, _STATEMENTS_BUSY)
-        try:
+        with self._statements.borrowed() as connection:
             yield connection
-        finally:
-            connection.rests_since = time.monotonic()
-            self._statements.putconn(connection)
 
     @contextmanager
     def held(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         """A connection in a transaction: committed at the end, rolled back by an exception."""
-        connection = _get(self._held, _HELD_BUSY)
-        try:
-            with connection:  # ends the transaction; a pooled connection stays open
-                yield connection
-        finally:
-            connection.rests_since = time.monotonic()
-            self._held.putconn(connection)
+        with self._held.borrowed() as connection, connection:  # ends the transaction; a pooled connection stays open
+            yield connection
 
     def close(self) -> None:
         self._statements.close()
         self._held.close()
+
+
+class _SyncPool:
+    """A pool that is replaced when a signal handler has raised in a call that waits for a connection.
+
+    psycopg_pool later gives a connection to that call, although it has ended, and the connection is lost. (Four
+    interrupted calls, and all later ones timed out.)
+    """
+
+    def __init__(self, conninfo: str, *, autocommit: bool, busy: str) -> None:
+        self.timeout = _BUSY_SECONDS
+        self._busy = busy
+        self._new_pool = partial(_pool, conninfo, autocommit=autocommit)
+        self._pool = self._new_pool()
+
+    @contextmanager
+    def borrowed(self) -> Iterator[_Lent]:
+        pool, connection = self._get()
+        try:
+            yield connection
+        finally:
+            connection.rests_since = time.monotonic()
+            pool.putconn(connection)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _get(self) -> tuple[ConnectionPool[_Lent], _Lent]:
+        asked_at = time.monotonic()
+        while True:
+            pool = self._pool
+            try:
+                if pool.closed:  # first use
+                    pool.open()
+                return pool, pool.getconn(_ASK_SECONDS)
+            except PoolTimeout as error:
+                waited = time.monotonic() - asked_at
+                if waited > self.timeout or (waited > _AWAY_SECONDS and _has_none(pool)):
+                    psycopg.connect(str(pool.conninfo)).close()  # raises the error that keeps the pool from connecting
+                if waited > self.timeout:
+                    raise PoolTimeout(self._busy) from error
+            except PoolClosed:
+                if pool is self._pool:
+                    raise
+            except Exception:
+                raise
+            except BaseException:
+                self._pool = self._new_pool()
+                pool.close(timeout=0)
+                raise
 
 
 class AsyncPools:
@@ -132,21 +174,6 @@ def _pool(conninfo: str, *, autocommit: bool) -> ConnectionPool[_Lent]:
 
     pool = ConnectionPool(conninfo, connection_class=_Lent, check=check, **_options(autocommit))
     return pool
-
-
-def _get(pool: ConnectionPool[_Lent], busy: str) -> _Lent:
-    if pool.closed:  # first use
-        pool.open()
-    asked_at = time.monotonic()
-    while True:
-        try:
-            return pool.getconn(_ASK_SECONDS)
-        except PoolTimeout as error:
-            waited = time.monotonic() - asked_at
-            if waited > pool.timeout or (waited > _AWAY_SECONDS and _has_none(pool)):
-                psycopg.connect(str(pool.conninfo)).close()  # raises the error that keeps the pool from connecting
-            if waited > pool.timeout:
-                raise PoolTimeout(busy) from error
 
 
 def _async_pool(conninfo: str, *, autocommit: bool) -> AsyncConnectionPool[_AsyncLent]:

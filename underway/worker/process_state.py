@@ -7,19 +7,25 @@ and before the worker becomes idle. docs/isolation.md lists what is not restored
 
 import _signal  # type: ignore[import-not-found]  # signal without its enums: 0.5 instead of 4 microseconds a task
 import contextlib
+import ctypes
 import faulthandler
+import fcntl
 import gc
+import io
 import os
 import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 _CHECK_SECONDS = 0.001
 _STANDARD = (0, 1, 2)
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+# (set, get) of prctl(2).
+_PARENT_DEATH_SIGNAL = (1, 2)
+_CHILD_SUBREAPER = (36, 37)
 # Not RLIMIT_OFILE, the old name of RLIMIT_NOFILE.
 _LIMITS = [name for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"]
 
@@ -74,17 +80,27 @@ class ProcessState:
         for timer in self._timers:
             _signal.setitimer(timer, 0)
         faulthandler.cancel_dump_traceback_later()  # it may be set to exit the process
-        self._enable_faulthandler()
         # It may belong to a closed event loop. If its number has been reused for a file, each signal writes a byte into
         # it.
         with contextlib.suppress(OSError, ValueError):
             _signal.set_wakeup_fd(self._wakeup_fd)
         for part in self._parts:
-            if not part.is_intact():
+            if not _is_intact(part):
                 with contextlib.suppress(Exception):
                     part.restore()
-                if not part.is_intact():
+                if not _is_intact(part):
                     self.taint = f"a step has {part.change}, which cannot be undone"
+        # After the signal handlers. It installs its own only if it is not enabled yet, and does not notice that another
+        # handler has replaced them: the next segmentation fault left no traceback.
+        faulthandler.disable()
+        self._enable_faulthandler()
+
+
+def _is_intact(part: Part) -> bool:
+    try:
+        return part.is_intact()
+    except Exception:  # a detached stream raises whatever it is asked
+        return False
 
 
 def _working_folder() -> int | None:
@@ -101,7 +117,11 @@ def _parts() -> Iterator[Part]:
     yield _signal_handlers()
     # Before the limits: a process that is root again may raise them.
     if sys.platform == "linux":
-        yield _as_now("changed its user or group", _ids, _set_ids)
+        yield _as_now("changed its user or groups", _ids, _set_ids)
+        # After the user: the kernel clears the signal when the user changes. Without it, a step would go on after its
+        # supervisor and the guardian were killed.
+        yield _process_setting("cleared its parent-death signal", *_PARENT_DEATH_SIGNAL)
+        yield _process_setting("stopped adopting the orphans of its children", *_CHILD_SUBREAPER)
     yield from map(_limit, _LIMITS)
     yield _as_now("set a trace function", sys.gettrace, sys.settrace)
     yield _as_now("set a profile function", sys.getprofile, sys.setprofile)
@@ -117,54 +137,105 @@ def _as_now(change: str, read: Callable[[], Any], restore: Callable[[Any], objec
     return Part(change, lambda: bool(read() == at_boot), lambda: restore(at_boot))
 
 
-def _ids() -> tuple[int, ...]:
-    return *os.getresuid(), *os.getresgid()
+class _Ids(NamedTuple):
+    user: tuple[int, int, int]
+    group: tuple[int, int, int]
+    groups: list[int]
 
 
-def _set_ids(ids: tuple[int, ...]) -> None:
-    os.setresuid(*ids[:3])  # first, because a process that is root again may change its group
-    os.setresgid(*ids[3:])
+def _ids() -> _Ids:
+    return _Ids(os.getresuid(), os.getresgid(), os.getgroups())
+
+
+def _set_ids(ids: _Ids) -> None:
+    os.setresuid(*ids.user)  # first, because a process that is root again may change its groups
+    os.setresgid(*ids.group)
+    if os.getgroups() != ids.groups:
+        os.setgroups(ids.groups)
+
+
+def _process_setting(change: str, set_option: int, get_option: int) -> Part:
+    libc, value = ctypes.CDLL(None), ctypes.c_int()
+
+    def read() -> int:
+        libc.prctl(get_option, ctypes.byref(value), 0, 0, 0)
+        return value.value
+
+    return _as_now(change, read, lambda at_boot: libc.prctl(set_option, at_boot, 0, 0, 0))
 
 
 def _descriptor(number: int) -> Part | None:
-    """A standard descriptor, which a step may have closed, or redirected to silence a library."""
+    """A standard descriptor and its flags.
+
+    A step may have closed it, or redirected it to silence a library. Programs such as node make their output
+    non-blocking, and the worker's with it: of the next step's output, lines were lost.
+    """
     try:
         duplicate = os.dup(number)
     except OSError:
         return None  # the app has closed it
-    return _as_now(
-        f"closed or redirected descriptor {number}",
-        lambda: _file_behind(number),
-        lambda _: os.dup2(duplicate, number),
-    )
+    at_boot = _opened(number)
+    assert at_boot is not None
+
+    def restore() -> None:
+        os.dup2(duplicate, number, inheritable=not at_boot.descriptor_flags & fcntl.FD_CLOEXEC)
+        fcntl.fcntl(number, fcntl.F_SETFL, at_boot.file_flags)
+
+    return Part(f"closed or redirected descriptor {number}", lambda: _opened(number) == at_boot, restore)
 
 
-def _file_behind(number: int) -> tuple[int, int] | None:
+class _Opened(NamedTuple):
+    """What a descriptor stands for."""
+
+    device: int
+    inode: int
+    file_flags: int
+    descriptor_flags: int
+
+
+def _opened(number: int) -> _Opened | None:
     try:
         status = os.fstat(number)
+        flags = fcntl.fcntl(number, fcntl.F_GETFL), fcntl.fcntl(number, fcntl.F_GETFD)
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+    return _Opened(status.st_dev, status.st_ino, *flags)
 
 
 def _stream(name: str) -> Part:
-    """A standard stream such as sys.stdout, which a step may have replaced or closed."""
+    """A standard stream such as sys.stdout, which a step may have replaced, closed, detached or reconfigured."""
     at_boot: TextIO | None = getattr(sys, name)
+    settings = _settings(at_boot)
 
     def is_intact() -> bool:
-        return getattr(sys, name) is at_boot and not (at_boot is not None and at_boot.closed)
+        return getattr(sys, name) is at_boot and _settings(at_boot) == settings
 
     def restore() -> None:
         nonlocal at_boot
-        if at_boot is not None and at_boot.closed:
-            number = ("stdin", "stdout", "stderr").index(name)
-            at_boot = open(  # noqa: SIM115 - stays open as long as the worker lives
-                number, "r" if number == 0 else "w", encoding="utf-8", errors="backslashreplace", closefd=False
-            )
-            at_boot.reconfigure(line_buffering=True, write_through=True)
+        if settings is not None and _settings(at_boot) is None:
+            at_boot = io.TextIOWrapper(_binary_stream(("stdin", "stdout", "stderr").index(name)), **settings)
+        elif settings is not None and isinstance(at_boot, io.TextIOWrapper):
+            at_boot.reconfigure(**settings)
         setattr(sys, name, at_boot)
 
-    return Part(f"closed or replaced sys.{name}", is_intact, restore)
+    return Part(f"closed, replaced or reconfigured sys.{name}", is_intact, restore)
+
+
+def _binary_stream(number: int) -> BinaryIO:
+    """Unbuffered output, as PYTHONUNBUFFERED has made the original: a line must not wait in a buffer."""
+    if number == 0:
+        return open(number, "rb", closefd=False)
+    return cast(BinaryIO, open(number, "wb", buffering=0, closefd=False))
+
+
+def _settings(stream: TextIO | None) -> dict[str, Any] | None:
+    """None for a stream that is closed, or detached from its file."""
+    try:
+        if stream is None or stream.closed:
+            return None
+    except ValueError:
+        return None
+    return {name: getattr(stream, name, None) for name in ("encoding", "errors", "line_buffering", "write_through")}
 
 
 def _signal_handlers() -> Part:

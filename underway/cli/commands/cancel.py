@@ -4,7 +4,7 @@ import click
 
 from underway.cli.options.database import Connection, connect, database_option
 from underway.cli.options.json import json_option
-from underway.cli.options.resolve import reject_run_id, resolve_run
+from underway.cli.options.resolve import note_unknown_job, reject_run_id, resolve_run
 from underway.cli.output.format import count
 from underway.cli.output.printing import print_note, print_result
 from underway.client.run_state import Status
@@ -67,6 +67,7 @@ def _cancel_runs(connection: Connection, job: str, key: str | None, concurrency_
         cancelled = client_queries.cancel_key(connection, job, unique_key=key, concurrency_key=concurrency_key)
     if not cancelled:
         reject_run_id(job, "the name of a job with live runs", "underway cancel")
+        note_unknown_job(connection, job)
     document = {"job": job, "key": key, "concurrency_key": concurrency_key, "cancelled": cancelled}
     text = f"cancelled {count(cancelled, 'run')}"
     if concurrency_key is None:

@@ -7,7 +7,7 @@ import click
 from underway.cli.commands.retry import retry_run
 from underway.cli.options.database import Connection, connect, database_option
 from underway.cli.options.json import json_option
-from underway.cli.options.resolve import reject_run_id, resolve_run
+from underway.cli.options.resolve import note_unknown_job, reject_run_id, resolve_run
 from underway.cli.output.format import age, count, death_reason, size
 from underway.cli.output.printing import print_result, print_table
 from underway.cli.output.table import Column
@@ -45,6 +45,8 @@ def quarantine(
             released = admin_queries.release_quarantined(connection, job, limit)
             if not released:
                 reject_run_id(job, "the name of a job with quarantined runs", "underway quarantine --release")
+                if job is not None:
+                    note_unknown_job(connection, job)
             print_result({"job": job, "released": released}, f"released {count(released, 'run')}", as_json)
         else:
             runs = inspection.list_quarantine(connection, job, limit or 20)

@@ -14,6 +14,7 @@ from underway.cli.in_app.app import loaded_app
 from underway.cli.options.database import connect
 from underway.cli.options.resolve import deleted_meanwhile, resolve_run
 from underway.cli.output.format import duration
+from underway.payload import codec
 from underway.postgres import inspection
 from underway.postgres.inspection import StoredAttempt
 from underway.postgres.transitions import AdvanceRun, FinishRun
@@ -77,7 +78,7 @@ def _print_hand_over(row: FinishRun | AdvanceRun) -> None:
 
 
 def _print_json(document: str) -> None:
-    for line in json.dumps(json.loads(document), indent=2, ensure_ascii=False).splitlines():
+    for line in json.dumps(codec.decode_plain(document), indent=2, ensure_ascii=False).splitlines():
         print(f"  {printable(line)}")
 
 

@@ -6,8 +6,9 @@ from uuid import UUID
 import click
 
 from underway.cli.options.database import Connection
+from underway.cli.output.printing import print_note
 from underway.ids import read_id
-from underway.postgres import inspection
+from underway.postgres import admin_queries, inspection
 from underway.printable import printable
 
 
@@ -57,3 +58,10 @@ def _candidates(matches: list[inspection.Found]) -> str:
     ]
     lines += ["  and more"] if len(matches) == inspection.MAX_MATCHES else []
     return "\n".join(lines)
+
+
+def note_unknown_job(connection: Connection, job: str) -> None:
+    """After a command that found no run of a job: its name may be misspelt."""
+    known = inspection.registered_jobs(connection)
+    if known and job not in known:
+        print_note(f"unknown job {job!r}; {admin_queries.existing(known)}")

@@ -147,7 +147,8 @@ comment on function underway.pass_tokens is 'makes the next token greater than t
 --
 -- Finding the largest token would scan millions of rows. Instead, the runs in progress, the newest runs and the newest
 -- attempts show whether the sequence is behind. If so, it is advanced a billion tokens past the largest one found,
--- which is more than older runs can have drawn since.
+-- which is more than older runs can have drawn since. A token beyond 2^62 was never drawn but written by hand; it must
+-- not bring the sequence to its end.
 create function underway.recover_tokens() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -161,7 +162,8 @@ begin
         (select token from underway.run order by id desc limit 1000)
         union all
         (select token from underway.attempt order by run_id desc, token desc limit 1000)
-    ) newest;
+    ) newest
+    where token < 4611686018427387904;
     if known > coalesce(pg_sequence_last_value('underway.token'), 0) then
         perform underway.pass_tokens(known + 1000000000);
     end if;

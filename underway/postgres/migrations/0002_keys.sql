@@ -126,7 +126,7 @@ declare
     rest text := template;
     field text;
     name text;
-    found json;
+    leaf json;
 begin
     if template !~ '^([^{}]|\{[^{}.]+(\.[^{}.]+)*\})+$' then
         raise exception 'a key is a text in which {field} stands for a field of the input, not %',
@@ -136,20 +136,20 @@ begin
         filled := filled || split_part(rest, '{', 1);
         field := split_part(split_part(rest, '{', 2), '}', 1);
         rest := substr(rest, strpos(rest, '}') + 1);
-        found := input;
+        leaf := input;
         foreach name in array string_to_array(field, '.') loop
-            found := case when json_typeof(found) = 'object' then found -> name end;
+            leaf := case when json_typeof(leaf) = 'object' then leaf -> name end;
         end loop;
-        if found is null then
+        if leaf is null then
             raise exception 'the key % needs the field %, which the input does not have',
                 quote_literal(template), field using errcode = 'UW003';
         end if;
-        if json_typeof(found) not in ('string', 'boolean', 'number')
-            or (json_typeof(found) = 'number' and found #>> '{}' !~ '^-?[0-9]+$') then
+        if json_typeof(leaf) not in ('string', 'boolean', 'number')
+            or (json_typeof(leaf) = 'number' and leaf #>> '{}' !~ '^-?[0-9]+$') then
             raise exception 'the key % takes a string, an integer or a boolean from the field %, not %',
-                quote_literal(template), field, left(found::text, 100) using errcode = 'UW003';
+                quote_literal(template), field, left(leaf::text, 100) using errcode = 'UW003';
         end if;
-        filled := filled || (found #>> '{}');
+        filled := filled || (leaf #>> '{}');
     end loop;
     filled := filled || rest;
     if length(filled) not between 1 and 400 then

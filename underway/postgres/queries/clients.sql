@@ -13,7 +13,8 @@ with placed as materialized (
     select clock_timestamp() + make_interval(secs => %(delay)s) as due
 ),
 given as (
-    select *, unique_key is not null or %(delay)s > 0 or row_number() over (partition by concurrency_key order by n) = 1
+    select id, input, nullif(unique_key, '') as unique_key, nullif(concurrency_key, '') as concurrency_key, n,
+        unique_key <> '' or %(delay)s > 0 or row_number() over (partition by concurrency_key order by n) = 1
         as looked_at
     from unnest(%(ids)s::uuid[], %(inputs)s::text[], %(unique_keys)s::text[], %(concurrency_keys)s::text[])
         with ordinality as given (id, input, unique_key, concurrency_key, n)

@@ -114,6 +114,9 @@ select exists (select from underway.job where queue = %(queue)s)
     )
     or exists (select from underway.run where queue = %(queue)s) as known;
 
+-- registered_jobs: the names of the jobs that a supervisor or underway sync has registered
+select name from underway.job;
+
 -- list_supervisors: who serves this database, and how many runs each holds
 --
 -- A supervisor writes `seen_at` every 5 s. Silent: it was killed, or cannot reach the database. Unhealthy: its workers
