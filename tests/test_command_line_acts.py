@@ -188,7 +188,7 @@ def test_a_misspelt_job_is_noted(bind: Bind, database: str, command: tuple[str, 
     assert underway(*command, database=database).stderr == "", "nothing is registered yet"
     bind(states.app).sync()
     known = ", ".join(map(repr, sorted(job.name for job in states.app.manifest().jobs)))
-    assert underway(*command, database=database).stderr == f"note: no job 'stats' is registered; there are {known}\n"
+    assert underway(*command, database=database).stderr == f"note: unknown job 'stats'; existing: {known}\n"
     registered = [word if word != "stats" else states.orders.name for word in command]
     assert underway(*registered, database=database).stderr == ""
 

@@ -115,7 +115,7 @@ def _input_type(where: str, parameters: list[inspect.Parameter], hints: dict[str
         return None
     name = parameters[1].name
     if name not in hints:
-        raise JobDefinitionError(f"{where}: annotate the parameter {name!r} with the step's input type")
+        raise JobDefinitionError(f"{where}: parameter {name!r} must be annotated with the input type of the step")
     return hints[name]
 
 

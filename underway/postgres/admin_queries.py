@@ -188,7 +188,7 @@ def existing(names: Iterable[str]) -> str:
     """A list of the existing names, for a message about an unknown name."""
     named = sorted(names)
     more = f" and {len(named) - _MAX_NAMES:,} more" if len(named) > _MAX_NAMES else ""
-    return f"there are {', '.join(map(repr, named[:_MAX_NAMES]))}{more}" if named else "none exist"
+    return f"existing: {', '.join(map(repr, named[:_MAX_NAMES]))}{more}" if named else "none exist"
 
 
 def _cancelled(run_id: UUID) -> RunCancelled:
