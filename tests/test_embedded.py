@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from harness import eventually
 
 from underway.errors import EmbeddedPostgresError
 from underway.postgres import embedded
@@ -129,7 +130,7 @@ def test_url_starts_a_durable_server_without_a_tcp_port_and_stop_stops_it(mine: 
     assert query(url, "show synchronous_commit") == "on"
     assert query(url, "show listen_addresses") == ""
     assert embedded.stop() is True
-    assert not alive(pid)
+    eventually(lambda: not alive(pid))
     assert embedded.stop() is False
 
 
@@ -245,7 +246,7 @@ def test_the_postgres_of_a_killed_pytest_goes_with_it() -> None:
         pid = postmaster(folder)
         process.kill()
     until(lambda: not folder.exists())
-    assert not alive(pid)
+    eventually(lambda: not alive(pid))
 
 
 # --- whose it is
