@@ -57,8 +57,7 @@ class World:
             connection.execute("insert into underway.queue (name) values (%s)", [name])
         for supervisor in (US, OTHERS):
             connection.execute(
-                "insert into underway.supervisor (id, host, pid, app, manifest_hash, idle)"
-                " values (%s, '', 1, '', '', true)",
+                "insert into underway.supervisor (id, host, pid, app, idle) values (%s, '', 1, '', true)",
                 [supervisor],
             )
         connection.execute(

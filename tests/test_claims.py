@@ -498,7 +498,7 @@ def test_the_lost_attempt_names_the_host_of_its_supervisor(database: str, connec
     run, _ = insert_held(connection, us, lease_until=AGES_AGO)
 
     async def reap(store: Store) -> None:
-        await store.register(pid=4711, app="app", manifest_hash="")
+        await store.register(pid=4711, app="app")
         await store.reap(100)
 
     with_store(database, reap, us)

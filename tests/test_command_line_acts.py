@@ -142,8 +142,8 @@ def test_shut_down_one_supervisor_then_all(start_supervisor: Start, database: st
 
 def test_shutdown_does_not_wait_for_one_that_was_killed(connection: Connection, database: str) -> None:
     connection.execute(
-        "insert into underway.supervisor (id, host, pid, app, manifest_hash, seen_at)"
-        " values (%s, 'host', 1, 'app', '', now() - interval '1 minute')",
+        "insert into underway.supervisor (id, host, pid, app, seen_at)"
+        " values (%s, 'host', 1, 'app', now() - interval '1 minute')",
         [killed := uuid4()],
     )
     done = underway("shutdown", "--all", "--wait", "60", database=database)

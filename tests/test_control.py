@@ -154,12 +154,12 @@ def test_one_supervisor_or_all_are_asked_to_stop_and_leave(
 
 def test_who_asks_in_a_long_transaction_holds_up_nobody(database: str, connection: Connection) -> None:
     async def play_it(store: Store) -> None:
-        await store.register(pid=1, app="app", manifest_hash="")
+        await store.register(pid=1, app="app")
         with psycopg.connect(database) as asking:
             assert control.shut_down(asking) == [US]
             async with asyncio.timeout(20):
                 await store.set_idle(True)
-                await store.register(pid=1, app="app", manifest_hash="")
+                await store.register(pid=1, app="app")
                 assert not await store.stop_requested()
         assert await store.stop_requested()
         await store.deregister()
@@ -239,7 +239,7 @@ def test_a_supervisor_removes_them_by_itself(
 
 def _serving(database: str, lanes: list[Lane]) -> None:
     async def register(store: Store) -> None:
-        await store.register(pid=1, app="app", manifest_hash="", lanes=lanes)
+        await store.register(pid=1, app="app", lanes=lanes)
 
     with_store(database, register)
 
@@ -261,9 +261,6 @@ def test_runs_that_no_living_supervisor_serves_are_stranded(any_database: str) -
         assert value(connection, "select count(*) from underway.stranded where id = %s", [suspect]) == 1
         connection.execute("update underway.supervisor set seen_at = now() - interval '31 seconds'")
         assert _stranded(connection) == every
-        # Code from before this table said what it serves.
-        connection.execute("update underway.supervisor set seen_at = now(), lanes = null")
-        assert _stranded(connection) == []
 
 
 def _stranded(connection: Connection) -> list[tuple[str, ...]]:

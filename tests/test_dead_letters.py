@@ -197,7 +197,7 @@ def test_redriving_wakes_those_who_idle(database: str, connection: Connection) -
     failed(connection, queue="a"), failed(connection, queue="a"), failed(connection, queue="b")
 
     async def idle(store: Store) -> None:
-        await store.register(pid=1, app="app", manifest_hash="")
+        await store.register(pid=1, app="app")
         await store.set_idle(True)
 
     with_store(database, idle)

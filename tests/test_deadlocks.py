@@ -67,7 +67,7 @@ async def fire(side: Side) -> None:
 
 
 async def register(side: Side) -> None:
-    await side.store.register(pid=1, app="", manifest_hash="", lanes=[LANE])
+    await side.store.register(pid=1, app="", lanes=[LANE])
     await side.store.register_queue(LANE.queue, "dead")
 
 

@@ -210,7 +210,7 @@ def test_every_statement_that_writes_an_attempt_is_in_a_matrix_or_only_adds() ->
     )
     # A statement that calls a function of ours writes what that one does.
     function = re.compile(r"function underway\.(\w+)\(.*?as \$\$(.*?)\$\$;", re.DOTALL)
-    bodies = [body for known in migrate.migrations() for body in function.findall(known.sql)]
+    bodies = [body for definition in migrate.definitions() for body in function.findall(definition.sql)]
     texts = {**statements(), **dict(bodies)}
     found: set[str] = set()
     while more := {

@@ -25,8 +25,8 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
         connection.execute("select underway.cancel(%s)", [done])
         connection.execute("update underway.finished_run set state = 'failed', dead_letter = 'd'")
         connection.execute(
-            "insert into underway.supervisor (id, host, pid, app, manifest_hash, seen_at) "
-            "values (%s, 'here', 1, 'app', '', now() - interval '31 seconds')",
+            "insert into underway.supervisor (id, host, pid, app, seen_at) "
+            "values (%s, 'here', 1, 'app', now() - interval '31 seconds')",
             [US],
         )
         now = runs.clock(connection)

@@ -247,8 +247,8 @@ def test_a_notification_only_when_a_supervisor_is_idle(sql: Connection, any_data
         "in a transaction": lambda: enqueue_twice(sql),
     }
     sql.execute(
-        """insert into underway.supervisor (id, host, pid, app, manifest_hash, idle)
-        values (gen_random_uuid(), 'h', 1, 'a', 'm', false)"""
+        """insert into underway.supervisor (id, host, pid, app, idle)
+        values (gen_random_uuid(), 'h', 1, 'a', false)"""
     )
     with psycopg.connect(any_database, autocommit=True) as listener:
         listener.execute("listen underway")

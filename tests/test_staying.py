@@ -168,7 +168,7 @@ def test_a_run_that_stays_wakes_nobody_and_one_that_goes_wakes_those_who_idle(da
 
         async def hand_over() -> None:
             async with open_store(database, US) as store:
-                await store.register(pid=1, app="app", manifest_hash="")
+                await store.register(pid=1, app="app")
                 await store.set_idle(True)
                 await keep(store, *insert_held(connection, US), queue="stays")
                 await keep(store, *insert_held(connection, US), policy=None, queue="goes")

@@ -61,7 +61,7 @@ def heard(database: str, connection: Connection) -> Iterator[Callable[[], list[s
 
 def declare_idle(database: str, queues: Collection[str] | None) -> None:
     async def declare(store: Store) -> None:
-        await store.register(pid=1, app="app", manifest_hash="")
+        await store.register(pid=1, app="app")
         await store.set_idle(True, queues)
 
     with_store(database, declare, OURS)
@@ -154,8 +154,8 @@ def test_a_supervisor_of_an_older_version_is_woken_for_every_queue(
 ) -> None:
     """It says nothing of queues, neither when it comes nor when it goes idle."""
     connection.execute(
-        """insert into underway.supervisor (id, host, pid, app, manifest_hash, lanes)
-        values (%(id)s, 'host', 1, 'app', '', '[]')
+        """insert into underway.supervisor (id, host, pid, app, lanes)
+        values (%(id)s, 'host', 1, 'app', '[]')
         on conflict (id) do update set seen_at = clock_timestamp(), idle = false, lanes = excluded.lanes""",
         {"id": OURS},
     )

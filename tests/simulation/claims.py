@@ -1,4 +1,4 @@
-"""queries/claims.sql: what makes runs pending, and takes them."""
+"""sql/statements/claims.sql: what makes runs pending, and takes them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""queries/commits.sql: how attempts end, with the runs that they enqueue."""
+"""sql/statements/commits.sql: how attempts end, with the runs that they enqueue."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar

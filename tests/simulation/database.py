@@ -1,6 +1,6 @@
 """The table of live runs, its fence and its row locks, and what clients do to it.
 
-What supervisors do is in a module for each file of underway/postgres/queries: claims, leases, commits, schedules. The
+What supervisors do is in a module for each file of underway/postgres/sql/statements: claims, leases, commits, schedules. The
 fences are written down here a second time, and on purpose as plainly as that. Every statement takes effect in one
 instant.
 """

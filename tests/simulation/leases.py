@@ -1,4 +1,4 @@
-"""queries/leases.sql: what keeps runs, takes them back, and gives them back."""
+"""sql/statements/leases.sql: what keeps runs, takes them back, and gives them back."""
 
 from collections.abc import Iterable
 from uuid import UUID

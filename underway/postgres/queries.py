@@ -1,4 +1,4 @@
-"""Loads the named statements of `queries/*.sql`.
+"""Loads the named statements of `sql/statements/*.sql`.
 
 A statement begins with a line `-- name: purpose` and ends where the next one begins; comment lines that follow the
 first are for readers.
@@ -16,7 +16,7 @@ _HEADING = re.compile(r"^-- ([a-z_]+): .+$", re.MULTILINE)
 def statements() -> dict[str, LiteralString]:
     """Every statement by its name. They are our own files, hence literal to psycopg's type check."""
     found: dict[str, LiteralString] = {}
-    for file in sorted(files("underway.postgres").joinpath("queries").iterdir(), key=lambda file: file.name):
+    for file in sorted(files("underway.postgres").joinpath("sql", "statements").iterdir(), key=lambda file: file.name):
         parts = _HEADING.split(file.read_text())
         for name, text in zip(parts[1::2], parts[2::2], strict=True):
             if name in found:

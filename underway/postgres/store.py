@@ -306,14 +306,11 @@ class Store:
         """End the backends in which these attempts' own transactions are still open."""
         await self._leases.fetch("terminate_transactions", {"names": Texts(map(transaction_name, tokens))})
 
-    async def register(
-        self, *, pid: int, app: str, manifest_hash: str, lanes: Iterable[Lane] = (), trouble: str = ""
-    ) -> None:
+    async def register(self, *, pid: int, app: str, lanes: Iterable[Lane] = (), trouble: str = "") -> None:
         label = {
             "host": self._host,
             "pid": pid,
             "app": app,
-            "manifest_hash": manifest_hash,
             "lanes": orjson.dumps([lane._asdict() for lane in lanes]).decode(),
             "trouble": trouble or None,
         }

@@ -2,13 +2,10 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import Callable
 from logging import getLogger
-
-from msgspec.structs import replace
 
 from underway.manifest import Lane, Manifest, Step
 from underway.postgres.session import Session
@@ -44,9 +41,7 @@ class Labels:
     async def write(self) -> None:
         manifest, lanes, trouble = written = self._what_is()
         assert manifest is not None
-        # Without the database: whoever may read labels could try out passwords on the digest.
-        digest = hashlib.sha256(replace(manifest, database=None).to_json()).hexdigest()
-        await self._store.register(pid=os.getpid(), app=self._app, manifest_hash=digest, lanes=lanes, trouble=trouble)
+        await self._store.register(pid=os.getpid(), app=self._app, lanes=lanes, trouble=trouble)
         await self._store.register_app(manifest)
         self._written = written
         self.known.set()

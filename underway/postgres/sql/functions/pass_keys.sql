@@ -1,10 +1,8 @@
--- Whoever gives up many keys at once passes on a thousand of them. For each he holds a lock to the end of his transaction,
--- in a table of Postgres that all its sessions share: a cancel of thirteen thousand runs with a key each filled it, and
--- failed with "out of shared memory", as did others meanwhile.
--- oldest code: 1
-
--- As before, except that it passes on at most a thousand keys and tolerates a run that cannot be admitted. The
--- remaining keys are returned with those that are locked.
+-- Admit the oldest runs in line for these keys while slots are free. Returns the keys that somebody else is passing on
+-- at this moment, as {{queue,key},...}: try those again soon; null if there are none.
+--
+-- Slots are counted and given away under the key's lock only, by queries that begin when it is held. The lock is never
+-- waited for. Where runs of one key disagree about its limit, that of the oldest in line counts.
 create or replace function underway.pass_keys(queues text[], keys text[]) returns text[]
 language plpgsql strict
 set search_path = pg_catalog, pg_temp
@@ -77,3 +75,4 @@ begin
     return others;
 end
 $$;
+comment on function underway.pass_keys is 'every statement with which a run gives up its key ends with this';

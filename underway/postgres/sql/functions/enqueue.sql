@@ -1,27 +1,4 @@
--- How long a run may be delayed and kept. One with keep => '293000 years' could neither finish nor be cancelled: the
--- instant to which it is kept is none that Postgres has, so it ran again and again.
--- oldest code: 1
-
--- As Python has it (underway/options.py): a thousand years. To be compared, a year has 360 days and the parts are summed
--- up; what is short only since one part undoes another, as '292000 years -105110000 days', overflows when it is added.
-create function underway.checked_duration(option text, given interval) returns interval
-language plpgsql immutable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if given not between '0' and '365000 days'
-        or abs(extract(year from given)) > 2000
-        or abs(extract(day from given)) > 2000 * 365
-        or abs(extract(hour from given)) > 2000 * 365 * 24
-    then
-        raise exception '% must lie between 0 and 365000 days, not %', option, given using errcode = 'UW002';
-    end if;
-    return given;
-end
-$$;
-comment on function underway.checked_duration is 'the same duration; an error if no run can have it';
-
--- As before, except that delay, keep and the input are checked.
+-- Public contract, version 1: any language enqueues in its own transaction. Returns the run's id.
 create or replace function underway.enqueue(
     job text,
     input jsonb default 'null',
@@ -85,3 +62,8 @@ begin
     return run_id;
 end
 $$;
+comment on function underway.enqueue is 'enqueues a run of a job and returns its id';
+
+-- The function works with the rights of the schema's owner, so the right to use the schema must not be enough to call
+-- it.
+revoke execute on function underway.enqueue from public;

@@ -1,8 +1,4 @@
--- Enqueueing one run as a function, whose plan is kept in the session: planned at each call it took half a millisecond,
--- of the one and a half that a client waits for.
--- oldest code: 1
-
-create function underway.insert_run(
+create or replace function underway.insert_run(
     id uuid, job text, step text, queue text, priority smallint, keep interval, delay float8, input text
 ) returns void
 language plpgsql

@@ -7,10 +7,10 @@ select set_config('statement_timeout', %(deadline)s, true),
     set_config('idle_in_transaction_session_timeout', %(deadline)s, true);
 
 -- register_supervisor: say that this supervisor is here; labels only, nothing depends on them
-insert into underway.supervisor (id, host, pid, app, manifest_hash, lanes, trouble)
-values (%(id)s, %(host)s, %(pid)s, %(app)s, %(manifest_hash)s, %(lanes)s::text::jsonb, %(trouble)s)
-on conflict (id) do update set seen_at = clock_timestamp(), idle = false, manifest_hash = excluded.manifest_hash,
-    lanes = excluded.lanes, trouble = excluded.trouble;
+insert into underway.supervisor (id, host, pid, app, lanes, trouble)
+values (%(id)s, %(host)s, %(pid)s, %(app)s, %(lanes)s::text::jsonb, %(trouble)s)
+on conflict (id) do update set seen_at = clock_timestamp(), idle = false, lanes = excluded.lanes,
+    trouble = excluded.trouble;
 
 -- still_here: record every few seconds that this supervisor is alive, and return whether its row still exists
 with seen as (

@@ -1,9 +1,3 @@
--- Whoever redrives or discards many runs locks them in one order, and enqueues their unique keys in another: always the
--- same ones. Two that met on their way in different orders ended with "deadlock detected", and so did an innocent
--- who enqueued. And a cancel is final for whoever redrives by many ids too, as it has been by one since migration 6:
--- older code, which asks for the runs of a label, gets what it gets for any run that has not failed.
--- oldest code: 1
-
 -- The finished runs in the order of their ids, all of them before the first key; then the keys in the order in which
 -- enqueue_keyed_runs takes them. A run whose key somebody else has got in the meantime stays as it is.
 create or replace function underway.redrive_runs(run_ids uuid[], input json default null) returns int
@@ -44,38 +38,3 @@ end
 $$;
 comment on function underway.redrive_runs is
     'lets failed runs go on at their last step, counters at zero; how many, all others are passed over';
-
-create or replace function underway.discard_all(dead_letter text) returns int
-language sql
-set search_path = pg_catalog, pg_temp
-as $$
-    with labelled as materialized (
-        select f.id from underway.finished_run f
-        where f.dead_letter = discard_all.dead_letter
-        order by f.id
-        for update
-    ),
-    discarded as (
-        update underway.finished_run f set dead_letter = null
-        where f.id in (select id from labelled) and f.dead_letter = discard_all.dead_letter
-        returning 1
-    )
-    select count(*)::int from discarded
-$$;
-
--- Two who ask all supervisors at the same time, each in the order in which it finds them.
-create or replace function underway.shutdown(supervisor uuid default null) returns setof uuid
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    perform pg_notify('underway', 'shutdown');
-    insert into underway.stop_request (supervisor)
-    select s.id from underway.supervisor s
-    where shutdown.supervisor is null or s.id = shutdown.supervisor
-    order by s.id
-    on conflict do nothing;
-    return query select s.id from underway.supervisor s
-    where shutdown.supervisor is null or s.id = shutdown.supervisor;
-end
-$$;

@@ -1,0 +1,44 @@
+-- Fills a key template: {field} and {outer.field} stand for strings, integers and booleans of the input. An integer is
+-- written with digits only: 1.0 and 1e3 are rejected. underway/keys.py is the same in Python.
+create or replace function underway.fill_key(template text, input json) returns text
+language plpgsql immutable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    filled text := '';
+    rest text := template;
+    field text;
+    name text;
+    found json;
+begin
+    if template !~ '^([^{}]|\{[^{}.]+(\.[^{}.]+)*\})+$' then
+        raise exception 'a key is a text in which {field} stands for a field of the input, not %',
+            quote_literal(template) using errcode = 'UW002';
+    end if;
+    while strpos(rest, '{') > 0 loop
+        filled := filled || split_part(rest, '{', 1);
+        field := split_part(split_part(rest, '{', 2), '}', 1);
+        rest := substr(rest, strpos(rest, '}') + 1);
+        found := input;
+        foreach name in array string_to_array(field, '.') loop
+            found := case when json_typeof(found) = 'object' then found -> name end;
+        end loop;
+        if found is null then
+            raise exception 'the key % needs the field %, which the input does not have',
+                quote_literal(template), field using errcode = 'UW003';
+        end if;
+        if json_typeof(found) not in ('string', 'boolean', 'number')
+            or (json_typeof(found) = 'number' and found #>> '{}' !~ '^-?[0-9]+$') then
+            raise exception 'the key % takes a string, an integer or a boolean from the field %, not %',
+                quote_literal(template), field, left(found::text, 100) using errcode = 'UW003';
+        end if;
+        filled := filled || (found #>> '{}');
+    end loop;
+    filled := filled || rest;
+    if length(filled) not between 1 and 400 then
+        raise exception 'the key % has % characters here, and 1 to 400 are allowed',
+            quote_literal(template), length(filled) using errcode = 'UW003';
+    end if;
+    return filled;
+end
+$$;
