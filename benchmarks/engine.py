@@ -46,9 +46,9 @@ class Engine:
     async def claim_on(self, tasks: int) -> list[Claimed]:
         """As a supervisor claims under a backlog: from where it left off, and for a tenth of the time from the head."""
         began = time.monotonic()
-        from_head = began >= self._head_at
-        claimed = await self._store.claim(self._lanes, tasks, candidates=tasks, suspects=1, from_head=from_head)
-        if from_head:
+        from_start = began >= self._head_at
+        claimed = await self._store.claim(self._lanes, tasks, candidates=tasks, suspects=1, from_start=from_start)
+        if from_start:
             now = time.monotonic()
             self._head_at = now + (now - began) / HEAD_SHARE
         return claimed

@@ -29,13 +29,13 @@ async def main(url: str, rng: random.Random) -> None:
     with psycopg.connect(url, autocommit=True) as journal:
         while True:
             # Few at a time, so that others look at runs of the same key at the same instant.
-            await store.line_up(rng.choice((1, 3, 1000)))
+            await store.join_key_queue(rng.choice((1, 3, 1000)))
             await store.promote(1000)
             if time.monotonic() > housekeeping_at:
                 housekeeping_at = time.monotonic() + _HOUSEKEEPING_SECONDS
                 await store.reap(500)
                 await store.sweep_keys(("", ""), 2000)
-            batch = await store.claim(LANES, rng.randint(1, 60), candidates=100, suspects=5, from_head=True)
+            batch = await store.claim(LANES, rng.randint(1, 60), candidates=100, suspects=5, from_start=True)
             if not batch:
                 await asyncio.sleep(0.005)
                 continue
@@ -62,7 +62,7 @@ def ending(one: Claimed, rng: random.Random) -> Finish | Continue:
                      delay=0.01, attempt=attempt)  # fmt: skip
     if chance < 0.25 and one.lane.step == "step":
         key, limit = one.input.decode().strip("[]").replace('"', "").split(", ")
-        return go_on(one.run, one.token, concurrency_key=key, key_limit=int(limit))
+        return go_on(one.run, one.token, concurrency_key=key, concurrency_limit=int(limit))
     return finish(one.run, one.token)
 
 

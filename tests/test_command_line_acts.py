@@ -35,7 +35,7 @@ def dead(connection: Connection, label: str = "pdf-dead", error: str = "it broke
 
 
 def test_cancel_by_id_job_and_key(connection: Connection, database: str) -> None:
-    pending, waiting = insert(connection), insert(connection, state="waiting", due=IN_AN_HOUR)
+    pending, waiting = insert(connection), insert(connection, state="waiting", due_at=IN_AN_HOUR)
     assert output("cancel", pending, database=database) == f"cancelled {pending}\n"
     assert document("cancel", waiting, database=database) == {"id": waiting, "state": "cancelled"}
     assert count_states(connection) == {"cancelled": 2}

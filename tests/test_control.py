@@ -210,7 +210,7 @@ def _finished(connection: Connection, expires_at: str, minutes: int) -> str:
     )
     for _ in range(2 if minutes else 1):
         connection.execute(
-            "insert into underway.attempt (run_id, token, number, finished_at, step, outcome) "
+            "insert into underway.attempt (run_id, token, attempt_number, finished_at, step, outcome) "
             "values (%s, %s, 1, now(), 'step', 'failed')",
             [run, next_token(connection)],
         )
@@ -248,9 +248,9 @@ def test_runs_that_no_living_supervisor_serves_are_stranded(any_database: str) -
     with psycopg.connect(any_database, autocommit=True) as connection:
         for step in ("a", "b", "c"):
             for minutes in range(3):
-                insert(connection, step=step, due=sql.SQL(f"now() - interval '{minutes} minutes'"))
+                insert(connection, step=step, due_at=sql.SQL(f"now() - interval '{minutes} minutes'"))
         suspect = insert(connection, job="suspicious", crashes=1)
-        insert(connection, step="d", state="waiting", due=IN_AN_HOUR)
+        insert(connection, step="d", state="waiting", due_at=IN_AN_HOUR)
         insert_held(connection, US, step="e")
         every = [("default", "job", step) for step in "abc"] + [("default", "suspicious", "step")]
         assert _stranded(connection) == every
@@ -270,8 +270,8 @@ def _stranded(connection: Connection) -> list[tuple[str, ...]]:
 def test_a_supervisor_warns_of_them_and_says_what_it_serves(
     connection: Connection, start_supervisor: Callable[..., Supervisor]
 ) -> None:
-    insert(connection, job="orders", step="price", due=AGES_AGO, input='{"number": 1}')
-    insert(connection, job="forgotten", due=AGES_AGO)
+    insert(connection, job="orders", step="price", due_at=AGES_AGO, input='{"number": 1}')
+    insert(connection, job="forgotten", due_at=AGES_AGO)
     insert(connection, job="fresh")
     supervisor = start_supervisor("basic", "--procs", "1")
     supervisor.until("no supervisor serves step 'step' of job 'forgotten' in queue 'default'")

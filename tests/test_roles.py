@@ -40,7 +40,7 @@ TABLES = {
 }
 EXECUTABLE = {"enqueue", "status"}
 # They compute, and touch nothing.
-HARMLESS = {"checked_duration", "fill_key", "keeps_key", "payload"}
+HARMLESS = {"checked_duration", "place_run", "render_key", "keeps_key", "payload"}
 
 
 def grants(role: str, names: dict[str, str]) -> str:
@@ -176,7 +176,7 @@ def test_an_enqueuer_can_do_nothing_else(roles: Roles) -> None:
                 "select proname from pg_proc where pronamespace = 'underway'::regnamespace"
             )
         }  # fmt: skip
-        # pass_keys does nothing where no key is free, and says so to everybody; its update is refused below.
+        # grant_keys does nothing where no key is free, and says so to everybody; its update is refused below.
         assert refused_functions(connection, roles.owner) == everything - allowed
     with connect(roles.owner) as owner:
         assert value(owner, "select count(*) from underway.run where cancel_requested") == 0

@@ -44,7 +44,7 @@ def sql(any_database: str, app: Underway) -> Iterator[Connection]:
 
 def run(connection: Connection, row_id: UUID) -> tuple[Any, ...]:
     found: tuple[Any, ...] | None = connection.execute(
-        "select job, step, queue, state, priority, due - rank, keep, input from underway.run where id = %s", [row_id]
+        "select job, step, queue, state, priority, due_at - rank, keep, input from underway.run where id = %s", [row_id]
     ).fetchone()
     assert found is not None
     return found
@@ -94,7 +94,7 @@ def test_arguments_of_a_run(sql: Connection) -> None:
     )
     minutes = timedelta(minutes=5)
     assert run(sql, new) == ("orders", "keep_order", "default", "waiting", 5, minutes, timedelta(days=1), {})
-    ((due,),) = sql.execute("select due - clock_timestamp() from underway.run").fetchall()
+    ((due,),) = sql.execute("select due_at - clock_timestamp() from underway.run").fetchall()
     assert timedelta(minutes=59) < due <= timedelta(hours=1)
     # zero is a value, and replaces what was registered
     now = enqueued(sql, "underway.enqueue('placed', '1', delay => interval '0', priority => 0)")

@@ -100,13 +100,15 @@ def _step_hands_over(database: str, connection: Connection) -> None:
 def _key_is_passed_on(database: str, connection: Connection) -> None:
     key = {"queue": "ours", "concurrency_key": "key"}
     held, _ = insert_held(connection, OURS, holds_key=True, **key)
-    insert(connection, state="waiting", due="9999-12-31 00:00+00", **key)
-    connection.execute("update underway.run set state = 'pending', owner = null, lease_until = null where holds_key")
+    insert(connection, state="waiting", due_at=None, **key)
+    connection.execute(
+        "update underway.run set state = 'pending', owner = null, lease_expires_at = null where holds_key"
+    )
     connection.execute("select underway.cancel(%s)", [held])
 
 
 def _delayed_run_is_promoted(database: str, connection: Connection) -> None:
-    insert(connection, state="waiting", due="now", queue="ours")
+    insert(connection, state="waiting", due_at="now", queue="ours")
 
     async def promote(store: Store) -> None:
         assert await store.promote(10) == 1

@@ -46,7 +46,7 @@ class Context(Generic[State]):
     `attempt` counts every try at this step that was begun, from 1, whatever became of it.
     """
 
-    __slots__ = ("_ends_at", "_run", "_scheduled_for", "_worker", "attempt", "job", "step")
+    __slots__ = ("_ends_at", "_run", "_scheduled_at", "_worker", "attempt", "job", "step")
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class Context(Generic[State]):
         attempt: int,
         ends_at: float,
         worker: Worker,
-        scheduled_for: float | None = None,
+        scheduled_at: float | None = None,
     ) -> None:
         self.job = job
         self.step = step
         self.attempt = attempt
         self._run = run
         self._ends_at = ends_at
-        self._scheduled_for = scheduled_for
+        self._scheduled_at = scheduled_at
         self._worker = worker
 
     def __reduce__(self) -> Never:
@@ -89,12 +89,12 @@ class Context(Generic[State]):
         return state
 
     @property
-    def scheduled_for(self) -> datetime | None:
+    def scheduled_at(self) -> datetime | None:
         """The slot of the schedule that enqueued this run, in UTC; None if no schedule did.
 
         The same in every step and at every attempt, however late it is.
         """
-        return None if self._scheduled_for is None else datetime.fromtimestamp(self._scheduled_for, UTC)
+        return None if self._scheduled_at is None else datetime.fromtimestamp(self._scheduled_at, UTC)
 
     @property
     def log(self) -> logging.Logger:

@@ -1,4 +1,4 @@
-"""Keys: constants, or templates over the fields of an input. Pure; `underway.fill_key` is the twin in SQL.
+"""Keys: constants, or templates over the fields of an input. Pure; `underway.render_key` is the twin in SQL.
 
 `"{customer_id}"` is replaced by that field of the input as it travels, in JSON; `"{customer.id}"` looks into a nested
 object. A field must be a string, an integer or a boolean: of these the text is the same everywhere.

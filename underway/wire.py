@@ -52,7 +52,7 @@ class Task(NamedTuple):
     """Supervisor: run this.
 
     `attempt` counts from 1; `attempts` and `crashes` are the counters of the run, which a step's own transaction must
-    leave as they are; `timeout` is in seconds from the start of the step, `scheduled_for` in those of the epoch.
+    leave as they are; `timeout` is in seconds from the start of the step, `scheduled_at` in those of the epoch.
     """
 
     run: str
@@ -63,7 +63,7 @@ class Task(NamedTuple):
     attempts: int
     crashes: int
     timeout: float
-    scheduled_for: float | None
+    scheduled_at: float | None
     payload: bytes
 
     @property
@@ -107,7 +107,7 @@ class Transaction(NamedTuple):
 
 Ending: TypeAlias = Literal["next", "done", "committed", "retry", "fail", "interrupted"]
 ENDINGS: tuple[Ending, ...] = get_args(Ending)
-# Step, queue, priority, delay, keep, concurrency_key, key_limit of the next step.
+# Step, queue, priority, delay, keep, concurrency_key, concurrency_limit of the next step.
 Placement: TypeAlias = tuple[str, str, int, float, float, str | None, int | None]
 
 
@@ -122,7 +122,7 @@ class Spawn(TypedDict):
     delay: float
     keep: float
     concurrency_key: str | None
-    key_limit: int | None
+    concurrency_limit: int | None
     input: str
 
 

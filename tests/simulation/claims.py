@@ -20,7 +20,7 @@ def claim(
     carry: Callable[[int], None],
 ) -> list[tuple[Claimed, int, float]]:
     """Each with the number of its lane, and its rank."""
-    columns: Any = lanes.columns(from_head=head)
+    columns: Any = lanes.columns(from_start=head)
     number = {lane: n for n, lane in enumerate(lanes.lanes)}
     clean: list[list[tuple[float, str]]] = [[] for _ in number]
     suspected: list[list[tuple[float, str]]] = [[] for _ in number]
@@ -28,7 +28,7 @@ def claim(
         if row.state == "pending" and (n := number.get(row.lane)) is not None:
             if row.crashes:
                 suspected[n].append((row.rank, row.run))
-            elif (row.rank, row.run) > (columns["marks"][n], columns["mark_ids"][n]):
+            elif (row.rank, row.run) > (columns["cursors"][n], columns["cursor_ids"][n]):
                 clean[n].append((row.rank, row.run))
     chosen = [*_first(clean, candidates), *_first(suspected, suspects)]
     taken = [(rank, row) for rank, run in sorted(chosen) if not database.is_locked(row := database.live[run])][:tasks]
@@ -39,7 +39,7 @@ def claim(
     for rank, row in taken:
         n = number[row.lane]
         row.state, row.owner, row.token = "in_progress", owner, database.new_token()
-        row.lease_until = database.loop.time() + columns["leases"][n]
+        row.lease_expires_at = database.loop.time() + columns["leases"][n]
         row.max_crashes = columns["max_crashes"][n]
         counters = row.number, row.attempts, row.crashes, row.releases
         claimed.append((Claimed(row.run, row.token, row.lane, *counters, None, row.input, row.holds_key), n, rank))

@@ -66,7 +66,7 @@ def _hand_over(database: Database, row: Row, on: Continue) -> set[str]:
     """Put the run at its step; the keys that it has given up, or wants."""
     before, held = row.key, row.holds_key
     if on.queue is not None:
-        row.key = None if on.concurrency_key is None else Key(on.concurrency_key, on.key_limit or 1)
+        row.key = None if on.concurrency_key is None else Key(on.concurrency_key, on.concurrency_limit or 1)
         row.holds_key = held and row.key == before
     row.lane = Lane(on.queue or row.lane.queue, row.lane.job, on.step)
     row.input = on.payload or row.input
@@ -115,6 +115,6 @@ def _stay(database: Database, row: Row, owner: UUID, policy: Policy) -> int:
     if row.state != "pending":
         raise Broken(f"{row.run}: is to stay, and has to wait")
     row.state, row.owner, row.token = "in_progress", owner, database.new_token()
-    row.lease_until = database.loop.time() + policy.lease.total_seconds()
+    row.lease_expires_at = database.loop.time() + policy.lease.total_seconds()
     row.max_crashes = policy.max_crashes
     return row.token

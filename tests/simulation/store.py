@@ -35,10 +35,10 @@ class FakeStore:
         candidates: int,
         suspects: int,
         size: int = ANY_SIZE,
-        from_head: bool = True,
+        from_start: bool = True,
         seconds: float = STATEMENT_SECONDS,
     ) -> list[Claimed]:
-        limits = tasks, candidates, suspects, size, from_head
+        limits = tasks, candidates, suspects, size, from_start
         claimed = await self._leases.do(
             "claim",
             lambda: claims.claim(self._database, self._owner, lanes, *limits, self._leases.carry),
@@ -46,7 +46,7 @@ class FakeStore:
         )
         for run, lane, rank in claimed:
             if not run.crashes:
-                lanes.mark(lane, rank, run.run)
+                lanes.advance_cursor(lane, rank, run.run)
         return [run for run, _, _ in claimed]
 
     @property
@@ -135,12 +135,12 @@ class FakeStore:
         self._note_locked_keys(locked)
         return reaped
 
-    async def promote(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
+    async def promote(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
         return await self._work.do("promote", lambda: claims.promote(self._database))
 
-    async def line_up(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
+    async def join_key_queue(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
         before, self.locked_keys = self.locked_keys, set()
-        looked_at, locked = await self._work.do("line up", lambda: self._database.keys.line_up(before))
+        looked_at, locked = await self._work.do("line up", lambda: self._database.keys.join_key_queue(before))
         self._note_locked_keys(locked)
         return looked_at
 
@@ -153,7 +153,7 @@ class FakeStore:
             self.locked_keys.update(locked)
             self.on_locked_keys()
 
-    async def seconds_until_due(self, *, from_head: bool = True) -> float | None:
+    async def seconds_until_due(self, *, from_start: bool = True) -> float | None:
         due = await self._work.do("due", lambda: claims.due_at(self._database))
         return None if due is None else due - self._database.loop.time()
 
@@ -178,7 +178,7 @@ class FakeStore:
     async def has_work(self, jobs: Iterable[str]) -> bool:
         return bool(self._database.live)
 
-    async def expire(self, limit: int, *, from_head: bool = True, passing_over: int = 0) -> int:
+    async def expire(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
         return 0
 
     async def stranded_lanes(self) -> list[Lane]:

@@ -71,7 +71,7 @@ def _note(run: Row, now: datetime) -> str:
     if run["state"] == "failed":
         return headline(run["error"])
     if run["state"] == "waiting":
-        return f"due {age(run['due'], now)}" if run["due"] else "until its key is free"
+        return f"due {age(run['due_at'], now)}" if run["due_at"] else "until its key is free"
     if run["progress"]:
         return progress(run["progress"])
     return charges(run)

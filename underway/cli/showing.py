@@ -101,7 +101,7 @@ def _facts(run: Row, now: datetime) -> list[str]:
         told = age(at, now)
         return f"{moment(at)} ({told if told.startswith('in ') else f'{told} ago'})"
 
-    key_limit = f" (at most {run['key_limit']} at once)" if run["key_limit"] else ""
+    concurrency_limit = f" (at most {run['concurrency_limit']} at once)" if run["concurrency_limit"] else ""
     supervisor = f"{run['owner']} ({run['host']}:{run['pid']})" if run["host"] else run["owner"]
     facts = {
         "run": run["id"],
@@ -111,16 +111,16 @@ def _facts(run: Row, now: datetime) -> list[str]:
         "queue": run["queue"],
         "priority": run["priority"] or "",
         "created": when(run["created_at"]),
-        "scheduled for": when(run["scheduled_for"]),
-        "due": when(run["due"]) if run["state"] == "waiting" else "",
+        "scheduled for": when(run["scheduled_at"]),
+        "due": when(run["due_at"]) if run["state"] == "waiting" else "",
         "finished": when(run["finished_at"]),
         "kept until": when(run["expires_at"]),
-        "lease until": when(run["lease_until"]),
+        "lease until": when(run["lease_expires_at"]),
         "supervisor": supervisor,
         "progress": progress(run["progress"]),
         "charged": charges(run),
         "unique key": run["unique_key"],
-        "key": f"{run['concurrency_key']}{key_limit}" if run["concurrency_key"] else "",
+        "key": f"{run['concurrency_key']}{concurrency_limit}" if run["concurrency_key"] else "",
         "dead letter": run["dead_letter"],
         "quarantined": "yes; it goes on by: underway quarantine --release RUN" if run["quarantined"] else "",
     }

@@ -62,7 +62,7 @@ class Continue(NamedTuple):
     ran_number: int
     attempt: Attempt
     concurrency_key: str | None = None
-    key_limit: int | None = None
+    concurrency_limit: int | None = None
 
 
 class Next(NamedTuple):
@@ -74,7 +74,7 @@ class Next(NamedTuple):
     delay: float
     keep: float
     concurrency_key: str | None = None
-    key_limit: int | None = None
+    concurrency_limit: int | None = None
 
 
 class Tried(Protocol):
@@ -107,7 +107,7 @@ def succeed(task: Tried, attempt: Attempt, placement: Sequence[Any] | None, payl
         priority=following.priority,
         keep=following.keep,
         concurrency_key=following.concurrency_key,
-        key_limit=following.key_limit,
+        concurrency_limit=following.concurrency_limit,
         payload=payload,
         delay=following.delay,
         number=0,
@@ -155,10 +155,10 @@ def continue_parameters(
         "priorities": Int2s(columns["priority"]),
         "keeps": Float8s(columns["keep"]),
         "concurrency_keys": Texts(columns["concurrency_key"]),
-        "key_limits": Int2s(columns["key_limit"]),
+        "concurrency_limits": Int2s(columns["concurrency_limit"]),
         "payloads": Texts(columns["payload"]),
         "delays": Float8s(columns["delay"]),
-        "numbers": Int4s(columns["number"]),
+        "attempt_numbers": Int4s(columns["number"]),
         "attempts": Int4s(columns["attempts"]),
         "crashes": Int4s(columns["crashes"]),
         "releases": Int4s(columns["releases"]),
@@ -181,7 +181,7 @@ def _attempt_columns(notes: Iterable[Attempt]) -> dict[str, Any]:
         "outcomes": Texts(outcomes),
         "errors": Texts(errors),
         "started": Float8s(None if at is None else now - at for at in started),
-        "ended": Float8s(0.0 if at is None else now - at for at in ended),
+        "finished": Float8s(0.0 if at is None else now - at for at in ended),
         "pids": Int4s(pids),
         "cpu_seconds": Float4s(cpu_seconds),
         "peak_rss": Int8s(peak_rss),

@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from functools import cache
 from graphlib import TopologicalSorter
 from hashlib import sha256
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from typing import Any, LiteralString
 
 import psycopg
@@ -36,7 +34,7 @@ from psycopg.rows import tuple_row
 
 from underway.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
 from underway.postgres import online
-from underway.postgres.queries import statements
+from underway.postgres.queries import read, statements
 
 # All statements that need the table queue behind a migration that waits for its lock. So a migration gives up soon and
 # tries again: it may wait as long as the longest transaction that has read the table.
@@ -73,15 +71,15 @@ class Definition:
 @cache
 def migrations() -> tuple[Migration, ...]:
     """All migrations that this code knows, in order."""
-    texts = {file.name: file.read_text() for file in _sql_files("migrations")}
+    texts = read("migrations")
     found = []
     for file, sql in texts.items():
-        if match := re.fullmatch(r"(\d{4})_(\w+)\.sql", file):
+        if match := re.fullmatch(r"(\d{4})_(\w+)", file):
             header = re.search(r"^-- oldest code: (\d+)$", sql, re.MULTILINE)
             if header is None:
-                raise ValueError(f"{file} does not say '-- oldest code: N'")
-            later = online.split(texts.get(file.replace(".sql", ".online.sql"), ""))
-            found.append(Migration(int(match[1]), match[2], int(header[1]), sql, later))
+                raise ValueError(f"{file}.sql does not say '-- oldest code: N'")
+            phase = online.split(texts.get(f"{file}.online", ""))
+            found.append(Migration(int(match[1]), match[2], int(header[1]), sql, phase))
     return tuple(sorted(found, key=lambda migration: migration.version))
 
 
@@ -90,23 +88,18 @@ def definitions() -> tuple[Definition, ...]:
     """All functions and views, each after those that its text names.
 
     Postgres looks up what a view or the body of an SQL function names when it is created, but not what the body of a
-    PL/pgSQL function names. One order for all is simpler than knowing which is which.
+    PL/pgSQL function names. One order for all is simpler than telling them apart.
     """
     found = {
-        file.name.removesuffix(".sql"): Definition(f"{kind}/{file.name.removesuffix('.sql')}", file.read_text())
-        for kind in ("functions", "views")
-        for file in _sql_files(kind)
+        name: Definition(f"{folder}/{name}", sql)
+        for folder in ("functions", "views")
+        for name, sql in read(folder).items()
     }
-    sorter: TopologicalSorter[str] = TopologicalSorter()
+    order: TopologicalSorter[str] = TopologicalSorter()
     for name, definition in found.items():
         named = set(re.findall(r"\bunderway\.(\w+)", definition.sql)) & found.keys() - {name}
-        sorter.add(name, *sorted(named))
-    return tuple(found[name] for name in sorter.static_order())
-
-
-def _sql_files(kind: str) -> list[Traversable]:
-    folder = files("underway.postgres").joinpath("sql", kind)
-    return sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+        order.add(name, *sorted(named))
+    return tuple(found[name] for name in order.static_order())
 
 
 def migrate(connection: psycopg.Connection[Any]) -> list[str]:

@@ -38,7 +38,7 @@ class StoredAttempt(NamedTuple):
     state: str
     input: str | None  # None: it is not kept
     number: int  # of attempts before this one
-    scheduled_for: float | None  # seconds of the epoch
+    scheduled_at: float | None  # seconds of the epoch
 
 
 def list_runs(
@@ -123,7 +123,7 @@ def list_schedules(connection: psycopg.Connection[Any]) -> list[Row]:
 
 
 def _found(connection: psycopg.Connection[Any], statement: str, least: UUID, most: UUID) -> list[Found]:
-    parameters = {"least": least, "most": most, "limit": ALIKE}
+    parameters = {"lowest": least, "highest": most, "limit": ALIKE}
     return [Found(*row) for row in fetch(connection, statement, parameters)]
 
 
@@ -136,7 +136,7 @@ def _objects(connection: psycopg.Connection[Any], statement: str, parameters: An
 
 # JSON has no instants; Postgres writes them in the one form that no DateStyle changes.
 _INSTANTS = {
-    *("created_at", "due", "scheduled_for", "finished_at", "expires_at", "lease_until", "late_since"),
+    *("created_at", "due_at", "scheduled_at", "finished_at", "expires_at", "lease_expires_at", "late_since"),
     *("started_at", "seen_at", "oldest", "newest"),
 }
 

@@ -61,7 +61,7 @@ class Claims:
         self._stopping = False
         self._paused = False
         self._short = False
-        self._from_head = True
+        self._from_start = True
         self._head_at = 0.0
         self._batch = Batch(MOST_CLAIMED, MOST_BYTES, longest=LONGEST_CLAIM_SECONDS)
         self._lanes = Lanes(())
@@ -100,7 +100,7 @@ class Claims:
 
     async def _claimed_nothing(self, tasks: int) -> None:
         to_head = self._head_at - time.monotonic()
-        if not self._from_head:
+        if not self._from_start:
             await self._sleep(to_head)
         elif not await self._declare_idle(tasks):
             self._on_empty()
@@ -115,7 +115,7 @@ class Claims:
         self._paused = self._full()
         return 0 if self._paused else self._dispatch.demand()
 
-    async def _claim(self, tasks: int, *, from_head: bool = False) -> int:
+    async def _claim(self, tasks: int, *, from_start: bool = False) -> int:
         await self._release_unknown()
         steps = self._crew.claimable
         if steps is not self._lanes_of:
@@ -124,7 +124,7 @@ class Claims:
         suspects = 0 if any(task.suspect for task in self._held.values()) else 1
         # Other claimers lock the same candidates first; after a short answer look further down the lane.
         candidates = min(tasks * 4, 4 * MOST_CLAIMED) if self._short else tasks
-        self._from_head = from_head or time.monotonic() >= self._head_at
+        self._from_start = from_start or time.monotonic() >= self._head_at
         size = min(self._batch.size, self._dispatch.room())
         try:
             with self._dispatch.expecting(tasks), self._batch.smaller_if_interrupted(tasks, size):
@@ -134,7 +134,7 @@ class Claims:
                     candidates=candidates,
                     suspects=suspects,
                     size=size,
-                    from_head=self._from_head,
+                    from_start=self._from_start,
                     seconds=self._batch.seconds,
                 )
         except FAILED as error:
@@ -145,7 +145,7 @@ class Claims:
             return 0
         # Not when it was wanted: it may have waited for the database to come back, much longer than a lease.
         sent_at = self._store.claim_sent_at
-        if self._from_head:
+        if self._from_start:
             now = time.monotonic()
             self._head_at = now + (now - sent_at) / HEAD_SHARE
         carried = sum([len(run.input) for run in claimed])
@@ -209,7 +209,7 @@ class Claims:
         except FAILED:
             return False
         self._idle = True
-        return await self._claim(tasks, from_head=True) > 0
+        return await self._claim(tasks, from_start=True) > 0
 
     async def _declare_busy(self) -> None:
         self._idle = False

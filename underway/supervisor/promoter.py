@@ -41,7 +41,7 @@ class Promoter:
         self._swept_at = 0.0
         self._swept_to = ("", "")
         self._faults = Faults("promotion")
-        self._promotion, self._line_up, self._swept = Batch(_LIMIT), Batch(_LINED_UP), Batch(_SWEPT_KEYS)
+        self._promotion, self._join_key_queue, self._swept = Batch(_LIMIT), Batch(_LINED_UP), Batch(_SWEPT_KEYS)
         store.on_locked_keys = lambda: self.hint(_LOCKED_PAUSE)
 
     def hint(self, delay: float) -> None:
@@ -65,30 +65,32 @@ class Promoter:
 
     async def _look(self) -> float:
         """Promote what is due; how long until there is more to do."""
-        from_head = time.monotonic() >= self._head_at
-        due = await self._store.seconds_until_due(from_head=from_head)
-        if from_head:
+        from_start = time.monotonic() >= self._head_at
+        due = await self._store.seconds_until_due(from_start=from_start)
+        if from_start:
             now = time.monotonic()
             self._head_at = now + (now - self._store.commit_sent_at) / _HEAD_SHARE
         if self._store.locked_keys or (due is not None and due <= 0):
-            if await self._promote(from_head=from_head):
+            if await self._promote(from_start=from_start):
                 self._on_promoted()
             if self._faults.passed_over:
                 return _POLL_SECONDS  # the skipped rows stay due
-            due = await self._store.seconds_until_due(from_head=False)
+            due = await self._store.seconds_until_due(from_start=False)
         pause = _POLL_SECONDS if due is None else min(max(due, _SHORTEST_PAUSE), _POLL_SECONDS)
         return min(pause, _LOCKED_PAUSE) if self._store.locked_keys else pause
 
-    async def _promote(self, *, from_head: bool) -> bool:
+    async def _promote(self, *, from_start: bool) -> bool:
         """Promote a batch. Returns whether a run may have become pending."""
         looked_at = await self._faults.isolate(
-            lambda limit, passing_over: self._store.line_up(limit, from_head=from_head, passing_over=passing_over),
-            self._line_up,
+            lambda limit, passing_over: self._store.join_key_queue(
+                limit, from_start=from_start, passing_over=passing_over
+            ),
+            self._join_key_queue,
             self._took,
         )
         passed_over = self._faults.passed_over
         promoted = await self._faults.isolate(
-            lambda limit, passing_over: self._store.promote(limit, from_head=from_head, passing_over=passing_over),
+            lambda limit, passing_over: self._store.promote(limit, from_start=from_start, passing_over=passing_over),
             self._promotion,
             self._took,
         )

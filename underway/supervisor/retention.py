@@ -23,22 +23,22 @@ class Retention:
         self._batch = Batch(_LIMIT)
 
     async def run(self) -> None:
-        from_head = True
+        from_start = True
         while True:
             pause = _PERIOD * random.uniform(0.8, 1.2)  # noqa: S311 - a fleet need not look in step
             try:
-                from_head = await self._expire(from_head=from_head)
-                if not from_head:
+                from_start = await self._expire(from_start=from_start)
+                if not from_start:
                     pause = _PAUSE
             except FAILED as error:
                 self._faults.note(error)
             await asyncio.sleep(pause)
 
-    async def _expire(self, *, from_head: bool) -> bool:
+    async def _expire(self, *, from_start: bool) -> bool:
         """Remove a batch. Returns whether nothing more is left to remove for now."""
         limit = self._batch.rows
         removed = await self._faults.isolate(
-            lambda limit, passing_over: self._store.expire(limit, from_head=from_head, passing_over=passing_over),
+            lambda limit, passing_over: self._store.expire(limit, from_start=from_start, passing_over=passing_over),
             self._batch,
             lambda: time.monotonic() - self._store.commit_sent_at,
         )

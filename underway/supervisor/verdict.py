@@ -108,7 +108,7 @@ def settle(
         priority=None,
         keep=None,
         concurrency_key=None,
-        key_limit=None,
+        concurrency_limit=None,
         payload=None,
         delay=delay,
         number=task.number + (attempt.started is not None),

@@ -52,7 +52,7 @@ def replay(app: Underway, run_id: UUID, stored: StoredAttempt) -> Replayed:
         raise UnderwayError(f"this app has no step {stored.step!r} of a job {stored.job!r}, at which the run stands")
     lane = Lane(stored.queue, stored.job, stored.step)
     task = first_task(run_id, _NO_TOKEN, lane, specs[0], stored.input.encode())
-    task.number, task.scheduled_for = stored.number, stored.scheduled_for
+    task.number, task.scheduled_at = stored.number, stored.scheduled_at
     with closing(LocalWorker(app)) as worker:
         transactions = worker.executor.transactions = UndoneTransactions(worker.outbox, worker.guard)
         transactions.welcome = wire.Welcome(str(uuid4()), socket.gethostname(), app._checked_url())

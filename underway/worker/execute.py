@@ -153,7 +153,7 @@ class Executor:
             attempt=task.attempt,
             ends_at=time.time() + task.timeout,
             worker=attempt,
-            scheduled_for=task.scheduled_for,
+            scheduled_at=task.scheduled_at,
         )
         arguments = (cx, codec.decode(task.payload, step.input_type)) if step.takes_input else (cx,)
         context.enter(cx)
@@ -266,7 +266,7 @@ class _Attempt:
             "delay": placed.delay.total_seconds(),
             "keep": placed.keep.total_seconds(),
             "concurrency_key": placed.concurrency_key and keys.fill(placed.concurrency_key, payload),
-            "key_limit": placed.concurrency_limit,
+            "concurrency_limit": placed.concurrency_limit,
             "input": payload.decode(),
         }
         self._add(spawn, len(payload))

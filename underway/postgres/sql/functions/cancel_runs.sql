@@ -1,5 +1,5 @@
--- Runs in progress are only marked. The mark shuts the fence, so from that commit on nothing of the attempt can be
--- written; its supervisor is woken, stops the step, and closes the run when nothing of it runs any more.
+-- A run in progress is only marked. The mark closes the fence, so from that commit on nothing of the attempt can be
+-- written. Its supervisor is woken, stops the step, and closes the run when nothing of the step is left.
 create or replace function underway.cancel_runs(run_ids uuid[]) returns int
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -9,24 +9,21 @@ declare
     requested int;
     locked_keys text[];
 begin
-    -- Who claims, commits or takes back one of them at this moment comes first, and what is found then stays.
+    -- Claims, commits and the reaper that have locked a run come first, and the state that they leave counts.
     perform from underway.run r where r.id = any(run_ids) order by r.id for update;
-    with gone as (
+    with ended as (
         delete from underway.run r
         where r.id = any(run_ids) and r.state in ('pending', 'waiting')
-        returning r.*
+        returning r.*, 'cancelled' as final, 'cancelled' as outcome, r.attempts as final_attempts,
+            r.crashes as final_crashes, 'cancelled' as error, null::text as payload
     ),
     filed as (
-        insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
-            priority, key_limit, state, queue, job, step, schedule, unique_key, concurrency_key, error, input)
-        select id, created_at, now() + keep, scheduled_for, keep, attempts, crashes, releases, priority, key_limit,
-            'cancelled', queue, job, step, schedule, unique_key, concurrency_key, 'cancelled', input
-        from gone
+        :file_finished_runs
         on conflict (id) do nothing
     )
     select count(*), (
-        select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key
-    ) into closed, locked_keys from gone;
+        select underway.grant_keys(array_agg(queue), array_agg(concurrency_key)) from ended where holds_key
+    ) into closed, locked_keys from ended;
     update underway.run r
     set cancel_requested = true
     where r.id = any(run_ids) and r.state = 'in_progress' and not r.cancel_requested;

@@ -1,5 +1,7 @@
--- As Python has it (underway/options.py): a thousand years. To be compared, a year has 360 days and the parts are summed
--- up; what is short only since one part undoes another, as '292000 years -105110000 days', overflows when it is added.
+-- At most a thousand years, as in Python (underway/options.py). Comparisons of intervals count 360 days for a year, and
+-- add up the parts. An interval whose parts cancel out, such as '292000 years -105110000 days', overflows when it is added
+-- to an instant, so each part is limited too. (A run with keep => '293000 years' could neither finish nor be cancelled:
+-- Postgres has no such instant, so the run was repeated for ever.)
 create or replace function underway.checked_duration(option text, given interval) returns interval
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
@@ -15,4 +17,4 @@ begin
     return given;
 end
 $$;
-comment on function underway.checked_duration is 'the same duration; an error if no run can have it';
+comment on function underway.checked_duration is 'the same duration; an error if a run cannot have it';

@@ -9,4 +9,4 @@ as $$
     )
     select exists (select from discarded)
 $$;
-comment on function underway.discard is 'takes the label off a run, which stays readable as failed; false without one';
+comment on function underway.discard is 'removes the label of a run, which stays readable as failed; false if it has none';

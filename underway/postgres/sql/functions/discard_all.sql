@@ -1,3 +1,4 @@
+-- Locks in the order of the ids, as underway.redrive_runs does.
 create or replace function underway.discard_all(dead_letter text) returns int
 language sql
 set search_path = pg_catalog, pg_temp

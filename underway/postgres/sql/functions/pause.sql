@@ -9,4 +9,4 @@ as $$
     )
     select count(pg_notify('underway', 'pause')) = 1 from changed
 $$;
-comment on function underway.pause is 'lets no run of this queue begin; false if it was paused already';
+comment on function underway.pause is 'lets no more runs of this queue start; false if the queue was paused already';

@@ -5,19 +5,19 @@ language plpgsql immutable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    spelled text;
+    printed text;
 begin
     begin
-        spelled := given::text;
+        printed := given::text;
     exception
         when program_limit_exceeded or out_of_memory or internal_error then null;
     end;
-    if spelled is null or octet_length(spelled) > 8388608 then
+    if printed is null or octet_length(printed) > 8388608 then
         raise exception 'the input has % bytes as JSON text, and at most 8388608 are allowed',
-            coalesce(octet_length(spelled)::text, 'more than 1073741823')
+            coalesce(octet_length(printed)::text, 'more than 1073741823')
             using errcode = 'UW005', hint = 'keep it in a table or a file store and pass its key';
     end if;
-    return spelled::json;
+    return printed::json;
 end
 $$;
 comment on function underway.payload is 'the same value as JSON text of at most 8 MiB; an error if it is longer';

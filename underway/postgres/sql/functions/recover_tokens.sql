@@ -19,9 +19,9 @@ begin
         (select token from underway.attempt order by run_id desc, token desc limit 1000)
     ) newest;
     if known > coalesce(pg_sequence_last_value('underway.token'), 0) then
-        perform underway.pass_tokens(known + 1000000000);
+        perform underway.advance_token_sequence(known + 1000000000);
     end if;
 end
 $$;
-comment on function underway.recover_tokens is 'makes the next token greater than those of the newest runs and
-attempts';
+comment on function underway.recover_tokens is
+    'makes the next token greater than those of the newest runs and attempts';

@@ -3,4 +3,4 @@ language sql
 set search_path = pg_catalog, pg_temp
 as $$ select underway.redrive_run(run_id, underway.payload(input)) $$;
 comment on function underway.redrive is
-    'redrives one run that has failed, if no other is live under its unique key; an error if it was cancelled';
+    'redrives a run that has failed, if no other live run has its unique key; an error if it was cancelled';

@@ -1,14 +1,15 @@
-create or replace function underway.redrive_all(dead_letter text, most int default null, failed_until timestamptz default 'infinity')
-returns int
+create or replace function underway.redrive_all(
+    dead_letter text, max_runs int default null, failed_until timestamptz default null
+) returns int
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
     select underway.redrive_runs((
         select array_agg(id) from (
             select f.id from underway.finished_run f
-            where f.dead_letter = redrive_all.dead_letter and f.finished_at <= redrive_all.failed_until
+            where f.dead_letter = redrive_all.dead_letter and (redrive_all.failed_until is null or f.finished_at <= redrive_all.failed_until)
             order by f.finished_at
-            limit most
+            limit max_runs
         ) oldest
     ))
 $$;

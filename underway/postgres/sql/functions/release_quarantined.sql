@@ -1,7 +1,6 @@
 create or replace function underway.release_quarantined(
-    job text default null, most int default null, failed_until timestamptz default 'infinity'
-)
-returns int
+    job text default null, max_runs int default null, failed_until timestamptz default null
+) returns int
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -9,10 +8,11 @@ as $$
         select array_agg(id) from (
             select f.id from underway.finished_run f
             where f.quarantined and (release_quarantined.job is null or f.job = release_quarantined.job)
-                and f.finished_at <= release_quarantined.failed_until
+                and (release_quarantined.failed_until is null or f.finished_at <= release_quarantined.failed_until)
             order by f.finished_at
-            limit most
+            limit max_runs
         ) oldest
     ))
 $$;
-comment on function underway.release_quarantined is 'redrives quarantined runs, of one job or all, the oldest first; how many';
+comment on function underway.release_quarantined is
+    'redrives quarantined runs, of one job or all, the oldest first; how many';

@@ -7,4 +7,4 @@ as $$
     )
     select count(pg_notify('underway', name)) = 1 from changed
 $$;
-comment on function underway.resume is 'undoes underway.pause; false if it was not paused';
+comment on function underway.resume is 'undoes underway.pause; false if the queue was not paused';

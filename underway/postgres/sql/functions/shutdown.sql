@@ -1,4 +1,4 @@
--- Two who ask all supervisors at the same time, each in the order in which it finds them.
+-- Inserts in the order of the ids: two calls in different orders would each wait for the other.
 create or replace function underway.shutdown(supervisor uuid default null) returns setof uuid
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -14,4 +14,4 @@ begin
     where shutdown.supervisor is null or s.id = shutdown.supervisor;
 end
 $$;
-comment on function underway.shutdown is 'asks one supervisor, or all, to stop as TERM does; who was asked';
+comment on function underway.shutdown is 'asks one supervisor, or all of them, to stop as TERM does; the supervisors asked';

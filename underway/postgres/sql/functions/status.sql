@@ -7,7 +7,7 @@ as $$
     select f.state from underway.finished_run f where f.id = status.run_id
     limit 1
 $$;
-comment on function underway.status is 'where a run stands, for those who know its id; null if there is no such run';
+comment on function underway.status is 'the state of a run; null if there is no run with this id';
 
 -- As for underway.enqueue.
 revoke execute on function underway.status from public;

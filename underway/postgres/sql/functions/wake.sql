@@ -1,3 +1,4 @@
+-- NOTIFY makes the transactions that enqueue commit one after another. One that no idle supervisor needs costs as much.
 create or replace function underway.wake(queue text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -10,4 +11,4 @@ begin
     end if;
 end
 $$;
-comment on function underway.wake is 'NOTIFY for a queue, if a supervisor that has nothing to do serves it';
+comment on function underway.wake is 'sends a NOTIFY for a queue, if an idle supervisor serves it';

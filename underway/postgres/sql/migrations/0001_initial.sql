@@ -13,9 +13,9 @@ create domain underway.key_text as text constraint key_text_length check (length
 create domain underway.limit_count as smallint constraint limit_count_positive check (value >= 1);
 create domain underway.run_instant as timestamptz constraint run_instant_range
     check (value between '1000-01-01 00:00+00' and '9999-12-31 00:00+00');
--- due - priority * 1 minute: at most 23 days outside the range of due.
+-- due_at - priority * 1 minute: at most 23 days outside the range of due_at.
 create domain underway.sort_instant as timestamptz constraint sort_instant_range
-    check (value between '0999-11-01 00:00+00' and '10000-03-01 00:00+00' or value = 'infinity');
+    check (value between '0999-11-01 00:00+00' and '10000-03-01 00:00+00');
 -- Postgres compares intervals as if a month had 30 days. Parts that cancel out, such as '292000 years -105110000 days',
 -- overflow when they are added to an instant, so each part is limited too.
 create domain underway.run_interval as interval constraint run_interval_range
@@ -27,25 +27,25 @@ create domain underway.counter as int constraint counter_range check (value betw
 -- Payloads are json, not jsonb: jsonb expands every number, so 8 MiB of 1e308 came back as 357 MB.
 --
 -- The table holds live runs only. fillfactor leaves room for the new row version of a renewal on the same page. No
--- index may contain lease_until, or no renewal would be a heap-only update. Autovacuum runs often, because the table is
+-- index may contain lease_expires_at, or no renewal would be a heap-only update. Autovacuum runs often, because the table is
 -- small and its rows turn over completely.
 create table underway.run (
     id uuid primary key,
     token bigint not null default 0,
     created_at underway.run_instant not null default clock_timestamp(),
-    due underway.run_instant not null,
-    rank underway.sort_instant not null,
-    lease_until underway.run_instant,
-    scheduled_for underway.run_instant,
+    due_at underway.run_instant,
+    rank underway.sort_instant,
+    lease_expires_at underway.run_instant,
+    scheduled_at underway.run_instant,
     owner uuid,
     keep underway.run_interval not null,
-    number underway.counter not null default 0,
+    attempt_number underway.counter not null default 0,
     attempts underway.counter not null default 0,
     crashes underway.counter not null default 0,
     releases underway.counter not null default 0,
     max_crashes underway.counter not null default 3,
     priority smallint not null default 0,
-    key_limit underway.limit_count,
+    concurrency_limit underway.limit_count,
     holds_key boolean not null default false,
     cancel_requested boolean not null default false,
     state text not null,
@@ -60,13 +60,17 @@ create table underway.run (
     input_bytes int not null generated always as (octet_length(input::text)) stored
         constraint run_input_bytes check (input_bytes <= 8388608),
     -- A run in progress always has an owner and a lease; otherwise the reaper could never take it back. A run with a
-    -- key is pending only while it holds one of the key's slots.
+    -- key is pending only while it holds one of the key's slots. Only a run that waits for a key may lack its due time
+    -- or its rank, and only one of them; otherwise no supervisor would ever find it.
     constraint run_state check (
         case state
             when 'pending' then owner is null and (concurrency_key is null or holds_key)
+                and due_at is not null and rank is not null
             when 'waiting' then owner is null
-            when 'in_progress' then owner is not null and lease_until is not null
-                and (concurrency_key is null or holds_key)
+                and case when concurrency_key is null or holds_key then due_at is not null and rank is not null
+                    else due_at is not null or rank is not null end
+            when 'in_progress' then owner is not null and lease_expires_at is not null
+                and (concurrency_key is null or holds_key) and due_at is not null and rank is not null
             else false
         end
     )
@@ -76,28 +80,30 @@ create table underway.run (
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
 );
 comment on table underway.run is 'live runs; a finished run moves to finished_run';
-comment on column underway.run.due is 'when a promoter next looks at a waiting run';
-comment on column underway.run.rank is 'due - priority * 1 minute: the order in a lane, and the ageing of priorities';
-comment on column underway.run.number is 'attempts at this step that started and ended, whatever their outcome';
+comment on column underway.run.due_at is
+    'when a promoter looks at a waiting run; null while it is in line for its key, because the key will be passed on to it';
+comment on column underway.run.rank is
+    'due_at - priority * 1 minute: the order in a lane, and in the line for a key; null until it joins that line';
+comment on column underway.run.attempt_number is 'attempts at this step that started and ended, whatever their outcome';
 comment on column underway.run.attempts is 'failures and timeouts at this step: what the retry policy counts';
 comment on column underway.run.crashes is 'deaths of the process at this step: at max_crashes the run is quarantined';
 comment on column underway.run.holds_key is
-    'has one of the key_limit slots of (queue, concurrency_key): from pending on, through retries and crashes';
+    'has one of the concurrency_limit slots of (queue, concurrency_key): from pending on, through retries and crashes';
 comment on column underway.run.schedule is 'the name of the schedule, of the same job, that enqueued the run';
 comment on column underway.run.input_bytes is 'the size of the input as text, so that a claim can be bounded by bytes';
 
 create index run_lane on underway.run (queue, job, step, rank, id) where state = 'pending' and crashes = 0;
 create index run_suspect on underway.run (queue, job, step, rank, id) where state = 'pending' and crashes > 0;
-create index run_waiting on underway.run (due, id) where state = 'waiting';
+create index run_waiting on underway.run (due_at, id) where state = 'waiting' and due_at is not null;
 create index run_in_progress on underway.run (id) where state = 'in_progress';
 -- Without the owner: each claim and each hand-over would write into this index too.
 create index run_cancel_requested on underway.run (id) where cancel_requested;
 create unique index run_unique_key on underway.run (job, unique_key) where unique_key is not null;
 create index run_concurrency_key on underway.run (queue, concurrency_key, rank, id)
-    where state = 'waiting' and concurrency_key is not null;
+    where state = 'waiting' and concurrency_key is not null and rank is not null;
 create index run_holds_key on underway.run (queue, concurrency_key) where holds_key;
-create index run_key_due on underway.run (due, id)
-    where state = 'waiting' and concurrency_key is not null and not holds_key;
+create index run_key_due on underway.run (due_at, id)
+    where state = 'waiting' and concurrency_key is not null and not holds_key and due_at is not null;
 create index run_schedule on underway.run (job, schedule) where schedule is not null;
 
 create table underway.finished_run (
@@ -105,13 +111,13 @@ create table underway.finished_run (
     created_at timestamptz not null,
     finished_at timestamptz not null default clock_timestamp(),
     expires_at timestamptz not null,
-    scheduled_for timestamptz,
+    scheduled_at timestamptz,
     keep interval not null,
     attempts int not null,
     crashes int not null,
     releases int not null,
     priority smallint not null,
-    key_limit smallint,
+    concurrency_limit smallint,
     quarantined boolean not null default false,
     state text not null constraint finished_run_state check (state in ('succeeded', 'failed', 'cancelled')),
     queue text not null,
@@ -140,7 +146,7 @@ create index finished_run_quarantined on underway.finished_run (finished_at) whe
 create table underway.attempt (
     run_id uuid not null,
     token bigint not null,
-    number int not null,
+    attempt_number int not null,
     pid int,
     started_at timestamptz,
     finished_at timestamptz not null,
@@ -164,7 +170,7 @@ create table underway.job (
     keep interval not null,
     unique_key text,
     concurrency_key text,
-    key_limit smallint,
+    concurrency_limit smallint,
     registered_at timestamptz not null default clock_timestamp()
 );
 comment on table underway.job is 'what underway.enqueue needs to know of a job, as registered by a supervisor or sync';

@@ -1,194 +1,164 @@
--- finish_runs: close the runs of these attempts; only those still owned under exactly this token
+-- finish_runs: close the runs of these attempts, if they are still owned under exactly these tokens
 --
 -- The fence is pairwise: (id, token) as given together, never two lists. With two lists, attempts whose tokens were
--- swapped deleted each other's runs. A row that somebody else has locked is left for the next turn.
--- Of a run that somebody has cancelled no other end is written than that. What an attempt has spawned names its token,
--- so that of two attempts at one run only the one that holds it has children.
---
--- The time is the statement's, since in a step's own transaction now() is when that began.
-with gone as (
-    delete from underway.run r
-    using unnest(
+-- swapped deleted each other's runs. Rows that another transaction has locked are left for the next turn. A cancelled
+-- run can only end as cancelled.
+with given as (
+    select * from unnest(
         %(ids)s::uuid[], %(tokens)s::int8[], %(states)s::text[], %(payloads)s::text[], %(outcomes)s::text[],
-        %(errors)s::text[], %(attempts)s::int[], %(crashes)s::int[], %(started)s::float8[], %(ended)s::float8[],
+        %(errors)s::text[], %(attempts)s::int[], %(crashes)s::int[], %(started)s::float8[], %(finished)s::float8[],
         %(pids)s::int[], %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
-    ) as g (id, token, final, payload, outcome, error, attempts, crashes, started, ended, pid, cpu_seconds, peak_rss)
+    ) as given (id, token, final, payload, outcome, error, attempts, crashes, started, finished, pid, cpu_seconds,
+        peak_rss)
+),
+-- The runs for which the fence held.
+ended as (
+    delete from underway.run r
+    using given g
     where r.id = any(array(
             select l.id from underway.run l where l.id = any(%(ids)s::uuid[]) order by l.id for update skip locked
         ))
         and r.id = g.id and r.token = g.token and r.owner = %(owner)s
         and r.state = 'in_progress' and r.cancel_requested = (g.final = 'cancelled')
-    returning r.id, r.token, r.created_at, r.scheduled_for, r.keep, r.number, r.releases, r.priority, r.key_limit,
-        r.queue, r.job, r.step, r.schedule, r.unique_key, r.concurrency_key, r.holds_key, r.input, g.final, g.payload,
-        g.outcome, g.error, g.attempts, g.crashes, g.started, g.ended, g.pid, g.cpu_seconds, g.peak_rss
+    returning r.id, r.token, r.created_at, r.scheduled_at, r.keep, r.attempt_number + 1 as attempt_number, r.releases,
+        r.priority, r.concurrency_limit, r.queue, r.job, r.step, r.schedule, r.unique_key, r.concurrency_key,
+        r.holds_key, r.input, g.final, g.payload, g.outcome, g.error, g.attempts as final_attempts,
+        g.crashes as final_crashes, g.started, g.finished, g.pid, g.cpu_seconds, g.peak_rss
 ),
 filed as (
-    insert into underway.finished_run (id, created_at, expires_at, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, quarantined, state, queue, job, step, schedule, unique_key, concurrency_key, dead_letter,
-        error, result, input)
-    select id, created_at, statement_timestamp() + keep, scheduled_for, keep, attempts, crashes, releases,
-        priority, key_limit, final = 'failed' and outcome in ('crashed', 'out_of_memory'), final, queue, job, step,
-        schedule, unique_key, concurrency_key,
-        case when final = 'failed' then (select q.dead_letter from underway.queue q where q.name = gone.queue) end,
-        error, case when final = 'succeeded' then payload::json end,
-        case when final <> 'succeeded' then input end
-    from gone
+    :file_finished_runs
 ),
-noted as (
-    insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,
-        step, outcome, host, error)
-    select id, token, number + 1, pid, clock_timestamp() - make_interval(secs => started),
-        clock_timestamp() - make_interval(secs => ended), peak_rss, cpu_seconds, step, outcome, %(host)s, error
-    from gone
-    where started is not null
+recorded as (
+    :record_attempts
 ),
 spawned as (
-    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, concurrency_key, key_limit,
-        input)
-    select s.id, s.job, s.step, s.queue, s.priority, make_interval(secs => s.keep),
-        statement_timestamp() + make_interval(secs => s.delay),
-        case when s.delay > 0 and s.concurrency_key is not null then 'infinity'
-            else statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
-        case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
-        s.concurrency_key, s.key_limit, s.input::json
-    from json_to_recordset(%(spawned)s::json) as s (parent bigint, id uuid, job text, step text, queue text,
-        priority smallint, keep float8, delay float8, concurrency_key text, key_limit smallint, input text)
-    where s.parent in (select token from gone)
-    returning queue
+    :enqueue_spawned
 )
 select token,
     case when exists (select from spawned) and exists (select from underway.supervisor where idle)
         then (select count(underway.wake(queue)) from (select distinct queue from spawned) woken) end as woken,
-    (select underway.pass_keys(array_agg(queue), array_agg(concurrency_key)) from gone where holds_key) as locked_keys
-from gone;
+    (
+        select underway.grant_keys(array_agg(queue), array_agg(concurrency_key)) from ended where holds_key
+    ) as locked_keys
+from ended;
 
 -- continue_runs: put these runs at their next step, or at the same step again; fenced like finish_runs
 --
--- With a lease the run stays with this supervisor, claimed anew: its next step needs no claim of its own. But not in a
--- queue that is paused.
--- Without a delay a run keeps its place in line. (When each step went to the end of it, a thousand reports of four
--- steps were all begun before the first was finished.)
--- With another key, or none, it gives up the one it holds; for a new one it has to wait, so it is given no lease.
-with mine as materialized (
+-- With a lease the run stays with this supervisor, claimed anew: its next step needs no claim of its own. Not in a
+-- paused queue.
+--
+-- Without a delay a run keeps its place in line. (When each step went to the end of the line, a thousand reports of four
+-- steps were all begun before the first was finished.) A run whose next step has another key, or none, gives up the key
+-- that it holds. For a new key it waits, so it gets no lease.
+with given as (
+    select *, case when queue <> all(array(select name from underway.queue where paused)) then wanted_lease end as lease
+    from unnest(
+        %(ids)s::uuid[], %(tokens)s::int8[], %(steps)s::text[], %(queues)s::text[], %(priorities)s::int2[],
+        %(keeps)s::float8[], %(concurrency_keys)s::text[], %(concurrency_limits)s::int2[], %(payloads)s::text[],
+        %(attempt_numbers)s::int[], %(attempts)s::int[], %(crashes)s::int[], %(releases)s::int[], %(delays)s::float8[],
+        %(ran_steps)s::text[], %(ran_numbers)s::int[], %(leases)s::float8[], %(max_crashes)s::int[],
+        %(outcomes)s::text[], %(errors)s::text[], %(started)s::float8[], %(finished)s::float8[], %(pids)s::int[],
+        %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
+    ) as given (id, token, step, queue, priority, keep, concurrency_key, concurrency_limit, payload, attempt_number,
+        attempts, crashes, releases, delay, ran_step, ran_number, wanted_lease, max_crashes, outcome, error, started,
+        finished, pid, cpu_seconds, peak_rss)
+),
+-- The runs that are not locked by another transaction, with the keys that they have had until now.
+locked as materialized (
     select l.id, l.holds_key, l.queue, l.concurrency_key
     from underway.run l
-    where l.id = any(%(ids)s::uuid[]) order by l.id for no key update skip locked
+    where l.id = any(%(ids)s::uuid[])
+    order by l.id
+    for no key update skip locked
 ),
-continued as (
+-- The runs for which the fence held, at their next place.
+ended as (
     update underway.run r
     set step = g.step,
         queue = coalesce(g.queue, r.queue),
         concurrency_key = case when g.queue is null then r.concurrency_key else g.concurrency_key end,
-        key_limit = case when g.queue is null then r.key_limit else g.key_limit end,
+        concurrency_limit = case when g.queue is null then r.concurrency_limit else g.concurrency_limit end,
         holds_key = underway.keeps_key(r.holds_key, r.queue, r.concurrency_key, g.queue, g.concurrency_key),
         priority = coalesce(g.priority, r.priority),
         keep = coalesce(make_interval(secs => g.keep), r.keep),
         input = coalesce(g.payload::json, r.input),
-        number = least(g.number, 2000000000),
+        attempt_number = least(g.attempt_number, 2000000000),
         attempts = least(g.attempts, 2000000000),
         crashes = least(g.crashes, 2000000000),
         releases = least(g.releases, 2000000000),
-        due = case when g.delay > 0 then statement_timestamp() + make_interval(secs => g.delay) else r.due end,
-        rank = case
-            when g.delay > 0 and g.concurrency_key is not null and not underway.keeps_key(r.holds_key, r.queue,
-                r.concurrency_key, g.queue, g.concurrency_key) then 'infinity'
-            else case when g.delay > 0 then statement_timestamp() + make_interval(secs => g.delay) else r.due end
-                - coalesce(g.priority, r.priority) * interval '1 minute'
-        end,
-        state = case
-            when stay.lease is not null then 'in_progress'
-            when g.delay > 0 or (g.concurrency_key is not null and not underway.keeps_key(r.holds_key, r.queue,
-                r.concurrency_key, g.queue, g.concurrency_key)) then 'waiting'
-            else 'pending'
-        end,
-        token = case when stay.lease is not null then nextval('underway.token') else r.token end,
-        owner = case when stay.lease is not null then r.owner end,
-        lease_until = clock_timestamp() + make_interval(secs => stay.lease),
+        (state, due_at, rank) = (
+            select case when g.lease is null then placed.state else 'in_progress' end, placed.due_at, placed.rank
+            from underway.place_run(
+                case when g.delay > 0 then statement_timestamp() else r.due_at end,
+                make_interval(secs => g.delay),
+                coalesce(g.priority, r.priority),
+                g.concurrency_key is not null and not underway.keeps_key(
+                    r.holds_key, r.queue, r.concurrency_key, g.queue, g.concurrency_key
+                )
+            ) placed
+        ),
+        token = case when g.lease is null then r.token else nextval('underway.token') end,
+        owner = case when g.lease is null then null else r.owner end,
+        lease_expires_at = clock_timestamp() + make_interval(secs => g.lease),
         max_crashes = coalesce(g.max_crashes, r.max_crashes),
         progress = null
-    from unnest(
-        %(ids)s::uuid[], %(tokens)s::int8[], %(steps)s::text[], %(queues)s::text[], %(priorities)s::int2[],
-        %(keeps)s::float8[], %(concurrency_keys)s::text[], %(key_limits)s::int2[], %(payloads)s::text[],
-        %(numbers)s::int[], %(attempts)s::int[], %(crashes)s::int[], %(releases)s::int[], %(delays)s::float8[],
-        %(ran_steps)s::text[], %(ran_numbers)s::int[],
-        %(leases)s::float8[], %(max_crashes)s::int[], %(outcomes)s::text[], %(errors)s::text[],
-        %(started)s::float8[], %(ended)s::float8[], %(pids)s::int[], %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
-    ) as g (id, token, step, queue, priority, keep, concurrency_key, key_limit, payload, number, attempts, crashes,
-        releases, delay, ran_step, ran_number, wanted, max_crashes, outcome, error, started, ended, pid, cpu_seconds,
-        peak_rss)
-    cross join lateral (
-        select case when g.queue <> all(array(select name from underway.queue where paused)) then g.wanted end as lease
-    ) stay
-    where r.id = any(array(select id from mine))
+    from given g
+    where r.id = any(array(select id from locked))
         and r.id = g.id and r.token = g.token and r.owner = %(owner)s
         and r.state = 'in_progress' and not r.cancel_requested
-    returning r.id, g.token, case when stay.lease is not null then r.token end as kept_token, r.queue, r.state,
-        r.concurrency_key, r.holds_key, g.ran_step, g.ran_number, g.outcome, g.error, g.started, g.ended, g.pid,
-        g.cpu_seconds, g.peak_rss
+    returning r.id, g.token, case when g.lease is not null then r.token end as kept_token, r.queue, r.state,
+        r.concurrency_key, r.holds_key, g.ran_step as step, g.ran_number as attempt_number, g.outcome, g.error,
+        g.started, g.finished, g.pid, g.cpu_seconds, g.peak_rss
 ),
-noted as (
-    insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,
-        step, outcome, host, error)
-    select id, token, ran_number, pid, clock_timestamp() - make_interval(secs => started),
-        clock_timestamp() - make_interval(secs => ended), peak_rss, cpu_seconds, ran_step, outcome, %(host)s, error
-    from continued
-    where started is not null
+recorded as (
+    :record_attempts
 ),
 spawned as (
-    insert into underway.run (id, job, step, queue, priority, keep, due, rank, state, concurrency_key, key_limit,
-        input)
-    select s.id, s.job, s.step, s.queue, s.priority, make_interval(secs => s.keep),
-        statement_timestamp() + make_interval(secs => s.delay),
-        case when s.delay > 0 and s.concurrency_key is not null then 'infinity'
-            else statement_timestamp() + make_interval(secs => s.delay) - s.priority * interval '1 minute' end,
-        case when s.delay > 0 or s.concurrency_key is not null then 'waiting' else 'pending' end,
-        s.concurrency_key, s.key_limit, s.input::json
-    from json_to_recordset(%(spawned)s::json) as s (parent bigint, id uuid, job text, step text, queue text,
-        priority smallint, keep float8, delay float8, concurrency_key text, key_limit smallint, input text)
-    where s.parent in (select token from continued)
-    returning queue
+    :enqueue_spawned
+),
+-- Queues in which there is now a run to claim.
+supplied as (
+    select queue from spawned union select queue from ended where state = 'pending'
+),
+-- The keys that these runs have given up, and those for which they now wait.
+free_or_wanted as (
+    select queue, concurrency_key from locked
+    where holds_key and id in (select id from ended where not holds_key)
+    union all
+    select queue, concurrency_key from ended where concurrency_key is not null and not holds_key
 )
 select token, kept_token,
     case when exists (select from underway.supervisor where idle)
-        then (select count(underway.wake(queue)) from (
-            select queue from spawned union select queue from continued where state = 'pending') woken) end as woken,
-    (
-        select underway.pass_keys(array_agg(queue), array_agg(concurrency_key))
-        from (
-            select queue, concurrency_key from mine
-            where holds_key and id in (select id from continued where not holds_key)
-            union all
-            select queue, concurrency_key from continued where concurrency_key is not null and not holds_key
-        ) given_up_or_wanted
-    ) as locked_keys
-from continued;
+        then (select count(underway.wake(queue)) from supplied) end as woken,
+    (select underway.grant_keys(array_agg(queue), array_agg(concurrency_key)) from free_or_wanted) as locked_keys
+from ended;
 
 -- drop_run: delete a run of ours that was inserted with the ID of a finished run, because it cannot be finished itself
 --
 -- `on conflict do nothing` in finish_runs would work too, but would cost every other run a microsecond.
-with mine as materialized (
+with locked as materialized (
     select l.id from underway.run l
     where l.id = %(id)s and exists (select from underway.finished_run f where f.id = l.id)
     for update skip locked
 ),
-gone as (
+dropped as (
     delete from underway.run r
-    where r.id = any(array(select id from mine))
+    where r.id = any(array(select id from locked))
         and r.token = %(token)s and r.owner = %(owner)s and r.state = 'in_progress'
     returning r.queue, r.concurrency_key, r.holds_key
 )
-select case when holds_key then underway.pass_keys(array[queue], array[concurrency_key]) end as locked_keys
-from gone;
+select case when holds_key then underway.grant_keys(array[queue], array[concurrency_key]) end as locked_keys
+from dropped;
 
--- owned_runs: which of these runs this supervisor still owns, under which token, and whether somebody has cancelled them
+-- owned_runs: which of these runs this supervisor still owns, under which tokens, and whether they are cancelled
 select id::text, token, cancel_requested
 from underway.run
 where id = any(%(ids)s::uuid[]) and owner = %(owner)s and state = 'in_progress';
 
 -- recorded_attempts: which of these attempts are already written, and how they ended
 --
--- By a commit whose answer was lost, or by the step's own transaction, which beats any verdict of ours. An attempt that
--- is recorded as lost was written by a reaper, not by us.
+-- They were written by a commit whose answer was lost, or by the step's own transaction, which takes precedence over the
+-- supervisor's verdict. An attempt that is recorded as lost was written by a reaper, not by its supervisor.
 select a.run_id::text, a.token, a.outcome
 from underway.attempt a
 join unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token) on a.run_id = g.id and a.token = g.token

@@ -5,7 +5,7 @@
 -- ten million there may be three. A search among the finished ones looks at the newest only: %(finished)s of all, or
 -- %(unsuccessful)s of those in one such state.
 with live as (
-    select id, job, step, state, queue, priority, created_at, nullif(due, '9999-12-31 00:00+00') as due,
+    select id, job, step, state, queue, priority, created_at, due_at,
         null::timestamptz as finished_at, attempts, crashes, releases, cancel_requested, progress, unique_key,
         concurrency_key, null as dead_letter, null as error
     from underway.run
@@ -18,7 +18,7 @@ with live as (
     limit least(%(live)s, %(limit)s)
 ),
 finished as (
-    select id, job, step, state, queue, priority, created_at, null::timestamptz as due, finished_at, attempts, crashes,
+    select id, job, step, state, queue, priority, created_at, null::timestamptz as due_at, finished_at, attempts, crashes,
         releases, false as cancel_requested, null::json as progress, unique_key, concurrency_key, dead_letter, error
     from (
         (select * from underway.finished_run order by id desc limit %(finished)s)
@@ -47,39 +47,39 @@ select exists (
 -- run_for_people: all there is about one run
 select row_to_json(run)
 from (
-    select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, nullif(r.due, '9999-12-31 00:00+00') as due,
-        r.scheduled_for, null::timestamptz as finished_at, null::timestamptz as expires_at, r.lease_until, r.owner,
+    select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, r.due_at,
+        r.scheduled_at, null::timestamptz as finished_at, null::timestamptz as expires_at, r.lease_expires_at, r.owner,
         s.host, s.pid, r.attempts, r.crashes, r.releases, r.cancel_requested, r.progress, r.unique_key,
-        r.concurrency_key, r.key_limit, null as dead_letter, false as quarantined, null as error, r.input,
+        r.concurrency_key, r.concurrency_limit, null as dead_letter, false as quarantined, null as error, r.input,
         null::json as result
     from underway.run r
     left join underway.supervisor s on s.id = r.owner
     where r.id = %(id)s
     union all
-    select id, job, step, state, queue, priority, created_at, null, scheduled_for, finished_at, expires_at, null, null,
-        null, null, attempts, crashes, releases, false, null, unique_key, concurrency_key, key_limit, dead_letter,
+    select id, job, step, state, queue, priority, created_at, null, scheduled_at, finished_at, expires_at, null, null,
+        null, null, attempts, crashes, releases, false, null, unique_key, concurrency_key, concurrency_limit, dead_letter,
         quarantined, error, input, result
     from underway.finished_run
     where id = %(id)s
 ) run;
 
 -- stored_attempt: what the next attempt of a live run is given, or the last one of a finished run was
-select job, queue, step, state, input::text, number, extract(epoch from scheduled_for)::float8 as scheduled_for
+select job, queue, step, state, input::text, attempt_number, extract(epoch from scheduled_at)::float8 as scheduled_at
 from underway.run
 where id = %(id)s
 union all
 select job, queue, step, state, input::text,
-    coalesce((select number - 1 from underway.attempt where run_id = %(id)s order by token desc limit 1), 0),
-    extract(epoch from scheduled_for)::float8
+    coalesce((select attempt_number - 1 from underway.attempt where run_id = %(id)s order by token desc limit 1), 0),
+    extract(epoch from scheduled_at)::float8
 from underway.finished_run
 where id = %(id)s;
 
 -- runs_between: runs whose ids begin alike
 select id, state, job
 from (
-    (select id, state, job from underway.run where id between %(least)s and %(most)s order by id limit %(limit)s)
+    (select id, state, job from underway.run where id between %(lowest)s and %(highest)s order by id limit %(limit)s)
     union all
-    (select id, state, job from underway.finished_run where id between %(least)s and %(most)s order by id
+    (select id, state, job from underway.finished_run where id between %(lowest)s and %(highest)s order by id
         limit %(limit)s)
 ) found
 order by id
@@ -98,7 +98,7 @@ from (
         select queue as name, count(*) filter (where state = 'pending') as pending,
             count(*) filter (where state = 'waiting') as waiting,
             count(*) filter (where state = 'in_progress') as in_progress,
-            min(due) filter (where state = 'pending') as late_since
+            min(due_at) filter (where state = 'pending') as late_since
         from underway.run
         group by queue
     ) r using (name)
@@ -133,7 +133,7 @@ from (
 -- supervisors_between: supervisors whose ids begin alike
 select id, host || ':' || pid as place, app
 from underway.supervisor
-where id between %(least)s and %(most)s
+where id between %(lowest)s and %(highest)s
 order by id
 limit %(limit)s;
 

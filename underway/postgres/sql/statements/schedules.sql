@@ -50,7 +50,7 @@ fired as materialized (
                 from unnest(%(slots)s::int8[]) with ordinality as given (slot, n) order by n
             ),
             name, job, %(step)s, %(queue)s, %(priority)s::int2, make_interval(secs => %(keep)s),
-            make_interval(secs => %(delay)s), %(unique_key)s, %(concurrency_key)s, %(key_limit)s::int2, input) end
+            make_interval(secs => %(delay)s), %(unique_key)s, %(concurrency_key)s, %(concurrency_limit)s::int2, input) end
             as enqueued
     from due
 ),

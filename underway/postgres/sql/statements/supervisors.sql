@@ -67,22 +67,22 @@ on conflict (name) do nothing;
 --
 -- Each minute by every supervisor, nearly always to no effect: then it does not even lock the row, or it would wait for
 -- whoever has, and the commits on its connection with it.
-insert into underway.job (name, step, queue, priority, delay, keep, unique_key, concurrency_key, key_limit)
+insert into underway.job (name, step, queue, priority, delay, keep, unique_key, concurrency_key, concurrency_limit)
 select *
 from (
     values (%(name)s::text, %(step)s::text, %(queue)s::text, %(priority)s::smallint, %(delay)s::interval,
-        %(keep)s::interval, %(unique_key)s::text, %(concurrency_key)s::text, %(key_limit)s::smallint)
+        %(keep)s::interval, %(unique_key)s::text, %(concurrency_key)s::text, %(concurrency_limit)s::smallint)
 ) as given
 where not exists (
     select
     from underway.job j
-    where (j.name, j.step, j.queue, j.priority, j.delay, j.keep, j.unique_key, j.concurrency_key, j.key_limit)
+    where (j.name, j.step, j.queue, j.priority, j.delay, j.keep, j.unique_key, j.concurrency_key, j.concurrency_limit)
         is not distinct from given
 )
 on conflict (name) do update
 set step = excluded.step, queue = excluded.queue, priority = excluded.priority, delay = excluded.delay,
     keep = excluded.keep, unique_key = excluded.unique_key, concurrency_key = excluded.concurrency_key,
-    key_limit = excluded.key_limit, registered_at = clock_timestamp();
+    concurrency_limit = excluded.concurrency_limit, registered_at = clock_timestamp();
 
 -- long_stranded_lanes: where runs have been pending for a minute that no living supervisor serves
 select queue, job, step

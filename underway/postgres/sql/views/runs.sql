@@ -1,8 +1,7 @@
 create or replace view underway.runs as
-select id, job, step, state, queue, priority, number as attempts_made, attempts, crashes, releases, created_at,
-    nullif(due, '9999-12-31 00:00+00') as due, lease_until, owner, progress, input, null::json as result,
-    null::text as error, null::timestamptz as finished_at, null::text as dead_letter, null::timestamptz as expires_at,
-    cancel_requested
+select id, job, step, state, queue, priority, attempt_number as attempts_made, attempts, crashes, releases, created_at,
+    due_at, lease_expires_at, owner, progress, input, null::json as result, null::text as error,
+    null::timestamptz as finished_at, null::text as dead_letter, null::timestamptz as expires_at, cancel_requested
 from underway.run
 union all
 select id, job, step, state, queue, priority, null, attempts, crashes, releases, created_at,

@@ -1,5 +1,7 @@
+-- Keeps the token sequence ahead of the tokens in the rows, even if rows were copied without it.
+--
 -- ALTER SEQUENCE locks the sequence until the transaction ends, so it cannot be set back below a token drawn meanwhile.
-create or replace function underway.pass_tokens(last bigint) returns void
+create or replace function underway.advance_token_sequence(last bigint) returns void
 language plpgsql strict
 set search_path = pg_catalog, pg_temp
 as $$
@@ -13,4 +15,4 @@ begin
     end if;
 end
 $$;
-comment on function underway.pass_tokens is 'makes the next token greater than this one';
+comment on function underway.advance_token_sequence is 'makes the next token greater than this one';

@@ -1,11 +1,11 @@
--- Fills a key template: {field} and {outer.field} stand for strings, integers and booleans of the input. An integer is
--- written with digits only: 1.0 and 1e3 are rejected. underway/keys.py is the same in Python.
-create or replace function underway.fill_key(template text, input json) returns text
+-- {field} and {outer.field} stand for strings, integers and booleans of the input. An integer must be written with digits
+-- only: 1.0 and 1e3 are rejected. underway/keys.py does the same in Python.
+create or replace function underway.render_key(template text, input json) returns text
 language plpgsql immutable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    filled text := '';
+    rendered text := '';
     rest text := template;
     field text;
     name text;
@@ -16,7 +16,7 @@ begin
             quote_literal(template) using errcode = 'UW002';
     end if;
     while strpos(rest, '{') > 0 loop
-        filled := filled || split_part(rest, '{', 1);
+        rendered := rendered || split_part(rest, '{', 1);
         field := split_part(split_part(rest, '{', 2), '}', 1);
         rest := substr(rest, strpos(rest, '}') + 1);
         found := input;
@@ -32,13 +32,14 @@ begin
             raise exception 'the key % takes a string, an integer or a boolean from the field %, not %',
                 quote_literal(template), field, left(found::text, 100) using errcode = 'UW003';
         end if;
-        filled := filled || (found #>> '{}');
+        rendered := rendered || (found #>> '{}');
     end loop;
-    filled := filled || rest;
-    if length(filled) not between 1 and 400 then
+    rendered := rendered || rest;
+    if length(rendered) not between 1 and 400 then
         raise exception 'the key % has % characters here, and 1 to 400 are allowed',
-            quote_literal(template), length(filled) using errcode = 'UW003';
+            quote_literal(template), length(rendered) using errcode = 'UW003';
     end if;
-    return filled;
+    return rendered;
 end
 $$;
+comment on function underway.render_key is 'the key that a template gives for an input; an error if it gives none';
