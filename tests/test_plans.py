@@ -344,6 +344,18 @@ def test_thirty_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_databas
         assert many <= MOST_PAGES, (name, few, many)
 
 
+def test_a_cancel_by_concurrency_key_reads_the_runs_with_the_key_only(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        load(connection, 20_000, "job, state, concurrency_key, holds_key", "'job', 'pending', 'key' || n % 5000, true")
+        connection.execute("analyze underway.run")
+        found = "select array_agg(r.id) from underway.run r where r.job = 'job' and r.concurrency_key = 'key7'"
+        ((explanation,),) = connection.execute(f"explain (analyze, buffers, format json) {found}").fetchall()
+        plan = explanation[0]["Plan"]
+        assert {node["Index Name"] for node in nodes(plan) if "Index Name" in node} == {"run_job_key"}
+        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 20
+        assert value(connection, "select underway.cancel_concurrency_key('job', 'key7')") == 4
+
+
 def test_the_known_labels_cost_one_probe_each(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute(

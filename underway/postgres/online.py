@@ -3,8 +3,9 @@
 `NNNN_name.online.sql` contains statements of two kinds:
 
 - `create [unique] index concurrently` builds an index while rows are written.
-- A statement after the line `-- repeat until no rows` changes one batch of rows at a time, and is repeated until a
-  batch is empty. It must skip locked rows, because no supervisor statement waits for a row lock.
+- A statement after the line `-- repeat until no rows` changes one batch of rows, and is repeated until none is left. It
+  may wait for a row that another transaction has locked. Supervisors skip the rows that it has locked, so batches must
+  be small.
 
 The statements run outside of any transaction, after the rest of the migration has been committed. So the code of the
 release must work, if only more slowly, before they have run. They can be interrupted at any point: the next

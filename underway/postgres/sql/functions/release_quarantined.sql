@@ -8,7 +8,7 @@ as $$
         select array_agg(id) from (
             select f.id from underway.finished_run f
             where f.quarantined and (release_quarantined.job is null or f.job = release_quarantined.job)
-                and (release_quarantined.failed_until is null or f.finished_at <= release_quarantined.failed_until)
+                and f.finished_at <= coalesce(release_quarantined.failed_until, 'infinity')
             order by f.finished_at
             limit max_runs
         ) oldest

@@ -3,18 +3,14 @@
 -- The fence is pairwise: (id, token) as given together, never two lists. With two lists, attempts whose tokens were
 -- swapped deleted each other's runs. Rows that another transaction has locked are left for the next turn. A cancelled
 -- run can only end as cancelled.
-with given as (
-    select * from unnest(
+with ended as (
+    delete from underway.run r
+    using unnest(
         %(ids)s::uuid[], %(tokens)s::int8[], %(states)s::text[], %(payloads)s::text[], %(outcomes)s::text[],
         %(errors)s::text[], %(attempts)s::int[], %(crashes)s::int[], %(started)s::float8[], %(finished)s::float8[],
         %(pids)s::int[], %(cpu_seconds)s::float4[], %(peak_rss)s::int8[]
-    ) as given (id, token, final, payload, outcome, error, attempts, crashes, started, finished, pid, cpu_seconds,
+    ) as g (id, token, final, payload, outcome, error, attempts, crashes, started, finished, pid, cpu_seconds,
         peak_rss)
-),
--- The runs for which the fence held.
-ended as (
-    delete from underway.run r
-    using given g
     where r.id = any(array(
             select l.id from underway.run l where l.id = any(%(ids)s::uuid[]) order by l.id for update skip locked
         ))
