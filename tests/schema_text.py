@@ -28,7 +28,7 @@ _CONSTRAINTS: LiteralString = """
     select conname, pg_get_constraintdef(oid, true) from pg_constraint
     where conrelid = %s and contype <> 'n' order by contype desc, conname"""
 _INDEXES: LiteralString = """
-    select pg_get_indexdef(indexrelid) from pg_index where indrelid = %s and not indisprimary 
+    select pg_get_indexdef(indexrelid) from pg_index where indrelid = %s and not indisprimary
     order by pg_get_indexdef(indexrelid) collate "C" """
 _FUNCTIONS: LiteralString = f"""
     select p.proname, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid), l.lanname,

@@ -135,8 +135,8 @@ def _apply_missing(connection: psycopg.Connection[Any], own_transaction: bool) -
     sql = statements()
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         if own_transaction:
-            cursor.execute(sql["see_what_others_commit"])
-            cursor.execute(sql["take_the_time_it_takes"])
+            cursor.execute(sql["use_read_committed"])
+            cursor.execute(sql["disable_transaction_timeout"])
         cursor.execute(sql["lock_migrations"])
         # A role that may not create schemas can still find out that there is nothing to do.
         is_new = cursor.execute(sql["schema_exists"]).fetchone() != (True,)
@@ -145,6 +145,7 @@ def _apply_missing(connection: psycopg.Connection[Any], own_transaction: bool) -
             cursor.execute(sql["create_migration_table"])
             cursor.execute(sql["comment_on_migration_table"])
             cursor.execute(sql["create_definition_table"])
+            cursor.execute(sql["comment_on_definition_table"])
         applied: dict[int, int] = dict(cursor.execute(sql["applied_migrations"]).fetchall())
         check_new_enough(applied)
         missing = [migration for migration in migrations() if migration.version not in applied]

@@ -1,7 +1,7 @@
 -- At most a thousand years, as in Python (underway/options.py). Comparisons of intervals count 360 days for a year, and
--- add up the parts. An interval whose parts cancel out, such as '292000 years -105110000 days', overflows when it is added
--- to an instant, so each part is limited too. (A run with keep => '293000 years' could neither finish nor be cancelled:
--- Postgres has no such instant, so the run was repeated for ever.)
+-- add up the parts. An interval whose parts cancel out, such as '292000 years -105110000 days', overflows when it is
+-- added to an instant, so each part is limited too. (A run with keep => '293000 years' could neither finish nor be
+-- cancelled: Postgres has no such instant, so the run was repeated for ever.)
 create or replace function underway.checked_duration(option text, given interval) returns interval
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp

@@ -9,4 +9,5 @@ as $$
     )
     select exists (select from discarded)
 $$;
-comment on function underway.discard is 'removes the label of a run, which stays readable as failed; false if it has none';
+comment on function underway.discard is
+    'removes the label of a run, which stays readable as failed; false if it has none';

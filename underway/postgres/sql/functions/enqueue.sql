@@ -1,7 +1,7 @@
 -- The public contract with other languages: enqueue a run in the caller's own transaction.
 --
--- It works with the rights of the schema's owner, so that its caller needs no right to any table. search_path is pinned,
--- with pg_temp last, and no text is executed: a caller can bring in neither tables nor functions nor operators.
+-- It works with the rights of the schema's owner, so that its caller needs no right to any table. search_path is
+-- pinned, with pg_temp last, and no text is executed: a caller can bring in neither tables nor functions nor operators.
 create or replace function underway.enqueue(
     job text,
     input jsonb default 'null',

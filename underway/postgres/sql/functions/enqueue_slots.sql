@@ -1,5 +1,6 @@
--- A slot's unique key may be taken by a transaction that is still open. A client waits for it. A supervisor does not, and
--- tries again a second later. Not less than ten milliseconds, because even extending the table by a page takes a lock.
+-- A slot's unique key may be taken by a transaction that is still open. A client waits for it. A supervisor does not,
+-- and tries again a second later. Not less than ten milliseconds, because even extending the table by a page takes a
+-- lock.
 create or replace function underway.enqueue_slots(
     run_ids uuid[],
     slots timestamptz[],

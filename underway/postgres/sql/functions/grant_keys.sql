@@ -25,7 +25,8 @@ declare
     locked_keys text[];
     woken text[];
 begin
-    -- A transaction of a higher isolation level counts the slots of its beginning: it might give one away a second time.
+    -- A transaction of a higher isolation level counts the slots of its beginning: it might give one away a second
+    -- time.
     if current_setting('transaction_isolation') <> 'read committed' then
         return (select array_agg(array[g.queue, g.key]) from unnest(queues, keys) as g (queue, key));
     end if;

@@ -15,4 +15,5 @@ begin
     perform underway.wake(queue);
 end
 $$;
-comment on function underway.insert_run is 'used by the Python client, for a run without keys; others call underway.enqueue';
+comment on function underway.insert_run is
+    'used by the Python client, for a run without keys; others call underway.enqueue';

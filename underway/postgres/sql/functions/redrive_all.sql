@@ -7,7 +7,8 @@ as $$
     select underway.redrive_runs((
         select array_agg(id) from (
             select f.id from underway.finished_run f
-            where f.dead_letter = redrive_all.dead_letter and f.finished_at <= coalesce(redrive_all.failed_until, 'infinity')
+            where f.dead_letter = redrive_all.dead_letter
+                and f.finished_at <= coalesce(redrive_all.failed_until, 'infinity')
             order by f.finished_at
             limit max_runs
         ) oldest

@@ -1,8 +1,8 @@
--- A run goes back under its own id to the step that failed. A run with a concurrency key waits in line like a new one. Of
--- several runs with one unique key only one can be live; the others stay as they are.
+-- A run goes back under its own id to the step that failed. A run with a concurrency key waits in line like a new one.
+-- Of several runs with one unique key only one can be live; the others stay as they are.
 --
--- Finished runs are locked in the order of their ids, all of them before the first unique key; then the keys are taken in
--- the order in which enqueue_keyed_runs takes them. (Two transactions that redrove the same runs in different orders
+-- Finished runs are locked in the order of their ids, all of them before the first unique key; then the keys are taken
+-- in the order in which enqueue_keyed_runs takes them. (Two transactions that redrove the same runs in different orders
 -- ended with "deadlock detected", and so did an innocent transaction that enqueued.)
 create or replace function underway.redrive_runs(run_ids uuid[], input json default null) returns int
 language plpgsql
@@ -22,8 +22,8 @@ begin
     back as (
         insert into underway.run (id, created_at, due_at, rank, scheduled_at, keep, priority, concurrency_limit, state,
             queue, job, step, schedule, unique_key, concurrency_key, input)
-        select id, created_at, placed.due_at, placed.rank, scheduled_at, keep, priority, concurrency_limit, placed.state,
-            queue, job, step, schedule, unique_key, concurrency_key, coalesce(redrive_runs.input, failed.input)
+        select id, created_at, placed.due_at, placed.rank, scheduled_at, keep, priority, concurrency_limit,
+            placed.state, queue, job, step, schedule, unique_key, concurrency_key, coalesce(redrive_runs.input, failed.input)
         from failed
         cross join lateral underway.place_run(now(), '0', priority, concurrency_key is not null) placed
         where first

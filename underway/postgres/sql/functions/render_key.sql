@@ -1,5 +1,5 @@
--- {field} and {outer.field} stand for strings, integers and booleans of the input. An integer must be written with digits
--- only: 1.0 and 1e3 are rejected. underway/keys.py does the same in Python.
+-- {field} and {outer.field} stand for strings, integers and booleans of the input. An integer must be written with
+-- digits only: 1.0 and 1e3 are rejected. underway/keys.py does the same in Python.
 create or replace function underway.render_key(template text, input json) returns text
 language plpgsql immutable strict
 set search_path = pg_catalog, pg_temp

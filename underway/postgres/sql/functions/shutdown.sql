@@ -14,4 +14,5 @@ begin
     where shutdown.supervisor is null or s.id = shutdown.supervisor;
 end
 $$;
-comment on function underway.shutdown is 'asks one supervisor, or all of them, to stop as TERM does; the supervisors asked';
+comment on function underway.shutdown is
+    'asks one supervisor, or all of them, to stop as TERM does; the supervisors asked';

@@ -27,8 +27,8 @@ create domain underway.counter as int constraint counter_range check (value betw
 -- Payloads are json, not jsonb: jsonb expands every number, so 8 MiB of 1e308 came back as 357 MB.
 --
 -- The table holds live runs only. fillfactor leaves room for the new row version of a renewal on the same page. No
--- index may contain lease_expires_at, or no renewal would be a heap-only update. Autovacuum runs often, because the table is
--- small and its rows turn over completely.
+-- index may contain lease_expires_at, or no renewal would be a heap-only update. Autovacuum runs often, because the
+-- table is small and its rows turn over completely.
 create table underway.run (
     id uuid primary key,
     token bigint not null default 0,
@@ -81,7 +81,7 @@ create table underway.run (
 );
 comment on table underway.run is 'live runs; a finished run moves to finished_run';
 comment on column underway.run.due_at is
-    'when a promoter looks at a waiting run; null while it is in line for its key, because the key will be passed on to it';
+    'when a promoter looks at a waiting run; null in the line for a key, because the key will be passed on to the run';
 comment on column underway.run.rank is
     'due_at - priority * 1 minute: the order in a lane, and in the line for a key; null until it joins that line';
 comment on column underway.run.attempt_number is 'attempts at this step that started and ended, whatever their outcome';

@@ -1,10 +1,10 @@
 -- claim_tasks: take pending runs of these lanes in the order of their ranks, with a limited number of suspects
 --
 -- Each lane is probed by its index from its cursor on. Then the candidates are locked one by one in their order, until
--- there are as many as wanted. `cross join lateral` and `ctid = any(array(...))` keep the plan the same on an empty table
--- and beside millions of rows. (With the candidates locked in one scan of `ctid = any(array(...))`, each row that another
--- claim took meanwhile had the whole array sorted again to recheck that row: 16 claimers of 10,000 runs waited 5 s for a
--- claim of none.)
+-- there are as many as wanted. `cross join lateral` and `ctid = any(array(...))` keep the plan the same on an empty
+-- table and beside millions of rows. (With the candidates locked in one scan of `ctid = any(array(...))`, each row that
+-- another claim took meanwhile had the whole array sorted again to recheck that row: 16 claimers of 10,000 runs waited
+-- 5 s for a claim of none.)
 --
 -- Of the locked candidates, the claim takes the oldest ones whose inputs together fit into the byte limit, and at least
 -- one. The locks on the others end with the statement. (On a 3 MB/s network, a claim of 900 inputs of 60 kB never
@@ -179,7 +179,7 @@ select (select queue from line where n = %(limit)s) as last_queue,
     (select key from line where n = %(limit)s) as last_key,
     (select underway.grant_keys(array_agg(queue), array_agg(key)) from free) as locked_keys;
 
--- seconds_until_due: the seconds until the next waiting run is due, null if none waits; and where the next scan may begin
+-- seconds_until_due: how long until the next waiting run is due, null if none waits; and where the next scan may begin
 select extract(epoch from min(due_at) - clock_timestamp())::float8 as seconds,
     date_part('epoch', least(min(due_at), now())) as since
 from underway.run

@@ -43,9 +43,9 @@ from ended;
 -- With a lease the run stays with this supervisor, claimed anew: its next step needs no claim of its own. Not in a
 -- paused queue.
 --
--- Without a delay a run keeps its place in line. (When each step went to the end of the line, a thousand reports of four
--- steps were all begun before the first was finished.) A run whose next step has another key, or none, gives up the key
--- that it holds. For a new key it waits, so it gets no lease.
+-- Without a delay a run keeps its place in line. (When each step went to the end of the line, a thousand reports of
+-- four steps were all begun before the first was finished.) A run whose next step has another key, or none, gives up
+-- the key that it holds. For a new key it waits, so it gets no lease.
 with given as (
     select *, case when queue <> all(array(select name from underway.queue where paused)) then wanted_lease end as lease
     from unnest(
@@ -153,8 +153,8 @@ where id = any(%(ids)s::uuid[]) and owner = %(owner)s and state = 'in_progress';
 
 -- recorded_attempts: which of these attempts are already written, and how they ended
 --
--- They were written by a commit whose answer was lost, or by the step's own transaction, which takes precedence over the
--- supervisor's verdict. An attempt that is recorded as lost was written by a reaper, not by its supervisor.
+-- They were written by a commit whose answer was lost, or by the step's own transaction, which takes precedence over
+-- the supervisor's verdict. An attempt that is recorded as lost was written by a reaper, not by its supervisor.
 select a.run_id::text, a.token, a.outcome
 from underway.attempt a
 join unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token) on a.run_id = g.id and a.token = g.token

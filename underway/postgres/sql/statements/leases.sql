@@ -20,11 +20,11 @@ select date_part('epoch', statement_timestamp());
 
 -- reap_runs: take back runs whose lease has expired; the crash that is counted for it may be their last
 --
--- The first crash is never the last: a supervisor that is killed loses hundreds of runs at once, most of which it had not
--- started. They become suspects, which are held one at a time, so that only the culprit is lost again.
+-- The first crash is never the last: a supervisor that is killed loses hundreds of runs at once, most of which it had
+-- not started. They become suspects, which are held one at a time, so that only the culprit is lost again.
 --
--- A cancelled run is closed, because the supervisor that had to stop it is gone. Leases that have expired since the given
--- instant are left for the next turn.
+-- A cancelled run is closed, because the supervisor that had to stop it is gone. Leases that have expired since the
+-- given instant are left for the next turn.
 with lapsed as materialized (
     select id, token, owner, priority, least(crashes, 1999999999) + 1 as crashes,
         least(attempt_number, 1999999999) + 1 as attempt_number,
@@ -63,7 +63,8 @@ ended as (
     returning r.*, l.final, case l.final when 'cancelled' then 'cancelled' else 'lost' end as outcome,
         r.attempts as final_attempts, case l.final when 'failed' then l.crashes else r.crashes end as final_crashes,
         case l.final when 'cancelled' then 'cancelled; its lease expired, its supervisor is gone'
-            else format('quarantined after %%s crashes: the lease expired, its supervisor is gone', l.crashes) end as error,
+            else format('quarantined after %%s crashes: the lease expired, its supervisor is gone', l.crashes)
+            end as error,
         null::text as payload, l.owner as last_owner, l.attempt_number as last_attempt_number
 ),
 filed as (
@@ -94,9 +95,9 @@ where state = 'in_progress' and owner = %(owner)s and not cancel_requested;
 
 -- release_unknown: give back runs that we own but do not know of, because the answer of their claim was lost
 --
--- Named by their tokens, because the statement may take effect late, in a server process that has not noticed yet that we
--- are gone. When it named the known runs instead, it gave back runs that had been claimed meanwhile, and steps ran twice
--- at a time.
+-- Named by their tokens, because the statement may take effect late, in a server process that has not noticed yet that
+-- we are gone. When it named the known runs instead, it gave back runs that had been claimed meanwhile, and steps ran
+-- twice at a time.
 update underway.run r
 set state = 'pending', owner = null, lease_expires_at = null, releases = least(r.releases, 1999999999) + 1
 from unnest(%(ids)s::uuid[], %(tokens)s::int8[]) as g (id, token)

@@ -1,13 +1,13 @@
--- see_what_others_commit: in a transaction that waits for others, whatever the role's or the database's default is
+-- use_read_committed: see what others commit while this transaction waits for them, whatever the default level is
 set transaction isolation level read committed;
 
--- take_the_time_it_takes: whatever the role's or the database's transaction_timeout is, which PostgreSQL has since 17
+-- disable_transaction_timeout: whatever the default of the role or database is; PostgreSQL has it since 17
 select set_config(name, '0', true) from pg_settings where name = 'transaction_timeout';
 
 -- lock_migrations: one migrator at a time per database, until the transaction ends
 select pg_advisory_xact_lock(hashtextextended('underway.migration', 0));
 
--- schema_exists: whether anybody has migrated this database yet
+-- schema_exists: whether this database was ever migrated
 select to_regclass('underway.migration') is not null;
 
 -- create_schema: the schema, empty
@@ -29,11 +29,15 @@ create table underway.migration (
 );
 
 -- comment_on_migration_table: what its columns mean
+comment on table underway.migration is 'the numbered migrations that are applied';
 comment on column underway.migration.oldest_code is 'the lowest migration that code must know to work with this schema';
 comment on column underway.migration.online_at is 'when its online phase was completed; null while that is to be done';
 
 -- create_definition_table: which functions and views are applied, by the hash of their text
 create table underway.definition (name text primary key, hash text not null);
+
+-- comment_on_definition_table: what it is for
+comment on table underway.definition is 'the functions and views that are applied, with the hash of their text';
 
 -- lock_timeout: how long a statement waits for a lock
 select current_setting('lock_timeout');

@@ -1,9 +1,9 @@
 -- list_runs: the newest runs, live and finished, that fit; each row a JSON object
 --
--- Newest by id, since the primary keys serve that order: ids begin with the time. So a list costs what it shows, beside
--- ten million finished runs as beside none. Those that failed or were cancelled have an order of their own, since among
--- ten million there may be three. A search among the finished ones looks at the newest only: %(finished)s of all, or
--- %(unsuccessful)s of those in one such state.
+-- Newest by id, because the primary keys have that order: ids begin with the time. So a list costs what it shows,
+-- however many finished runs there are. Runs that failed or were cancelled have an index of their own, because there
+-- may be three of them among ten million. A search among the finished runs looks at the newest only: %(finished)s of
+-- all, or %(unsuccessful)s of those in one such state.
 with live as (
     select id, job, step, state, queue, priority, created_at, due_at,
         null::timestamptz as finished_at, attempts, crashes, releases, cancel_requested, progress, unique_key,
@@ -18,8 +18,8 @@ with live as (
     limit least(%(live)s, %(limit)s)
 ),
 finished as (
-    select id, job, step, state, queue, priority, created_at, null::timestamptz as due_at, finished_at, attempts, crashes,
-        releases, false as cancel_requested, null::json as progress, unique_key, concurrency_key, dead_letter, error
+    select id, job, step, state, queue, priority, created_at, null::timestamptz as due_at, finished_at, attempts,
+        crashes, releases, false as cancel_requested, null::json as progress, unique_key, concurrency_key, dead_letter, error
     from (
         (select * from underway.finished_run order by id desc limit %(finished)s)
         union all
@@ -35,16 +35,16 @@ finished as (
 select row_to_json(newest)
 from (select * from live union all select * from finished order by created_at desc, id desc limit %(limit)s) newest;
 
--- more_finished_than: are there more finished runs than a search looks at
+-- more_finished_than: whether there are more finished runs than a search looks at
 select exists (select from underway.finished_run order by id desc offset %(finished)s limit 1) as more;
 
--- more_unsuccessful_than: the same of those that failed or were cancelled
+-- more_unsuccessful_than: the same for runs that failed or were cancelled
 select exists (
     select from underway.finished_run where state <> 'succeeded' and state = %(state)s::text
     order by id desc offset %(finished)s limit 1
 ) as more;
 
--- run_for_people: all there is about one run
+-- run_for_people: everything about one run
 select row_to_json(run)
 from (
     select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, r.due_at,
@@ -57,8 +57,8 @@ from (
     where r.id = %(id)s
     union all
     select id, job, step, state, queue, priority, created_at, null, scheduled_at, finished_at, expires_at, null, null,
-        null, null, attempts, crashes, releases, false, null, unique_key, concurrency_key, concurrency_limit, dead_letter,
-        quarantined, error, input, result
+        null, null, attempts, crashes, releases, false, null, unique_key, concurrency_key, concurrency_limit,
+        dead_letter, quarantined, error, input, result
     from underway.finished_run
     where id = %(id)s
 ) run;
@@ -74,7 +74,7 @@ select job, queue, step, state, input::text,
 from underway.finished_run
 where id = %(id)s;
 
--- runs_between: runs whose ids begin alike
+-- runs_between: runs with ids in this range
 select id, state, job
 from (
     (select id, state, job from underway.run where id between %(lowest)s and %(highest)s order by id limit %(limit)s)
@@ -85,8 +85,9 @@ from (
 order by id
 limit %(limit)s;
 
--- list_queues: every queue that is declared, that a job uses, or in which runs are; `late_since` is when the pending run
--- was due that has been waiting longest
+-- list_queues: every queue that is declared, that a job uses, or that has runs
+--
+-- `late_since` is when the pending run that has waited longest was due.
 select row_to_json(line)
 from (
     select name as queue, coalesce(q.paused, false) as paused, coalesce(r.pending, 0) as pending,
@@ -105,7 +106,7 @@ from (
     order by name
 ) line;
 
--- knows_queue: does anything use this queue; that somebody has paused it is not enough
+-- knows_queue: whether a job, an app, a supervisor or a run uses this queue; a pause is not a use
 select exists (select from underway.job where queue = %(queue)s)
     or exists (select from underway.queue where name = %(queue)s and (not paused or dead_letter is not null))
     or exists (
@@ -114,7 +115,7 @@ select exists (select from underway.job where queue = %(queue)s)
     )
     or exists (select from underway.run where queue = %(queue)s) as known;
 
--- list_supervisors: who serves this database, and how many runs each holds
+-- list_supervisors: the supervisors that serve this database, and how many runs each of them holds
 --
 -- A supervisor writes `seen_at` every 5 s. Silent: it was killed, or cannot reach the database. Unhealthy: its workers
 -- do not boot. (A killed supervisor was shown as busy for three minutes.)
@@ -130,7 +131,7 @@ from (
     order by s.started_at, s.id
 ) line;
 
--- supervisors_between: supervisors whose ids begin alike
+-- supervisors_between: supervisors with ids in this range
 select id, host || ':' || pid as place, app
 from underway.supervisor
 where id between %(lowest)s and %(highest)s

@@ -1,6 +1,6 @@
--- expire_runs: remove finished runs whose keep has passed, and their attempts; the oldest first, and so many at most
+-- expire_runs: remove a batch of finished runs whose keep has passed, and their attempts; the oldest first
 --
--- The next batch may begin where this one ended, behind the dead entries that it has left in the index.
+-- The next batch may begin where this one ended, behind the dead entries that this one has left in the index.
 with expired as (
     delete from underway.finished_run f
     where f.id = any(array(

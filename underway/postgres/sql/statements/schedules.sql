@@ -1,7 +1,7 @@
 -- put_schedule: create or change a schedule
 --
--- With the same line and zone it goes on waiting for the slot that it waited for: a deployment says it all again, and
--- would lose the slot that came due while nobody was there.
+-- With the same line and zone it goes on waiting for the same slot: a deployment declares its schedules again, and
+-- would lose a slot that came due while no supervisor was running.
 insert into underway.schedule as s (job, name, cron, zone, catch_up, overlap, input, next_at)
 values (%(job)s, %(name)s, %(cron)s, %(zone)s, %(catch_up)s, %(overlap)s, %(input)s::text::json,
     timestamptz 'epoch' + %(next_at)s::int8 * interval '1 microsecond')
@@ -11,15 +11,15 @@ set cron = excluded.cron, zone = excluded.zone, catch_up = excluded.catch_up, ov
     next_at = case when (s.cron, s.zone) = (excluded.cron, excluded.zone) then s.next_at else excluded.next_at end
 returning (extract(epoch from next_at) * 1000000)::int8 as next_at;
 
--- drop_schedule: no further runs
+-- drop_schedule: remove a schedule
 delete from underway.schedule where job = %(job)s and name = %(name)s returning name;
 
--- all_schedules: every schedule there is
+-- all_schedules: every schedule
 select job, name, cron, zone, catch_up, overlap, input::text, (extract(epoch from next_at) * 1000000)::int8 as next_at
 from underway.schedule
 order by job, name;
 
--- upcoming_schedules: schedules of these jobs that are due, or will be within so many seconds; the earliest first
+-- upcoming_schedules: schedules of these jobs that are due, or will be within the given seconds; the earliest first
 select job, name, cron, zone, catch_up, (extract(epoch from next_at) * 1000000)::int8 as next_at,
     (extract(epoch from now()) * 1000000)::int8 as now
 from underway.schedule
@@ -29,9 +29,9 @@ limit %(limit)s;
 
 -- fire_schedule: enqueue the runs of these slots and store the slot to wait for next, if the schedule is as it was read
 --
--- The row lock and next_at decide between supervisors: whoever comes second finds the row locked, or waiting for another
--- slot. Without overlap no run is enqueued while one of this schedule is live. While nobody knows whether a run with the
--- unique key is live, the schedule goes on waiting for its slot.
+-- The row lock and next_at decide between supervisors: the second one finds the row locked, or waiting for another
+-- slot. Without overlap no run is enqueued while a run of this schedule is live. While it is undecided whether a run
+-- with the unique key is live, the schedule goes on waiting for its slot.
 with due as (
     select job, name, input,
         overlap or not exists (
@@ -50,8 +50,8 @@ fired as materialized (
                 from unnest(%(slots)s::int8[]) with ordinality as given (slot, n) order by n
             ),
             name, job, %(step)s, %(queue)s, %(priority)s::int2, make_interval(secs => %(keep)s),
-            make_interval(secs => %(delay)s), %(unique_key)s, %(concurrency_key)s, %(concurrency_limit)s::int2, input) end
-            as enqueued
+            make_interval(secs => %(delay)s), %(unique_key)s, %(concurrency_key)s, %(concurrency_limit)s::int2,
+            input) end as enqueued
     from due
 ),
 moved as (

@@ -6,7 +6,7 @@ select coalesce(current_setting('transaction_timeout', true), '0') <> '0' as lim
 select set_config('statement_timeout', %(deadline)s, true),
     set_config('idle_in_transaction_session_timeout', %(deadline)s, true);
 
--- register_supervisor: say that this supervisor is here; labels only, nothing depends on them
+-- register_supervisor: write the row of this supervisor; only a label, nothing depends on it
 insert into underway.supervisor (id, host, pid, app, lanes, trouble)
 values (%(id)s, %(host)s, %(pid)s, %(app)s, %(lanes)s::text::jsonb, %(trouble)s)
 on conflict (id) do update set seen_at = clock_timestamp(), idle = false, lanes = excluded.lanes,
@@ -20,21 +20,21 @@ with seen as (
 )
 select exists (select from underway.supervisor where id = %(id)s) as known;
 
--- set_idle: tell those who enqueue whether a NOTIFY is wanted, and for which queues
+-- set_idle: record whether this supervisor wants a NOTIFY for new runs, and for which queues
 update underway.supervisor
 set idle = %(idle)s, queues = %(queues)s::text[], seen_at = clock_timestamp()
 where id = %(id)s;
 
--- stop_requested: has anybody asked this supervisor to stop
+-- stop_requested: whether this supervisor was asked to stop
 select exists (select from underway.stop_request where supervisor = %(id)s) as requested;
 
--- deregister_supervisor: leaving
+-- deregister_supervisor: remove the row of this supervisor
 with answered as (
     delete from underway.stop_request where supervisor = %(id)s
 )
 delete from underway.supervisor where id = %(id)s;
 
--- forget_supervisors: drop the labels of supervisors not seen for ten minutes
+-- forget_supervisors: remove the rows of supervisors that were not seen for ten minutes
 with forgotten as (
     delete from underway.supervisor s
     where s.id = any(array(
@@ -45,7 +45,7 @@ with forgotten as (
 delete from underway.stop_request r
 where r.supervisor = any(array(select id from forgotten));
 
--- register_queue: what the app says of a queue; never waits for whoever pauses it
+-- register_queue: write what the app declares of a queue; never waits for a transaction that pauses it
 with known as (
     select name, dead_letter from underway.queue where name = %(name)s
 ),
@@ -63,10 +63,10 @@ select %(name)s, %(dead_letter)s
 where not exists (select from known)
 on conflict (name) do nothing;
 
--- register_job: what underway.enqueue needs to know of a job
+-- register_job: write what underway.enqueue needs to know of a job
 --
--- Each minute by every supervisor, nearly always to no effect: then it does not even lock the row, or it would wait for
--- whoever has, and the commits on its connection with it.
+-- Every supervisor does so each minute, nearly always without a change. Then the row is not even locked; otherwise the
+-- statement would wait for another transaction's lock, and the commits on its connection with it.
 insert into underway.job (name, step, queue, priority, delay, keep, unique_key, concurrency_key, concurrency_limit)
 select *
 from (
@@ -84,7 +84,7 @@ set step = excluded.step, queue = excluded.queue, priority = excluded.priority, 
     keep = excluded.keep, unique_key = excluded.unique_key, concurrency_key = excluded.concurrency_key,
     concurrency_limit = excluded.concurrency_limit, registered_at = clock_timestamp();
 
--- long_stranded_lanes: where runs have been pending for a minute that no living supervisor serves
+-- long_stranded_lanes: lanes that no living supervisor serves, with runs that have been pending for a minute
 select queue, job, step
 from underway.stranded_lane
 where since < now() - interval '1 minute'

@@ -1,16 +1,16 @@
 -- mark_transaction: begin a step's own transaction, known to its worker by a setting and to supervisors by its name
 --
--- Both end with the transaction: a COMMIT or ROLLBACK in the step is seen by the missing token, and a backend that
--- has gone on to something else (behind a pooler, for a stranger) has lost the name and is not terminated. SET, not
--- set_config(): a SELECT would take a snapshot, and the step could not choose its isolation level any more.
+-- Both end with the transaction. A COMMIT or ROLLBACK in the step shows by the missing token. A backend that has gone
+-- on to another transaction (behind a pooler, perhaps for another client) has lost the name and is not terminated. SET,
+-- not set_config(): a SELECT would take a snapshot, after which the step could not choose its isolation level.
 set local underway.token = %(token)s;
 set local application_name = %(name)s;
 
--- transaction_token: whose transaction this is; null or empty if it is not the one that was begun for a step
+-- transaction_token: the token of the attempt whose transaction this is; null or empty in another transaction
 --
--- The hand-over comes next, and locks the run until COMMIT. If we vanish in between without a word, as behind a pulled
--- cable, the server must notice, or nobody could take the run back: left to itself it took a quarter of an hour. Only
--- from here on: a step may take its time to read what the server has for it, which the first of these would not allow.
+-- The hand-over comes next, and locks the run until COMMIT. If the connection is lost in between, as by a pulled cable,
+-- the server must notice, or no reaper could take the run back: without these settings it took a quarter of an hour.
+-- They are set only now, because tcp_user_timeout would not allow a step to read slowly.
 --
 -- A step may have set another client encoding. The hand-over sends UTF-8, so the encoding is reset here.
 select current_setting('underway.token', true),
@@ -26,12 +26,12 @@ from underway.run
 where id = %(id)s and token = %(token)s and owner = %(owner)s and state = 'in_progress' and not cancel_requested
 for update;
 
--- check_constraints: all that are deferred to the COMMIT, as that would
+-- check_constraints: check all deferred constraints now, as COMMIT would
 set constraints all immediate;
 
 -- forget_step: leave nothing of a step in the session for the next one
 --
--- All of DISCARD ALL but for the prepared statements, which behind a pooler belong to strangers.
+-- DISCARD ALL without its DEALLOCATE ALL: behind a pooler, prepared statements belong to other clients.
 reset session authorization;
 reset all;
 close all;
@@ -42,8 +42,8 @@ select pg_advisory_unlock_all();
 
 -- terminate_transactions: end the backends in which the transactions of these names are still open
 --
--- Those of our own role: another role's session may call itself what it likes, and the refusal to end it would be an
--- error, with which none was ended.
+-- Only those of our own role: a session of another role may have any name, and the refusal to end it would be an error,
+-- with which no backend was ended.
 select pg_terminate_backend(pid)
 from pg_stat_activity
 where datname = current_database() and usename = session_user and application_name = any(%(names)s::text[]);
