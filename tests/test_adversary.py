@@ -81,7 +81,7 @@ def test_an_app_that_does_not_import_is_not_waited_for_by_its_threads(
     assert "ZeroDivisionError" in supervisor.log
 
 
-@pytest.mark.parametrize("weird", ["crashes = 5000, max_crashes = 100000", "number = 2000000000"])
+@pytest.mark.parametrize("weird", ["crashes = 5000, max_crashes = 100000", "attempt_number = 2000000000"])
 def test_a_row_at_the_end_of_its_numbers_ends_no_supervisor(
     weird: Any,
     bind: Callable[[Underway], Underway],

@@ -11,6 +11,9 @@ The statements run outside of any transaction, after the rest of the migration h
 release must work, if only more slowly, before they have run. They can be interrupted at any point: the next
 `underway migrate` repeats them. An index whose build was interrupted is left invalid by Postgres, and is dropped and
 built again.
+
+One session at a time runs online phases, under an advisory lock of the session. So the connection must be direct: a
+pooler in transaction mode would leave the lock behind.
 """
 
 import re

@@ -5,11 +5,11 @@
 --
 -- statement_timestamp(), because in a step's own transaction now() is the instant at which the transaction began.
 insert into underway.finished_run (id, created_at, expires_at, scheduled_at, keep, attempts, crashes, releases,
-    priority, concurrency_limit, quarantined, state, queue, job, step, schedule, unique_key, concurrency_key, dead_letter,
-    error, result, input)
+    priority, concurrency_limit, quarantined, state, queue, job, step, schedule, unique_key, concurrency_key,
+    dead_letter, error, result, input)
 select id, created_at, statement_timestamp() + keep, scheduled_at, keep, final_attempts, final_crashes, releases,
-    priority, concurrency_limit, final = 'failed' and outcome in ('crashed', 'out_of_memory', 'lost'), final, queue, job, step,
-    schedule, unique_key, concurrency_key,
+    priority, concurrency_limit, final = 'failed' and outcome in ('crashed', 'out_of_memory', 'lost'), final, queue,
+    job, step, schedule, unique_key, concurrency_key,
     case when final = 'failed' then (select q.dead_letter from underway.queue q where q.name = ended.queue) end,
     error, case when final = 'succeeded' then payload::json end, case when final <> 'succeeded' then input end
 from ended

@@ -23,7 +23,8 @@ begin
         insert into underway.run (id, created_at, due_at, rank, scheduled_at, keep, priority, concurrency_limit, state,
             queue, job, step, schedule, unique_key, concurrency_key, input)
         select id, created_at, placed.due_at, placed.rank, scheduled_at, keep, priority, concurrency_limit,
-            placed.state, queue, job, step, schedule, unique_key, concurrency_key, coalesce(redrive_runs.input, failed.input)
+            placed.state, queue, job, step, schedule, unique_key, concurrency_key,
+            coalesce(redrive_runs.input, failed.input)
         from failed
         cross join lateral underway.place_run(now(), '0', priority, concurrency_key is not null) placed
         where first

@@ -19,7 +19,8 @@ with live as (
 ),
 finished as (
     select id, job, step, state, queue, priority, created_at, null::timestamptz as due_at, finished_at, attempts,
-        crashes, releases, false as cancel_requested, null::json as progress, unique_key, concurrency_key, dead_letter, error
+        crashes, releases, false as cancel_requested, null::json as progress, unique_key, concurrency_key, dead_letter,
+        error
     from (
         (select * from underway.finished_run order by id desc limit %(finished)s)
         union all
