@@ -11,7 +11,7 @@ from benchmarks.engine import FIRST, JOB, QUEUE
 Rows: TypeAlias = LiteralString
 
 _CHUNK = 250_000
-_RUN: LiteralString = "insert into underway.run (id, job, step, queue, keep, due, rank, priority, state, input)"
+_RUN: LiteralString = "insert into underway.run (id, job, step, queue, keep, due_at, rank, priority, state, input)"
 
 # n numbers the rows of each kind. All ids are in the order of time, as those of clients are.
 PENDING: Rows = f"""
@@ -23,9 +23,9 @@ PENDING: Rows = f"""
 # A thousand priorities, so that they lie before and behind what is pending.
 DELAYED: Rows = f"""
     {_RUN}
-    select uuidv7(), '{JOB}', '{FIRST}', '{QUEUE}', '1 hour', due, due - n %% 1000 * interval '1 minute', n %% 1000,
-        'waiting', '{{"order_id": 42}}'
-    from (select n, now() + interval '1 day' + n * interval '1 ms' as due from generate_series(%s::int, %s) n) placed
+    select uuidv7(), '{JOB}', '{FIRST}', '{QUEUE}', '1 hour', due_at, due_at - n %% 1000 * interval '1 minute',
+        n %% 1000, 'waiting', '{{"order_id": 42}}'
+    from (select n, now() + interval '1 day' + n * interval '1 ms' as due_at from generate_series(%s::int, %s) n) placed
     order by n
 """
 UNSERVED: Rows = f"""
@@ -44,7 +44,7 @@ FINISHED: Rows = f"""
         from generate_series(%s::int, %s)
         returning id
     )
-    insert into underway.attempt (run_id, token, number, pid, started_at, finished_at, peak_rss, cpu_seconds,
+    insert into underway.attempt (run_id, token, attempt_number, pid, started_at, finished_at, peak_rss, cpu_seconds,
         step, outcome, host)
     select id, nextval('underway.token'), 1, 4711, now(), now(), 50000000, 0.02, '{FIRST}', 'succeeded', 'benchmark'
     from finished

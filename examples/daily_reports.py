@@ -22,7 +22,7 @@ class DailyReport:
 
 def report(cx: Context, site: DailyReport) -> Done[str]:
     # The slot says which day is meant, however late the run is. One that was enqueued by hand has none.
-    midnight = cx.scheduled_for or datetime.now(UTC)
+    midnight = cx.scheduled_at or datetime.now(UTC)
     day = (midnight.astimezone(LOS_ANGELES) - timedelta(hours=1)).date()
     return To.done(f"report of site {site.site_id} for {day:%A}, {day}")
 

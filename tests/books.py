@@ -64,7 +64,7 @@ class Books:
         with self.connect() as connection:
             while connection.execute("select from underway.run limit 1").fetchall():
                 now = time.monotonic()
-                left = connection.execute("select state, due, lease_until, r::text from underway.run r limit 3")
+                left = connection.execute("select state, due_at, lease_expires_at, r::text from underway.run r limit 3")
                 assert now < began + within, f"not done within {within} s: {states(connection)}, {left.fetchall()}"
                 if now > said + 5:
                     said = now
@@ -99,7 +99,7 @@ class Books:
             delivered = connection.execute("select result from underway.finished_run where job = 'parcels'").fetchall()
             assert sorted(result for (result,) in delivered) == [(number + 1) * 2 for number in range(self.parcels)]
             succeeded = connection.execute(
-                "select run_id, step, number from underway.attempt"
+                "select run_id, step, attempt_number from underway.attempt"
                 " where outcome = 'succeeded' and step in ('debit', 'credit')"
             ).fetchall()
             entries = connection.execute("select run, step, attempt from entry").fetchall()

@@ -179,5 +179,7 @@ async def _scripted(committing: Committing, script: Script) -> None:
 
 
 def attempts_of(connection: Connection, run: str) -> list[tuple[str, int]]:
-    rows = connection.execute("select outcome, number from underway.attempt where run_id = %s order by token", [run])
+    rows = connection.execute(
+        "select outcome, attempt_number from underway.attempt where run_id = %s order by token", [run]
+    )
     return [(outcome, number) for outcome, number in rows]

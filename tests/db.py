@@ -36,7 +36,7 @@ _DEFAULTS: dict[str, Any] = {
     "step": LANE.step,
     "state": "pending",
     "keep": timedelta(days=14),
-    "due": NOW,
+    "due_at": NOW,
     "rank": NOW,
     "input": '{"n": 1}',
 }
@@ -57,7 +57,7 @@ def insert(connection: Connection, **columns: Any) -> str:
 def insert_held(connection: Connection, by: UUID, **columns: Any) -> tuple[str, int]:
     """A run in progress, as a claim by this supervisor leaves it. Returns its id and token."""
     token = columns.pop("token", None) or next_token(connection)
-    held = {"state": "in_progress", "owner": str(by), "token": token, "lease_until": IN_AN_HOUR}
+    held = {"state": "in_progress", "owner": str(by), "token": token, "lease_expires_at": IN_AN_HOUR}
     return insert(connection, **{**held, **columns}), token
 
 

@@ -30,7 +30,7 @@ def wait_for(connection: Connection, name: str, next_at: str) -> datetime:
 def runs_of(connection: Connection, name: str = "default") -> list[dict[str, Any]]:
     """The live runs that a schedule has enqueued, by slot."""
     with connection.cursor(row_factory=dict_row) as cursor:
-        query = "select * from underway.run where schedule = %s order by scheduled_for"
+        query = "select * from underway.run where schedule = %s order by scheduled_at"
         return cursor.execute(query, [name]).fetchall()
 
 

@@ -57,8 +57,7 @@ class World:
             connection.execute("insert into underway.queue (name) values (%s)", [name])
         for supervisor in (US, OTHERS):
             connection.execute(
-                "insert into underway.supervisor (id, host, pid, app, manifest_hash, idle)"
-                " values (%s, '', 1, '', '', true)",
+                "insert into underway.supervisor (id, host, pid, app, idle) values (%s, '', 1, '', true)",
                 [supervisor],
             )
         connection.execute(
@@ -66,10 +65,10 @@ class World:
             " select 'job', 'schedule ' || n, '* * * * *', 'UTC', 'null', now() - interval '1 minute'"
             " from generate_series(1, 3) n"
         )
-        line = {"concurrency_key": "key", "key_limit": 4}
+        line = {"concurrency_key": "key", "concurrency_limit": 4}
         kinds: dict[str, dict[str, Any]] = {
             "pending": {"state": "pending"},
-            "due": {"state": "waiting"},
+            "due_at": {"state": "waiting"},
             "in line": {"state": "waiting", **line},
             "running": {"state": "in_progress", "owner": US, "holds_key": True, **line},
             "lapsed": {"state": "in_progress", "owner": OTHERS, "lapsed": True},
@@ -87,9 +86,9 @@ class World:
     def _put(self, kind: str, run: str, n: int, columns: dict[str, Any]) -> None:
         then = psycopg.sql.SQL(AGO.format(IN_TIME[n]))
         lapsed = columns.pop("lapsed", False)
-        columns |= {"id": run, "unique_key": f"{kind} {BY_KEY[n]}", "due": then, "rank": then}
+        columns |= {"id": run, "unique_key": f"{kind} {BY_KEY[n]}", "due_at": then, "rank": then}
         if columns["state"] == "in_progress":
-            columns |= {"lease_until": then} if lapsed else {}
+            columns |= {"lease_expires_at": then} if lapsed else {}
             run, token = insert_held(self._connection, by=columns.pop("owner"), **columns)
             if kind == "running":
                 self.held.append((run, token))
@@ -103,7 +102,7 @@ class World:
                 run = self.runs[kind][n]
                 self._connection.execute("select underway.cancel(%s)", [run])
                 self._connection.execute(
-                    "insert into underway.attempt (run_id, token, number, finished_at, step, outcome)"
+                    "insert into underway.attempt (run_id, token, attempt_number, finished_at, step, outcome)"
                     " values (%s, %s, 1, now(), 'step', 'failed')",
                     [run, next_token(self._connection)],
                 )
@@ -132,7 +131,7 @@ class World:
             for n, (row,) in enumerate(rows):
                 found[f"{table} {n}"] = (f"select from underway.{table} where {key} = %s for update", [row])
         new_run = (
-            "insert into underway.run (id, job, step, queue, state, keep, due, rank, unique_key, input)"
+            "insert into underway.run (id, job, step, queue, state, keep, due_at, rank, unique_key, input)"
             " values (%s, %s, %s, %s, 'pending', '1 day', now(), now(), %s, 'null')"
         )
         for kind in ("failed", "quarantined", "new"):

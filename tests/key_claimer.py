@@ -29,7 +29,7 @@ async def main(url: str, rng: random.Random) -> None:
     with psycopg.connect(url, autocommit=True) as journal:
         while True:
             # Few at a time, so that others look at runs of the same key at the same instant.
-            await store.line_up(rng.choice((1, 3, 1000)))
+            await store.join_key_queue(rng.choice((1, 3, 1000)))
             await store.promote(1000)
             if time.monotonic() > housekeeping_at:
                 housekeeping_at = time.monotonic() + _HOUSEKEEPING_SECONDS

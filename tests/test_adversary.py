@@ -48,7 +48,7 @@ def test_every_deed_is_charged_to_its_own_run_and_the_supervisor_goes_on(
     assert told == VERDICTS
     assert states(connection) == {"succeeded": len(runs) + len(innocents) - 1, "failed": 1}
     made = connection.execute(
-        "select outcome, number, count(*) from underway.attempt where run_id = any(%s) group by 1, 2",
+        "select outcome, attempt_number, count(*) from underway.attempt where run_id = any(%s) group by 1, 2",
         ([run.id for run in innocents],),
     ).fetchall()
     assert made == [("succeeded", 1, len(innocents))]
@@ -81,7 +81,7 @@ def test_an_app_that_does_not_import_is_not_waited_for_by_its_threads(
     assert "ZeroDivisionError" in supervisor.log
 
 
-@pytest.mark.parametrize("weird", ["crashes = 5000, max_crashes = 100000", "number = 2000000000"])
+@pytest.mark.parametrize("weird", ["crashes = 5000, max_crashes = 100000", "attempt_number = 2000000000"])
 def test_a_row_at_the_end_of_its_numbers_ends_no_supervisor(
     weird: Any,
     bind: Callable[[Underway], Underway],
@@ -90,7 +90,7 @@ def test_a_row_at_the_end_of_its_numbers_ends_no_supervisor(
 ) -> None:
     bind(adversary.app)
     adversary.innocents.enqueue(1)
-    lapsed = "state = 'in_progress', owner = gen_random_uuid(), lease_until = now() - interval '1 s'"
+    lapsed = "state = 'in_progress', owner = gen_random_uuid(), lease_expires_at = now() - interval '1 s'"
     connection.execute(f"update underway.run set {lapsed}, {weird}")
     supervisor = start_supervisor("adversary")
     supervisor.until("run taken back")

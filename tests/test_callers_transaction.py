@@ -170,8 +170,7 @@ def test_what_begins_a_transaction_does_not_end_it(connect: Connect, connection:
 def test_committed_means_woken(connect: Connect, connection: Connection) -> None:
     connection.execute("listen underway")
     connection.execute(
-        "insert into underway.supervisor (id, host, pid, app, manifest_hash, idle) "
-        "values (gen_random_uuid(), 'host', 1, 'app', '', true)"
+        "insert into underway.supervisor (id, host, pid, app, idle) values (gen_random_uuid(), 'host', 1, 'app', true)"
     )
     caller = connect()
 

@@ -29,7 +29,6 @@ from db import (
     with_store,
 )
 from harness import APPS, Supervisor, eventually, outcomes, states
-from psycopg import sql
 
 from underway import Context, Done, InvalidOption, RunCancelled, Status, To, Underway, aio
 from underway.definition.manifest import Step
@@ -92,13 +91,13 @@ def test_the_live_run_with_a_unique_key_is_cancelled(any_database: str) -> None:
 
 def test_the_live_runs_with_a_concurrency_key_are_cancelled(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        key: dict[str, Any] = {"concurrency_key": "tenant 1", "key_limit": 2}
-        in_line = [insert(connection, state="waiting", due="9999-12-31 00:00+00", **key) for _ in range(2)]
+        key: dict[str, Any] = {"concurrency_key": "tenant 1", "concurrency_limit": 2}
+        in_line = [insert(connection, state="waiting", due_at=None, **key) for _ in range(2)]
         pending = insert(connection, holds_key=True, **key)
         running, _ = insert_held(connection, US, holds_key=True, **key)
         others = [
             insert(connection, holds_key=True, concurrency_key="tenant 2"),
-            insert(connection, job="another", state="waiting", due="9999-12-31 00:00+00", **key),
+            insert(connection, job="another", state="waiting", due_at=None, **key),
             insert(connection, unique_key="tenant 1"),
         ]
         assert client_queries.cancel_key(connection, LANE.job, concurrency_key="tenant 1") == 4
@@ -126,14 +125,14 @@ def busy(database: str, *writes: str) -> Iterator[Connection]:
     ("write", "cancelled", "then"),
     [
         pytest.param(
-            f"update underway.run set state = 'in_progress', owner = '{US}', token = 7, lease_until = now()",
+            f"update underway.run set state = 'in_progress', owner = '{US}', token = 7, lease_expires_at = now()",
             True, ("in_progress", True), id="claimed",
         ),
         pytest.param("update underway.run set state = 'waiting'", True, ("cancelled", None), id="retry"),
         pytest.param("update underway.run set step = 'next', state = 'pending'", True, ("cancelled", None), id="next"),
         pytest.param(
             f"update underway.run set step = 'next', state = 'in_progress', owner = '{US}', token = 8,"
-            " lease_until = now()",
+            " lease_expires_at = now()",
             True, ("in_progress", True), id="next that stays",
         ),
         pytest.param("delete from underway.run", False, (None, None), id="finished"),
@@ -326,7 +325,7 @@ def test_nobody_closes_what_another_supervisor_runs(database: str, connection: C
 
 def test_the_reaper_closes_it_for_a_dead_owner_and_charges_nothing(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        run, token = insert_held(connection, US, lease_until=AGES_AGO, crashes=1, max_crashes=2, number=3)
+        run, token = insert_held(connection, US, lease_expires_at=AGES_AGO, crashes=1, max_crashes=2, attempt_number=3)
         assert client_queries.cancel(connection, UUID(run))
         assert with_store(any_database, lambda store: store.reap(10)) == [(run, token, "cancelled")]
         finished = row_of(connection, "finished_run", run)
@@ -340,9 +339,9 @@ def test_the_reaper_closes_it_for_a_dead_owner_and_charges_nothing(any_database:
 
 
 def _holder_and_next(connection: Connection, **columns: Any) -> tuple[str, str]:
-    key = {"concurrency_key": "key", "key_limit": 1}
+    key = {"concurrency_key": "key", "concurrency_limit": 1}
     holder = insert(connection, holds_key=True, **key, **columns)
-    return holder, insert(connection, state="waiting", due=sql.SQL("'9999-12-31 00:00+00'"), **key)
+    return holder, insert(connection, state="waiting", due_at=None, **key)
 
 
 def test_the_next_in_line_gets_the_key_of_a_run_that_is_closed_at_once(any_database: str) -> None:
@@ -356,7 +355,7 @@ def test_the_next_in_line_gets_the_key_of_a_run_that_is_closed_at_once(any_datab
 def test_the_key_is_free_only_when_nothing_of_the_run_runs_any_more(any_database: str, closed_by: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         lease = AGES_AGO if closed_by == "the reaper" else IN_AN_HOUR
-        held = {"state": "in_progress", "owner": str(US), "token": 7, "lease_until": lease}
+        held = {"state": "in_progress", "owner": str(US), "token": 7, "lease_expires_at": lease}
         holder, following = _holder_and_next(connection, **held)
         assert client_queries.cancel(connection, UUID(holder))
         assert status(connection, following) == "waiting"

@@ -430,7 +430,7 @@ class Audit:
         self.finished = {row[0]: Finished(*row) for row in rows}
         self.attempts: defaultdict[UUID, list[Attempt]] = defaultdict(list)
         for row in connection.execute(
-            "select run_id, token, step, number, outcome from underway.attempt order by run_id, token"
+            "select run_id, token, step, attempt_number, outcome from underway.attempt order by run_id, token"
         ):
             self.attempts[row[0]].append(Attempt(*row))
         self.innocents = [run for run in self.finished.values() if run.job not in chaos.deadly]

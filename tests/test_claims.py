@@ -100,8 +100,8 @@ def test_one_unit_of_priority_is_worth_one_minute_of_waiting(connection: Connect
 
 
 def test_a_run_keeps_its_place_in_line_through_its_steps(database: str, connection: Connection, us: UUID) -> None:
-    begun, token = insert_held(connection, us, due=ago(2), rank=ago(2))
-    later = insert(connection, due=ago(1), rank=ago(1))
+    begun, token = insert_held(connection, us, due_at=ago(2), rank=ago(2))
+    later = insert(connection, due_at=ago(1), rank=ago(1))
 
     async def hand_over(store: Store) -> None:
         await store.continue_([go_on(begun, token, step=LANE.step)], [])
@@ -111,8 +111,8 @@ def test_a_run_keeps_its_place_in_line_through_its_steps(database: str, connecti
 
 
 def test_a_run_that_has_to_wait_ranks_by_when_it_is_due(database: str, connection: Connection, us: UUID) -> None:
-    retried, token = insert_held(connection, us, due=ago(2), rank=ago(2))
-    later = insert(connection, due=ago(1), rank=ago(1))
+    retried, token = insert_held(connection, us, due_at=ago(2), rank=ago(2))
+    later = insert(connection, due_at=ago(1), rank=ago(1))
 
     async def back_off(store: Store) -> None:
         await store.continue_([go_on(retried, token, step=LANE.step, delay=0.001)], [])
@@ -215,23 +215,23 @@ def test_a_claim_says_what_the_row_says(any_database: str) -> None:
     policy = Policy(lease=timedelta(seconds=90), max_crashes=7)
     owner = uuid4()
     with psycopg.connect(any_database, autocommit=True) as connection:
-        counters = {"number": 4, "attempts": 2, "crashes": 1, "releases": 3}
+        counters = {"attempt_number": 4, "attempts": 2, "crashes": 1, "releases": 3}
         slot = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
-        more = {"priority": -5, "keep": timedelta(hours=30), "scheduled_for": slot, "input": '{"a": "ü"}'}
+        more = {"priority": -5, "keep": timedelta(hours=30), "scheduled_at": slot, "input": '{"a": "ü"}'}
         run = insert(connection, **counters, **more)
         (claimed,) = claim(any_database, lanes=Lanes([(LANE, policy)]), owner=owner)
         row = row_of(connection, "run", run)
         assert row is not None
         assert claimed == (run, row["token"], LANE, *counters.values(), slot.timestamp(), '{"a": "ü"}'.encode(), False)
         assert (row["state"], row["owner"], row["max_crashes"]) == ("in_progress", str(owner), 7)
-        left = "select extract(epoch from lease_until - clock_timestamp())::float8 from underway.run"
+        left = "select extract(epoch from lease_expires_at - clock_timestamp())::float8 from underway.run"
         assert 30 < value(connection, left) <= 90
 
 
 def test_a_delayed_run_is_claimed_only_after_it_was_promoted(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        due = insert(connection, state="waiting", due=AGES_AGO)
-        not_due = insert(connection, state="waiting", due=IN_AN_HOUR)
+        due = insert(connection, state="waiting", due_at=AGES_AGO)
+        not_due = insert(connection, state="waiting", due_at=IN_AN_HOUR)
         assert claim(any_database) == []
         assert with_store(any_database, lambda store: store.promote(100)) == 1
         assert [run.run for run in claim(any_database)] == [due]
@@ -243,17 +243,19 @@ def test_a_delayed_run_is_claimed_only_after_it_was_promoted(any_database: str) 
 def test_promotion_is_bounded_and_takes_the_longest_due_first(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         for minutes in (1, 2, 3, 4, 5):
-            insert(connection, state="waiting", due=ago(minutes), rank=ago(minutes), number=minutes)
+            insert(connection, state="waiting", due_at=ago(minutes), rank=ago(minutes), attempt_number=minutes)
         assert with_store(any_database, lambda store: store.promote(2)) == 2
-        promoted = connection.execute("select number from underway.run where state = 'pending' order by number")
+        promoted = connection.execute(
+            "select attempt_number from underway.run where state = 'pending' order by attempt_number"
+        )
         assert [row[0] for row in promoted] == [4, 5]
 
 
 def test_the_promoter_knows_how_long_to_sleep(database: str, connection: Connection) -> None:
     seconds = with_store(database, lambda store: store.seconds_until_due())
     assert seconds is None
-    insert(connection, state="waiting", due=IN_AN_HOUR)
-    insert(connection, state="pending", due=AGES_AGO)
+    insert(connection, state="waiting", due_at=IN_AN_HOUR)
+    insert(connection, state="pending", due_at=AGES_AGO)
     seconds = with_store(database, lambda store: store.seconds_until_due())
     assert seconds is not None
     assert 3000 < seconds <= 3600
@@ -273,7 +275,7 @@ def test_a_hint_that_comes_during_a_look_is_not_lost(
             found = await sweep_keys(after, limit)
             if not swept.is_set():
                 swept.set()
-                insert(connection, state="waiting", due=ago(0))
+                insert(connection, state="waiting", due_at=ago(0))
                 promoting.wake()  # as its notification does
             return found
 
@@ -298,15 +300,15 @@ def test_a_look_that_does_not_begin_at_the_head_finds_what_comes_due_from_now_on
 ) -> None:
     async def looks(store: Store) -> None:
         assert await store.seconds_until_due() is None
-        insert(any_connection, state="waiting", due=AGES_AGO)  # by somebody who committed late
-        insert(any_connection, state="waiting", due=ago(0))
+        insert(any_connection, state="waiting", due_at=AGES_AGO)  # by somebody who committed late
+        insert(any_connection, state="waiting", due_at=ago(0))
         assert await store.promote(10, from_start=False) == 1
         assert await store.promote(10, from_start=False) == 0
-        insert(any_connection, state="waiting", due=IN_AN_HOUR)
+        insert(any_connection, state="waiting", due_at=IN_AN_HOUR)
         seconds = await store.seconds_until_due(from_start=False)
         assert seconds is not None
         assert seconds > 3000
-        insert(any_connection, state="waiting", due=ago(0))  # sooner than all that was known of
+        insert(any_connection, state="waiting", due_at=ago(0))  # sooner than all that was known of
         assert await store.promote(10, from_start=False) == 1
         assert await store.promote(10) == 1
 
@@ -329,9 +331,9 @@ def test_tokens_grow_and_never_come_back(database: str, connection: Connection, 
             elif turn % 3 == 1:
                 await store.release_unknown([])
             else:
-                connection.execute("update underway.run set lease_until = now() - interval '1 second'")
+                connection.execute("update underway.run set lease_expires_at = now() - interval '1 second'")
                 await store.reap(10)
-                connection.execute("update underway.run set due = now(), max_crashes = 100")
+                connection.execute("update underway.run set due_at = now(), max_crashes = 100")
                 await store.promote(10)
 
     with_store(database, many_turns, us)
@@ -383,7 +385,7 @@ def test_many_claimers_share_all_runs_and_none_is_claimed_twice(any_database: st
     total = 4_000
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute(
-            "insert into underway.run (id, job, step, queue, keep, due, rank, state, input) "
+            "insert into underway.run (id, job, step, queue, keep, due_at, rank, state, input) "
             "select gen_random_uuid(), 'job', 'step', 'default', '1 day', now(), now() - n * interval '1 ms', "
             "'pending', '{}' from generate_series(1, %s) n",
             [total],
@@ -435,7 +437,9 @@ def test_the_longest_delay_there_is_can_be_written(any_database: str) -> None:
         run, token = insert_held(connection, owner)
         retry = go_on(run, token, step=LANE.step, payload=None, delay=LONGEST.total_seconds())
         assert with_store(any_database, lambda store: store.continue_([retry], []), owner)
-        assert value(connection, "select extract(year from due)::int > 3000 from underway.run where state = 'waiting'")
+        assert value(
+            connection, "select extract(year from due_at)::int > 3000 from underway.run where state = 'waiting'"
+        )
 
 
 # Taking back
@@ -446,36 +450,53 @@ def test_a_lapsed_lease_is_a_crash_and_backs_off(any_database: str, crashes: int
     owner = uuid4()
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(
-            connection, owner, lease_until=AGES_AGO, crashes=crashes, max_crashes=100, number=3, attempts=2, priority=2
+            connection,
+            owner,
+            lease_expires_at=AGES_AGO,
+            crashes=crashes,
+            max_crashes=100,
+            attempt_number=3,
+            attempts=2,
+            priority=2,
         )
         insert_held(connection, owner)
         assert with_store(any_database, lambda store: store.reap(100)) == [(run, token, None)]
         row = row_of(connection, "run", run)
         assert row is not None
-        kept = {name: row[name] for name in ("state", "crashes", "number", "attempts", "owner", "lease_until", "token")}
+        kept = {
+            name: row[name]
+            for name in ("state", "crashes", "attempt_number", "attempts", "owner", "lease_expires_at", "token")
+        }
         assert kept == {
             "state": "waiting",
             "crashes": crashes + 1,
-            "number": 4,
+            "attempt_number": 4,
             "attempts": 2,
             "owner": None,
-            "lease_until": None,
+            "lease_expires_at": None,
             "token": token,
         }
-        waits = "select extract(epoch from due - %s)::float8 from underway.run where id = %s"
+        waits = "select extract(epoch from due_at - %s)::float8 from underway.run where id = %s"
         attempt = row_of(connection, "attempt", run)
         assert attempt is not None
         # The same as the supervisor's own arithmetic for a crash it has seen itself.
         assert value(connection, waits, [attempt["finished_at"], run]) == crash_delay(crashes + 1)
-        ahead = "select extract(epoch from due - rank)::float8 from underway.run where id = %s"
+        ahead = "select extract(epoch from due_at - rank)::float8 from underway.run where id = %s"
         assert value(connection, ahead, [run]) == 120
-        assert (attempt["outcome"], attempt["number"], attempt["step"], attempt["token"]) == ("lost", 4, "step", token)
+        assert (attempt["outcome"], attempt["attempt_number"], attempt["step"], attempt["token"]) == (
+            "lost",
+            4,
+            "step",
+            token,
+        )
         assert str(owner) in attempt["error"]
 
 
 def test_the_last_crash_that_is_allowed_quarantines_the_run(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        run, token = insert_held(connection, uuid4(), lease_until=AGES_AGO, crashes=2, max_crashes=3, number=2)
+        run, token = insert_held(
+            connection, uuid4(), lease_expires_at=AGES_AGO, crashes=2, max_crashes=3, attempt_number=2
+        )
         assert with_store(any_database, lambda store: store.reap(100)) == [(run, token, "failed")]
         assert row_of(connection, "run", run) is None
         finished, attempt = row_of(connection, "finished_run", run), row_of(connection, "attempt", run)
@@ -484,13 +505,13 @@ def test_the_last_crash_that_is_allowed_quarantines_the_run(any_database: str) -
         assert (finished["state"], finished["crashes"], finished["input"]) == ("failed", 3, {"n": 1})
         assert finished["quarantined"]
         assert "quarantined after 3 crashes" in finished["error"]
-        assert (attempt["outcome"], attempt["number"], attempt["token"]) == ("lost", 3, token)
+        assert (attempt["outcome"], attempt["attempt_number"], attempt["token"]) == ("lost", 3, token)
 
 
 def test_the_first_lost_lease_makes_a_suspect_whatever_max_crashes_is(any_database: str) -> None:
     """Most of what a dead supervisor held it had not even begun."""
     with psycopg.connect(any_database, autocommit=True) as connection:
-        run, token = insert_held(connection, uuid4(), lease_until=AGES_AGO, max_crashes=1)
+        run, token = insert_held(connection, uuid4(), lease_expires_at=AGES_AGO, max_crashes=1)
         assert with_store(any_database, lambda store: store.reap(100)) == [(run, token, None)]
         row = row_of(connection, "run", run)
         assert row is not None
@@ -498,10 +519,10 @@ def test_the_first_lost_lease_makes_a_suspect_whatever_max_crashes_is(any_databa
 
 
 def test_the_lost_attempt_names_the_host_of_its_supervisor(database: str, connection: Connection, us: UUID) -> None:
-    run, _ = insert_held(connection, us, lease_until=AGES_AGO)
+    run, _ = insert_held(connection, us, lease_expires_at=AGES_AGO)
 
     async def reap(store: Store) -> None:
-        await store.register(pid=4711, app="app", manifest_hash="")
+        await store.register(pid=4711, app="app")
         await store.reap(100)
 
     with_store(database, reap, us)
@@ -512,7 +533,7 @@ def test_the_lost_attempt_names_the_host_of_its_supervisor(database: str, connec
 
 def test_reaping_is_bounded_and_goes_on_where_it_stopped(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        lapsed = {insert_held(connection, uuid4(), lease_until=AGES_AGO)[0] for _ in range(5)}
+        lapsed = {insert_held(connection, uuid4(), lease_expires_at=AGES_AGO)[0] for _ in range(5)}
 
     async def turns(store: Store) -> list[list[tuple[str, int, str | None]]]:
         return [await store.reap(2) for _ in range(4)]
@@ -523,13 +544,13 @@ def test_reaping_is_bounded_and_goes_on_where_it_stopped(any_database: str) -> N
 
 
 def test_a_reaped_run_refuses_its_late_owner_and_serves_the_next(database: str, connection: Connection) -> None:
-    run, token = insert_held(connection, uuid4(), lease_until=AGES_AGO)
+    run, token = insert_held(connection, uuid4(), lease_expires_at=AGES_AGO)
 
     async def late(store: Store) -> None:
         await store.reap(100)
         assert await store.finish([finish(run, token)], []) == set()
         assert await store.renew([Renewal(run, token, 60, None)]) == set()
-        connection.execute("update underway.run set due = now()")
+        connection.execute("update underway.run set due_at = now()")
         await store.promote(100)
         (again,) = await store.claim(LANES, 1, candidates=1, suspects=1)
         assert again.token > token
@@ -538,7 +559,9 @@ def test_a_reaped_run_refuses_its_late_owner_and_serves_the_next(database: str, 
 
     owner = UUID(str(value(connection, "select owner from underway.run")))
     with_store(database, late, owner)
-    attempts = connection.execute("select token, outcome, number from underway.attempt order by token").fetchall()
+    attempts = connection.execute(
+        "select token, outcome, attempt_number from underway.attempt order by token"
+    ).fetchall()
     assert [(outcome, number) for _, outcome, number in attempts] == [("lost", 1), ("succeeded", 2)]
 
 
@@ -547,14 +570,14 @@ def test_a_claim_whose_answer_was_lost_is_given_back_without_charge(
 ) -> None:
     owner = uuid4()
     with psycopg.connect(any_database, autocommit=True) as connection:
-        run, token = insert_held(connection, owner, rank=AGES_AGO, crashes=1, number=1)
+        run, token = insert_held(connection, owner, rank=AGES_AGO, crashes=1, attempt_number=1)
         with_store(any_database, lambda store: store.release_unknown([]), owner)
         row = row_of(connection, "run", run)
         assert row is not None
-        counters = {name: row[name] for name in ("state", "number", "attempts", "crashes", "releases", "owner")}
+        counters = {name: row[name] for name in ("state", "attempt_number", "attempts", "crashes", "releases", "owner")}
         assert counters == {
             "state": "pending",
-            "number": 1,
+            "attempt_number": 1,
             "attempts": 0,
             "crashes": 1,
             "releases": 1,
@@ -570,7 +593,7 @@ def test_a_claim_whose_answer_was_lost_is_given_back_without_charge(
 @pytest.mark.parametrize("state", ["pending", "waiting"])
 def test_cancelling_a_run_that_is_not_running_closes_it_at_once(any_database: str, state: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        run = insert(connection, state=state, due=IN_AN_HOUR if state == "waiting" else AGES_AGO, attempts=1)
+        run = insert(connection, state=state, due_at=IN_AN_HOUR if state == "waiting" else AGES_AGO, attempts=1)
         assert client_queries.cancel(connection, UUID(run))
         assert not client_queries.cancel(connection, UUID(run))
         assert client_queries.status(connection, UUID(run)) == "cancelled"
@@ -638,7 +661,7 @@ async def _reap(world: World) -> set[str]:
         pytest.param(_finish, {}, id="finish"),
         pytest.param(_continue, {}, id="continue"),
         pytest.param(_claim, {"state": "pending", "owner": None}, id="claim"),
-        pytest.param(_reap, {"lease_until": AGES_AGO}, id="reap"),
+        pytest.param(_reap, {"lease_expires_at": AGES_AGO}, id="reap"),
     ],
 )
 def test_a_locked_row_is_left_for_the_next_turn_and_the_others_are_not(
@@ -660,7 +683,7 @@ def test_a_locked_row_is_left_for_the_next_turn_and_the_others_are_not(
 
 def test_promotion_and_release_leave_a_locked_row_for_the_next_turn(any_database: str, us: UUID) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        waiting = [insert(connection, state="waiting", due=AGES_AGO) for _ in range(3)]
+        waiting = [insert(connection, state="waiting", due_at=AGES_AGO) for _ in range(3)]
         held = [insert_held(connection, us)[0] for _ in range(3)]
 
         async def turn(store: Store) -> None:

@@ -77,7 +77,7 @@ def test_enqueue_on_a_connection_of_the_apps_own(app: Underway, connection: Conn
     )
     assert found["input"] == {"number": 7, "note": "x"}
     assert (found["priority"], found["attempts"], found["token"]) == (0, 0, 0)
-    assert found["due"] == found["rank"]
+    assert found["due_at"] == found["rank"]
     assert found["keep"] == timedelta(days=14)
     assert run.id.version == 7
     assert run.status() is Status.PENDING
@@ -135,7 +135,7 @@ def test_any_connection_will_do(
         clients.placed.enqueue_many([1, 2], conn=mine)
         mine.commit()
     assert count(connection) == 3
-    dues = connection.execute("select due - clock_timestamp(), keep from underway.run").fetchall()
+    dues = connection.execute("select due_at - clock_timestamp(), keep from underway.run").fetchall()
     for due, keep in dues:
         assert timedelta(hours=1.9) < due <= timedelta(hours=2)
         assert keep == timedelta(days=3, seconds=1.5)
@@ -224,10 +224,10 @@ def test_placement_is_the_steps(app: Underway, connection: Connection) -> None:
     for run in (clients.placed.enqueue(1), *clients.placed.enqueue_many([1])):
         found = row(connection, run)
         assert (found["queue"], found["priority"], found["state"]) == ("slow", -7, "waiting")
-        assert found["rank"] - found["due"] == timedelta(minutes=7)
+        assert found["rank"] - found["due_at"] == timedelta(minutes=7)
         assert (
             timedelta(hours=2) - timedelta(minutes=1)
-            < found["due"] - found["created_at"]
+            < found["due_at"] - found["created_at"]
             <= timedelta(hours=2, seconds=1)
         )
         assert found["keep"] == timedelta(days=3, seconds=1.5)

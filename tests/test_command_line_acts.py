@@ -35,7 +35,7 @@ def dead(connection: Connection, label: str = "pdf-dead", error: str = "it broke
 
 
 def test_cancel_by_id_job_and_key(connection: Connection, database: str) -> None:
-    pending, waiting = insert(connection), insert(connection, state="waiting", due=IN_AN_HOUR)
+    pending, waiting = insert(connection), insert(connection, state="waiting", due_at=IN_AN_HOUR)
     assert output("cancel", pending, database=database) == f"cancelled {pending}\n"
     assert document("cancel", waiting, database=database) == {"id": waiting, "state": "cancelled"}
     assert count_states(connection) == {"cancelled": 2}
@@ -146,8 +146,8 @@ def test_shut_down_one_supervisor_then_all(start_supervisor: Start, database: st
 
 def test_shutdown_does_not_wait_for_a_killed_supervisor(connection: Connection, database: str) -> None:
     connection.execute(
-        "insert into underway.supervisor (id, host, pid, app, manifest_hash, seen_at)"
-        " values (%s, 'host', 1, 'app', '', now() - interval '1 minute')",
+        "insert into underway.supervisor (id, host, pid, app, seen_at)"
+        " values (%s, 'host', 1, 'app', now() - interval '1 minute')",
         [killed := uuid4()],
     )
     done = underway("shutdown", "--all", "--wait", "60", database=database)

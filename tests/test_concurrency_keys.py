@@ -34,7 +34,6 @@ from underway.postgres.transitions import FinishRun
 T = TypeVar("T")
 
 US = uuid4()
-NEVER = "9999-12-31 00:00+00"
 LANES = Lanes((Lane("default", "job", step), Policy()) for step in ("step", "next"))
 
 
@@ -55,8 +54,14 @@ Play = Callable[[Callable[[Store, Connection], Coroutine[Any, Any, None]]], None
 def wait_for(connection: Connection, key: str = "key", *, limit: int = 1, age: float = 60.0, **more: Any) -> str:
     """A run as enqueue leaves it: waiting for its key since so many seconds."""
     due = sql.SQL("clock_timestamp() - make_interval(secs => {})").format(sql.Literal(age))
-    placed = {"state": "waiting", "concurrency_key": key, "key_limit": limit, "due": sql.SQL(due.as_string()), **more}
-    return insert(connection, **{"rank": placed["due"], **placed})
+    placed = {
+        "state": "waiting",
+        "concurrency_key": key,
+        "concurrency_limit": limit,
+        "due_at": sql.SQL(due.as_string()),
+        **more,
+    }
+    return insert(connection, **{"rank": placed["due_at"], **placed})
 
 
 async def claim(store: Store, tasks: int = 100) -> list[Claimed]:
@@ -87,9 +92,9 @@ def test_the_oldest_come_first_and_no_more_than_the_limit(play: Play) -> None:
         single = [wait_for(connection, "one", age=30 - n) for n in range(3)]
         elsewhere = wait_for(connection, "one", queue="elsewhere")
         assert await claimed(store) == [], "nobody is claimed who has not got its key"
-        assert await store.line_up(100) == 8
+        assert await store.join_key_queue(100) == 8
         assert holders(connection) == {*order[:2], single[0], elsewhere}
-        assert await store.line_up(100) == 0, "whoever is in line is not looked at again"
+        assert await store.join_key_queue(100) == 0, "whoever is in line is not looked at again"
         first = await claim(store)
         assert [one.run for one in first] == [*order[:2], single[0]]
         assert await claimed(store) == []
@@ -107,7 +112,7 @@ def test_priority_and_age_decide_the_place_in_line(play: Play) -> None:
         plain = wait_for(connection, age=90)
         urgent = wait_for(connection, age=80, priority=1, rank=sql.SQL("clock_timestamp() - interval '140 s'"))
         aged = wait_for(connection, age=200)
-        assert await store.line_up(100) == 3
+        assert await store.join_key_queue(100) == 3
         order = []
         while batch := await claim(store):
             order += [one.run for one in batch]
@@ -120,7 +125,7 @@ def test_priority_and_age_decide_the_place_in_line(play: Play) -> None:
 def test_a_run_holds_its_key_through_retries_releases_and_lost_leases(play: Play) -> None:
     async def scene(store: Store, connection: Connection) -> None:
         first, second = wait_for(connection, age=60), wait_for(connection, age=50)
-        await store.line_up(100)
+        await store.join_key_queue(100)
         for how in ("release", "retry", "lapse", "unknown"):
             (held,) = await claim(store)
             assert held.run == first
@@ -131,14 +136,14 @@ def test_a_run_holds_its_key_through_retries_releases_and_lost_leases(play: Play
                 await store.continue_([row], [])
             elif how == "lapse":
                 connection.execute(
-                    "update underway.run set lease_until = now() - interval '1 s' where owner is not null"
+                    "update underway.run set lease_expires_at = now() - interval '1 s' where owner is not null"
                 )
                 assert len(await store.reap(10)) == 1
             else:
                 await store.release_unknown([])
             assert holders(connection) == {first}
-            assert await store.line_up(100) == 0
-            connection.execute("update underway.run set due = now() where holds_key and state = 'waiting'")
+            assert await store.join_key_queue(100) == 0
+            connection.execute("update underway.run set due_at = now() where holds_key and state = 'waiting'")
             await store.promote(100)
             assert state(connection, second) == "waiting"
 
@@ -149,14 +154,14 @@ def test_a_run_holds_its_key_through_retries_releases_and_lost_leases(play: Play
 def test_every_end_gives_the_key_to_the_next(play: Play, end: str) -> None:
     async def scene(store: Store, connection: Connection) -> None:
         first, second = wait_for(connection, age=60), wait_for(connection, age=50)
-        await store.line_up(100)
+        await store.join_key_queue(100)
         if end != "cancelled":
             (held,) = await claim(store)
         if end == "failed":
             await store.finish([done(held, state="failed", payload=None)], [])
         elif end == "quarantined":
             connection.execute(
-                "update underway.run set lease_until = now() - interval '1 s', crashes = 2 where owner is not null"
+                "update underway.run set lease_expires_at = now() - interval '1 s', crashes = 2 where owner is not null"
             )
             assert (await store.reap(10))[0][2]
         else:
@@ -173,7 +178,7 @@ def test_every_end_gives_the_key_to_the_next(play: Play, end: str) -> None:
 def test_a_cancelled_run_in_line_gives_up_nothing(play: Play) -> None:
     async def scene(store: Store, connection: Connection) -> None:
         first, second, third = (wait_for(connection, age=60 - n) for n in range(3))
-        await store.line_up(100)
+        await store.join_key_queue(100)
         assert client_queries.cancel(connection, UUID(second))
         assert holders(connection) == {first}
         (held,) = await claim(store)
@@ -186,7 +191,7 @@ def test_a_cancelled_run_in_line_gives_up_nothing(play: Play) -> None:
 def test_two_steps_with_the_same_key_hand_over_without_letting_go(play: Play) -> None:
     async def scene(store: Store, connection: Connection) -> None:
         first, second = wait_for(connection, age=60), wait_for(connection, age=50)
-        await store.line_up(100)
+        await store.join_key_queue(100)
         (held,) = await claim(store)
         await store.continue_([go_on(held.run, held.token, concurrency_key="key", concurrency_limit=1)], [])
         assert holders(connection) == {first}
@@ -202,7 +207,7 @@ def test_two_steps_with_the_same_key_hand_over_without_letting_go(play: Play) ->
 def test_a_step_with_another_key_or_none_lets_the_next_in(play: Play, next_key: str | None) -> None:
     async def scene(store: Store, connection: Connection) -> None:
         first, second = wait_for(connection, age=60), wait_for(connection, age=50)
-        await store.line_up(100)
+        await store.join_key_queue(100)
         (held,) = await claim(store)
         place = (
             {"concurrency_key": "key", "queue": "q2"}
@@ -220,16 +225,16 @@ def test_a_step_with_another_key_or_none_lets_the_next_in(play: Play, next_key: 
 def test_a_step_with_a_key_that_is_taken_stands_in_line(play: Play, delay: float) -> None:
     async def scene(store: Store, connection: Connection) -> None:
         holder = wait_for(connection, "taken")
-        await store.line_up(100)
+        await store.join_key_queue(100)
         (held,) = await claim(store)
         free, token = insert_held(connection, US)
         await store.continue_([go_on(free, token, concurrency_key="taken", concurrency_limit=1, delay=delay)], [])
         assert holders(connection) == {holder}
         if delay:
             later = wait_for(connection, "taken", age=1)
-            assert await store.line_up(100) == 1
-            connection.execute("update underway.run set due = now() where id = %s", [free])
-            assert await store.line_up(100) == 1
+            assert await store.join_key_queue(100) == 1
+            connection.execute("update underway.run set due_at = now() where id = %s", [free])
+            assert await store.join_key_queue(100) == 1
         await store.finish([done(held)], [])
         assert await claimed(store) == [later if delay else free]
 
@@ -238,22 +243,21 @@ def test_a_step_with_a_key_that_is_taken_stands_in_line(play: Play, delay: float
 
 def test_a_delayed_run_gets_in_line_when_it_is_due_and_not_before(play: Play) -> None:
     async def scene(store: Store, connection: Connection) -> None:
-        infinity, in_an_hour = sql.SQL("'infinity'::timestamptz"), sql.SQL("now() + interval '1 hour'")
-        delayed = wait_for(connection, due=in_an_hour, rank=infinity, priority=600)
+        delayed = wait_for(connection, due_at=IN_AN_HOUR, rank=None, priority=600)
         now = [wait_for(connection, age=60 - n) for n in range(2)]
-        await store.line_up(100)
+        await store.join_key_queue(100)
         (held,) = await claim(store)
         await store.finish([done(held)], [])
         assert holders(connection) == {now[1]}, "a great priority does not shorten a delay"
         (held,) = await claim(store)
         await store.finish([done(held)], [])
         assert holders(connection) == set()
-        connection.execute("update underway.run set due = now()")
-        assert await store.line_up(100) == 1
+        connection.execute("update underway.run set due_at = now()")
+        assert await store.join_key_queue(100) == 1
         assert await claimed(store) == [delayed]
         row = row_of(connection, "run", delayed)
         assert row is not None
-        assert row["due"] < "9999"
+        assert row["due_at"] is not None
 
     play(scene)
 
@@ -262,7 +266,7 @@ def test_a_key_whose_lock_a_stranger_holds_delays_its_own_runs_only(play: Play, 
     async def scene(store: Store, connection: Connection) -> None:
         first, second = wait_for(connection, "locked", age=60), wait_for(connection, "locked", age=50)
         others = [wait_for(connection, "other", age=40), wait_for(connection, "other", age=30)]
-        await store.line_up(100)
+        await store.join_key_queue(100)
         batch = await claim(store)
         assert [one.run for one in batch] == [first, others[0]]
         with psycopg.connect(any_database) as stranger:
@@ -276,10 +280,10 @@ def test_a_key_whose_lock_a_stranger_holds_delays_its_own_runs_only(play: Play, 
             assert asked == [True]
             assert store.locked_keys == {("default", "locked")}
             assert holders(connection) == {others[1]}
-            assert await store.line_up(100) == 1, "the key once more, and not the run that came late"
+            assert await store.join_key_queue(100) == 1, "the key once more, and not the run that came late"
             assert holders(connection) == {others[1]}
         assert store.locked_keys == {("default", "locked")}
-        await store.line_up(100)
+        await store.join_key_queue(100)
         assert store.locked_keys == set()
         assert holders(connection) == {others[1], late}
         assert state(connection, second) == "waiting"
@@ -291,15 +295,15 @@ def test_whoever_passes_a_key_on_has_it_for_itself_until_it_has_committed(play: 
     async def scene(store: Store, connection: Connection) -> None:
         first, _ = wait_for(connection, age=60), wait_for(connection, age=50)
         with psycopg.connect(any_database) as mine:
-            pass_on = "select underway.pass_keys(array['default'], array['key'])"
+            pass_on = "select underway.grant_keys(array['default'], array['key'])"
             assert value(mine, pass_on) is None
             assert value(connection, pass_on) == [["default", "key"]]
-            assert await store.line_up(100) == 0
+            assert await store.join_key_queue(100) == 0
             await store.sweep_keys(("", ""), 100)
             assert store.locked_keys == {("default", "key")}
             assert holders(connection) == set()
         assert holders(connection) == {first}
-        await store.line_up(100)
+        await store.join_key_queue(100)
         assert holders(connection) == {first}
 
     play(scene)
@@ -309,7 +313,7 @@ def test_a_sweep_finds_a_free_key_that_nobody_passed_on(play: Play) -> None:
     async def scene(store: Store, connection: Connection) -> None:
         firsts = [wait_for(connection, f"key{n}", age=60) for n in range(5)]
         seconds = [wait_for(connection, f"key{n}", age=50) for n in range(5)]
-        await store.line_up(100)
+        await store.join_key_queue(100)
         connection.execute("delete from underway.run where id = any(%s::uuid[])", [firsts[1:4]])
         assert await store.sweep_keys(("", ""), 2) == ("default", "key1")
         assert holders(connection) == {firsts[0], seconds[1], firsts[4]}
@@ -323,8 +327,8 @@ def test_a_sweep_finds_a_free_key_that_nobody_passed_on(play: Play) -> None:
 
 def test_a_sweep_heeds_the_limit_of_the_line_and_not_that_of_a_run_that_backs_off(play: Play) -> None:
     async def scene(store: Store, connection: Connection) -> None:
-        first = wait_for(connection, holds_key=True, due=IN_AN_HOUR, rank=AGES_AGO)
-        second = wait_for(connection, limit=2, due=NEVER, rank=NOW)
+        first = wait_for(connection, holds_key=True, due_at=IN_AN_HOUR, rank=AGES_AGO)
+        second = wait_for(connection, limit=2, due_at=None, rank=NOW)
         await store.sweep_keys(("", ""), 100)
         assert holders(connection) == {first, second}
 
@@ -336,11 +340,12 @@ def test_whoever_gives_up_many_keys_does_not_use_up_the_locks_of_all(play: Play,
 
     async def scene(store: Store, connection: Connection) -> None:
         connection.execute(
-            "insert into underway.run (id, queue, job, step, keep, due, rank, input, state, holds_key, concurrency_key)"
+            "insert into underway.run"
+            " (id, queue, job, step, keep, due_at, rank, input, state, holds_key, concurrency_key)"
             " select gen_random_uuid(), 'default', 'many', 'step', '1 day', now(), now(), '1', 'pending', true,"
             " 'key' || n from generate_series(1, 3000) n"
         )
-        seconds = {wait_for(connection, f"key{n}", due=NEVER, rank=NOW) for n in range(1, 3001, 500)}
+        seconds = {wait_for(connection, f"key{n}", due_at=None, rank=NOW) for n in range(1, 3001, 500)}
         with psycopg.connect(any_database) as mine:
             assert client_queries.cancel_job(mine, "many") == 3000
             locks = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
@@ -358,10 +363,10 @@ def test_a_transaction_that_sees_old_slots_gives_none_away(
     async def scene(store: Store, connection: Connection) -> None:
         first, second = wait_for(connection, limit=2, age=60), wait_for(connection, limit=2, age=50)
         third, fourth = wait_for(connection, limit=2, age=40), wait_for(connection, limit=2, age=30)
-        await store.line_up(100)
+        await store.join_key_queue(100)
         (_, held) = await claim(store)
         connection.execute(
-            "update underway.run set state = 'pending', owner = null, lease_until = null where id = %s", [first]
+            "update underway.run set state = 'pending', owner = null, lease_expires_at = null where id = %s", [first]
         )
         with psycopg.connect(any_database) as mine:
             mine.isolation_level = level
@@ -380,11 +385,13 @@ def test_a_transaction_that_sees_old_slots_gives_none_away(
 def test_children_with_a_key_stand_in_line_too(play: Play) -> None:
     async def scene(store: Store, connection: Connection) -> None:
         parent, token = insert_held(connection, US)
-        children = [spawn(parent=token, concurrency_key="key", key_limit=1, job="job", step="step") for _ in range(2)]
-        late = spawn(parent=token, concurrency_key="late", key_limit=1, delay=3600.0)
+        children = [
+            spawn(parent=token, concurrency_key="key", concurrency_limit=1, job="job", step="step") for _ in range(2)
+        ]
+        late = spawn(parent=token, concurrency_key="late", concurrency_limit=1, delay=3600.0)
         await store.finish([finish(parent, token)], [*children, late])
         assert state(connection, children[0]["id"]) == "waiting"
-        await store.line_up(100)
+        await store.join_key_queue(100)
         assert await claimed(store) == [children[0]["id"]]
         assert holders(connection) == {children[0]["id"]}
 
@@ -393,8 +400,8 @@ def test_children_with_a_key_stand_in_line_too(play: Play) -> None:
 
 def test_runs_without_a_key_take_no_notice(play: Play) -> None:
     async def scene(store: Store, connection: Connection) -> None:
-        plain, due = insert(connection), insert(connection, state="waiting", due=AGES_AGO)
-        assert await store.line_up(100) == 0
+        plain, due = insert(connection), insert(connection, state="waiting", due_at=AGES_AGO)
+        assert await store.join_key_queue(100) == 0
         assert await store.promote(100) == 1
         assert set(await claimed(store)) == {plain, due}
         assert value(connection, "select count(*) from pg_locks where locktype = 'advisory'") == 0
@@ -415,7 +422,7 @@ def app(database: str, bind: Callable[[Underway], Underway]) -> Underway:
 def placed(connection: Connection, run_id: UUID) -> tuple[Any, ...]:
     row = row_of(connection, "run", str(run_id))
     assert row is not None
-    return row["state"], row["concurrency_key"], row["key_limit"], row["rank"] == "infinity", row["holds_key"]
+    return row["state"], row["concurrency_key"], row["concurrency_limit"], row["rank"] is None, row["holds_key"]
 
 
 def test_enqueue_stands_in_line_and_takes_no_lock(connection: Connection, app: Underway) -> None:
@@ -426,8 +433,7 @@ def test_enqueue_stands_in_line_and_takes_no_lock(connection: Connection, app: U
     ]
     assert {placed(connection, run_id) for run_id in run_ids} == {("waiting", "7", 2, False, False)}
     # In bulk one of a key is enough for a promoter to look at.
-    assert value(connection, "select count(*) from underway.run where due > '9999-01-01'") == 1
-    assert value(connection, "select count(*) from underway.runs where due is null") == 1
+    assert value(connection, "select count(*) from underway.run where due_at is null") == 1
     hour = timedelta(hours=1)
     delayed = [
         keyed.pairs.enqueue({"account": 7}, delay=hour).id,

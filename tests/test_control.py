@@ -156,12 +156,12 @@ def test_one_supervisor_or_all_are_asked_to_stop_and_leave(
 
 def test_who_asks_in_a_long_transaction_holds_up_nobody(database: str, connection: Connection) -> None:
     async def play_it(store: Store) -> None:
-        await store.register(pid=1, app="app", manifest_hash="")
+        await store.register(pid=1, app="app")
         with psycopg.connect(database) as asking:
             assert admin_queries.shut_down(asking) == [US]
             async with asyncio.timeout(20):
                 await store.set_idle(True)
-                await store.register(pid=1, app="app", manifest_hash="")
+                await store.register(pid=1, app="app")
                 assert not await store.stop_requested()
         assert await store.stop_requested()
         await store.deregister()
@@ -212,7 +212,7 @@ def _finished(connection: Connection, expires_at: str, minutes: int) -> str:
     )
     for _ in range(2 if minutes else 1):
         connection.execute(
-            "insert into underway.attempt (run_id, token, number, finished_at, step, outcome) "
+            "insert into underway.attempt (run_id, token, attempt_number, finished_at, step, outcome) "
             "values (%s, %s, 1, now(), 'step', 'failed')",
             [run, next_token(connection)],
         )
@@ -241,7 +241,7 @@ def test_a_supervisor_removes_them_by_itself(
 
 def _serving(database: str, lanes: list[Lane]) -> None:
     async def register(store: Store) -> None:
-        await store.register(pid=1, app="app", manifest_hash="", lanes=lanes)
+        await store.register(pid=1, app="app", lanes=lanes)
 
     with_store(database, register)
 
@@ -250,9 +250,9 @@ def test_runs_that_no_living_supervisor_serves_are_stranded(any_database: str) -
     with psycopg.connect(any_database, autocommit=True) as connection:
         for step in ("a", "b", "c"):
             for minutes in range(3):
-                insert(connection, step=step, due=sql.SQL(f"now() - interval '{minutes} minutes'"))
+                insert(connection, step=step, due_at=sql.SQL(f"now() - interval '{minutes} minutes'"))
         suspect = insert(connection, job="suspicious", crashes=1)
-        insert(connection, step="d", state="waiting", due=IN_AN_HOUR)
+        insert(connection, step="d", state="waiting", due_at=IN_AN_HOUR)
         insert_held(connection, US, step="e")
         every = [("default", "job", step) for step in "abc"] + [("default", "suspicious", "step")]
         assert _stranded(connection) == every
@@ -263,9 +263,6 @@ def test_runs_that_no_living_supervisor_serves_are_stranded(any_database: str) -
         assert value(connection, "select count(*) from underway.stranded where id = %s", [suspect]) == 1
         connection.execute("update underway.supervisor set seen_at = now() - interval '31 seconds'")
         assert _stranded(connection) == every
-        # Code from before this table said what it serves.
-        connection.execute("update underway.supervisor set seen_at = now(), lanes = null")
-        assert _stranded(connection) == []
 
 
 def _stranded(connection: Connection) -> list[tuple[str, ...]]:
@@ -275,8 +272,8 @@ def _stranded(connection: Connection) -> list[tuple[str, ...]]:
 def test_a_supervisor_warns_of_them_and_says_what_it_serves(
     connection: Connection, start_supervisor: Callable[..., Supervisor]
 ) -> None:
-    insert(connection, job="orders", step="price", due=AGES_AGO, input='{"number": 1}')
-    insert(connection, job="forgotten", due=AGES_AGO)
+    insert(connection, job="orders", step="price", due_at=AGES_AGO, input='{"number": 1}')
+    insert(connection, job="forgotten", due_at=AGES_AGO)
     insert(connection, job="fresh")
     supervisor = start_supervisor("basic", "--procs", "1")
     supervisor.until("no supervisor serves step 'step' of job 'forgotten' in queue 'default'")

@@ -102,7 +102,7 @@ def test_nothing_is_killed_after_an_outage_longer_than_a_lease(start_supervisor:
         with open_books(cluster.url("ledger"), random.Random(SEED), migrate=True) as books:
             books.enqueue(0, parcels=200)
             with books.connect() as connection:
-                connection.execute("update underway.run set state = 'waiting', due = now() + interval '4 s'")
+                connection.execute("update underway.run set state = 'waiting', due_at = now() + interval '4 s'")
             with serving(start_supervisor, books.url, count) as supervisors:
                 cluster.stop("immediate")
                 time.sleep(6)

@@ -55,8 +55,8 @@ def test_only_what_failed_for_good_is_labelled(any_database: str, queue: str) ->
         connection.execute("insert into underway.queue (name, dead_letter) values ('with', 'dead'), ('without', null)")
         held = {state: insert_held(connection, US, queue=queue) for state in ("succeeded", "failed", "cancelled")}
         client_queries.cancel(connection, UUID(held["cancelled"][0]))
-        lapsed, _ = insert_held(connection, US, queue=queue, lease_until=AGES_AGO, crashes=2)
-        stopped, _ = insert_held(connection, US, queue=queue, lease_until=AGES_AGO, cancel_requested=True)
+        lapsed, _ = insert_held(connection, US, queue=queue, lease_expires_at=AGES_AGO, crashes=2)
+        stopped, _ = insert_held(connection, US, queue=queue, lease_expires_at=AGES_AGO, cancel_requested=True)
         waiting = insert(connection, queue=queue)
         client_queries.cancel(connection, UUID(waiting))
 
@@ -109,18 +109,18 @@ def test_a_declaration_is_checked() -> None:
 
 def test_a_redriven_run_begins_again_at_the_step_that_failed(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        run = failed(connection, step="second", attempts=5, crashes=2, releases=1, number=7, priority=3)
+        run = failed(connection, step="second", attempts=5, crashes=2, releases=1, attempt_number=7, priority=3)
         created = value(connection, "select created_at from underway.finished_run")
         assert admin_queries.redrive(connection, UUID(run))
         assert not admin_queries.redrive(connection, UUID(run))
         assert value(connection, "select count(*) from underway.finished_run") == 0
         row = row_of(connection, "run", run)
         assert row is not None
-        counters = [row[name] for name in ("number", "attempts", "crashes", "releases")]
+        counters = [row[name] for name in ("attempt_number", "attempts", "crashes", "releases")]
         assert (row["state"], row["step"], row["input"], counters) == ("pending", "second", {"n": 1}, [0, 0, 0, 0])
         assert value(connection, "select created_at from underway.run") == created
-        assert value(connection, "select extract(epoch from due - rank)::int from underway.run") == 180
-        assert value(connection, "select due between now() - interval '1 minute' and now() from underway.run")
+        assert value(connection, "select extract(epoch from due_at - rank)::int from underway.run") == 180
+        assert value(connection, "select due_at between now() - interval '1 minute' and now() from underway.run")
 
 
 def test_only_failed_runs_are_redriven(any_database: str) -> None:
@@ -187,18 +187,18 @@ def test_another_input_is_kept_as_it_is_written(database: str, connection: Conne
 
 
 def test_a_run_in_line_for_its_key_waits_like_a_new_one(database: str, connection: Connection) -> None:
-    run = failed(connection, concurrency_key="key", key_limit=2)
+    run = failed(connection, concurrency_key="key", concurrency_limit=2)
     assert admin_queries.redrive(connection, UUID(run))
     row = row_of(connection, "run", run)
     assert row is not None
-    assert (row["state"], row["concurrency_key"], row["key_limit"]) == ("waiting", "key", 2)
+    assert (row["state"], row["concurrency_key"], row["concurrency_limit"]) == ("waiting", "key", 2)
 
 
 def test_redriving_wakes_those_who_idle(database: str, connection: Connection) -> None:
     failed(connection, queue="a"), failed(connection, queue="a"), failed(connection, queue="b")
 
     async def idle(store: Store) -> None:
-        await store.register(pid=1, app="app", manifest_hash="")
+        await store.register(pid=1, app="app")
         await store.set_idle(True)
 
     with_store(database, idle)

@@ -67,7 +67,7 @@ async def fire(side: Side) -> None:
 
 
 async def register(side: Side) -> None:
-    await side.store.register(pid=1, app="", manifest_hash="", lanes=[LANE])
+    await side.store.register(pid=1, app="", lanes=[LANE])
     await side.store.register_queue(LANE.queue, "dead")
 
 
@@ -86,7 +86,7 @@ SUPERVISORS = [
     Statement("rehearse a renewal", by_supervisor(lambda side: side.store.rehearse_renewal())),
     Statement("reap", by_supervisor(lambda side: side.store.reap(100))),
     Statement("promote", by_supervisor(lambda side: side.store.promote(100))),
-    Statement("line up", by_supervisor(lambda side: side.store.line_up(100))),
+    Statement("line up", by_supervisor(lambda side: side.store.join_key_queue(100))),
     Statement("sweep keys", by_supervisor(lambda side: side.store.sweep_keys(("", ""), 100))),
     Statement("retention", by_supervisor(lambda side: side.store.expire(100))),
     Statement("fire schedules", by_supervisor(fire)),
@@ -248,7 +248,7 @@ def test_what_waits_for_a_stranger_is_ended_by_its_own_lock_timeout(database: st
     connection.execute("select underway.cancel(%s)", [run])
     connection.execute("update underway.finished_run set expires_at = now()")
     connection.execute(
-        "insert into underway.attempt (run_id, token, number, finished_at, step, outcome)"
+        "insert into underway.attempt (run_id, token, attempt_number, finished_at, step, outcome)"
         " values (%s, 1, 1, now(), 'step', 'failed')",
         [run],
     )

@@ -91,7 +91,7 @@ def test_daily_reports(database: str, connection: psycopg.Connection[Any], tmp_p
     connection.execute("update underway.schedule set next_at = next_at - interval '2 days'")
     second = example("daily_reports.py", database, tmp_path).splitlines()
     assert second[2] == first[0]
-    results = "select result from underway.finished_run where scheduled_for is not null"
+    results = "select result from underway.finished_run where scheduled_at is not null"
     ended = days[0] - timedelta(days=2)
     assert connection.execute(results).fetchall() == [(f"report of site 42 for {ended:%A}, {ended}",)]
 

@@ -50,29 +50,29 @@ CLIENT: dict[str, list[Any]] = {
     "queue": [*NAMES, "default"],
     "priority": [-(2**15), -1, 1, 2**15 - 1, 2**15],
     "keep": SPANS,
-    "due": [*PAST, *FAR],
+    "due_at": [*PAST, *FAR],
     "rank": [*PAST, *FAR],
     "state": ["pending", "waiting", "in_progress", "succeeded", ""],
     "unique_key": KEYS,
     "concurrency_key": KEYS,
-    "key_limit": [-(2**15), -1, 0, 1, 2**15 - 1],
+    "concurrency_limit": [-(2**15), -1, 0, 1, 2**15 - 1],
     "input": INPUTS,
 }
 TABLE: dict[str, list[Any]] = {
     **CLIENT,
     "token": [-(2**63), -1, 0, 2**62],
     "created_at": [*PAST, *FAR],
-    "scheduled_for": [*PAST, *FAR],
-    "lease_until": [*PAST, *FAR],
+    "scheduled_at": [*PAST, *FAR],
+    "lease_expires_at": [*PAST, *FAR],
     "owner": [str(uuid4()), "supervisor"],
-    **dict.fromkeys(("number", "attempts", "crashes", "releases", "max_crashes"), COUNTS),
+    **dict.fromkeys(("attempt_number", "attempts", "crashes", "releases", "max_crashes"), COUNTS),
     "cancel_requested": [True, False],
     "progress": ['"\\u0000"', "[" * 5_000 + "]" * 5_000],
 }
 # A queue, a key and a step that are served, unless a row says otherwise.
 PLAIN = {"job": "plain", "step": "work", "state": "pending"}
-KEYED = {"job": "keyed", "step": "work", "state": "waiting", "concurrency_key": "key", "key_limit": 1}
-HELD = {"job": "plain", "step": "work", "state": "in_progress", "owner": "supervisor", "lease_until": "yesterday"}
+KEYED = {"job": "keyed", "step": "work", "state": "waiting", "concurrency_key": "key", "concurrency_limit": 1}
+HELD = {"job": "plain", "step": "work", "state": "in_progress", "owner": "supervisor", "lease_expires_at": "yesterday"}
 LAPSED = {**HELD, "owner": str(uuid4()), "crashes": 2}
 
 
@@ -238,7 +238,7 @@ def test_a_claim_that_is_always_refused_makes_no_busy_loop(
 
 def test_a_run_that_cannot_be_taken_back_holds_up_no_other(connection: Connection, start_supervisor: Start) -> None:
     bad, *others = (
-        insert_held(connection, uuid4(), job="plain", step="work", lease_until=YESTERDAY)[0] for _ in range(4)
+        insert_held(connection, uuid4(), job="plain", step="work", lease_expires_at=YESTERDAY)[0] for _ in range(4)
     )
     refuse(connection, "run", "update of state", bad)
     supervisor = start_supervisor("extremes", "--procs", "1")
@@ -272,7 +272,7 @@ def test_a_run_that_cannot_be_admitted_holds_up_its_own_key_only(any_database: s
         refuse(connection, "run", "update of state", bad)
         if finishing == "cancel":
             connection.execute(
-                "update underway.run set state = 'pending', owner = null, lease_until = null where holds_key"
+                "update underway.run set state = 'pending', owner = null, lease_expires_at = null where holds_key"
             )
             assert value(connection, "select underway.cancel_runs(%s::uuid[])", [[done, other]]) == 2
         else:

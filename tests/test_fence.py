@@ -107,7 +107,7 @@ CANCELLABLE = {
 BY_SITUATION: dict[str, set[str]] = {
     "claim_tasks": {"pending"},
     "promote_runs": {"waiting and due"},
-    "line_up_runs": {"waiting for a key"},
+    "join_key_queue": {"waiting for a key"},
     "sweep_keys": {"waiting for a key"},
     "cancel_run": CANCELLABLE,
     "cancel_job": CANCELLABLE,
@@ -134,22 +134,27 @@ ADDING = {
 TESTING = {"advance": "lets time pass for all runs, whatever is under way"}
 
 SITUATIONS: dict[str, dict[str, Any]] = {
-    "in progress": {"state": "in_progress", "owner": str(US), "lease_until": IN_AN_HOUR},
-    "in progress, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_until": IN_AN_HOUR},
+    "in progress": {"state": "in_progress", "owner": str(US), "lease_expires_at": IN_AN_HOUR},
+    "in progress, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_expires_at": IN_AN_HOUR},
     "pending": {"state": "pending"},
-    "waiting": {"state": "waiting", "due": IN_AN_HOUR},
+    "waiting": {"state": "waiting", "due_at": IN_AN_HOUR},
     # Nothing leaves a row like this; the state alone must be reason enough to refuse.
-    "waiting, in our name": {"state": "waiting", "due": IN_AN_HOUR, "owner": str(US)},
-    "cancel requested": {"state": "in_progress", "owner": str(US), "lease_until": IN_AN_HOUR, "cancel_requested": True},
+    "waiting, in our name": {"state": "waiting", "due_at": IN_AN_HOUR, "owner": str(US)},
+    "cancel requested": {
+        "state": "in_progress",
+        "owner": str(US),
+        "lease_expires_at": IN_AN_HOUR,
+        "cancel_requested": True,
+    },
     "finished": {},
     "missing": {},
 }
 WITHOUT_TOKEN: dict[str, dict[str, Any]] = {
     **SITUATIONS,
-    "waiting and due": {"state": "waiting", "due": AGES_AGO},
-    "waiting for a key": {"state": "waiting", "due": AGES_AGO, "concurrency_key": "key"},
-    "lapsed, ours": {"state": "in_progress", "owner": str(US), "lease_until": AGES_AGO},
-    "lapsed, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_until": AGES_AGO},
+    "waiting and due": {"state": "waiting", "due_at": AGES_AGO},
+    "waiting for a key": {"state": "waiting", "due_at": AGES_AGO, "concurrency_key": "key"},
+    "lapsed, ours": {"state": "in_progress", "owner": str(US), "lease_expires_at": AGES_AGO},
+    "lapsed, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_expires_at": AGES_AGO},
     "failed": {},
     "quarantined": {},
     "cancelled": {},
@@ -210,7 +215,7 @@ def test_every_statement_that_writes_an_attempt_is_in_a_matrix_or_only_adds() ->
     )
     # A statement that calls a function of ours writes what that one does.
     function = re.compile(r"function underway\.(\w+)\(.*?as \$\$(.*?)\$\$;", re.DOTALL)
-    bodies = [body for known in migrate.migrations() for body in function.findall(known.sql)]
+    bodies = [body for definition in migrate.definitions() for body in function.findall(definition.sql)]
     texts = {**statements(), **dict(bodies)}
     found: set[str] = set()
     while more := {
@@ -296,8 +301,8 @@ async def _write_by_situation(name: str, store: Store, connection: Connection, r
         await store.reap(100)
     elif name == "promote_runs":
         await store.promote(100)
-    elif name == "line_up_runs":
-        await store.line_up(100)
+    elif name == "join_key_queue":
+        await store.join_key_queue(100)
     elif name == "sweep_keys":
         await store.sweep_keys(("", ""), 100)
     elif name == "drop_run":
@@ -353,7 +358,7 @@ def test_release_unknown_leaves_alone_what_its_supervisor_remembers(database: st
             await store.release_unknown([known])
 
     asyncio.run(release())
-    rows = connection.execute("select id::text, state, owner, lease_until, releases, crashes from underway.run")
+    rows = connection.execute("select id::text, state, owner, lease_expires_at, releases, crashes from underway.run")
     assert {row[0]: row[1:] for row in rows if row[0] == unknown} == {unknown: ("pending", None, None, 1, 0)}
     assert connection.execute("select state, releases from underway.run where id = %s", [known]).fetchone() == (
         "in_progress",

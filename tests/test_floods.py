@@ -46,7 +46,8 @@ def watch(connection: Connection, *, within: float) -> Observation:
         nonlocal least_left, most_running
         row = connection.execute(
             """select count(*), count(*) filter (where state = 'in_progress'),
-                extract(epoch from min(lease_until - clock_timestamp()) filter (where state = 'in_progress'))::float8
+                extract(epoch from min(lease_expires_at - clock_timestamp())
+                    filter (where state = 'in_progress'))::float8
             from underway.run where job <> 'leaves'"""
         ).fetchone()
         assert row is not None

@@ -55,7 +55,7 @@ def test_only_the_payload_that_cannot_be_stored_becomes_a_failed_attempt(
     assert attempt is not None
     # It stays where it was, with the input it had, and backs off like after any failure.
     assert (row["state"], row["step"], row["attempts"], row["input"]) == ("waiting", "step", 1, {"n": 1})
-    assert (attempt["outcome"], attempt["number"], attempt["pid"]) == ("failed", 1, 7)
+    assert (attempt["outcome"], attempt["attempt_number"], attempt["pid"]) == ("failed", 1, 7)
     assert attempt["error"].startswith("what this attempt handed over cannot be stored:")
     assert message.lower() in attempt["error"].lower()
 
@@ -102,7 +102,7 @@ def test_a_payload_that_cannot_be_stored_fails_the_run_when_no_attempt_is_left(
     database: str, connection: Connection
 ) -> None:
     most = STEP.policy.retry.max_attempts
-    run = insert(connection, attempts=most - 1, number=most - 1)
+    run = insert(connection, attempts=most - 1, attempt_number=most - 1)
 
     async def script(committing: Committing) -> None:
         committing.submit(run, b"{")
@@ -313,7 +313,7 @@ def test_a_run_that_was_reaped_is_lost_although_its_attempt_is_recorded(
 
     async def script(committing: Committing) -> None:
         connection.execute(
-            "update underway.run set lease_until = now() - interval '1 s', max_crashes = %s", [max_crashes]
+            "update underway.run set lease_expires_at = now() - interval '1 s', max_crashes = %s", [max_crashes]
         )
         assert len(await committing.store.reap(10)) == 1
         committing.submit(run, ending="next")
@@ -389,7 +389,7 @@ def test_a_failed_attempt_and_a_good_one_are_committed_together(database: str, c
 def test_more_than_one_group_is_committed_to_the_last(database: str, connection: Connection) -> None:
     total = 2 * MOST_TOGETHER - 1
     connection.execute(
-        "insert into underway.run (id, job, step, queue, keep, due, rank, state, input) "
+        "insert into underway.run (id, job, step, queue, keep, due_at, rank, state, input) "
         "select gen_random_uuid(), 'job', 'step', 'default', '1 day', now(), now(), 'pending', '{}' "
         "from generate_series(1, %s)",
         [total],
@@ -416,5 +416,5 @@ def test_an_attempt_that_never_started_leaves_no_row(database: str, connection: 
     play(database, script)
     after = row_of(connection, "run", run)
     assert after is not None
-    assert (after["state"], after["releases"], after["number"], after["crashes"]) == ("pending", 1, 0, 0)
+    assert (after["state"], after["releases"], after["attempt_number"], after["crashes"]) == ("pending", 1, 0, 0)
     assert attempts_of(connection, run) == []

@@ -21,8 +21,8 @@ def label(connection: Connection, *, pid: int, minutes: int = 0, host: str = HOS
     """Insert the row of a supervisor that was last seen this many minutes ago."""
     identity = str(uuid4())
     connection.execute(
-        "insert into underway.supervisor (id, host, pid, app, manifest_hash, trouble, started_at, seen_at) "
-        "values (%s, %s, %s, 'app', '', %s, now() - %s::interval - interval '1 hour', now() - %s::interval)",
+        "insert into underway.supervisor (id, host, pid, app, trouble, started_at, seen_at) "
+        "values (%s, %s, %s, 'app', %s, now() - %s::interval - interval '1 hour', now() - %s::interval)",
         [identity, host, pid, trouble, *[f"{minutes} minutes"] * 2],
     )
     return identity

@@ -135,22 +135,22 @@ def pending(connection: Connection) -> None:
 
 def waiting(connection: Connection) -> None:
     for _ in range(COUNT):
-        insert(connection, state="waiting", due=AGES_AGO, rank=AGES_AGO)
+        insert(connection, state="waiting", due_at=AGES_AGO, rank=AGES_AGO)
 
 
 def waiting_with_keys(connection: Connection) -> None:
     for number in range(COUNT):
-        insert(connection, state="waiting", due=AGES_AGO, rank=AGES_AGO, concurrency_key=str(number))
+        insert(connection, state="waiting", due_at=AGES_AGO, rank=AGES_AGO, concurrency_key=str(number))
 
 
 def in_line(connection: Connection) -> None:
     for number in range(COUNT):
-        insert(connection, state="waiting", due="9999-12-31 00:00+00", rank=AGES_AGO, concurrency_key=str(number))
+        insert(connection, state="waiting", due_at=None, rank=AGES_AGO, concurrency_key=str(number))
 
 
 def lapsed(connection: Connection) -> None:
     for _ in range(COUNT):
-        insert_held(connection, uuid4(), lease_until=AGES_AGO)
+        insert_held(connection, uuid4(), lease_expires_at=AGES_AGO)
 
 
 def expired(connection: Connection) -> None:

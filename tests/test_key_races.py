@@ -18,14 +18,14 @@ WAVE_SECONDS = 0.02
 # A run has its slot from its first start, through retries, crashes and steps, to the end that was committed.
 AT_WORK = """
     with held as (
-        select concurrency_key as key, key_limit, min(at) filter (where event = 'started') as since,
+        select concurrency_key as key, concurrency_limit, min(at) filter (where event = 'started') as since,
             max(at) filter (where event = 'ended' and token = last_token) as until
         from journal
         join underway.finished_run r on r.id = run
         join (select run_id, max(token) as last_token from underway.attempt group by 1) a on run_id = run
-        group by run, concurrency_key, key_limit
+        group by run, concurrency_key, concurrency_limit
     )
-    select key, key_limit, since, 1 + (
+    select key, concurrency_limit, since, 1 + (
         select count(*) from held o where o.key = h.key and o.since < h.since and o.until > h.since
     ) as at_work
     from held h
@@ -34,7 +34,7 @@ OVERTAKEN = """
     select count(*) from (
         select run, lag(run) over (partition by concurrency_key order by min(at)) as before
         from journal join underway.finished_run r on r.id = run
-        where event = 'started' and key_limit = 1
+        where event = 'started' and concurrency_limit = 1
         group by run, concurrency_key
     ) starts
     where before > run
@@ -44,13 +44,13 @@ OVERTAKEN = """
 def enqueue(connection: Connection, keys: int, numbers: range) -> None:
     """Ids in the order of enqueueing, three runs of a key behind one another; every third key has two slots."""
     connection.execute(
-        """insert into underway.run (id, queue, job, step, state, keep, due, rank, concurrency_key, key_limit,
-            max_crashes, input)
+        """insert into underway.run (id, queue, job, step, state, keep, due_at, rank, concurrency_key,
+            concurrency_limit, max_crashes, input)
         select lpad(to_hex(n), 32, '0')::uuid, 'default', 'job', 'step', 'waiting', '1 day', now(), now(), key,
-            key_limit, 100, jsonb_build_array(key, key_limit::text)
+            concurrency_limit, 100, jsonb_build_array(key, concurrency_limit::text)
         from generate_series(%(first)s::int, %(last)s::int) n, lateral (
             select 'key' || n / 3 %% %(keys)s as key,
-                case when n / 3 %% %(keys)s %% 3 = 0 then 2 else 1 end as key_limit
+                case when n / 3 %% %(keys)s %% 3 = 0 then 2 else 1 end as concurrency_limit
         ) k""",
         {"first": numbers.start, "last": numbers.stop - 1, "keys": keys},
     )

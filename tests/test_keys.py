@@ -17,7 +17,7 @@ from underway.payload import codec
 def in_sql(connection: Connection, template: str, payload: str) -> str | None:
     """What SQL makes of it; None for a refusal."""
     try:
-        filled: str = value(connection, "select underway.fill_key(%s, %s::json)", [template, payload])
+        filled: str = value(connection, "select underway.render_key(%s, %s::json)", [template, payload])
     except psycopg.Error as error:
         if error.sqlstate != "UW003":
             raise
@@ -85,7 +85,7 @@ def test_an_input_that_makes_no_key_is_refused_with_the_reason(
         keys.fill(template, payload.encode())
     assert str(raised.value).replace('"', "") == message
     with pytest.raises(psycopg.Error) as refused:
-        connection.execute("select underway.fill_key(%s, %s::json)", [template, payload])
+        connection.execute("select underway.render_key(%s, %s::json)", [template, payload])
     assert refused.value.diag.message_primary == message
     assert refused.value.sqlstate == "UW003"
 
@@ -99,7 +99,7 @@ def test_only_digits_are_an_integer(connection: Connection, number: str) -> None
 @pytest.mark.parametrize("template", ["", "{", "}", "{}", "a{b", "{a}}", "{{a}}", "{.a}", "{a.}", "{a..b}"])
 def test_what_is_no_template_is_refused_in_sql_too(connection: Connection, template: str) -> None:
     with pytest.raises(psycopg.Error) as refused:
-        connection.execute("select underway.fill_key(%s, '{}')", [template])
+        connection.execute("select underway.render_key(%s, '{}')", [template])
     assert refused.value.sqlstate == "UW002"
 
 

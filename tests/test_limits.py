@@ -183,7 +183,7 @@ def test_an_interrupt_never_hits_the_next_task(
     # Without a retry allowed, an interrupt that went astray would have failed somebody.
     told = connection.execute(
         """select r.job, r.state, a.outcome, count(*)
-        from underway.runs r join underway.attempt a on a.run_id = r.id where a.number = 1 group by 1, 2, 3"""
+        from underway.runs r join underway.attempt a on a.run_id = r.id where a.attempt_number = 1 group by 1, 2, 3"""
     ).fetchall()
     ended = {(job, state, outcome): count for job, state, outcome, count in told}
     assert ended.pop(("calms", "succeeded", "succeeded")) == 400
@@ -208,7 +208,7 @@ def test_a_long_task_never_blocks_those_handed_ahead_behind_it(
     assert outcomes(connection) == {"succeeded": 1201}
     (ending,) = long.attempts()
     row = connection.execute(
-        "select max(finished_at) < %s, max(number) from underway.attempt where run_id <> %s",
+        "select max(finished_at) < %s, max(attempt_number) from underway.attempt where run_id <> %s",
         (ending.finished_at, long.id),
     ).fetchone()
     assert row == (True, 1), "the other worker has done all of them meanwhile"

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from underway.postgres.reconnecting import ReconnectingConnection
 
 KNOWN = migrate.migrations()
 NEWEST = KNOWN[-1].version
-ALL = [f"{migration.version:04d}_{migration.name}" for migration in KNOWN]
+ALL = [migration.full_name for migration in KNOWN]
 
 
 def run_cli(*arguments: str, database: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -62,6 +63,21 @@ def test_migrations_are_numbered_without_gaps_and_say_which_code_they_allow() ->
     assert all(1 <= migration.oldest_code <= migration.version for migration in KNOWN)
 
 
+def test_a_definition_comes_after_those_that_it_names() -> None:
+    names = [definition.name for definition in migrate.definitions()]
+    assert names.index("views/stranded_lane") < names.index("views/stranded")
+    assert names.index("functions/cancel_runs") < names.index("functions/cancel")
+
+
+def test_each_definition_creates_what_its_file_is_named_after() -> None:
+    for definition in migrate.definitions():
+        kind, name = definition.name.split("/")
+        assert re.findall(r"^create .*", definition.sql, re.MULTILINE)[0].startswith(
+            f"create or replace {kind.removesuffix('s')} underway.{name}"
+        )
+        assert len(re.findall(r"^create ", definition.sql, re.MULTILINE)) == 1
+
+
 # From nothing, and again
 
 
@@ -69,8 +85,7 @@ def test_an_empty_database_gets_the_schema_and_a_history_of_its_own(empty_databa
     with psycopg.connect(empty_database) as connection:
         assert migrate.migrate(connection) == ALL
     with psycopg.connect(empty_database) as connection:
-        # Code of migration 1 is spared only where it may have been at work before.
-        allowed = {step.version: 2 if step.name == "keys" else step.oldest_code for step in KNOWN}
+        allowed = {step.version: step.oldest_code for step in KNOWN}
         assert history(connection) == [(step.version, step.name, allowed[step.version]) for step in KNOWN]
         assert client_queries.applied_migrations(connection) == allowed
         tables = connection.execute("select tablename from pg_tables where schemaname = 'underway'").fetchall()
@@ -143,6 +158,53 @@ def test_an_upgrade_applies_only_what_is_missing(connection: Connection, monkeyp
     migrate.check(client_queries.applied_migrations(connection))
 
 
+def changed(name: str) -> Callable[[], tuple[migrate.Definition, ...]]:
+    """The definitions of a release in which this one has another text."""
+    definitions = tuple(
+        migrate.Definition(name, f"{definition.sql}\n-- changed") if definition.name == name else definition
+        for definition in migrate.definitions()
+    )
+    return lambda: definitions
+
+
+def test_a_definition_is_applied_again_when_its_text_has_changed(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(function: str) -> str:
+        return str(value(connection, "select xmin from pg_proc where oid = to_regproc(%s)", [function]))
+
+    before = version("underway.cancel"), version("underway.status")
+    monkeypatch.setattr(migrate, "definitions", changed("functions/cancel"))
+    assert migrate.migrate(connection) == ["functions/cancel"]
+    assert version("underway.cancel") != before[0]
+    assert version("underway.status") == before[1]
+    assert migrate.migrate(connection) == []
+
+
+def test_a_definition_that_is_applied_again_keeps_the_grants_of_users(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grants = "select proacl::text from pg_proc where oid = to_regproc('underway.enqueue')"
+    role = sql.Identifier(f"underway_grantee_{uuid4().hex[:8]}")
+    connection.execute(sql.SQL("create role {}").format(role))
+    try:
+        connection.execute(sql.SQL("grant execute on function underway.enqueue to {}").format(role))
+        before = value(connection, grants)
+        assert role.as_string().strip('"') in before
+        monkeypatch.setattr(migrate, "definitions", changed("functions/enqueue"))
+        assert migrate.migrate(connection) == ["functions/enqueue"]
+        assert value(connection, grants) == before
+    finally:
+        connection.execute(sql.SQL("drop owned by {0}; drop role {0}").format(role))
+
+
+def test_older_code_does_not_replace_newer_definitions(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = "insert into underway.migration (version, name, oldest_code) values (%s, 'expanded', %s)"
+    connection.execute(add, [NEWEST + 1, NEWEST])
+    monkeypatch.setattr(migrate, "definitions", changed("functions/enqueue"))
+    assert migrate.migrate(connection) == []
+
+
 @pytest.mark.parametrize("level", [r"read\ committed", r"repeatable\ read", "serializable"])
 def test_of_many_that_start_at_once_one_applies_and_all_succeed(empty_database: str, level: str) -> None:
     """Whatever level the database, the role or the connection string has for a default."""
@@ -196,11 +258,15 @@ def _no_history(connection: Connection) -> None:
 
 
 def _older(connection: Connection) -> None:
+    connection.execute("update underway.migration set version = version - 1 where version = 1")
     connection.execute("delete from underway.migration where version = %s", [NEWEST])
 
 
 def _newer(connection: Connection) -> None:
-    connection.execute("insert into underway.migration values (%s, 'contracted', %s)", [NEWEST + 2, NEWEST + 1])
+    connection.execute(
+        "insert into underway.migration (version, name, oldest_code) values (%s, 'contracted', %s)",
+        [NEWEST + 2, NEWEST + 1],
+    )
 
 
 MISFITS = [
@@ -375,27 +441,25 @@ def test_a_role_that_may_create_nothing_is_told_so_when_there_is_something(
 
 
 @pytest.fixture
-def first_migration_only(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    with monkeypatch.context() as patched, psycopg.connect(empty_database) as connection:
-        patched.setattr(migrate, "migrations", lambda: KNOWN[:1])
-        migrate.migrate(connection)
-    return empty_database
+def one_is_missing(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database that lacks the newest migration, which changes a table."""
+    new = migrate.Migration(NEWEST + 1, "more", 1, "alter table underway.run add column more int")
+    monkeypatch.setattr(migrate, "migrations", lambda: (*KNOWN, new))
+    return database
 
 
-def test_a_migration_that_has_to_wait_lets_others_in(
-    first_migration_only: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_migration_that_has_to_wait_lets_others_in(one_is_missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A statement that needs a table for which a migration waits must wait behind the migration."""
     monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "500ms")
     with (
-        psycopg.connect(first_migration_only) as reader,
-        psycopg.connect(first_migration_only, autocommit=True) as worker,
+        psycopg.connect(one_is_missing) as reader,
+        psycopg.connect(one_is_missing, autocommit=True) as worker,
     ):
         reader.execute("select count(*) from underway.run")  # and stays open, like a dump
         applied: list[str] = []
 
         def bring_up() -> None:
-            with psycopg.connect(first_migration_only) as connection:
+            with psycopg.connect(one_is_missing) as connection:
                 applied.extend(migrate.migrate(connection))
 
         migrating = threading.Thread(target=bring_up)
@@ -406,18 +470,18 @@ def test_a_migration_that_has_to_wait_lets_others_in(
         assert migrating.is_alive()
         reader.rollback()
         migrating.join()
-    assert len(applied) == len(KNOWN) - 1
+    assert applied == [f"{NEWEST + 1:04d}_more"]
 
 
-def test_a_migration_that_waits_in_vain_says_so(first_migration_only: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_waits_in_vain_says_so(one_is_missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrate, "_TRIES", 2)
     monkeypatch.setattr(migrate, "_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "50ms")
-    with psycopg.connect(first_migration_only) as reader, psycopg.connect(first_migration_only) as connection:
+    with psycopg.connect(one_is_missing) as reader, psycopg.connect(one_is_missing) as connection:
         reader.execute("select count(*) from underway.runs")
-        with pytest.raises(SchemaError, match=r"nothing was migrated: .* pg_stat_activity"):
+        with pytest.raises(SchemaError, match=r"migration not applied: .* pg_stat_activity"):
             migrate.migrate(connection)
         reader.rollback()
         assert value(connection, "show lock_timeout") == "0"
-        assert len(migrate.migrate(connection)) == len(KNOWN) - 1
+        assert migrate.migrate(connection) == [f"{NEWEST + 1:04d}_more"]
         assert value(connection, "show lock_timeout") == "0"

@@ -150,7 +150,7 @@ def test_a_strangers_lock_on_one_run_lets_no_other_lease_lapse(
         end = time.monotonic() + 2
         while time.monotonic() < end:
             row = connection.execute(
-                """select min(lease_until - clock_timestamp()) > interval '0' from underway.run
+                """select min(lease_expires_at - clock_timestamp()) > interval '0' from underway.run
                 where id = any(%s) and state = 'in_progress'""",
                 ([run.id for run in free],),
             ).fetchone()

@@ -19,14 +19,14 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
         # Whatever a role's settings are, instants are instants.
         connection.execute("set datestyle = 'sql, dmy'")
         connection.execute("set timezone = 'Asia/Kathmandu'")
-        waiting = insert(connection, state="waiting", due="9999-12-31 00:00+00", concurrency_key="k", key_limit=2)
+        waiting = insert(connection, state="waiting", due_at=None, concurrency_key="k", concurrency_limit=2)
         held, _ = insert_held(connection, US, keep="999 years")
         done = insert(connection)
         connection.execute("select underway.cancel(%s)", [done])
         connection.execute("update underway.finished_run set state = 'failed', dead_letter = 'd'")
         connection.execute(
-            "insert into underway.supervisor (id, host, pid, app, manifest_hash, seen_at) "
-            "values (%s, 'here', 1, 'app', '', now() - interval '31 seconds')",
+            "insert into underway.supervisor (id, host, pid, app, seen_at) "
+            "values (%s, 'here', 1, 'app', now() - interval '31 seconds')",
             [US],
         )
         now = client_queries.clock(connection)
@@ -35,7 +35,7 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
         assert inspection.all_looked_at(connection)
         alone = inspection.run_details(connection, UUID(waiting))
         assert alone is not None
-        assert (alone["due"], alone["key_limit"]) == (None, 2)
+        assert (alone["due_at"], alone["concurrency_limit"]) == (None, 2)
         assert abs((alone["created_at"] - now).total_seconds()) < 60
         busy = inspection.run_details(connection, UUID(held))
         assert busy is not None
@@ -74,7 +74,7 @@ def test_a_list_reads_no_more_than_it_shows(connection: Connection) -> None:
         "'job', 'step' from generate_series(1, 20000)"
     )
     connection.execute(
-        "insert into underway.run (id, due, rank, keep, state, queue, job, step, input) "
+        "insert into underway.run (id, due_at, rank, keep, state, queue, job, step, input) "
         "select gen_random_uuid(), now(), now(), '1 day', 'pending', 'default', 'job', 'step', '{}' "
         "from generate_series(1, 20000)"
     )

@@ -143,9 +143,9 @@ async def _fire(store: Store, batch: list[tuple[str, int]]) -> object:
     return await schedule_queries.fire(store._work, schedule, runs, now, "step", Placement())
 
 
-async def _line_up(store: Store, batch: list[tuple[str, int]]) -> object:
+async def _join_key_queue(store: Store, batch: list[tuple[str, int]]) -> object:
     store.locked_keys = {("default", run) for run, _ in batch}
-    return await store.line_up(1000)
+    return await store.join_key_queue(1000)
 
 
 async def _sweep(store: Store, batch: list[tuple[str, int]]) -> object:
@@ -171,7 +171,7 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
     "paused_queues": _paused_queues,
     "still_here": _still_here,
     "expire_runs": _expire,
-    "line_up_runs": _line_up,
+    "join_key_queue": _join_key_queue,
     "sweep_keys": _sweep,
 }
 
@@ -185,7 +185,7 @@ def nodes(plan: Plan) -> Iterator[Plan]:
 def load(connection: Connection, count: int, columns: str, values: str) -> None:
     """Many runs at once; `n` numbers them."""
     connection.execute(
-        f"insert into underway.run (id, queue, step, keep, due, rank, input, {columns}) "
+        f"insert into underway.run (id, queue, step, keep, due_at, rank, input, {columns}) "
         f"select gen_random_uuid(), 'default', 'step', '1 day', now(), now() - n * interval '1 s', '{{}}', {values} "
         f"from generate_series(1, {count}) n"
     )
@@ -194,7 +194,7 @@ def load(connection: Connection, count: int, columns: str, values: str) -> None:
 def load_keyed(connection: Connection, count: int, values: str) -> None:
     """Many runs in line for keys, a due time of their own each."""
     connection.execute(
-        f"insert into underway.run (id, queue, step, keep, rank, input, job, state, due, concurrency_key) "
+        f"insert into underway.run (id, queue, step, keep, rank, input, job, state, due_at, concurrency_key) "
         f"select gen_random_uuid(), 'default', 'step', '1 day', now() - n * interval '1 s', '{{}}', {values} "
         f"from generate_series(1, {count}) n"
     )
@@ -206,9 +206,9 @@ def fill(connection: Connection) -> None:
     load(connection, 10_000, "job, state", "'job' || n % 40, 'waiting'")
     load(connection, 2_000, "job, state, crashes", "'job' || n % 40, 'pending', 1")
     held = f"'job' || n % 40, 'in_progress', '{US}', now() + n * interval '1 s', n"
-    in_line = "'job', 'waiting', case n % 3 when 0 then now() else '9999-12-31 00:00+00' end, 'key' || n % 1000"
+    in_line = "'job', 'waiting', case n % 3 when 0 then now() end, 'key' || n % 1000"
     load_keyed(connection, 5_000, in_line)
-    load(connection, 2_000, "job, state, owner, lease_until, token", held)
+    load(connection, 2_000, "job, state, owner, lease_expires_at, token", held)
 
 
 async def explain_all(store: Store, batch: list[tuple[str, int]], *sessions: Explaining) -> dict[str, Plan]:
@@ -320,7 +320,7 @@ def test_thirty_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_databas
         pages: dict[str, list[int]] = {}
         try:
             for in_line in (300, 29_700):
-                load_keyed(connection, in_line, "'job', 'waiting', '9999-12-31 00:00+00', 'one key'")
+                load_keyed(connection, in_line, "'job', 'waiting', null::timestamptz, 'one key'")
                 load(connection, 50, "job, state", "'job', 'pending'")
                 await store.claim(LANES, 50, candidates=50, suspects=1)
                 await store.promote(1000)
@@ -328,7 +328,7 @@ def test_thirty_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_databas
                 # The holder ends by hand, and its key is passed on.
                 connection.execute("delete from underway.run where holds_key")
                 store.locked_keys = {("default", "one key")}
-                await store.line_up(1000)
+                await store.join_key_queue(1000)
                 assert value(connection, "select count(*) from underway.run where holds_key") == 1
                 for name, plan in session.plans.items():
                     pages.setdefault(name, []).append(int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]))
@@ -342,6 +342,18 @@ def test_thirty_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_databas
     for name, (few, many) in pages.items():
         assert many <= 1.5 * few + 30, (name, few, many)
         assert many <= MOST_PAGES, (name, few, many)
+
+
+def test_a_cancel_by_concurrency_key_reads_the_runs_with_the_key_only(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        load(connection, 20_000, "job, state, concurrency_key, holds_key", "'job', 'pending', 'key' || n % 5000, true")
+        connection.execute("analyze underway.run")
+        found = "select array_agg(r.id) from underway.run r where r.job = 'job' and r.concurrency_key = 'key7'"
+        ((explanation,),) = connection.execute(f"explain (analyze, buffers, format json) {found}").fetchall()
+        plan = explanation[0]["Plan"]
+        assert {node["Index Name"] for node in nodes(plan) if "Index Name" in node} == {"run_job_key"}
+        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 20
+        assert value(connection, "select underway.cancel_concurrency_key('job', 'key7')") == 4
 
 
 def test_the_known_labels_cost_one_probe_each(any_database: str) -> None:
@@ -363,7 +375,9 @@ def test_the_known_labels_cost_one_probe_each(any_database: str) -> None:
 
 def test_what_has_left_is_in_nobodys_way_while_a_snapshot_is_held(any_database: str) -> None:
     """Neither in that of the promoter nor of retention: they can begin behind the dead entries of what was due."""
-    waiting = "insert into underway.run (id, job, step, queue, state, keep, due, rank, input) select gen_random_uuid(),"
+    waiting = (
+        "insert into underway.run (id, job, step, queue, state, keep, due_at, rank, input) select gen_random_uuid(),"
+    )
     waiting += " 'job', 'step', 'default', 'waiting', '1 day', now() - interval '1 minute', now(), '1'"
     finished = (
         "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, state,"
@@ -377,7 +391,7 @@ def test_what_has_left_is_in_nobodys_way_while_a_snapshot_is_held(any_database: 
         since = value(connection, "select extract(epoch from now())::float8")
         session = Explaining(any_database, ", analyze, buffers")
         try:
-            for name in ("seconds_until_due", "promote_runs", "line_up_runs", "expire_runs"):
+            for name in ("seconds_until_due", "promote_runs", "join_key_queue", "expire_runs"):
                 given = {"since": since, "limit": 500, "passing_over": 0, "queues": [], "keys": []}
                 await session.fetch(name, given)
         finally:

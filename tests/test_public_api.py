@@ -252,7 +252,7 @@ def test_what_a_step_sees() -> None:
         "log",
         "progress",
         "run_id",
-        "scheduled_for",
+        "scheduled_at",
         "state",
         "step",
         "tx",

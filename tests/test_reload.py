@@ -145,8 +145,8 @@ def test_what_runs_on_an_old_worker_is_renewed_by_the_old_lease(
     rolling.write(app, "two", held.format(60))
     supervisor.send(signal.SIGHUP)
     supervisor.until("worker replaced: its code is old")
-    lapses = value(connection, "select lease_until from underway.run")
-    later = "select lease_until > %s + interval '3 s' from underway.run"
+    lapses = value(connection, "select lease_expires_at from underway.run")
+    later = "select lease_expires_at > %s + interval '3 s' from underway.run"
     eventually(lambda: value(connection, later, [lapses]), what="it is renewed again and again")
     (stage / "curtain").touch()
     supervisor.until(RELOADED)

@@ -249,7 +249,7 @@ class RunMachine(RuleBasedStateMachine):
     def lapse_and_reap(self, picked: list[int], by: UUID) -> None:
         keys = list(self.held)
         lapsed = {keys[pick % len(keys)] for pick in picked}
-        query = "update underway.run set lease_until = now() - interval '1 s' where id = any(%s::uuid[])"
+        query = "update underway.run set lease_expires_at = now() - interval '1 s' where id = any(%s::uuid[])"
         self.world.connection.execute(query, [[key.run for key in lapsed]])
         reaped = self.world.run(self.world.stores[by].reap(100))
         for key in lapsed:
@@ -263,14 +263,16 @@ class RunMachine(RuleBasedStateMachine):
         ends = {key: run.state if (run := self.model[key.run]).finished else None for key in lapsed}
         assert set(reaped) == {(key.run, key.token, end) for key, end in ends.items()}
         # A crash waits seconds only, and an example may take as long.
-        self.world.connection.execute("update underway.run set due = due + interval '1 hour' where state = 'waiting'")
+        self.world.connection.execute(
+            "update underway.run set due_at = due_at + interval '1 hour' where state = 'waiting'"
+        )
 
     @precondition(lambda self: self.waiting())
     @rule(picked=st.lists(picks, min_size=1, max_size=3))
     def promote(self, picked: list[int]) -> None:
         waiting = self.waiting()
         due = {waiting[pick % len(waiting)].id for pick in picked}
-        query = "update underway.run set due = now() - interval '1 s' where id = any(%s::uuid[])"
+        query = "update underway.run set due_at = now() - interval '1 s' where id = any(%s::uuid[])"
         self.world.connection.execute(query, [list(due)])
         assert self.world.run(self.world.stores[OWNERS[0]].promote(100)) == len(due)
         for run in due:
@@ -311,7 +313,7 @@ class RunMachine(RuleBasedStateMachine):
     @invariant()
     def tables_and_model_agree(self) -> None:
         live = self._rows(
-            "select id::text, state, step, input, number, attempts, crashes, releases, token, owner::text "
+            "select id::text, state, step, input, attempt_number, attempts, crashes, releases, token, owner::text "
             "from underway.run"
         )
         finished = self._rows(
@@ -323,7 +325,7 @@ class RunMachine(RuleBasedStateMachine):
         assert finished == {run.id: run.finished_row() for run in self.model.values() if run.finished}
         attempts: dict[str, list[tuple[str, int, str]]] = {}
         rows = self.world.connection.execute(
-            "select run_id::text, step, number, outcome from underway.attempt order by token"
+            "select run_id::text, step, attempt_number, outcome from underway.attempt order by token"
         )
         for run, *attempt in rows:
             attempts.setdefault(run, []).append(tuple(attempt))
@@ -334,7 +336,7 @@ class RunMachine(RuleBasedStateMachine):
         gaps = self.world.connection.execute(
             "select run_id, step from ("
             "  select *, row_number() over (partition by run_id, step order by token) as expected from underway.attempt"
-            ") a where number <> expected"
+            ") a where attempt_number <> expected"
         )
         assert gaps.fetchall() == []
 
@@ -342,7 +344,7 @@ class RunMachine(RuleBasedStateMachine):
     def only_what_is_in_progress_has_an_owner_and_a_lease(self) -> None:
         odd = self.world.connection.execute(
             "select id, state from underway.run "
-            "where num_nonnulls(owner, lease_until) <> case state when 'in_progress' then 2 else 0 end"
+            "where num_nonnulls(owner, lease_expires_at) <> case state when 'in_progress' then 2 else 0 end"
         )
         assert odd.fetchall() == []
 

@@ -52,7 +52,7 @@ def fire(firing: Firing, job: Jobs, slots: int = 1) -> int | None:
 
 
 def slots_of(connection: Connection) -> list[datetime]:
-    return [run["scheduled_for"] for run in runs_of(connection)]
+    return [run["scheduled_at"] for run in runs_of(connection)]
 
 
 # Keys
@@ -71,9 +71,9 @@ def test_a_slot_enqueues_the_very_run_that_enqueue_does(
     any_database: str, bind: Callable[[Underway], Underway], job: Jobs, given: Any
 ) -> None:
     bind(scheduled.app).database.named = any_database
-    columns = """job, queue, state, priority, keep, unique_key, concurrency_key, key_limit, holds_key, input::text,
-        rank = 'infinity', case when rank < 'infinity' then due - rank end,
-        round(extract(epoch from due - created_at) / 60)"""
+    columns = """job, queue, state, priority, keep, unique_key, concurrency_key, concurrency_limit, holds_key,
+        input::text, rank is null, due_at - rank,
+        round(extract(epoch from due_at - created_at) / 60)"""
     with psycopg.connect(any_database, autocommit=True) as connection:
         firing = Firing(any_database, connection)
         schedule_due(firing, job, given)
@@ -175,9 +175,9 @@ def test_supervisors_fire_schedules_with_keys(
 def test_a_redriven_run_is_a_live_run_of_its_schedule(firing: Firing, database: str) -> None:
     connection = firing.connection
     schedule_due(firing, scheduled.numbers, Site(7), overlap=False)
-    of_schedule = {"job": "numbers", "schedule": "default", "scheduled_for": AGES_AGO}
+    of_schedule = {"job": "numbers", "schedule": "default", "scheduled_at": AGES_AGO}
     failed, token = insert_held(connection, US, **of_schedule)
-    lapsed, _ = insert_held(connection, US, lease_until=AGES_AGO, crashes=2, **of_schedule)
+    lapsed, _ = insert_held(connection, US, lease_expires_at=AGES_AGO, crashes=2, **of_schedule)
     plain, plain_token = insert_held(connection, US, job="numbers")
 
     async def end(store: Store) -> None:
@@ -190,9 +190,9 @@ def test_a_redriven_run_is_a_live_run_of_its_schedule(firing: Firing, database: 
     assert fire(firing, scheduled.numbers) == 1, "no schedule had enqueued it"
     connection.execute("truncate underway.run")
     for run in (failed, lapsed):
-        slot = value(connection, "select scheduled_for from underway.finished_run where id = %s", [run])
+        slot = value(connection, "select scheduled_at from underway.finished_run where id = %s", [run])
         assert admin_queries.redrive(connection, UUID(run))
-        assert [(live["id"], live["scheduled_for"]) for live in runs_of(connection)] == [(UUID(run), slot)]
+        assert [(live["id"], live["scheduled_at"]) for live in runs_of(connection)] == [(UUID(run), slot)]
         assert fire(firing, scheduled.numbers) == 0
         assert row_of(connection, "run", run) is not None
         connection.execute("truncate underway.run")

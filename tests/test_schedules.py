@@ -170,7 +170,7 @@ def test_a_slot_that_was_read_twice_is_fired_once(firing: Firing) -> None:
     schedule = firing.read()
     assert firing.fire(schedule) == 1
     assert firing.fire(schedule) is None
-    assert [run["scheduled_for"] for run in runs_of(firing.connection)] == [schedule.next_at]
+    assert [run["scheduled_at"] for run in runs_of(firing.connection)] == [schedule.next_at]
     assert firing.read().next_at == schedule.next_at + MINUTE
 
 
@@ -237,8 +237,8 @@ def test_runs_are_placed_as_the_firing_supervisor_says(firing: Firing) -> None:
     assert firing.fire(firing.read(), place, slots=2) == 2
     for run in runs_of(firing.connection):
         assert (run["queue"], run["priority"], run["keep"], run["state"]) == ("q", 4, place.keep, "waiting")
-        assert run["due"] - run["rank"] == 4 * MINUTE
-        assert timedelta(minutes=59) < run["due"] - run["created_at"] < timedelta(minutes=61)
+        assert run["due_at"] - run["rank"] == 4 * MINUTE
+        assert timedelta(minutes=59) < run["due_at"] - run["created_at"] < timedelta(minutes=61)
     assert firing.fire(firing.read(), Placement()) == 1
     assert [run["state"] for run in runs_of(firing.connection)] == ["waiting", "waiting", "pending"]
 
@@ -254,13 +254,13 @@ def test_without_overlap_a_slot_is_skipped_while_a_run_is_live(firing: Firing, a
     assert firing.fire(first) == 1
     second = firing.read()
     assert firing.fire(second) == 0
-    assert [run["scheduled_for"] for run in runs_of(connection)] == [first.next_at]
+    assert [run["scheduled_at"] for run in runs_of(connection)] == [first.next_at]
     assert firing.read().next_at == second.next_at + MINUTE, "the slot is passed over, not put off"
     (live,) = runs_of(connection)
     assert app.get_run(live["id"]).cancel()
     third = firing.read()
     assert firing.fire(third) == 1
-    assert [run["scheduled_for"] for run in runs_of(connection)] == [third.next_at]
+    assert [run["scheduled_at"] for run in runs_of(connection)] == [third.next_at]
 
 
 def test_with_overlap_a_live_run_is_no_hindrance(firing: Firing) -> None:
@@ -327,7 +327,7 @@ def test_a_slot_is_not_before_its_time(app: Underway, connection: Connection, st
         scheduled.later.schedule(NEVER_SOON, name=name)
         slot = wait_for(connection, name, "now() + interval '1300 ms'")
         (run,) = eventually(lambda name=name: runs_of(connection, name))  # type: ignore[misc]
-        assert run["scheduled_for"] == slot
+        assert run["scheduled_at"] == slot
         assert run["created_at"] >= slot
 
 
@@ -390,7 +390,7 @@ def test_every_slot_gives_one_run_however_often_supervisors_die(
         # In one look: a minute may end in between.
         connection.execute("set transaction isolation level repeatable read")
         next_at = dict(connection.execute("select name, next_at from underway.schedule").fetchall())
-        slots = {name: [run["scheduled_for"] for run in runs_of(connection, name)] for name in names}
+        slots = {name: [run["scheduled_at"] for run in runs_of(connection, name)] for name in names}
     for name in names:
         count = (next_at[name] - begin) // MINUTE
         assert slots[name] == [begin + n * MINUTE for n in range(count)]

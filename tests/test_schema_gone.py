@@ -74,8 +74,8 @@ def schema_is_half_there(database: str, _server: str, supervisor: Supervisor) ->
         connection.execute("create schema underway")
         connection.execute("create table underway.migration (version int primary key, oldest_code int)")
         supervisor.until("the database has no underway schema", within=WITHIN)
-        connection.execute("insert into underway.migration values (1, 1)")
-        supervisor.until("the database is at migration 1", within=WITHIN)
+        connection.execute("insert into underway.migration values (0, 1)")
+        supervisor.until("the database is at migration 0", within=WITHIN)
     drop_schema(database)
     make_schema(database)
 

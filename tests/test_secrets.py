@@ -198,19 +198,6 @@ def test_a_supervisor_at_work_tells_it_nowhere(
     assert not told(supervisor.log)
 
 
-def test_the_digest_of_a_manifest_says_nothing_of_the_database(
-    with_password: str, start_supervisor: Callable[..., Supervisor]
-) -> None:
-    """Or whoever may read labels could try passwords on it, as fast as he likes."""
-    for url in (with_password, make_conninfo(with_password, connect_timeout=7)):
-        start_supervisor("basic", "--procs", "1", env={"UNDERWAY_DATABASE_URL": url})
-    with psycopg.connect(with_password, autocommit=True) as connection:
-        query = "select coalesce(array_agg(manifest_hash), '{}') from underway.supervisor"
-        eventually(lambda: len(value(connection, query)) == 2)
-        first, second = value(connection, query)
-    assert first == second
-
-
 def test_a_command_hides_what_was_typed() -> None:
     """While it waits for a server that does not answer."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

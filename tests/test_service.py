@@ -267,7 +267,7 @@ def test_a_next_step_that_stays_while_the_service_drains_is_given_back(database:
     assert serve(database, play)
     row = now(connection, run)
     assert is_free(row)
-    assert (row["step"], row["input"], row["number"]) == ("next", {"n": 2}, 0)
+    assert (row["step"], row["input"], row["attempt_number"]) == ("next", {"n": 2}, 0)
     assert attempts_of(connection, run) == [("succeeded", 1)]
     assert value(connection, "select count(*) from underway.supervisor") == 0
 
@@ -363,7 +363,7 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
         serving.succeed(running, goes_on=False)
 
     assert serve(database, play)
-    rows = connection.execute("select attempts, crashes, number from underway.run").fetchall()
+    rows = connection.execute("select attempts, crashes, attempt_number from underway.run").fetchall()
     assert set(rows) == {(0, 0, 0)}
 
 
@@ -417,7 +417,7 @@ def test_a_slot_needs_no_poll(database: str, connection: Connection) -> None:
 
     async def play(serving: Serving) -> None:
         task = await serving.running()
-        assert task.scheduled_for is not None
+        assert task.scheduled_at is not None
         serving.succeed(task, goes_on=False)
 
     assert serve(database, play)
@@ -425,7 +425,7 @@ def test_a_slot_needs_no_poll(database: str, connection: Connection) -> None:
 
 @pytest.mark.usefixtures("no_polls")
 def test_a_key_that_is_given_up_needs_no_poll(database: str, connection: Connection) -> None:
-    in_line = {"state": "waiting", "concurrency_key": "key", "key_limit": 1}
+    in_line = {"state": "waiting", "concurrency_key": "key", "concurrency_limit": 1}
     runs = [insert(connection, **in_line) for _ in range(3)]
 
     async def play(serving: Serving) -> None:

@@ -124,7 +124,7 @@ def test_when_the_grace_is_over_steps_are_interrupted_then_killed(
     (stage / "tidied").unlink()
     start("--procs", "2")
     eventually(lambda: states(connection) == {"in_progress": 2})
-    assert connection.execute("select array_agg(distinct number::int) from underway.run").fetchone() == ([1],)
+    assert connection.execute("select array_agg(distinct attempt_number::int) from underway.run").fetchone() == ([1],)
 
 
 def test_term_while_booting(start_supervisor: Callable[..., Supervisor]) -> None:

@@ -45,7 +45,7 @@ def sql(any_database: str, app: Underway) -> Iterator[Connection]:
 
 def run(connection: Connection, row_id: UUID) -> tuple[Any, ...]:
     found: tuple[Any, ...] | None = connection.execute(
-        "select job, step, queue, state, priority, due - rank, keep, input from underway.run where id = %s", [row_id]
+        "select job, step, queue, state, priority, due_at - rank, keep, input from underway.run where id = %s", [row_id]
     ).fetchone()
     assert found is not None
     return found
@@ -95,7 +95,7 @@ def test_arguments_of_a_run(sql: Connection) -> None:
     )
     minutes = timedelta(minutes=5)
     assert run(sql, new) == ("orders", "keep_order", "default", "waiting", 5, minutes, timedelta(days=1), {})
-    ((due,),) = sql.execute("select due - clock_timestamp() from underway.run").fetchall()
+    ((due,),) = sql.execute("select due_at - clock_timestamp() from underway.run").fetchall()
     assert timedelta(minutes=59) < due <= timedelta(hours=1)
     # zero is a value, and replaces what was registered
     now = enqueued(sql, "underway.enqueue('placed', '1', delay => interval '0', priority => 0)")
@@ -248,8 +248,8 @@ def test_a_notification_only_when_a_supervisor_is_idle(sql: Connection, any_data
         "in a transaction": lambda: enqueue_twice(sql),
     }
     sql.execute(
-        """insert into underway.supervisor (id, host, pid, app, manifest_hash, idle)
-        values (gen_random_uuid(), 'h', 1, 'a', 'm', false)"""
+        """insert into underway.supervisor (id, host, pid, app, idle)
+        values (gen_random_uuid(), 'h', 1, 'a', false)"""
     )
     with psycopg.connect(any_database, autocommit=True) as listener:
         listener.execute("listen underway")

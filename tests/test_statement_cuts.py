@@ -101,7 +101,7 @@ CASES = [
     Case("reap_runs"),
     Case("terminate_transactions"),
     Case("seconds_until_due"),
-    Case("line_up_runs"),
+    Case("join_key_queue"),
     Case("promote_runs"),
     Case("sweep_keys"),
 ]
@@ -114,8 +114,8 @@ def test_a_statement_cut_off_changes_nothing_in_the_end(
 ) -> None:
     lapsed = []
     if case.statement in ("reap_runs", "terminate_transactions"):
-        lapsed.append(insert_held(connection, by=uuid4(), lease_until=AGES_AGO)[0])
-    keyed = insert(connection, state="waiting", concurrency_key="key", key_limit=1)
+        lapsed.append(insert_held(connection, by=uuid4(), lease_expires_at=AGES_AGO)[0])
+    keyed = insert(connection, state="waiting", concurrency_key="key", concurrency_limit=1)
     runs = [insert(connection), insert(connection, state="waiting"), keyed, *lapsed]
 
     async def script(serving: Serving) -> None:
@@ -182,7 +182,7 @@ def test_a_release_cut_off_gives_back_all_the_same(
     assert cuttings[0].left == []
     row = now(connection, run)
     assert is_free(row)
-    assert (row["number"], row["releases"]) == (0, 1)
+    assert (row["attempt_number"], row["releases"]) == (0, 1)
     assert attempts_of(connection, run) == []
 
 
@@ -214,7 +214,7 @@ def test_after_an_outage_others_have_time_to_come_back_before_they_are_reaped(
         while not value(connection, "select count(*) from underway.supervisor where idle"):
             await asyncio.sleep(0.005)
         async with away(serving.work):
-            run, _ = insert_held(connection, by=uuid4(), lease_until=AGES_AGO)
+            run, _ = insert_held(connection, by=uuid4(), lease_expires_at=AGES_AGO)
             await asyncio.sleep(1.5)
         while serving.work.opened == 1:
             await asyncio.sleep(0.001)
@@ -237,7 +237,7 @@ def test_after_a_lock_on_the_table_others_have_a_lease_to_release_what_they_coul
         serve_under(Policy(lease=timedelta(seconds=lease)), serving)
         until = sql.SQL(f"clock_timestamp() + interval '{lease} s'")
         with psycopg.connect(database) as stranger:
-            run, token = insert_held(connection, by=other, lease_until=until)
+            run, token = insert_held(connection, by=other, lease_expires_at=until)
             stranger.execute("lock table underway.run in access exclusive mode")
             await asyncio.sleep(2.5 * lease)
             stranger.rollback()
@@ -257,13 +257,13 @@ def test_after_a_lock_on_the_table_others_have_a_lease_to_release_what_they_coul
 
 def test_a_run_that_cannot_be_filed_keeps_no_other_from_being_taken_back(database: str, connection: Connection) -> None:
     """Inserted directly: runs with maximal counters, and a run that is already finished and gets no second row."""
-    serving_none = {"queue": "none", "lease_until": AGES_AGO}
+    serving_none = {"queue": "none", "lease_expires_at": AGES_AGO}
     most = 2_000_000_000
     finished = insert(connection)
     assert client_queries.cancel(connection, UUID(finished))
     filed, _ = insert_held(connection, uuid4(), id=finished, **serving_none, crashes=9, max_crashes=1)
     others = [
-        insert_held(connection, uuid4(), **serving_none, number=most)[0],
+        insert_held(connection, uuid4(), **serving_none, attempt_number=most)[0],
         insert_held(connection, uuid4(), **serving_none, crashes=most, max_crashes=most)[0],
         insert_held(connection, uuid4(), **serving_none)[0],
     ]
@@ -324,7 +324,7 @@ def test_what_a_standby_that_was_behind_has_in_our_name_is_given_back(database: 
     async def script(serving: Serving) -> None:
         serve_under(Policy(lease=timedelta(seconds=0.1)), serving)
         (task,) = await serving.all_running(1)
-        connection.execute("update underway.run set token = token - 1, lease_until = now() + interval '1 hour'")
+        connection.execute("update underway.run set token = token - 1, lease_expires_at = now() + interval '1 hour'")
         while task.token in serving.service._held:
             await asyncio.sleep(0.005)
         await serving.service._claims._unknown.release()
@@ -389,7 +389,7 @@ def test_a_steps_own_transaction_cut_off_at_any_statement_commits_once(
         assert value(connection, effects, [run]) == (first[0] == "succeeded")
         if first[0] == "failed":
             while not connection.execute(
-                "update underway.run set state = 'pending' where id = %s and due <= now()", [run]
+                "update underway.run set state = 'pending' where id = %s and due_at <= now()", [run]
             ).rowcount:
                 time.sleep(0.001)
             play(database, partial(run_step, database=database, run=run, ending=ending), step=step)

@@ -35,7 +35,7 @@ KEPT = Policy(lease=timedelta(seconds=45), max_crashes=7)
 NEXT_STEP = Step("next", policy=KEPT)
 SERVED = {NEXT_LANE: NEXT_STEP}
 
-LEASE = "select extract(epoch from lease_until - clock_timestamp())::float8 from underway.run where id = %s"
+LEASE = "select extract(epoch from lease_expires_at - clock_timestamp())::float8 from underway.run where id = %s"
 
 
 async def keep(store: Store, run: str, token: int, policy: Policy | None = KEPT, **more: Any) -> dict[int, int | None]:
@@ -53,9 +53,9 @@ def now(connection: Connection, run: str) -> dict[str, Any]:
 
 def test_a_run_that_stays_is_claimed_anew_under_the_policy_of_its_next_step(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        counters = {"number": 4, "attempts": 2, "crashes": 1, "releases": 3}
+        counters = {"attempt_number": 4, "attempts": 2, "crashes": 1, "releases": 3}
         run, token = insert_held(
-            connection, US, **counters, max_crashes=2, progress='{"done": 1}', rank=AGES_AGO, due=AGES_AGO
+            connection, US, **counters, max_crashes=2, progress='{"done": 1}', rank=AGES_AGO, due_at=AGES_AGO
         )
         before = now(connection, run)
 
@@ -72,11 +72,11 @@ def test_a_run_that_stays_is_claimed_anew_under_the_policy_of_its_next_step(any_
         assert {name: row[name] for name in counters} == dict.fromkeys(counters, 0)
         assert 30 < value(connection, LEASE, [run]) <= 45
         # It keeps its place in line, for whoever has to claim it after us.
-        assert (row["due"], row["rank"]) == (before["due"], before["due"])
+        assert (row["due_at"], row["rank"]) == (before["due_at"], before["due_at"])
         attempt = row_of(connection, "attempt", run)
         assert attempt is not None
         # The attempt that ended is noted under the token it ran under, not under the next one.
-        assert (attempt["token"], attempt["number"], attempt["step"]) == (token, 5, "step")
+        assert (attempt["token"], attempt["attempt_number"], attempt["step"]) == (token, 5, "step")
 
 
 def test_after_the_hand_over_only_the_new_token_writes(any_database: str) -> None:
@@ -151,7 +151,7 @@ def test_of_one_group_some_stay_and_some_do_not_each_under_its_own_policy(any_da
         assert len({row["token"] for row in rows}) == 5
         for (run, token), policy, row in zip(held, policies, rows, strict=True):
             if policy is None:
-                assert (row["state"], row["owner"], row["lease_until"]) == ("pending", None, None)
+                assert (row["state"], row["owner"], row["lease_expires_at"]) == ("pending", None, None)
                 assert row["token"] == token
             else:
                 assert (row["state"], row["owner"], row["max_crashes"]) == ("in_progress", str(US), policy.max_crashes)
@@ -168,7 +168,7 @@ def test_a_run_that_stays_wakes_nobody_and_one_that_goes_wakes_those_who_idle(da
 
         async def hand_over() -> None:
             async with open_store(database, US) as store:
-                await store.register(pid=1, app="app", manifest_hash="")
+                await store.register(pid=1, app="app")
                 await store.set_idle(True)
                 await keep(store, *insert_held(connection, US), queue="stays")
                 await keep(store, *insert_held(connection, US), policy=None, queue="goes")
@@ -200,7 +200,7 @@ def test_what_stayed_and_was_lost_is_taken_back_like_any_other(database: str, co
             new = (await keep(store, run, token, policy=Policy(max_crashes=2)))[token]
             assert new is not None
             connection.execute("update underway.run set crashes = 1")
-            connection.execute("update underway.run set lease_until = now() - interval '1 s'")
+            connection.execute("update underway.run set lease_expires_at = now() - interval '1 s'")
             assert await store.reap(10) == [(run, new, "failed")]
             assert await store.finish([finish(run, new)], []) == set()
 
@@ -214,7 +214,7 @@ def test_what_stayed_and_was_lost_is_taken_back_like_any_other(database: str, co
 
 def test_the_next_step_stays_when_there_is_a_worker_for_it(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        run = insert(connection, crashes=1, attempts=2, number=3)
+        run = insert(connection, crashes=1, attempts=2, attempt_number=3)
         old: list[int] = []
 
         async def script(committing: Committing) -> None:
@@ -271,7 +271,11 @@ def test_the_next_step_does_not_stay(
 
     committing = play(database, script, workers=workers, lanes=lanes)
     row = now(connection, run)
-    assert (row["state"], row["owner"], row["lease_until"]) == ("waiting" if following.delay else "pending", None, None)
+    assert (row["state"], row["owner"], row["lease_expires_at"]) == (
+        "waiting" if following.delay else "pending",
+        None,
+        None,
+    )
     assert (len(committing.held), committing.stayed) == (0, [])
     assert committing.continued == [following.delay]
 
@@ -342,8 +346,8 @@ def test_when_the_answer_of_a_hand_over_is_lost_its_run_is_given_back_and_nobody
         for run in batch:
             assert attempts_of(connection, run) == [("succeeded", 1)]
             row = now(connection, run)
-            assert (row["state"], row["step"], row["owner"], row["lease_until"]) == ("pending", "next", None, None)
-            assert (row["releases"], row["crashes"], row["attempts"], row["number"]) == (1, 0, 0, 0)
+            assert (row["state"], row["step"], row["owner"], row["lease_expires_at"]) == ("pending", "next", None, None)
+            assert (row["releases"], row["crashes"], row["attempts"], row["attempt_number"]) == (1, 0, 0, 0)
 
 
 def test_a_hand_over_that_did_not_take_effect_is_repeated_and_its_run_stays(any_database: str) -> None:

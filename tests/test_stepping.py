@@ -177,7 +177,7 @@ def test_a_run_goes_on_where_its_next_queue_is_served(
     old.send(signal.SIGTERM)
     assert old.wait() == 0
     connection.execute(
-        "insert into underway.run (id, job, step, queue, keep, due, rank, state, input)"
+        "insert into underway.run (id, job, step, queue, keep, due_at, rank, state, input)"
         " values (gen_random_uuid(), 'split', 'there', 'old', '1 day', now(), now(), 'pending', '0')"
     )
     last = staying.split.enqueue(0.0)

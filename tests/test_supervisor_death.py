@@ -211,7 +211,7 @@ def test_two_supervisors_share_the_work(
         supervisor.until("serving")
     doomed.shorts.enqueue_many(range(1000))
     eventually(lambda: states(connection) == {"succeeded": 1000}, within=60)
-    rows = connection.execute("select pid, number, outcome from underway.attempt").fetchall()
+    rows = connection.execute("select pid, attempt_number, outcome from underway.attempt").fetchall()
     assert {(number, outcome) for _, number, outcome in rows} == {(1, "succeeded")}
     assert len(rows) == 1000
     by_worker = Counter(pid for pid, _, _ in rows)

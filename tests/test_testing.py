@@ -193,7 +193,7 @@ suicidal = app.job("suicidal").step(cancel_oneself)
 
 
 def ask_slot(cx: Context) -> Done[str]:
-    return To.done(str(cx.scheduled_for))
+    return To.done(str(cx.scheduled_at))
 
 
 daily = app.job("daily").step(ask_slot)
@@ -395,7 +395,7 @@ def test_runs_of_one_key_come_one_after_the_other(bound: Underway) -> None:
 
 def test_a_run_in_line_for_a_key_waits_for_no_instant(bound: Underway, connection: Connection) -> None:
     keyed.enqueue_many(["a", "b"])
-    dues = "select due from underway.runs order by due nulls last"
+    dues = "select due_at from underway.runs order by due_at nulls last"
     first, in_line = connection.execute(dues).fetchall()
     assert in_line == (None,)
     advance(connection, HOUR)
@@ -526,7 +526,9 @@ def test_context_variables_and_breakpoints_are_the_tests_own(bound: Underway) ->
 
 def test_time_passes_for_everything_that_waits_and_nothing_else(connection: Connection) -> None:
     def instants() -> dict[str, Any]:
-        run = connection.execute("select due, rank, lease_until, created_at from underway.run order by id").fetchall()
+        run = connection.execute(
+            "select due_at, rank, lease_expires_at, created_at from underway.run order by id"
+        ).fetchall()
         finished = connection.execute("select expires_at, finished_at from underway.finished_run").fetchall()
         schedule = connection.execute("select next_at from underway.schedule").fetchall()
         return {"run": run, "finished": finished, "schedule": schedule}
@@ -549,9 +551,9 @@ def test_time_passes_for_everything_that_waits_and_nothing_else(connection: Conn
 
 
 def test_a_run_in_line_for_a_key_stays_in_line(connection: Connection) -> None:
-    insert(connection, state="waiting", due="9999-12-31 00:00+00", concurrency_key="one")
+    insert(connection, state="waiting", due_at=None, concurrency_key="one")
     advance(connection, HOUR)
-    assert value(connection, "select due = '9999-12-31 00:00+00' from underway.run")
+    assert value(connection, "select due_at is null from underway.run")
 
 
 def test_an_app_is_given_back_as_it_was(database: str) -> None:

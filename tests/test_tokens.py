@@ -19,7 +19,7 @@ from underway.postgres import migrate
 FORGET = "select setval('underway.token', 1, false)"
 NEXT = "select nextval('underway.token')"
 ATTEMPT = (
-    "insert into underway.attempt (run_id, token, number, finished_at, step, outcome)"
+    "insert into underway.attempt (run_id, token, attempt_number, finished_at, step, outcome)"
     " values (%s, %s, 1, now(), 'work', 'failed')"
 )
 
@@ -70,8 +70,8 @@ def test_a_token_that_was_never_drawn_does_not_end_the_sequence(
 
 
 def test_tokens_go_forwards_only(connection: Connection) -> None:
-    connection.execute("select underway.pass_tokens(500)")
-    connection.execute("select underway.pass_tokens(400)")
+    connection.execute("select underway.advance_token_sequence(500)")
+    connection.execute("select underway.advance_token_sequence(400)")
     assert value(connection, NEXT) == 501
 
 
@@ -80,7 +80,10 @@ def test_a_second_attempt_is_recorded_on_a_server_that_has_no_sequence(
 ) -> None:
     """(It had the token of the first attempt, and the step was repeated until its crashes were used up.)"""
     app = bind(extremes.app)
-    runs = [insert(connection, job="plain", step="work", token=token, attempts=1, number=1) for token in range(1, 21)]
+    runs = [
+        insert(connection, job="plain", step="work", token=token, attempts=1, attempt_number=1)
+        for token in range(1, 21)
+    ]
     for token, one in enumerate(runs, 1):
         connection.execute(ATTEMPT, [one, token])
     connection.execute(FORGET)
@@ -94,11 +97,11 @@ def test_a_second_attempt_is_recorded_on_a_server_that_has_no_sequence(
 def test_the_largest_token_is_not_looked_for_among_all(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute(
-            "insert into underway.attempt (run_id, token, number, finished_at, step, outcome)"
+            "insert into underway.attempt (run_id, token, attempt_number, finished_at, step, outcome)"
             " select gen_random_uuid(), n, 1, now(), 'step', 'succeeded' from generate_series(1, 100000) n"
         )
         connection.execute(
-            "insert into underway.run (id, job, step, queue, keep, due, rank, state, token, input)"
+            "insert into underway.run (id, job, step, queue, keep, due_at, rank, state, token, input)"
             " select gen_random_uuid(), 'job', 'step', 'queue', '1 day', now(), now(), 'pending', n, '1'"
             " from generate_series(1, 100000) n"
         )

@@ -367,7 +367,7 @@ def test_a_delay_counts_from_the_hand_over(database: str, connection: Connection
     handed_over_at = value(connection, "select clock_timestamp()")
     own.commit(go_on(run, token, delay=60.0), [])
     own.close()
-    assert value(connection, "select due - interval '60 s' >= %s from underway.run", [handed_over_at])
+    assert value(connection, "select due_at - interval '60 s' >= %s from underway.run", [handed_over_at])
 
 
 # Behind a pooler

@@ -79,7 +79,7 @@ def test_the_table_cell_by_cell() -> None:
 def test_every_outcome_can_be_stored(connection: psycopg.Connection[Any]) -> None:
     for outcome in {verdict.outcome for verdict in VERDICTS.values()}:
         connection.execute(
-            """insert into underway.attempt (run_id, token, number, finished_at, step, outcome)
+            """insert into underway.attempt (run_id, token, attempt_number, finished_at, step, outcome)
             values (%s, 1, 1, now(), 'step', %s)""",
             [uuid4(), outcome],
         )
@@ -204,8 +204,8 @@ def test_the_reaper_lets_suspects_wait_as_long(connection: psycopg.Connection[An
     """Two ways to find a crash, in Python and in SQL, and one back-off."""
     for crashes in (*range(9), 50):
         connection.execute(
-            """insert into underway.run (id, due, rank, keep, state, queue, job, step, input, crashes, max_crashes,
-                lease_until, token, owner)
+            """insert into underway.run (id, due_at, rank, keep, state, queue, job, step, input, crashes, max_crashes,
+                lease_expires_at, token, owner)
             values (%s, now(), now(), '1 day', 'in_progress', 'q', 'j', 's', '{}', %s, 1000, now() - interval '1 s',
                 1, gen_random_uuid())""",
             [uuid4(), crashes],
@@ -216,7 +216,7 @@ def test_the_reaper_lets_suspects_wait_as_long(connection: psycopg.Connection[An
         ).fetchall()
         assert len(reaped) == 10
         found = connection.execute(
-            "select crashes, extract(epoch from due - now())::float8, state, number from underway.run"
+            "select crashes, extract(epoch from due_at - now())::float8, state, attempt_number from underway.run"
         ).fetchall()
     assert found
     for crashes, delay, state, number in found:

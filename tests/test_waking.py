@@ -61,7 +61,7 @@ def heard(database: str, connection: Connection) -> Iterator[Callable[[], list[s
 
 def declare_idle(database: str, queues: Collection[str] | None) -> None:
     async def declare(store: Store) -> None:
-        await store.register(pid=1, app="app", manifest_hash="")
+        await store.register(pid=1, app="app")
         await store.set_idle(True, queues)
 
     with_store(database, declare, OURS)
@@ -100,13 +100,15 @@ def _step_hands_over(database: str, connection: Connection) -> None:
 def _key_is_passed_on(database: str, connection: Connection) -> None:
     key = {"queue": "ours", "concurrency_key": "key"}
     held, _ = insert_held(connection, OURS, holds_key=True, **key)
-    insert(connection, state="waiting", due="9999-12-31 00:00+00", **key)
-    connection.execute("update underway.run set state = 'pending', owner = null, lease_until = null where holds_key")
+    insert(connection, state="waiting", due_at=None, **key)
+    connection.execute(
+        "update underway.run set state = 'pending', owner = null, lease_expires_at = null where holds_key"
+    )
     connection.execute("select underway.cancel(%s)", [held])
 
 
 def _delayed_run_is_promoted(database: str, connection: Connection) -> None:
-    insert(connection, state="waiting", due="now", queue="ours")
+    insert(connection, state="waiting", due_at="now", queue="ours")
 
     async def promote(store: Store) -> None:
         assert await store.promote(10) == 1
@@ -154,8 +156,8 @@ def test_a_supervisor_of_an_older_version_is_woken_for_every_queue(
 ) -> None:
     """It says nothing of queues, neither when it comes nor when it goes idle."""
     connection.execute(
-        """insert into underway.supervisor (id, host, pid, app, manifest_hash, lanes)
-        values (%(id)s, 'host', 1, 'app', '', '[]')
+        """insert into underway.supervisor (id, host, pid, app, lanes)
+        values (%(id)s, 'host', 1, 'app', '[]')
         on conflict (id) do update set seen_at = clock_timestamp(), idle = false, lanes = excluded.lanes""",
         {"id": OURS},
     )

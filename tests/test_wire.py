@@ -43,7 +43,7 @@ spawns = st.builds(
     delay=seconds,
     keep=seconds,
     concurrency_key=st.none() | texts,
-    key_limit=st.none() | counts,
+    concurrency_limit=st.none() | counts,
     input=texts,
 )
 

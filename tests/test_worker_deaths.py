@@ -192,7 +192,8 @@ def test_workers_killed_at_random_cost_only_what_they_ran(
     # Every run has dense attempt numbers, whose last one succeeded: nobody was charged without having been started.
     assert connection.execute(
         """select count(*) from (
-            select array_agg(number order by token) as numbers, count(*)::int as n from underway.attempt group by run_id
+            select array_agg(attempt_number order by token) as numbers, count(*)::int as n from underway.attempt
+            group by run_id
         ) t where numbers <> array(select generate_series(1, n))"""
     ).fetchone() == (0,)
 
@@ -280,7 +281,7 @@ def _assert_untouched(connection: psycopg.Connection[Any], innocents: list[Run[i
     """They all ran once, and nobody was charged anything."""
     ids = [run.id for run in innocents]
     rows = connection.execute(
-        """select a.number, a.outcome, r.state, r.attempts, r.crashes, count(*)
+        """select a.attempt_number, a.outcome, r.state, r.attempts, r.crashes, count(*)
         from underway.attempt a join underway.runs r on r.id = a.run_id
         where a.run_id = any(%s) group by 1, 2, 3, 4, 5""",
         (ids,),

@@ -170,7 +170,7 @@ def in_a_transaction(conn: "psycopg.Connection[dict[str, Any]]") -> None:
 def spawning(cx: Context, order: Order) -> Done:
     assert_type(cx.enqueue(telling, order), Run[str | None])
     assert_type(cx.enqueue(swept, None), Run[int])
-    assert_type(cx.scheduled_for, datetime | None)
+    assert_type(cx.scheduled_at, datetime | None)
     return To.done()
 
 

@@ -16,17 +16,17 @@ class Site:
 
 
 def begin(cx: Context, site: Site) -> To[list[datetime | None]]:
-    return To.next([cx.scheduled_for])
+    return To.next([cx.scheduled_at])
 
 
 def go_on(cx: Context, seen: list[datetime | None]) -> To[list[datetime | None]]:
-    return To.next([*seen, cx.scheduled_for])
+    return To.next([*seen, cx.scheduled_at])
 
 
 def end(cx: Context, seen: list[datetime | None]) -> Done[list[datetime | None]]:
     if cx.attempt == 1:
         raise Retry("once more")
-    return To.done([*seen, cx.scheduled_for])
+    return To.done([*seen, cx.scheduled_at])
 
 
 def number(cx: Context, site: Site) -> Done[int]:

@@ -41,7 +41,7 @@ def test_an_empty_table_gives_nothing(any_database: str) -> None:
 def test_a_retry_counts_and_waits_from_the_attempts_end(any_database: str) -> None:
     """Counted from the run's creation, or from the attempt's beginning, the wait was over before it began."""
     with psycopg.connect(any_database, autocommit=True) as connection:
-        run, token = insert_held(connection, US, created_at=AGES_AGO, due=AGES_AGO, rank=AGES_AGO)
+        run, token = insert_held(connection, US, created_at=AGES_AGO, due_at=AGES_AGO, rank=AGES_AGO)
         back = go_on(
             run, token, step=LANE.step, payload=None, delay=1800.0, attempts=1, number=1,
             attempt=Attempt("failed", "oh", started=ago(600)),
@@ -58,13 +58,13 @@ def test_a_retry_counts_and_waits_from_the_attempts_end(any_database: str) -> No
         row, attempt = row_of(connection, "run", run), row_of(connection, "attempt", run)
         assert row is not None
         assert attempt is not None
-        assert (row["state"], row["attempts"], row["number"], row["input"]) == ("waiting", 1, 1, {"n": 1})
-        ended_at = value(connection, "select due - interval '30 minutes' from underway.run")
+        assert (row["state"], row["attempts"], row["attempt_number"], row["input"]) == ("waiting", 1, 1, {"n": 1})
+        ended_at = value(connection, "select due_at - interval '30 minutes' from underway.run")
         assert before <= ended_at <= after
-        assert (attempt["outcome"], attempt["error"], attempt["number"]) == ("failed", "oh", 1)
+        assert (attempt["outcome"], attempt["error"], attempt["attempt_number"]) == ("failed", "oh", 1)
         took = "select extract(epoch from finished_at - started_at)::float8 from underway.attempt"
         assert value(connection, took) >= 600
-        connection.execute("update underway.run set due = due - interval '30 minutes'")
+        connection.execute("update underway.run set due_at = due_at - interval '30 minutes'")
         assert with_store(any_database, lambda store: store.promote(10)) == 1
         (again,) = claim(any_database)
         assert (again.run, again.attempts, again.number) == (run, 1, 1)
@@ -101,7 +101,7 @@ def test_the_attempts_of_a_run_stand_in_the_order_of_their_ends(database: str, c
     with_store(database, fail_twice, US)
     found = client_queries.attempts(connection, UUID(run))
     assert [(attempt[1], attempt[2], attempt[3]) for attempt in found] == [(1, "failed", "oh 1"), (2, "failed", "oh 2")]
-    ends = connection.execute("select finished_at from underway.attempt order by number").fetchall()
+    ends = connection.execute("select finished_at from underway.attempt order by attempt_number").fetchall()
     assert ends[0] < ends[1]
     assert client_queries.status(connection, UUID(run)) == "in_progress", "and the third has left no row yet"
 
@@ -122,14 +122,14 @@ def test_what_has_ended_is_not_claimed_again(any_database: str, state: str) -> N
         with_store(any_database, end, US)
         assert client_queries.status(connection, UUID(run)) == state
         assert claim(any_database) == []
-        query = "select number, outcome, finished_at > started_at from underway.attempt"
+        query = "select attempt_number, outcome, finished_at > started_at from underway.attempt"
         assert connection.execute(query).fetchall() == [(1, state, True)]
 
 
 def test_a_quarantined_run_refuses_its_late_owner(any_database: str) -> None:
     """A late success once turned failed into succeeded."""
     with psycopg.connect(any_database, autocommit=True) as connection:
-        run, token = insert_held(connection, US, lease_until=AGES_AGO, crashes=1, max_crashes=2)
+        run, token = insert_held(connection, US, lease_expires_at=AGES_AGO, crashes=1, max_crashes=2)
 
         async def late(store: Store) -> None:
             assert [final for _, _, final in await store.reap(10)] == ["failed"]
@@ -147,8 +147,8 @@ def test_a_live_run_outlives_its_keep(any_database: str) -> None:
         short = {"keep": timedelta(0), "created_at": AGES_AGO}
         live = [
             insert(connection, **short),
-            insert(connection, state="waiting", due=IN_AN_HOUR, **short),
-            insert(connection, state="waiting", due=AGES_AGO, attempts=2, **short),
+            insert(connection, state="waiting", due_at=IN_AN_HOUR, **short),
+            insert(connection, state="waiting", due_at=AGES_AGO, attempts=2, **short),
             insert_held(connection, US, **short)[0],
         ]
         ended, token = insert_held(connection, US, **short)
@@ -166,8 +166,8 @@ def test_a_key_is_its_queues_own(any_database: str) -> None:
     lanes = [Lane(queue, "job", "step") for queue in ("one", "two")]
     with psycopg.connect(any_database, autocommit=True) as connection:
         for lane in lanes * 2:
-            insert(connection, queue=lane.queue, state="waiting", concurrency_key="key", key_limit=1)
-        with_store(any_database, lambda store: store.line_up(10))
+            insert(connection, queue=lane.queue, state="waiting", concurrency_key="key", concurrency_limit=1)
+        with_store(any_database, lambda store: store.join_key_queue(10))
         holders = connection.execute("select queue from underway.run where state = 'pending' and holds_key order by 1")
         assert holders.fetchall() == [("one",), ("two",)]
 
@@ -175,7 +175,7 @@ def test_a_key_is_its_queues_own(any_database: str) -> None:
 def test_cancelling_one_run_reads_no_other(connection: Connection) -> None:
     """It once looked for the run's id in the text of all inputs."""
     connection.execute(
-        "insert into underway.run (id, job, step, queue, keep, due, rank, state, unique_key, input)"
+        "insert into underway.run (id, job, step, queue, keep, due_at, rank, state, unique_key, input)"
         " select gen_random_uuid(), 'job', 'step', 'default', '1 day', now(), now(), 'pending', 'key ' || n, '{}'"
         " from generate_series(1, 5000) n"
     )

@@ -31,7 +31,7 @@ def test_policies_are_read_at_the_claim_and_not_at_enqueue(any_database: str) ->
             before = value(connection, "select clock_timestamp()")
             assert len(claim(any_database, lanes=Lanes([(LANE, policy)]), owner=us)) == 1
             after = value(connection, "select clock_timestamp()")
-            claimed_at = value(connection, "select lease_until from underway.run") - policy.lease
+            claimed_at = value(connection, "select lease_expires_at from underway.run") - policy.lease
             assert before <= claimed_at <= after
             assert value(connection, "select max_crashes from underway.run") == policy.max_crashes
             with_store(any_database, lambda store: store.release_unknown([]), us)
@@ -43,9 +43,8 @@ def test_what_is_given_for_one_run_replaces_what_the_step_says(
     bind(clients.app)
     said: Any = {"delay": timedelta(minutes=5), "priority": 4, "keep": timedelta(days=15)}
     for run in (clients.placed.enqueue(1, **said), *clients.placed.enqueue_many([1, 2, 3], **said)):
-        query = (
-            "select queue, priority, keep, round(extract(epoch from due - created_at)) from underway.run where id = %s"
-        )
+        columns = "queue, priority, keep, round(extract(epoch from due_at - created_at))"
+        query = f"select {columns} from underway.run where id = %s"
         assert connection.execute(query, [run.id]).fetchall() == [("slow", 4, timedelta(days=15), 300)]
 
 

@@ -33,7 +33,7 @@ def test_nothing_is_renewed_when_a_step_has_ended(
     run = conforming.lasting.enqueue("end")
     start("--procs", "1")
     eventually((stage / "end began").exists)
-    lease = "select lease_until from underway.run"
+    lease = "select lease_expires_at from underway.run"
     first = value(connection, lease)
     eventually(lambda: value(connection, lease) > first, what="the lease is renewed")
     # No transaction is open as long as the step runs.
@@ -44,7 +44,7 @@ def test_nothing_is_renewed_when_a_step_has_ended(
     # Two periods later the row is the very same, down to the transaction that wrote it.
     row = "select xmin::text, to_jsonb(r) from underway.run r"
     before = connection.execute(row).fetchall()
-    assert before[0][1]["lease_until"] is None
+    assert before[0][1]["lease_expires_at"] is None
     time.sleep(0.6)
     assert connection.execute(row).fetchall() == before
 
@@ -62,7 +62,7 @@ def test_commits_that_have_to_wait_hold_up_no_renewal(
         eventually(lambda: value(connection, waiting), what="a commit waits")
         end = time.monotonic() + 1.5  # leases long
         while time.monotonic() < end:
-            query = "select lease_until > clock_timestamp() from underway.run where id = %s"
+            query = "select lease_expires_at > clock_timestamp() from underway.run where id = %s"
             assert value(connection, query, [run.id])
             time.sleep(0.05)
     (stage / "late").touch()

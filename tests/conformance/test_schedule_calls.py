@@ -28,7 +28,7 @@ def test_each_slot_has_a_run_of_its_own(
     scheduled.later.schedule("* * * * *", catch_up="all")
     connection.execute("update underway.schedule set next_at = date_trunc('minute', now()) - interval '2 minutes'")
     start_supervisor("scheduled", "--procs", "1")
-    query = "select id, step, input from underway.run order by scheduled_for"
+    query = "select id, step, input from underway.run order by scheduled_at"
     eventually(lambda: len(connection.execute(query).fetchall()) >= 3)
     found = connection.execute(query).fetchall()
     assert {row[1:] for row in found} == {("nothing", None)}

@@ -1,4 +1,4 @@
-"""queries/claims.sql: what makes runs pending, and takes them."""
+"""sql/statements/claims.sql: what makes runs pending, and takes them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ def claim(
         if row.state == "pending" and (n := number.get(row.lane)) is not None:
             if row.crashes:
                 suspected[n].append((row.rank, row.run))
-            elif (row.rank, row.run) > (columns["marks"][n], columns["mark_ids"][n]):
+            elif (row.rank, row.run) > (columns["cursors"][n], columns["cursor_ids"][n]):
                 clean[n].append((row.rank, row.run))
     chosen = [*_first(clean, candidates), *_first(suspected, suspects)]
     taken = [(rank, row) for rank, run in sorted(chosen) if not database.is_locked(row := database.live[run])][:tasks]
@@ -39,7 +39,7 @@ def claim(
     for rank, row in taken:
         n = number[row.lane]
         row.state, row.owner, row.token = "in_progress", owner, database.new_token()
-        row.lease_until = database.loop.time() + columns["leases"][n]
+        row.lease_expires_at = database.loop.time() + columns["leases"][n]
         row.max_crashes = columns["max_crashes"][n]
         counters = row.number, row.attempts, row.crashes, row.releases
         claimed.append((Claimed(row.run, row.token, row.lane, *counters, None, row.input, row.holds_key), n, rank))

@@ -1,4 +1,4 @@
-"""queries/commits.sql: how attempts end, with the runs that they enqueue."""
+"""sql/statements/commits.sql: how attempts end, with the runs that they enqueue."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -117,6 +117,6 @@ def _stay(database: Database, row: Row, owner: UUID, policy: Policy) -> int:
     if row.state != "pending":
         raise Broken(f"{row.run}: is to stay, and has to wait")
     row.state, row.owner, row.token = "in_progress", owner, database.new_token()
-    row.lease_until = database.loop.time() + policy.lease.total_seconds()
+    row.lease_expires_at = database.loop.time() + policy.lease.total_seconds()
     row.max_crashes = policy.max_crashes
     return row.token

@@ -1,8 +1,8 @@
 """The table of live runs, its fence and its row locks, and what clients do to it.
 
-What supervisors do is in a module for each file of underway/postgres/queries: claims, leases, commits, schedules. The
-fences are written down here a second time, and on purpose as plainly as that. Every statement takes effect in one
-instant.
+What supervisors do is in a module for each file of underway/postgres/sql/statements: claims, leases, commits,
+schedules. The fences are written down here a second time, and on purpose as plainly as that. Every statement takes
+effect in one instant.
 """
 
 import itertools
@@ -35,7 +35,7 @@ class Row:
     schedule: str | None = None
     token: int = 0
     owner: UUID | None = None
-    lease_until: float = 0.0
+    lease_expires_at: float = 0.0
     number: int = 0
     attempts: int = 0
     crashes: int = 0

@@ -40,7 +40,7 @@ class Keys:
                 self._let_in(key)
         return locked
 
-    def line_up(self, locked_before: Collection[str]) -> tuple[int, list[str]]:
+    def join_key_queue(self, locked_before: Collection[str]) -> tuple[int, list[str]]:
         """Let runs get in line whose time has come; how many."""
         now = self._database.loop.time()
         came = [row for row in self._waiting() if row.due <= now and not self.is_locked(_text(row.key))]

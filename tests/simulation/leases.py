@@ -1,4 +1,4 @@
-"""queries/leases.sql: what keeps runs, takes them back, and gives them back."""
+"""sql/statements/leases.sql: what keeps runs, takes them back, and gives them back."""
 
 from collections.abc import Iterable
 from uuid import UUID
@@ -12,7 +12,7 @@ def renew(database: Database, owner: UUID, renewals: Iterable[Renewal]) -> set[s
     for run, token, lease, _progress in renewals:
         row = database.held(run, token, owner)
         if row is not None and not row.cancel_requested:
-            row.lease_until = database.loop.time() + lease
+            row.lease_expires_at = database.loop.time() + lease
             renewed.add(run)
     return renewed
 
@@ -20,7 +20,7 @@ def renew(database: Database, owner: UUID, renewals: Iterable[Renewal]) -> set[s
 def reap(database: Database, expired_by: float | None) -> tuple[list[tuple[str, int, str | None]], list[str]]:
     now = database.loop.time()
     by = now if expired_by is None else expired_by
-    lapsed = [row for row in database.live.values() if row.state == "in_progress" and row.lease_until < by]
+    lapsed = [row for row in database.live.values() if row.state == "in_progress" and row.lease_expires_at < by]
     reaped, gone = [], []
     for row in lapsed:
         if database.is_locked(row):

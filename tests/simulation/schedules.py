@@ -1,4 +1,4 @@
-"""queries/schedules.sql: which slots are due, and the runs that are enqueued for them.
+"""sql/statements/schedules.sql: which slots are due, and the runs that are enqueued for them.
 
 The clock on the wall runs ten times as fast as all others: a cron line knows no seconds. Times are in microseconds.
 """

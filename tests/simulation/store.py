@@ -48,7 +48,7 @@ class FakeStore:
         )
         for run, lane, rank in claimed:
             if not run.crashes:
-                lanes.mark(lane, rank, run.run)
+                lanes.advance_cursor(lane, rank, run.run)
         return [run for run, _, _ in claimed]
 
     @property
@@ -140,9 +140,9 @@ class FakeStore:
     async def promote(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
         return await self._work.do("promote", lambda: claims.promote(self._database))
 
-    async def line_up(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
+    async def join_key_queue(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
         before, self.locked_keys = self.locked_keys, set()
-        looked_at, locked = await self._work.do("line up", lambda: self._database.keys.line_up(before))
+        looked_at, locked = await self._work.do("line up", lambda: self._database.keys.join_key_queue(before))
         self._note_locked_keys(locked)
         return looked_at
 
@@ -186,9 +186,7 @@ class FakeStore:
     async def stranded_lanes(self) -> list[Lane]:
         return []
 
-    async def register(
-        self, *, pid: int, app: str, manifest_hash: str, lanes: Iterable[Lane] = (), trouble: str = ""
-    ) -> None: ...
+    async def register(self, *, pid: int, app: str, lanes: Iterable[Lane] = (), trouble: str = "") -> None: ...
     async def register_app(self, manifest: Manifest) -> None: ...
     async def register_job(self, name: str, step: str, placement: Placement) -> None: ...
     async def register_queue(self, name: str, dead_letter: str | None) -> None: ...

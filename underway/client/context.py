@@ -39,7 +39,7 @@ class Context(Generic[State]):
     `attempt` is the number of this try at this step, from 1. It counts every try that was started, however it ended.
     """
 
-    __slots__ = ("_ends_at", "_run", "_scheduled_for", "_worker", "attempt", "job", "step")
+    __slots__ = ("_ends_at", "_run", "_scheduled_at", "_worker", "attempt", "job", "step")
 
     def __init__(
         self,
@@ -50,14 +50,14 @@ class Context(Generic[State]):
         attempt: int,
         ends_at: float,
         worker: Worker,
-        scheduled_for: float | None = None,
+        scheduled_at: float | None = None,
     ) -> None:
         self.job = job
         self.step = step
         self.attempt = attempt
         self._run = run
         self._ends_at = ends_at
-        self._scheduled_for = scheduled_for
+        self._scheduled_at = scheduled_at
         self._worker = worker
 
     def __reduce__(self) -> Never:
@@ -82,12 +82,12 @@ class Context(Generic[State]):
         return state
 
     @property
-    def scheduled_for(self) -> datetime | None:
+    def scheduled_at(self) -> datetime | None:
         """The slot of the schedule that enqueued this run, in UTC; None for a run without a schedule.
 
         It is the same in every step and at every attempt, however late they are.
         """
-        return None if self._scheduled_for is None else datetime.fromtimestamp(self._scheduled_for, UTC)
+        return None if self._scheduled_at is None else datetime.fromtimestamp(self._scheduled_at, UTC)
 
     @property
     def log(self) -> logging.Logger:

@@ -1,4 +1,4 @@
-"""Keys: constants, or templates over the fields of an input. Pure; `underway.fill_key` does the same in SQL.
+"""Keys: constants, or templates over the fields of an input. Pure; `underway.render_key` does the same in SQL.
 
 `"{customer_id}"` is replaced by that field of the input's JSON; `"{customer.id}"` is a field of a nested object.
 A field must be a string, an integer or a boolean, because only these have the same text in Python and in SQL. An

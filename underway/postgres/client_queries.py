@@ -101,7 +101,7 @@ def _keyed(rows: Sequence[KeyedRun], job: str, step: str, placement: Placement) 
         "priority": placement.priority,
         "keep": placement.keep,
         "delay": placement.delay.total_seconds(),
-        "key_limit": placement.concurrency_limit,
+        "concurrency_limit": placement.concurrency_limit,
     }
 
 
@@ -115,8 +115,9 @@ def copy_runs(
     is half as fast again. The code that produces the values must then not use this connection (see Statement). Without
     it, each chunk is a COPY of its own, and that code may use the connection.
     """
-    ((now,),) = yield Statement("clock")
-    columns = _constant_columns(instant(now), job, step, placement)
+    options = {"delay": placement.delay.total_seconds(), "priority": placement.priority}
+    ((state, due_at, rank),) = yield Statement("placement", options)
+    columns = _constant_columns(job, step, placement, state, instant(due_at), instant(rank))
     copied: list[UUID] = []
     chunks = _copy_chunks(rows, columns, copied)
     for lines in [chunks] if in_one else ([chunk] for chunk in chunks):
@@ -125,18 +126,16 @@ def copy_runs(
     return [Enqueued(run_id, True) for run_id in copied]
 
 
-def _constant_columns(now: datetime, job: str, step: str, placement: Placement) -> bytes:
-    due = now + placement.delay
-    rank = due - placement.priority * timedelta(minutes=1)
+def _constant_columns(job: str, step: str, placement: Placement, state: str, due_at: datetime, rank: datetime) -> bytes:
     columns = (
         _copy_text(job),
         _copy_text(step),
         _copy_text(placement.queue),
         str(placement.priority),
         f"{placement.keep.total_seconds()} seconds",
-        due.isoformat(),
+        due_at.isoformat(),
         rank.isoformat(),
-        "waiting" if placement.delay > timedelta(0) else "pending",
+        state,
     )
     return ("\t".join(columns) + "\n").encode()
 

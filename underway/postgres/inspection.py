@@ -45,7 +45,7 @@ class _AnyRun(RunCounts):
     queue: str
     priority: int
     created_at: datetime
-    due: datetime | None  # None: finished, or waiting for its concurrency key
+    due_at: datetime | None  # None: finished, or waiting for its concurrency key
     finished_at: datetime | None
     cancel_requested: bool
     progress: dict[str, Any] | None
@@ -62,13 +62,13 @@ class RunSummary(_AnyRun):
 class RunDetails(_AnyRun):
     """Everything about one run, apart from its attempts. `owner`, `host` and `pid` are those of its supervisor."""
 
-    scheduled_for: datetime | None
+    scheduled_at: datetime | None
     expires_at: datetime | None
-    lease_until: datetime | None
+    lease_expires_at: datetime | None
     owner: str | None
     host: str | None
     pid: int | None
-    key_limit: int | None
+    concurrency_limit: int | None
     quarantined: bool
     input: Any
     result: Any
@@ -98,7 +98,7 @@ class StoredAttempt(NamedTuple):
     state: str
     input: str | None  # None: it is not kept
     number: int  # of attempts before this one
-    scheduled_for: float | None  # seconds since the epoch
+    scheduled_at: float | None  # seconds since the epoch
 
 
 @query
@@ -375,7 +375,7 @@ def supervisors_like(least: UUID, most: UUID) -> QuerySteps[list[Found]]:
 
 
 def _range(least: UUID, most: UUID) -> dict[str, Any]:
-    return {"least": least, "most": most, "limit": MAX_MATCHES}
+    return {"lowest": least, "highest": most, "limit": MAX_MATCHES}
 
 
 def _found(rows: Rows) -> list[Found]:

@@ -1,15 +1,31 @@
-"""Brings the schema `underway` of a database up to this code, and refuses one that does not fit.
+"""Brings the schema `underway` of a database up to this code, and refuses a schema that does not fit.
 
-Migrations are plain files `NNNN_name.sql`, expand first and contract in a later release. Each says in its header
-`-- oldest code: N` the lowest migration number that code must know to run on the migrated schema, so that old workers
-can go on while a new release is rolled out.
+The schema has two parts:
+
+- **Tables, indexes and types** come from numbered migrations, `sql/migrations/NNNN_name.sql`. Each is applied once and
+  never changed after a release.
+- **Functions and views** come from definitions, one per file, in `sql/functions` and `sql/views`. A definition is
+  applied again when its text has changed. `create or replace` keeps the grants of users, so it is the only way to
+  change one. It cannot change a function's parameters or result, nor a view's existing columns: for that, a numbered
+  migration drops the old definition first.
+
+All of it happens in one transaction. What must not happen inside a transaction, on tables that may be large, goes to a
+second file, `NNNN_name.online.sql`, which runs after the commit: see online.py.
+
+Migrations expand first and contract in a later release, so that old and new code work side by side during a rollout.
+Each migration says in its header `-- oldest code: N` the lowest migration that code must know to run on the migrated
+schema. A release that changes a definition has a new migration too, even if it consists of the header only: so the
+highest migration also tells which definitions a database has, newer code refuses older definitions, and older code
+never replaces newer ones.
 """
 
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from graphlib import TopologicalSorter
+from hashlib import sha256
 from typing import Any, LiteralString
 
 import psycopg
@@ -17,10 +33,11 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from underway.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
-from underway.postgres.queries import statements
+from underway.postgres import online
+from underway.postgres.queries import read, statements
 
-# Whoever wants a table that we wait for waits behind us: every supervisor, for as long as one transaction that has read
-# it stays open. So we step back soon, and come again.
+# All statements that need the table queue behind a migration that waits for its lock. So a migration gives up soon and
+# tries again: it may wait as long as the longest transaction that has read the table.
 _LOCK_TIMEOUT = "2s"
 _TRIES = 20
 _PAUSE_SECONDS = 1.0
@@ -32,69 +49,134 @@ class Migration:
     name: str
     oldest_code: int
     sql: LiteralString
+    online_phase: tuple[online.Statement, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.version:04d}_{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A function or view. Its name is `functions/enqueue` or `views/runs`."""
+
+    name: str
+    sql: LiteralString
+
+    @property
+    def hash(self) -> str:
+        return sha256(self.sql.encode()).hexdigest()
 
 
 @cache
 def migrations() -> tuple[Migration, ...]:
-    """All that this code knows, in order."""
+    """All migrations that this code knows, in order."""
+    texts = read("migrations")
     found = []
-    for file in files("underway.postgres").joinpath("migrations").iterdir():
-        if match := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name):
-            sql = file.read_text()
+    for file, sql in texts.items():
+        if match := re.fullmatch(r"(\d{4})_(\w+)", file):
             header = re.search(r"^-- oldest code: (\d+)$", sql, re.MULTILINE)
             if header is None:
-                raise ValueError(f"{file.name} does not say '-- oldest code: N'")
-            found.append(Migration(int(match[1]), match[2], int(header[1]), sql))
+                raise ValueError(f"{file}.sql does not say '-- oldest code: N'")
+            phase = online.split(texts.get(f"{file}.online", ""))
+            found.append(Migration(int(match[1]), match[2], int(header[1]), sql, phase))
     return tuple(sorted(found, key=lambda migration: migration.version))
 
 
-def migrate(connection: psycopg.Connection[Any]) -> list[str]:
-    """Apply what is missing, all of it in one transaction, and return the names of what was applied.
+@cache
+def definitions() -> tuple[Definition, ...]:
+    """All functions and views, each after those that its text names.
 
-    Safe when several start at once: the others wait and find nothing to do; and while supervisors are at work. Every
-    statement names its schema, so the session's search_path is neither used nor changed.
+    Postgres looks up what a view or the body of an SQL function names when it is created, but not what the body of a
+    PL/pgSQL function names. One order for all is simpler than telling them apart.
+    """
+    found = {
+        name: Definition(f"{folder}/{name}", sql)
+        for folder in ("functions", "views")
+        for name, sql in read(folder).items()
+    }
+    order: TopologicalSorter[str] = TopologicalSorter()
+    for name, definition in found.items():
+        named = set(re.findall(r"\bunderway\.(\w+)", definition.sql)) & found.keys() - {name}
+        order.add(name, *sorted(named))
+    return tuple(found[name] for name in order.static_order())
+
+
+def migrate(connection: psycopg.Connection[Any]) -> list[str]:
+    """Apply what is missing, and return the names of what was applied.
+
+    Safe when several start at once, because the others wait and find nothing to do; and while supervisors are at work.
+    Every statement names its schema, so the session's search_path is neither used nor changed.
+
+    In a transaction that the caller has opened, online phases are left to the next call without one.
     """
     check_encoding(connection)
+    own_transaction = connection.info.transaction_status == TransactionStatus.IDLE
     for tries_left in reversed(range(_TRIES)):
         try:
-            return _apply_missing(connection)
+            applied = _apply_missing(connection, own_transaction)
+            break
         except psycopg.errors.LockNotAvailable:
             if not tries_left:
                 raise SchemaError(
-                    "nothing was migrated: all this time other transactions had the tables of underway in use (a long "
-                    "query, a dump, a session idle in transaction: see pg_stat_activity); end them, or try again later"
+                    f"migration not applied: could not lock underway's tables in {_TRIES} tries, because other "
+                    "transactions use them (a long query, a dump, a session idle in transaction: see "
+                    "pg_stat_activity); end those transactions, or try again later"
                 ) from None
             time.sleep(_PAUSE_SECONDS)
-    raise AssertionError
+    if own_transaction:
+        phases = {migration.version: migration.online_phase for migration in migrations()}
+        names = {migration.version: migration.full_name for migration in migrations()}
+        applied += [f"{names[version]}.online" for version in online.complete(connection, phases)]
+    return applied
 
 
-def _apply_missing(connection: psycopg.Connection[Any]) -> list[str]:
+def _apply_missing(connection: psycopg.Connection[Any], own_transaction: bool) -> list[str]:
     sql = statements()
-    ours = connection.info.transaction_status == TransactionStatus.IDLE  # or it is the caller's, who has begun it
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
-        if ours:
-            cursor.execute(sql["see_what_others_commit"])
-            cursor.execute(sql["take_the_time_it_takes"])
+        if own_transaction:
+            cursor.execute(sql["use_read_committed"])
+            cursor.execute(sql["disable_transaction_timeout"])
         cursor.execute(sql["lock_migrations"])
         # A role that may not create schemas can still find out that there is nothing to do.
-        if cursor.execute(sql["schema_exists"]).fetchone() != (True,):
+        is_new = cursor.execute(sql["schema_exists"]).fetchone() != (True,)
+        if is_new:
             cursor.execute(sql["create_schema"])
             cursor.execute(sql["create_migration_table"])
+            cursor.execute(sql["comment_on_migration_table"])
+            cursor.execute(sql["create_definition_table"])
+            cursor.execute(sql["comment_on_definition_table"])
         applied: dict[int, int] = dict(cursor.execute(sql["applied_migrations"]).fetchall())
         check_new_enough(applied)
         missing = [migration for migration in migrations() if migration.version not in applied]
-        (patience,) = cursor.execute(sql["lock_timeout"]).fetchone() or (None,)
-        if missing:
+        changed = [] if _is_newer(applied) else list(_changed_definitions(cursor))
+        (lock_timeout,) = cursor.execute(sql["lock_timeout"]).fetchone() or (None,)
+        if missing or changed:
             cursor.execute(sql["set_lock_timeout"], {"lock_timeout": _LOCK_TIMEOUT})
         for migration in missing:
-            cursor.execute(migration.sql)
-            cursor.execute(
-                sql["record_migration"],
-                {"version": migration.version, "name": migration.name, "oldest_code": migration.oldest_code},
-            )
+            _apply(cursor, migration, is_new)
+        for definition in changed:
+            cursor.execute(definition.sql)
+            cursor.execute(sql["record_definition"], {"name": definition.name, "hash": definition.hash})
         cursor.execute(sql["recover_tokens"])
-        cursor.execute(sql["set_lock_timeout"], {"lock_timeout": patience})
-    return [f"{migration.version:04d}_{migration.name}" for migration in missing]
+        cursor.execute(sql["set_lock_timeout"], {"lock_timeout": lock_timeout})
+    names = [migration.full_name for migration in missing]
+    return names if is_new else names + [definition.name for definition in changed]
+
+
+def _apply(cursor: psycopg.Cursor[Any], migration: Migration, is_new: bool) -> None:
+    """Apply one migration. The tables of a new schema are empty, so its online phase is part of the transaction."""
+    cursor.execute(migration.sql)
+    if is_new:
+        for statement in migration.online_phase:
+            cursor.execute(statement.inside_transaction)
+    record = {"version": migration.version, "name": migration.name, "oldest_code": migration.oldest_code}
+    cursor.execute(statements()["record_migration"], {**record, "complete": is_new or not migration.online_phase})
+
+
+def _changed_definitions(cursor: psycopg.Cursor[Any]) -> Iterator[Definition]:
+    applied: dict[str, str] = dict(cursor.execute(statements()["applied_definitions"]).fetchall())
+    return (definition for definition in definitions() if applied.get(definition.name) != definition.hash)
 
 
 def check(applied: dict[int, int] | None) -> None:
@@ -135,3 +217,8 @@ def check_new_enough(applied: dict[int, int]) -> None:
             f"the database needs code that knows migration {oldest}, this version of underway knows {known}: "
             f"install the newer version of underway"
         )
+
+
+def _is_newer(applied: dict[int, int]) -> bool:
+    """Whether newer code has migrated the schema: its definitions are newer than ours."""
+    return max(applied, default=0) > migrations()[-1].version

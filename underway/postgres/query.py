@@ -24,7 +24,7 @@ AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any
 
 
 class Statement(NamedTuple):
-    """One of `queries/*.sql`, by name. With `lines` it is a COPY of these lines.
+    """One of `sql/statements/*.sql`, by name. With `lines` it is a COPY of these lines.
 
     The driver holds the connection's lock for the duration of a COPY, so the code that produces `lines` must not use
     the connection: it would deadlock.

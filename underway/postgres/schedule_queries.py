@@ -102,7 +102,7 @@ async def fire(
         "delay": placement.delay.total_seconds(),
         "unique_key": placement.unique_key,
         "concurrency_key": placement.concurrency_key,
-        "key_limit": placement.concurrency_limit if placement.keyed else None,
+        "concurrency_limit": placement.concurrency_limit if placement.keyed else None,
     }
     rows = await session.fetch("fire_schedule", parameters)
     return int(rows[0][0]) if rows else None

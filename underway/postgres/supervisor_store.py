@@ -32,7 +32,7 @@ class Claimed(NamedTuple):
     attempts: int
     crashes: int
     releases: int
-    scheduled_for: float | None
+    scheduled_at: float | None
     input: bytes
     holds_key: bool = False
 
@@ -49,8 +49,8 @@ class Lanes:
 
     Every run that leaves a lane leaves a dead entry at its head, which stays until the next vacuum, and as long as
     some old snapshot lives: three minutes of one took a claim from 2 to 68 ms. So a claim may begin behind the last
-    run that was claimed, its lane's mark. What came to stand before a mark since (a retry, a release, a higher
-    priority) is found by a claim that begins at the head.
+    run that was claimed, the lane's cursor. What came to stand before a cursor since (a retry, a release, a higher
+    priority) is found by a claim that begins at the start of the lane.
     """
 
     def __init__(self, lanes: Iterable[tuple[Lane, Policy]]) -> None:
@@ -63,16 +63,16 @@ class Lanes:
             "leases": Float8s(policy.lease.total_seconds() for _, policy in served),
             "max_crashes": Int4s(policy.max_crashes for _, policy in served),
         }
-        self._heads = {"marks": Float8s([-math.inf] * len(served)), "mark_ids": UUIDs([_FIRST] * len(served))}
-        self._marks = {"marks": Float8s(self._heads["marks"]), "mark_ids": UUIDs(self._heads["mark_ids"])}
+        self._starts = {"cursors": Float8s([-math.inf] * len(served)), "cursor_ids": UUIDs([_FIRST] * len(served))}
+        self._cursors = {name: type(column)(column) for name, column in self._starts.items()}
 
     def columns(self, *, from_start: bool) -> dict[str, Column]:
-        return {**self._columns, **(self._heads if from_start else self._marks)}
+        return {**self._columns, **(self._starts if from_start else self._cursors)}
 
-    def mark(self, lane: int, rank: float, run: str) -> None:
-        """So far, by its number among the lanes, has this one been claimed."""
-        self._marks["marks"][lane] = rank
-        self._marks["mark_ids"][lane] = run
+    def advance_cursor(self, lane: int, rank: float, run: str) -> None:
+        """This run is the last one claimed of a lane, which is named by its index."""
+        self._cursors["cursors"][lane] = rank
+        self._cursors["cursor_ids"][lane] = run
 
 
 class Store:
@@ -85,15 +85,15 @@ class Store:
         self._host = host
         self._last_token = 0
         self._due_since = self._expired_since = -math.inf
-        work.on_open = leases.on_open = self._pass_tokens
+        work.on_open = leases.on_open = self._advance_token_sequence
         self.locked_keys: set[tuple[str, str]] = set()
         self.on_locked_keys: Callable[[], None] = lambda: None
 
-    async def _pass_tokens(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+    async def _advance_token_sequence(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
         """Advance the token sequence so that no token is reused: this server may not know the latest ones."""
         await connection.execute(statements()["recover_tokens"])
         if self._last_token:
-            await connection.execute(statements()["pass_tokens"], {"last": self._last_token})
+            await connection.execute(statements()["advance_token_sequence"], {"last": self._last_token})
 
     async def claim(
         self,
@@ -120,7 +120,7 @@ class Store:
             self._last_token = max(self._last_token, token)
             claimed.append(Claimed(run, token, lane, number, attempts, crashes, releases, slot, data, key))
             if not crashes:
-                lanes.mark(n - 1, rank, run)
+                lanes.advance_cursor(n - 1, rank, run)
         return claimed
 
     @property
@@ -259,16 +259,16 @@ class Store:
         parameters = {"limit": limit, "since": since, "passing_over": passing_over}
         return len(await self._work.fetch("promote_runs", parameters))
 
-    async def line_up(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
+    async def join_key_queue(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
         """Let due runs get in line for their keys; pass on these keys and those that were locked.
 
-        How many it looked at: if none, nothing has become pending.
+        Returns how many it looked at: if none, nothing has become pending.
         """
         since = -math.inf if from_start else self._due_since
         locked, self.locked_keys = self.locked_keys, set()
         keys = {"queues": Texts(queue for queue, _ in locked), "keys": Texts(key for _, key in locked)}
         parameters = {**keys, "limit": limit, "since": since, "passing_over": passing_over}
-        rows = await self._work.fetch("line_up_runs", parameters)
+        rows = await self._work.fetch("join_key_queue", parameters)
         self._note_locked_keys(rows)
         return int(rows[0][0]) if rows else 0
 
@@ -280,7 +280,7 @@ class Store:
         return ("", "") if queue is None else (queue, key)
 
     def _note_locked_keys(self, rows: list[TupleRow]) -> None:
-        """Remember the keys (the last column) that somebody else was passing on just then, for the next line_up."""
+        """Remember the keys (the last column) that another session had locked, for the next join_key_queue."""
         for row in rows:
             if row[-1] is not None:
                 self.locked_keys.update((queue, key) for queue, key in row[-1])
@@ -306,14 +306,11 @@ class Store:
         """End the backends in which these attempts' own transactions are still open."""
         await self._leases.fetch("terminate_transactions", {"names": Texts(map(transaction_name, tokens))})
 
-    async def register(
-        self, *, pid: int, app: str, manifest_hash: str, lanes: Iterable[Lane] = (), trouble: str = ""
-    ) -> None:
+    async def register(self, *, pid: int, app: str, lanes: Iterable[Lane] = (), trouble: str = "") -> None:
         label = {
             "host": self._host,
             "pid": pid,
             "app": app,
-            "manifest_hash": manifest_hash,
             "lanes": orjson.dumps([lane._asdict() for lane in lanes]).decode(),
             "trouble": trouble or None,
         }
@@ -368,5 +365,5 @@ def job_parameters(name: str, step: str, placement: Placement) -> dict[str, Any]
         "keep": placement.keep,
         "unique_key": placement.unique_key,
         "concurrency_key": placement.concurrency_key,
-        "key_limit": placement.concurrency_limit,
+        "concurrency_limit": placement.concurrency_limit,
     }

@@ -95,7 +95,7 @@ class _LocalSupervisor:
         changes = [
             len(await self._store.reap(_BATCH)),
             await self._fire_schedules(),
-            await self._store.line_up(_BATCH),
+            await self._store.join_key_queue(_BATCH),
             await self._store.promote(_BATCH),
         ]
         return any(changes)

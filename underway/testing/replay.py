@@ -52,7 +52,7 @@ def replay(app: Underway, run_id: UUID, stored: StoredAttempt) -> Replayed:
         raise UnderwayError(f"this app has no job {stored.job!r} with the step {stored.step!r} of the attempt")
     lane = Lane(stored.queue, stored.job, stored.step)
     task = first_task(run_id, _NO_TOKEN, lane, specs[0], stored.input.encode())
-    task.number, task.scheduled_for = stored.number, stored.scheduled_for
+    task.number, task.scheduled_at = stored.number, stored.scheduled_at
     with closing(LocalWorker(app.registry, RolledBackTransactions)) as worker:
         worker.transactions.welcome = Welcome(str(uuid4()), socket.gethostname(), app.database.checked_conninfo())
         row, spawned = worker.run(task)

@@ -43,7 +43,7 @@ class Spawn(TypedDict):
     delay: float
     keep: float
     concurrency_key: str | None
-    key_limit: int | None
+    concurrency_limit: int | None
     input: str
 
 
@@ -63,7 +63,7 @@ class Assignment(NamedTuple):
 
     `attempt` is the number of this attempt at the step, from 1. `attempts` and `crashes` are the run's counters, which
     the hand-over in a step's own transaction writes back unchanged. `timeout` is in seconds from the start of the
-    step, `scheduled_for` in seconds since the epoch.
+    step, `scheduled_at` in seconds since the epoch.
     """
 
     run: str
@@ -74,7 +74,7 @@ class Assignment(NamedTuple):
     attempts: int
     crashes: int
     timeout: float
-    scheduled_for: float | None
+    scheduled_at: float | None
     payload: bytes
 
     @property

@@ -84,7 +84,7 @@ class Executor:
             attempt=task.attempt,
             ends_at=time.time() + task.timeout,
             worker=step_context,
-            scheduled_for=task.scheduled_for,
+            scheduled_at=task.scheduled_at,
         )
         arguments = (cx, codec.decode(task.payload, at.step.input_type)) if at.step.takes_input else (cx,)
         current_step.set_current(cx)

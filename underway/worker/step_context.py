@@ -90,7 +90,7 @@ class StepContext:
             "delay": placement.delay.total_seconds(),
             "keep": placement.keep.total_seconds(),
             "concurrency_key": placement.concurrency_key and template.fill(placement.concurrency_key, payload),
-            "key_limit": placement.concurrency_limit,
+            "concurrency_limit": placement.concurrency_limit,
             "input": payload.decode(),
         }
         self._add(spawn, len(payload))

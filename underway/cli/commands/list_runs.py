@@ -72,7 +72,7 @@ def _note(run: inspection.RunSummary, now: datetime) -> str:
     if run["state"] == "failed":
         return headline(run["error"])
     if run["state"] == "waiting":
-        return f"due {age(run['due'], now)}" if run["due"] else "waiting for its key"
+        return f"due {age(run['due_at'], now)}" if run["due_at"] else "waiting for its key"
     if run["progress"]:
         return progress(run["progress"])
     return counters(run)

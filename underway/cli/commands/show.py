@@ -55,7 +55,7 @@ def show(run: str, database: str | None, as_json: bool) -> None:
 
 
 def _facts(run: RunDetails, now: datetime) -> dict[str, Any]:
-    limit = f" (limit {run['key_limit']})" if run["key_limit"] else ""
+    limit = f" (limit {run['concurrency_limit']})" if run["concurrency_limit"] else ""
     return {
         "run": run["id"],
         "job": run["job"],
@@ -64,11 +64,11 @@ def _facts(run: RunDetails, now: datetime) -> dict[str, Any]:
         "queue": run["queue"],
         "priority": run["priority"] or "",
         "created": _time(run["created_at"], now),
-        "scheduled for": _time(run["scheduled_for"], now),
-        "due": _time(run["due"], now) if run["state"] == "waiting" else "",
+        "scheduled for": _time(run["scheduled_at"], now),
+        "due": _time(run["due_at"], now) if run["state"] == "waiting" else "",
         "finished": _time(run["finished_at"], now),
         "kept until": _time(run["expires_at"], now),
-        "lease until": _time(run["lease_until"], now),
+        "lease until": _time(run["lease_expires_at"], now),
         "supervisor": f"{run['owner']} ({run['host']}:{run['pid']})" if run["host"] else run["owner"],
         "progress": progress(run["progress"]),
         "counters": counters(run),

@@ -2,13 +2,10 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import time
 from dataclasses import dataclass
 from logging import getLogger
-
-from msgspec.structs import replace
 
 from underway.definition.manifest import Lane, Manifest, Step
 from underway.postgres.reconnecting import ReconnectingConnection
@@ -68,11 +65,7 @@ class HeartbeatLoop(Loop):
     async def write(self) -> None:
         current = self._current()
         assert current.manifest is not None
-        # Without the database: a reader of the row could try out passwords on the digest.
-        digest = hashlib.sha256(replace(current.manifest, database=None).to_json()).hexdigest()
-        await self._store.register(
-            pid=os.getpid(), app=self._app, manifest_hash=digest, lanes=current.lanes, trouble=current.trouble
-        )
+        await self._store.register(pid=os.getpid(), app=self._app, lanes=current.lanes, trouble=current.trouble)
         await self._store.register_app(current.manifest)
         self._written = current
         self.registered.set()

@@ -39,7 +39,7 @@ class PromoteLoop(Loop):
         self._swept_at = 0.0
         self._swept_to = ("", "")
         self._promotion = AdaptiveBatch(_LIMIT)
-        self._line_up = AdaptiveBatch(_LINED_UP)
+        self._join_key_queue = AdaptiveBatch(_LINED_UP)
         self._swept = AdaptiveBatch(_SWEPT_KEYS)
         store.on_locked_keys = lambda: self.wake(_LOCKED_PAUSE)
 
@@ -69,8 +69,10 @@ class PromoteLoop(Loop):
     async def _promote(self, *, from_start: bool) -> bool:
         """Promote a batch. Returns whether a run may have become pending."""
         lined_up = await self.isolate(
-            lambda limit, passing_over: self._store.line_up(limit, from_start=from_start, passing_over=passing_over),
-            self._line_up,
+            lambda limit, passing_over: self._store.join_key_queue(
+                limit, from_start=from_start, passing_over=passing_over
+            ),
+            self._join_key_queue,
             self._statement_seconds,
         )
         passed_over = self.passed_over

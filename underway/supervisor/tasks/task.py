@@ -43,7 +43,7 @@ class Task:
     input: bytes
     claimed_at: float
     lease_deadline: float
-    scheduled_for: float | None = None  # seconds of the epoch
+    scheduled_at: float | None = None  # seconds of the epoch
     holds_key: bool = False
     state: TaskState = TaskState.WAITING
     worker: Worker | None = None
@@ -112,7 +112,7 @@ def from_claim(claimed: Claimed, step: manifest.Step, leased_from: float) -> Tas
         claimed.input,
         claimed_at=time.monotonic(),
         lease_deadline=leased_from + step.policy.lease.total_seconds(),
-        scheduled_for=claimed.scheduled_for,
+        scheduled_at=claimed.scheduled_at,
         holds_key=claimed.holds_key,
     )
 
@@ -133,7 +133,7 @@ def from_hand_over(last: Task, row: AdvanceRun, token: int, step: manifest.Step,
         row.payload,
         claimed_at=time.monotonic(),
         lease_deadline=leased_from + step.policy.lease.total_seconds(),
-        scheduled_for=last.scheduled_for,
+        scheduled_at=last.scheduled_at,
     )
 
 
@@ -148,6 +148,6 @@ def message(task: Task) -> messages.Assignment:
         task.attempts,
         task.crashes,
         task.step.policy.timeout.total_seconds(),
-        task.scheduled_for,
+        task.scheduled_at,
         task.input,
     )

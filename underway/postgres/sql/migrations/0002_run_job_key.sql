@@ -1,0 +1,2 @@
+-- underway.cancel_concurrency_key finds the runs of a job that have a key by an index: see the online phase.
+-- oldest code: 1
