@@ -269,7 +269,7 @@ def test_pause_and_resume(
 
     serve(app, use)
     (warning,) = caplog.messages
-    assert warning.startswith("pausing the queue 'slwo', which nothing uses yet; there are ")
+    assert warning.startswith("pausing unknown queue 'slwo': no job, run or supervisor uses it yet; existing: ")
     assert "'default', 'slow'" in warning
 
 
@@ -353,7 +353,7 @@ def test_what_cannot_be_redriven_says_so(letters_app: Underway, connection: Conn
             await aio.redrive(app, run, input=4)
         with pytest.raises(InvalidOption, match="not a label"):
             await aio.redrive(app, "dead", input="x")
-        with pytest.raises(InvalidOption, match="limit= is for a label"):
+        with pytest.raises(InvalidOption, match="limit= applies to a label"):
             await aio.redrive(app, run, limit=1)
         with pytest.raises(UnknownJob, match="no step 'render' in a job 'unheard-of'"):
             await aio.redrive(app, stranger, input="x")

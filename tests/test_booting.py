@@ -63,10 +63,11 @@ def test_trouble_is_one_line_that_postgres_can_store() -> None:
 
 def test_an_import_that_hangs_is_given_up() -> None:
     program = f"""
-from underway.supervisor import booting, logs
+from underway.supervisor.logs import format
+from underway.supervisor.workers import boot
 from underway.supervisor.supervisor import Settings, supervise
-booting.BOOT_SECONDS = 1.0
-logs.configure(json=False, level=20)
+boot.BOOT_SECONDS = 1.0
+format.configure(json=False, level=20)
 raise SystemExit(supervise(Settings("{APPS}/slow_boot.py:app", procs=1)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)

@@ -43,7 +43,7 @@ def test_every_requirement_has_tests_or_is_missing() -> None:
 def test_a_test_that_vanished_is_found() -> None:
     lines = {
         "here": Line(
-            "here", ("test_conformance::test_a_test_that_vanished_is_found", "test_cli::test_no_address_at_all")
+            "here", ("test_conformance::test_a_test_that_vanished_is_found", "test_cli::test_no_connection_string")
         ),
         "gone": Line("gone", ("test_conformance::test_gone", "test_nowhere::test_it")),
         "none": Line("none", ()),

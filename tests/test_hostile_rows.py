@@ -71,14 +71,14 @@ def test_attributes_are_taken_by_names_that_stand_in_the_source() -> None:
         and not isinstance(node.args[1], ast.Constant)
     }
     # An app's name; the fields that a declared type has; the standard streams, and the limits that `resource` names.
-    assert by_variable == {THE_ONE_LOADER, "payload/codec.py", "worker/process_state.py"}
+    assert by_variable == {THE_ONE_LOADER, "payload/diagnose.py", "payload/type_names.py", "worker/process_state.py"}
 
 
 def test_whoever_loads_takes_the_name_from_the_command_line() -> None:
     for module in MODULES:
         if module.path in WHO_LOADS:
             (call,) = [n for n in ast.walk(module.tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "load"]
-            assert ast.unparse(call.args[0]) in ("sys.argv[1]", "app_name"), module.path
+            assert ast.unparse(call.args[0]) in ("sys.argv[1]", "app_name", "name"), module.path
 
 
 class Exploit:

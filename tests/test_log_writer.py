@@ -78,8 +78,8 @@ def test_what_is_too_much_is_dropped_and_counted_where_it_is_missing(pipe: tuple
 
 def test_a_supervisor_that_ends_by_a_fault_tells_of_it() -> None:
     program = """
-from underway.supervisor import logs
-logs.configure(json=False, level=20)
+from underway.supervisor.logs import format
+format.configure(json=False, level=20)
 raise ValueError("of ours")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=10, check=False)
@@ -90,8 +90,8 @@ raise ValueError("of ours")
 
 def test_an_error_that_nobody_can_be_told_of_goes_through_the_log() -> None:
     program = """
-from underway.supervisor import logs
-logs.configure(json=True, level=20)
+from underway.supervisor.logs import format
+format.configure(json=True, level=20)
 class Leaving:
     def __del__(self): raise ValueError("of ours")
 Leaving()

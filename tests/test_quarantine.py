@@ -78,7 +78,7 @@ def test_the_evidence_is_kept_shown_and_the_runs_released(
     assert connection.execute("select crashes, attempts from underway.run").fetchall() == [(0, 0)]
     done = underway("quarantine", "--release", "--all", "--job", "other", database=database)
     assert (done.returncode, done.stdout) == (0, "released 0 runs\n")
-    assert done.stderr.startswith("note: no job 'other' is registered; there are ")
+    assert done.stderr.startswith("note: unknown job 'other'; existing: ")
     assert output("quarantine", "--release", "--all", database=database) == "released 2 runs\n"
     assert start_supervisor("poison", "--procs", "1", "--until-idle", env=environment).wait() == 0
     assert {run.result() for run in runs.values()} == {"cured"}

@@ -453,4 +453,5 @@ async def run_step(committing: Committing, database: str, run: str, ending: str)
         committing.fail(run, error=str(error))
     else:
         attempt = Attempt("succeeded", started=time.monotonic(), pid=7)
+        committing.held.end(task)
         committing.commits.durable(Ended(task, succeed(task, attempt, None, b""), []))

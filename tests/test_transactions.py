@@ -255,7 +255,7 @@ def test_a_run_that_is_lost_or_cancelled_meanwhile_is_not_handed_over(
     (tmp_path / "go").touch()
     supervisor.until("the run was cancelled, or taken over")
     if what == "lost":
-        supervisor.until("its ending is dropped")
+        supervisor.until("lease lost")
         assert connection.execute("select r::text from underway.run r").fetchall() == before
     else:
         assert run.wait(20) is Status.CANCELLED

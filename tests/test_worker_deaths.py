@@ -37,7 +37,7 @@ ENDINGS = {
     "exit_3": Ending("crashed", r"the worker died: exit code 3"),
     "last_words": Ending("crashed", "exit code 1\nlast output:\nto be \N{REPLACEMENT CHARACTER}or not to be"),
     "dies_writing": Ending("crashed", r"signal SIGKILL, in the middle of writing"),
-    "garbage_on_the_wire": Ending("crashed", r"the worker was killed: .* no message .* not write to descriptor \d"),
+    "garbage_on_the_wire": Ending("crashed", r"the worker was killed: .* not a message .* not write to descriptor \d"),
     "closes_all_files": Ending("crashed", r"the worker was killed: it had closed its socket to the supervisor"),
     "closes_the_wire_and_goes_on": Ending("crashed", r"killed: it had closed its socket"),
     "leaves_daemons": Ending("crashed", r"signal SIGKILL"),

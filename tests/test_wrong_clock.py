@@ -32,7 +32,7 @@ CLOCKS = {
 }
 # Who asks it, and what for: the leading bits of an id, which order nothing; what a step is told of its deadline; the
 # time of a line in the log.
-ASKS = {"ids.py", "worker/execute.py", "supervisor/logs.py"}
+ASKS = {"ids.py", "worker/executor.py", "supervisor/logs/format.py"}
 
 
 def test_nobody_decides_by_the_clock_of_the_host() -> None:

@@ -266,8 +266,8 @@ def _module_source(module: Any) -> str:
     if file is None or not Path(file).is_file():
         if program:
             raise UnderwayError(
-                "app.run() starts a supervisor that imports this app, and code from a REPL, from a notebook or from "
-                "python -c cannot be imported: put the app and its steps into a file, and import them"
+                "app.run() starts a supervisor that imports this app, but code from a REPL, a notebook or python -c "
+                "cannot be imported: put the app and its steps into a file, and import them"
             )
         return str(name)
     known, root = _name_by_file(Path(file).resolve())

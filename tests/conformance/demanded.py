@@ -90,7 +90,7 @@ DEMANDED: dict[str, Line] = {
         "test_booting::test_an_import_that_hangs_is_given_up",
         "test_booting::test_an_import_of_twenty_seconds_is_waited_for",
         "test_worker_deaths::test_workers_that_stop_booting_later_burn_no_attempts",
-        "test_health::test_code_that_does_not_boot_is_told",
+        "test_health::test_code_that_does_not_boot_is_reported",
         "test_reload::test_a_second_hup_begins_again_and_one_during_a_drain_is_ignored",
     ),
     "15": held(

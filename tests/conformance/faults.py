@@ -210,7 +210,7 @@ WEAK_POINTS: dict[str, Line] = {
     "E3": held(
         "no listing, status, result, wait, redrive, pause",
         "test_command_line_looks::test_list_shows_every_state_in_80_columns",
-        "test_command_line_acts::test_a_paused_queue_begins_nothing_until_it_is_resumed",
+        "test_command_line_acts::test_a_paused_queue_starts_no_run_until_it_is_resumed",
         "test_client::test_get_run_from_another_app_object",
     ),
     "E4": held("one schedule for a queue", "test_schedules::test_a_job_has_several_schedules_by_name"),

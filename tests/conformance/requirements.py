@@ -9,7 +9,7 @@ REQUIREMENTS: dict[str, Line] = {
     "R1": held(
         "the parent never runs user code and stays responsive",
         "test_layers::test_a_supervisor_never_touches_user_code",
-        "test_layers::test_nobody_unpickles_or_evaluates",
+        "test_layers::test_nothing_unpickles_or_evaluates",
         "test_wire::test_the_payload_is_never_parsed",
         "test_limits::test_what_does_not_heed_the_interrupt_is_killed",
     ),
@@ -57,7 +57,7 @@ REQUIREMENTS: dict[str, Line] = {
     "R10": held(
         "a killed supervisor leaves nothing behind",
         "test_supervisor_death::test_nothing_outlives_a_killed_supervisor_and_another_finishes_its_work",
-        "test_supervisor_death::test_the_guardian_is_kept",
+        "test_supervisor_death::test_a_killed_guardian_is_replaced",
     ),
     "R11": held(
         "one statement renews all, on its own connection, by the database's clock",
@@ -114,7 +114,7 @@ REQUIREMENTS: dict[str, Line] = {
         "respawn back-off; what does not boot burns no attempts, and can be asked for",
         "test_booting::test_each_failure_of_a_slot_doubles_its_pause_up_to_half_a_minute",
         "test_booting::test_an_import_that_hangs_is_given_up",
-        "test_health::test_code_that_does_not_boot_is_told",
+        "test_health::test_code_that_does_not_boot_is_reported",
         "test_worker_deaths::test_an_app_that_does_not_boot_ends_the_supervisor",
         "test_worker_deaths::test_workers_that_stop_booting_later_burn_no_attempts",
     ),
@@ -133,7 +133,7 @@ REQUIREMENTS: dict[str, Line] = {
         "test_shutdown::test_quit_or_a_second_signal_stops_now",
         "test_shutdown::test_when_the_grace_is_over_steps_are_interrupted_then_killed",
         "test_shutdown::test_exit_codes_name_what_is_wrong",
-        "test_cli::test_none_named",
+        "test_cli::test_none_specified",
         "test_cli::test_unreachable",
         "test_cli::test_without_the_schema",
         "test_cli::test_a_bad_app",
@@ -182,8 +182,8 @@ REQUIREMENTS: dict[str, Line] = {
     "R27": held(
         "what is going on can be seen",
         "test_title::test_ps_tells_what_each_worker_does",
-        "test_health::test_a_supervisor_at_work_is_well_and_one_that_was_killed_is_not_there",
-        "test_health::test_one_that_is_silent_or_in_trouble_is_named",
+        "test_health::test_a_running_supervisor_is_healthy_and_a_killed_one_is_ignored",
+        "test_health::test_silent_and_unhealthy_supervisors_are_reported",
         "test_summary::test_a_line_tells_what_is_new",
         "test_command_line_looks::test_supervisors",
         "test_command_line_looks::test_show_a_failed_run",
