@@ -355,7 +355,7 @@ def test_what_cannot_be_redriven_says_so(letters_app: Underway, connection: Conn
             await aio.redrive(app, "dead", input="x")
         with pytest.raises(InvalidOption, match="limit= applies to a label"):
             await aio.redrive(app, run, limit=1)
-        with pytest.raises(UnknownJob, match="no step 'render' in a job 'unheard-of'"):
+        with pytest.raises(UnknownJob, match="no step 'render' in job 'unheard-of'"):
             await aio.redrive(app, stranger, input="x")
         assert await aio.cancel_run(app, cancelled)
         with pytest.raises(RunCancelled, match="enqueue its input again"):

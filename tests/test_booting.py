@@ -65,7 +65,7 @@ def test_an_import_that_hangs_is_given_up() -> None:
     program = f"""
 from underway.supervisor.logs import format
 from underway.supervisor.workers import boot
-from underway.supervisor.supervisor import Settings, supervise
+from underway.supervisor.main import Settings, supervise
 boot.BOOT_SECONDS = 1.0
 format.configure(json=False, level=20)
 raise SystemExit(supervise(Settings("{APPS}/slow_boot.py:app", procs=1)))

@@ -128,7 +128,7 @@ def building(database: str) -> Iterator[tuple[subprocess.Popen[bytes], Connectio
     with psycopg.connect(database) as reader, psycopg.connect(database, autocommit=True) as connection:
         reader.execute("set transaction isolation level repeatable read")
         reader.execute("select count(*) from underway.run")
-        command = [sys.executable, "-m", "underway.cli.admin", "migrate", "--database", database]
+        command = [sys.executable, "-m", "underway.cli.main", "migrate", "--database", database]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             try:
                 eventually(lambda: index_is_valid(connection) is False, what="the index is being built")

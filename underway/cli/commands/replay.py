@@ -2,7 +2,7 @@
 
 import click
 
-from underway.cli.in_app.process import exec_module
+from underway.cli.in_app.process import exec_in_app
 from underway.cli.options.database import database_option
 
 
@@ -22,4 +22,4 @@ def replay(app: str, run: str, debug: bool, database: str | None) -> None:
     RUN is a run ID or unique prefix. Exits with code 1 if the attempt fails.
     Without --database, the database is the app's own.
     """
-    exec_module("underway.cli.in_app.replay", app, run, *(["--pdb"] if debug else []), database=database)
+    exec_in_app("underway.cli.in_app.replay", app, run, *(["--pdb"] if debug else []), database=database)

@@ -2,7 +2,7 @@
 
 import click
 
-from underway.cli.in_app.process import exec_module
+from underway.cli.in_app.process import exec_in_app
 from underway.cli.options.database import database_option
 
 
@@ -14,4 +14,4 @@ def sync(app: str, database: str | None) -> None:
 
     A supervisor does the same when it starts.
     """
-    exec_module("underway.cli.in_app.sync", app, database=database)
+    exec_in_app("underway.cli.in_app.sync", app, database=database)

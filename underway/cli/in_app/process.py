@@ -8,7 +8,7 @@ from typing import NoReturn
 DATABASE_OVERRIDE = "UNDERWAY_NAMED_DATABASE"
 
 
-def exec_module(module: str, *arguments: str, database: str | None) -> NoReturn:
+def exec_in_app(module: str, *arguments: str, database: str | None) -> NoReturn:
     """Replace this process by `python -m module`.
 
     The new process keeps the terminal and receives signals itself, and its exit code is the command's. User code
