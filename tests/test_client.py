@@ -655,7 +655,7 @@ PROGRAMS = {
         "import importlib.util, pathlib, sys\n"
         "spec = importlib.util.spec_from_file_location('loaded', pathlib.Path(__file__).parent / 'shop.py')\n"
         "shop = sys.modules['loaded'] = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_in_app(shop)\napp, job = shop.app, shop.job" + RUN, {"shop.py": APP}),
+        "spec.loader.exec_module(shop)\napp, job = shop.app, shop.job" + RUN, {"shop.py": APP}),
     "has it made elsewhere": (
         "from factory import make\nfrom shop import work\napp = make()\njob = app.job('job').step(work)\n"
         "if __name__ == '__main__':\n" + RUN.replace("\n", "\n    "),
