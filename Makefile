@@ -35,14 +35,14 @@ test: lint ## Lint, type checks, and tests on a real Postgres (a few minutes)
 	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not chaos and not chaos_long" $(ARGS)
 
 test-all: ## Tests, demo and a quick benchmark on each installed Python 3.11+ (half an hour each)
-	@$(PYTHON) -m tests.every_python
+	@$(PYTHON) -m tests.support.every_python
 
 lint: $(VENV)/.test ## Ruff, mypy --strict, and the language of texts
 	@echo "ruff, mypy, phrases"
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check . || { echo "not formatted; run: $(BIN)/ruff format"; exit 1; }
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/python tests/lint_phrases.py
+	@$(BIN)/python tests/support/lint_phrases.py
 
 bench: $(VENV)/.bench ## Measure throughput and latency beside process pools of the same size; table and plots
 	@$(BIN)/python -m benchmarks $(ARGS)

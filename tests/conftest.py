@@ -8,7 +8,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from harness import APPS, Supervisor
+from harness import Supervisor
+from places import APPS
 from postgres_servers import debian_server
 
 from underway import Underway
@@ -92,7 +93,7 @@ def bind(database: str) -> Iterator[Callable[[Underway], Underway]]:
 
 @pytest.fixture
 def start_supervisor(database: str, tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
-    """Start a supervisor on `database`: start_supervisor("name", "--procs", "2") serves tests/apps/name.py:app."""
+    """Start a supervisor on `database`: start_supervisor("name", "--procs", "2") serves apps/name.py:app."""
     started: list[Supervisor] = []
 
     def start(app: str, *options: str, env: dict[str, str] | None = None) -> Supervisor:
