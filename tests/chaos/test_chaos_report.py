@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from chaos_report import LINES, WIDTH
+from places import SUPPORT
 
-TESTS = Path(__file__).parent
 LOST = '''
     """Nothing is lost in {nth}, whatever is done to it in whichever order and for however long, said at length."""
     import pytest
@@ -32,7 +32,7 @@ def test_a_page_with_what_was_counted_and_how_to_do_it_again(tmp_path: Path) -> 
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "chaos", "-p", "chaos_report", "-p", "no:cacheprovider"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(TESTS), "CHAOS_SEED": "7", "CHAOS_SECONDS": "30", "COLUMNS": "80"},
+        env={**os.environ, "PYTHONPATH": str(SUPPORT), "CHAOS_SEED": "7", "CHAOS_SECONDS": "30", "COLUMNS": "80"},
         capture_output=True,
         text=True,
         timeout=60,

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from places import ROOT
 
 from underway.cli.main import main
 from underway.cli.supervisor import main as supervisor
 
-PAGE = ROOT / "docs" / "command-line.md"
+PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->\n"
 
 

@@ -363,7 +363,7 @@ def test_what_cannot_be_redriven_says_so(letters_app: Underway, connection: Conn
         for call in (aio.redrive, aio.discard):
             with pytest.raises(InvalidOption, match="unknown dead-letter label 'ded'; existing:"):
                 await call(app, "ded")
-            with pytest.raises(InvalidOption, match="dead-letter label is needed"):
+            with pytest.raises(InvalidOption, match="or a dead-letter label, not"):
                 await call(app, wrong)
         with pytest.raises(InvalidOption, match="label must be a dead-letter label"):
             await aio.dead_letters(app, str(run))

@@ -4,14 +4,14 @@ import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psycopg
 import pytest
 from db import Connection, value
 from harness import eventually
+from places import SUPPORT
 
-CLAIMER = Path(__file__).parent / "key_claimer.py"
+CLAIMER = SUPPORT / "key_claimer.py"
 CLAIMERS, KILLS, WAVES = 4, 4, 100
 WAVE_SECONDS = 0.02
 
