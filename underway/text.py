@@ -1,4 +1,15 @@
-"""Text that comes from outside, made fit to be stored and sent, and sizes as text."""
+"""Text that comes from outside, checked or made fit to be stored and sent, and sizes as text."""
+
+from underway.errors import InvalidOption
+
+
+def checked_text(option: str, value: object, longest: int) -> str:
+    """A text that Postgres can store. Raises InvalidOption."""
+    if not isinstance(value, str) or not 1 <= len(value) <= longest:
+        raise InvalidOption(f"{option} must be a string of 1 to {longest} characters, not {value!r}")
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidOption(f"{option} must not contain NUL or half a surrogate pair: {value!r}")
+    return value
 
 
 def storable(text: str) -> str:

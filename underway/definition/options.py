@@ -14,6 +14,7 @@ from underway.definition.manifest import Placement, Policy, Step
 from underway.definition.retry import RetryPolicy
 from underway.errors import InvalidOption
 from underway.keys import template
+from underway.text import checked_text
 
 _LONGEST_NAME = 200
 _UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -124,7 +125,7 @@ def placed(placement: Placement, given: RunOptions) -> Placement:
 
 
 def checked_name(option: str, value: object) -> str:
-    return template.checked_text(option, value, _LONGEST_NAME)
+    return checked_text(option, value, _LONGEST_NAME)
 
 
 def checked_label(option: str, value: object) -> str:

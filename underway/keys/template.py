@@ -10,21 +10,13 @@ import re
 from typing import Any
 
 from underway.errors import InvalidOption, PayloadError
+from underway.text import checked_text
 
 # A key and the name of a queue must fit into an index entry, which has at most 2,704 bytes.
 LONGEST = 400
 
 _TEMPLATE = re.compile(r"(?:[^{}]|\{[^{}.]+(?:\.[^{}.]+)*\})+")
 _FIELD = re.compile(r"\{([^{}]+)\}")
-
-
-def checked_text(option: str, value: object, longest: int) -> str:
-    """A text that Postgres can store. Raises InvalidOption."""
-    if not isinstance(value, str) or not 1 <= len(value) <= longest:
-        raise InvalidOption(f"{option} must be a string of 1 to {longest} characters, not {value!r}")
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise InvalidOption(f"{option} must not contain NUL or half a surrogate pair: {value!r}")
-    return value
 
 
 def checked(option: str, template: object) -> str:

@@ -13,6 +13,7 @@ from underway.keys import template
 from underway.postgres.cursors import Json
 from underway.postgres.query import QuerySteps, Statement, atomic_query, fetch, query
 from underway.postgres.supervisor_store import job_parameters
+from underway.text import checked_text
 
 _COPY_CHUNK = 256 * 1024
 _CHUNK_RUNS = 2000
@@ -235,7 +236,7 @@ def cancel_key(
         raise InvalidOption("cancel by unique_key= or by concurrency_key=, one of them")
     for option, key in (("unique_key", unique_key), ("concurrency_key", concurrency_key)):
         if key is not None:
-            template.checked_text(option, key, template.LONGEST)
+            checked_text(option, key, template.LONGEST)
     if unique_key is not None:
         ((number,),) = yield Statement("cancel_key", {"job": job, "unique_key": unique_key})
         return int(number)

@@ -104,7 +104,7 @@ class _SyncPool:
         self._pool.close()
 
     def _get(self) -> tuple[ConnectionPool[_Lent], _Lent]:
-        asked_at = time.monotonic()
+        wait = _Wait(self.timeout)
         while True:
             pool = self._pool
             try:
@@ -112,10 +112,10 @@ class _SyncPool:
                     pool.open()
                 return pool, pool.getconn(_ASK_SECONDS)
             except PoolTimeout as error:
-                waited = time.monotonic() - asked_at
-                if waited > self.timeout or (waited > _AWAY_SECONDS and _has_none(pool)):
+                over = wait.is_over
+                if over or wait.is_outage(pool):
                     psycopg.connect(str(pool.conninfo)).close()  # raises the error that keeps the pool from connecting
-                if waited > self.timeout:
+                if over:
                     raise PoolTimeout(self._busy) from error
             except PoolClosed:
                 if pool is self._pool:
@@ -132,8 +132,8 @@ class AsyncPools:
     """The same pools for an event loop. Their background tasks start with `open`."""
 
     def __init__(self, conninfo: str) -> None:
-        self._statements = _async_pool(conninfo, autocommit=True)
-        self._held = _async_pool(conninfo, autocommit=False)
+        self._statements = _AsyncPool(conninfo, autocommit=True, busy=_STATEMENTS_BUSY)
+        self._held = _AsyncPool(conninfo, autocommit=False, busy=_HELD_BUSY)
 
     async def open(self) -> None:
         await self._statements.open()
@@ -142,27 +142,68 @@ class AsyncPools:
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
         """An autocommit connection for single statements."""
-        connection = await _get_async(self._statements, _STATEMENTS_BUSY)
-        try:
+        async with self._statements.borrowed() as connection:
             yield connection
-        finally:
-            connection.rests_since = time.monotonic()
-            await self._statements.putconn(connection)
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
         """A connection in a transaction: committed at the end, rolled back by an exception."""
-        connection = await _get_async(self._held, _HELD_BUSY)
-        try:
-            async with connection:
-                yield connection
-        finally:
-            connection.rests_since = time.monotonic()
-            await self._held.putconn(connection)
+        async with self._held.borrowed() as connection, connection:
+            yield connection
 
     async def close(self) -> None:
         await self._statements.close()
         await self._held.close()
+
+
+class _AsyncPool:
+    def __init__(self, conninfo: str, *, autocommit: bool, busy: str) -> None:
+        self.timeout = _BUSY_SECONDS
+        self._busy = busy
+        self._pool = _async_pool(conninfo, autocommit=autocommit)
+
+    async def open(self) -> None:
+        await self._pool.open()
+
+    @asynccontextmanager
+    async def borrowed(self) -> AsyncIterator[_AsyncLent]:
+        connection = await self._get()
+        try:
+            yield connection
+        finally:
+            connection.rests_since = time.monotonic()
+            await self._pool.putconn(connection)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    async def _get(self) -> _AsyncLent:
+        wait = _Wait(self.timeout)
+        while True:
+            try:
+                return await self._pool.getconn(_ASK_SECONDS)
+            except PoolTimeout as error:
+                over = wait.is_over
+                if over or wait.is_outage(self._pool):
+                    await (await psycopg.AsyncConnection.connect(str(self._pool.conninfo))).close()
+                if over:
+                    raise PoolTimeout(self._busy) from error
+
+
+class _Wait:
+    """How long a call has waited for a connection, and whether it should still wait."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._began = time.monotonic()
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() - self._began > self._timeout
+
+    def is_outage(self, pool: ConnectionPool[_Lent] | AsyncConnectionPool[_AsyncLent]) -> bool:
+        """Whether the pool has had time to connect and has no connection, not even one that is lent or being opened."""
+        return time.monotonic() - self._began > _AWAY_SECONDS and pool.get_stats()["pool_size"] == 0
 
 
 def _pool(conninfo: str, *, autocommit: bool) -> ConnectionPool[_Lent]:
@@ -187,34 +228,15 @@ def _async_pool(conninfo: str, *, autocommit: bool) -> AsyncConnectionPool[_Asyn
     return pool
 
 
-async def _get_async(pool: AsyncConnectionPool[_AsyncLent], busy: str) -> _AsyncLent:
-    asked_at = time.monotonic()
-    while True:
-        try:
-            return await pool.getconn(_ASK_SECONDS)
-        except PoolTimeout as error:
-            waited = time.monotonic() - asked_at
-            if waited > pool.timeout or (waited > _AWAY_SECONDS and _has_none(pool)):
-                await (await psycopg.AsyncConnection.connect(str(pool.conninfo))).close()
-            if waited > pool.timeout:
-                raise PoolTimeout(busy) from error
-
-
 def _options(autocommit: bool) -> dict[str, Any]:
     return {
         "kwargs": {"autocommit": autocommit},
         "min_size": 0,
         "max_size": _SIZE,
         "name": "underway" if autocommit else "underway-held",  # the pool logs that it cannot connect
-        "timeout": _BUSY_SECONDS,
         "reconnect_timeout": _NO_BACK_OFF,
         "open": False,
     }
-
-
-def _has_none(pool: ConnectionPool[_Lent] | AsyncConnectionPool[_AsyncLent]) -> bool:
-    """Whether the pool has no connection, not even one that is lent or being opened."""
-    return pool.get_stats()["pool_size"] == 0
 
 
 # Checking idle connections

@@ -3,14 +3,13 @@
 A field named `payload` is the last one and holds bytes that the receiver does not parse: the user's JSON, or a text.
 """
 
-from typing import Annotated, Literal, NamedTuple, TypeAlias, get_args
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from typing_extensions import TypedDict
 
 Scalar: TypeAlias = str | int | float | bool | None
 Ending: TypeAlias = Literal["next", "done", "committed", "retry", "fail", "interrupted"]
-ENDINGS: tuple[Ending, ...] = get_args(Ending)
 # Limited to values that Postgres can store: with any other value the attempt could not even be recorded as failed.
 RetryDelay: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=365_000 * 86_400)]  # retry.LONGEST
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
