@@ -29,7 +29,7 @@ class WorkerLoop:
         self._unwritten: list[wire.Message] = []
         self._announced: int | None = None
         self._asleep = True
-        self._spoilt = self._asked = False
+        self._tainted = self._asked = False
         self.clock.happen(self.rng.uniform(0.05, 0.5), self._boot)
 
     def _boot(self) -> None:
@@ -51,7 +51,7 @@ class WorkerLoop:
         if self.dead:
             return
         self._look()
-        if self._spoilt:
+        if self._tainted:
             self._refuse()
         if not self._queue:
             self._skip.clear()
@@ -70,7 +70,7 @@ class WorkerLoop:
     def _refuse(self) -> None:
         if not self._asked:
             self._asked = True
-            self._unwritten.append(wire.Tainted("a step has spoilt it"))
+            self._unwritten.append(wire.Tainted("a step has tainted it"))
         while self._queue:
             self._unwritten.append(wire.Skipped(self._queue.pop().token))
 
@@ -119,8 +119,8 @@ class WorkerLoop:
         self.where.end(self, task)
         self.runs = None
         self._look()
-        self._spoilt = self._spoilt or (not self.where.calm and self.rng.random() < 0.01)
-        self._announced = self._queue[0].token if self._queue and not self._spoilt else None
+        self._tainted = self._tainted or (not self.where.calm and self.rng.random() < 0.01)
+        self._announced = self._queue[0].token if self._queue and not self._tainted else None
         if self._announced is not None:
             self.ledger.announced.add(self._announced)
         self._unwritten.append(result._replace(next_started=self._announced))

@@ -456,9 +456,7 @@ def test_those_that_stay_where_they_are_keep_none_of_very_many_from_going_on(con
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e999", "9" * 5000])
-def test_a_number_that_python_cannot_read_hides_no_other_letter(
-    app: Underway, connection: Connection, number: str
-) -> None:
+def test_a_number_beyond_python_does_not_hide_other_letters(app: Underway, connection: Connection, number: str) -> None:
     failed(connection, input="1")
     failed(connection, input=number)
     assert sorted(str(letter.input) for letter in app.dead_letters("dead")) == sorted(["1", number])
@@ -473,7 +471,7 @@ def test_a_number_that_python_cannot_read_hides_no_other_letter(
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.0, True, "1", 2**31])
-def test_limits_that_are_none(app: Underway, limit: Any) -> None:
+def test_an_invalid_limit_is_refused(app: Underway, limit: Any) -> None:
     for refused in (
         lambda: app.redrive("dead", limit=limit),
         lambda: app.dead_letters("dead", limit=limit),
@@ -484,7 +482,7 @@ def test_limits_that_are_none(app: Underway, limit: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a\0b", "a\ud800"])
-def test_texts_that_no_row_can_have(app: Underway, text: str) -> None:
+def test_text_that_cannot_be_stored_is_refused(app: Underway, text: str) -> None:
     (job, *_) = app.jobs.values()
     for refused in (
         lambda: app.redrive(text),

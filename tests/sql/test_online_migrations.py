@@ -137,6 +137,8 @@ def building(database: str) -> Iterator[tuple[subprocess.Popen[bytes], Connectio
                 process.kill()
 
 
+# A migrator asks for the lock again and again, and is idle in between.
+WAITING = "select pid from pg_stat_activity where query like '%pg_try_advisory_lock%' and state = 'idle'"
 BUILDER = "select pid from pg_stat_activity where query like '%create index concurrently%' and pid <> pg_backend_pid()"
 
 
@@ -147,12 +149,12 @@ def test_a_killed_migrator_is_waited_for_while_its_server_process_builds_on(firs
         with psycopg.connect(first_only) as connection:
             applied.extend(migrate.migrate(connection))
 
-    with building(first_only) as (process, _):
+    with building(first_only) as (process, connection):
         process.send_signal(signal.SIGKILL)
         process.wait()
         second = threading.Thread(target=again)
         second.start()
-        second.join(1)
+        eventually(lambda: connection.execute(WAITING).fetchone())
         assert second.is_alive()
     second.join()
     assert applied == [PHASE]

@@ -23,7 +23,7 @@ from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.descendants import Descendants
 from underway.supervisor.workers.process import KillReason, WorkerProcess
-from underway.supervisor.workers.recycle import NO_MARKS, WorkerUsage
+from underway.supervisor.workers.recycle import NO_LIMITS, WorkerUsage
 from underway.wire import frames
 from underway.wire import messages as wire
 
@@ -77,7 +77,7 @@ def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason(
 
     async def main() -> None:
         listener = Noted()
-        usage = WorkerUsage(NO_MARKS, random.Random(1))
+        usage = WorkerUsage(NO_LIMITS, random.Random(1))
         mark = f"{uuid4()};"
         pids: set[int] = set()
         descendants = Descendants("nobody's mark/", lambda: pids)

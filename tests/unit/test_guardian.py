@@ -21,7 +21,7 @@ from underway.guardian import script
 from underway.guardian.script import kill_below
 from underway.supervisor.workers.descendants import Descendants
 from underway.supervisor.workers.process import WorkerProcess
-from underway.supervisor.workers.recycle import NO_MARKS, WorkerUsage
+from underway.supervisor.workers.recycle import NO_LIMITS, WorkerUsage
 from underway.wire import messages
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
@@ -67,7 +67,7 @@ def workers_of(listener: "Mourner", count: int) -> tuple[list[WorkerProcess], De
     descendants = Descendants("nobody's mark/", lambda: {worker.pid for worker in workers})
     descendants.ignore_existing_children()  # the test server's watchdog among them
     for slot in range(count):
-        mark, usage = f"{uuid4()};", WorkerUsage(NO_MARKS, random.Random(1))
+        mark, usage = f"{uuid4()};", WorkerUsage(NO_LIMITS, random.Random(1))
         workers.append(
             WorkerProcess("no:app", slot, mark, listener, descendants,
                           pool_size=count, generation=0, usage=usage, folder=None)
@@ -167,7 +167,7 @@ def test_a_worker_that_cannot_be_watched_does_not_stay(monkeypatch: pytest.Monke
     async def main() -> None:
         before = os.listdir("/proc/self/fd"), psutil.Process().children()
         monkeypatch.setattr(os, "pidfd_open", refused)
-        usage, listener = WorkerUsage(NO_MARKS, random.Random(1)), Any
+        usage, listener = WorkerUsage(NO_LIMITS, random.Random(1)), Any
         with pytest.raises(OSError, match="Too many"):
             WorkerProcess("no:app", 1, "m;", listener, Any, pool_size=1, generation=0, usage=usage, folder=None)  # type: ignore[arg-type]
         assert (os.listdir("/proc/self/fd"), psutil.Process().children()) == before

@@ -160,8 +160,9 @@ class Turns(Loop):
 
 
 def run(loop: Loop) -> float:
+    """Run it to its end, which must come; return how long that took."""
     began = time.monotonic()
-    asyncio.run(asyncio.wait_for(loop.run(), 20))
+    asyncio.run(asyncio.wait_for(loop.run(), 10))
     return time.monotonic() - began
 
 
@@ -170,7 +171,7 @@ def test_a_wake_up_during_a_turn_counts() -> None:
         loop.wake()
         return 3600.0
 
-    assert run(Turns(wake)) < 10
+    run(Turns(wake))
 
 
 def test_the_earlier_of_two_wake_ups_counts() -> None:
@@ -179,4 +180,4 @@ def test_the_earlier_of_two_wake_ups_counts() -> None:
         asyncio.get_running_loop().call_later(0.01, loop.wake, 3600.0)
         return 3600.0
 
-    assert 0.02 < run(Turns(wake)) < 10
+    assert run(Turns(wake)) > 0.02

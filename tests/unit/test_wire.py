@@ -2,7 +2,7 @@
 
 import itertools
 import struct
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
@@ -72,7 +72,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         wire.Result,
         tokens,
         st.none() | tokens,
-        st.sampled_from(wire.ENDINGS),
+        st.sampled_from(get_args(wire.Ending)),
         next_steps,
         st.none() | seconds,
         st.lists(spawns, max_size=3),

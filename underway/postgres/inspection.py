@@ -134,7 +134,7 @@ def all_looked_at(state: str | None = None) -> QuerySteps[bool]:
 @query
 def run_details(run_id: UUID) -> QuerySteps[RunDetails | None]:
     """None if no run has this ID."""
-    found = _objects(RunDetails, (yield Statement("run_for_people", {"id": run_id})))
+    found = _objects(RunDetails, (yield Statement("run_details", {"id": run_id})))
     return found[0] if found else None
 
 

@@ -23,7 +23,7 @@ from underway.supervisor.shutdown import StopRequest, until_unheard
 from underway.supervisor.temporary_folders import remove_leftovers
 from underway.supervisor.workers.boot import BootError
 from underway.supervisor.workers.pool import WorkerPool
-from underway.supervisor.workers.recycle import NO_MARKS, RecycleLimits
+from underway.supervisor.workers.recycle import NO_LIMITS, RecycleLimits
 from underway.wire import messages
 
 log = getLogger("underway.supervisor")
@@ -38,7 +38,7 @@ class Settings:
     database: str | None = field(default=None, repr=False)  # may hold a password
     grace: float = 30.0
     until_idle: bool = False
-    marks: RecycleLimits = NO_MARKS
+    recycle_limits: RecycleLimits = NO_LIMITS
     output_limit: int = OUTPUT_LIMIT  # bytes of output and log records per attempt
 
 
@@ -50,7 +50,7 @@ def supervise(settings: Settings) -> int:
 async def _live(settings: Settings) -> int:
     # Its identity is new at every start: a host or a pid may come back, and what it left behind is not ours.
     identity = uuid4()
-    pool = WorkerPool(settings.app, settings.procs, str(identity), settings.marks, settings.output_limit)
+    pool = WorkerPool(settings.app, settings.procs, str(identity), settings.recycle_limits, settings.output_limit)
     stop = StopRequest()
     stop.listen(on_reload=pool.reload)
     sessions: list[ReconnectingConnection] = []

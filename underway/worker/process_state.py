@@ -7,7 +7,6 @@ and before the worker becomes idle. docs/isolation.md lists what is not restored
 
 import _signal  # type: ignore[import-not-found]  # signal without its enums: 0.5 instead of 4 microseconds a task
 import contextlib
-import ctypes
 import faulthandler
 import fcntl
 import gc
@@ -20,12 +19,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
+from underway.linux import CHILD_SUBREAPER, PARENT_DEATH_SIGNAL
+
 _CHECK_SECONDS = 0.001
 _STANDARD = (0, 1, 2)
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-# (set, get) of prctl(2).
-_PARENT_DEATH_SIGNAL = (1, 2)
-_CHILD_SUBREAPER = (36, 37)
 # Not RLIMIT_OFILE, the old name of RLIMIT_NOFILE.
 _LIMITS = [name for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"]
 
@@ -120,8 +118,8 @@ def _parts() -> Iterator[Part]:
         yield _as_now("changed its user or groups", _ids, _set_ids)
         # After the user: the kernel clears the signal when the user changes. Without it, a step would go on after its
         # supervisor and the guardian were killed.
-        yield _process_setting("cleared its parent-death signal", *_PARENT_DEATH_SIGNAL)
-        yield _process_setting("stopped adopting the orphans of its children", *_CHILD_SUBREAPER)
+        yield _as_now("cleared its parent-death signal", PARENT_DEATH_SIGNAL.get, PARENT_DEATH_SIGNAL.set)
+        yield _as_now("stopped adopting the orphans of its children", CHILD_SUBREAPER.get, CHILD_SUBREAPER.set)
     yield from map(_limit, _LIMITS)
     yield _as_now("set a trace function", sys.gettrace, sys.settrace)
     yield _as_now("set a profile function", sys.getprofile, sys.setprofile)
@@ -152,16 +150,6 @@ def _set_ids(ids: _Ids) -> None:
     os.setresgid(*ids.group)
     if os.getgroups() != ids.groups:
         os.setgroups(ids.groups)
-
-
-def _process_setting(change: str, set_option: int, get_option: int) -> Part:
-    libc, value = ctypes.CDLL(None), ctypes.c_int()
-
-    def read() -> int:
-        libc.prctl(get_option, ctypes.byref(value), 0, 0, 0)
-        return value.value
-
-    return _as_now(change, read, lambda at_boot: libc.prctl(set_option, at_boot, 0, 0, 0))
 
 
 def _descriptor(number: int) -> Part | None:

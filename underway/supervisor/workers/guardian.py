@@ -8,6 +8,7 @@ import sys
 from logging import getLogger
 
 from underway.guardian import lease_clock, script
+from underway.linux import is_stopped
 
 log = getLogger("underway.supervisor")
 
@@ -58,7 +59,7 @@ class GuardianProcess:
     def check(self) -> None:
         """Replace the guardian if it has died, is stopped, or does not read its pipe."""
         if self._process.poll() is None:
-            if not (self._clogged or _is_stopped(self.pid)):
+            if not (self._clogged or is_stopped(self.pid)):
                 return
             log.error("the guardian does not run, starting another")
             self._process.kill()
@@ -119,12 +120,3 @@ class GuardianProcess:
     def _let_go(self) -> None:
         self._tells.close()
         self._answers.close()
-
-
-def _is_stopped(pid: int) -> bool:
-    """Whether a signal or a debugger has stopped the process. A stopped guardian cannot kill any worker."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split(maxsplit=1)[0] in (b"T", b"t")
-    except (OSError, IndexError):
-        return False

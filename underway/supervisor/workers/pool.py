@@ -18,7 +18,7 @@ from underway.supervisor.logs.output_quota import OUTPUT_LIMIT
 from underway.supervisor.workers.boot import BootError, WorkerBoots, working_folder
 from underway.supervisor.workers.descendants import Descendants
 from underway.supervisor.workers.process import WorkerListener, WorkerProcess
-from underway.supervisor.workers.recycle import NO_MARKS, MemorySampler, RecycleLimits, WorkerUsage
+from underway.supervisor.workers.recycle import NO_LIMITS, MemorySampler, RecycleLimits, WorkerUsage
 from underway.wire import frames, messages
 
 log = getLogger("underway.supervisor")
@@ -34,7 +34,12 @@ class WorkerPool:
     """Keeps `size` workers at work and one more booted and idle. `manifest` is that of the newest that has booted."""
 
     def __init__(
-        self, app: str, size: int, supervisor_id: str, marks: RecycleLimits = NO_MARKS, output_limit: int = OUTPUT_LIMIT
+        self,
+        app: str,
+        size: int,
+        supervisor_id: str,
+        recycle_limits: RecycleLimits = NO_LIMITS,
+        output_limit: int = OUTPUT_LIMIT,
     ) -> None:
         self.size = size
         self.listener: WorkerListener | None = None  # hears what is said of tasks
@@ -50,9 +55,9 @@ class WorkerPool:
         self._supervisor_id = supervisor_id
         self._serial = itertools.count(1)
         self._rng = random.Random()  # noqa: S311 - spreads boots and replacements
-        self._marks = marks
+        self._recycle_limits = recycle_limits
         self._output_limit = output_limit
-        self._memory_sampler = MemorySampler(self._marks)
+        self._memory_sampler = MemorySampler(self._recycle_limits)
         self._boots = WorkerBoots(self._start_worker, self._rng)
         self._descendants = Descendants(f"{supervisor_id}/", lambda: {worker.pid for worker in self.workers})
         self._generation = 0
@@ -186,7 +191,7 @@ class WorkerPool:
         """Replace a worker that cannot restore its process: it runs no more tasks and returns those it was given."""
         if worker in self._boots:
             raise frames.BrokenFrame("Tainted of a worker that has not booted")
-        worker.usage.spoilt = reason[:_LONGEST_REASON] or "a step has spoilt it"
+        worker.usage.taint = reason[:_LONGEST_REASON] or "a step has tainted it"
         worker.paused = True
         self._check_limits(worker, time.monotonic())
 
@@ -226,7 +231,7 @@ class WorkerPool:
         # The mark ends in a character that no number has: worker 1 must not be taken for worker 10.
         serial = next(self._serial)
         mark = f"{self._supervisor_id}/{serial};"
-        usage = WorkerUsage(self._marks, self._rng)
+        usage = WorkerUsage(self._recycle_limits, self._rng)
         return WorkerProcess(
             self._app,
             slot,
@@ -304,8 +309,8 @@ class WorkerPool:
         self._place(spare)
         if self._is_old(spare):
             self._now_due(spare, "its code is old")
-        elif spare.usage.spoilt:  # it had run tasks before it became the spare, and has just reported this
-            self._now_due(spare, spare.usage.spoilt)
+        elif spare.usage.taint:  # it had run tasks before it became the spare, and has just reported this
+            self._now_due(spare, spare.usage.taint)
 
     def _check_limits(self, worker: WorkerProcess, now: float) -> None:
         if not worker.due and (mark := worker.usage.reached(now)):
@@ -323,8 +328,8 @@ class WorkerPool:
             spare = self._fresh_spare()
             if spare is None:
                 # It keeps working meanwhile, and rests only when a limit is fully reached, unless the new code does not
-                # boot. A spoilt worker always rests, because it would skip every task.
-                worker.paused = bool(worker.usage.spoilt) or (worker.usage.over_limit and not self.trouble)
+                # boot. A tainted worker always rests, because it would skip every task.
+                worker.paused = bool(worker.usage.taint) or (worker.usage.over_limit and not self.trouble)
                 continue
             log.info("worker replaced: %s", worker.due, extra={"about": {"worker": worker.slot, "pid": worker.pid}})
             self._leave(worker)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from underway.definition.manifest import Lane, Manifest, Step
 from underway.guardian.script import children_listed
+from underway.linux import is_exiting
 from underway.supervisor.logs.output_quota import OUTPUT_LIMIT
 from underway.supervisor.logs.worker_output import WorkerOutput
 from underway.supervisor.tasks.task import Task
@@ -29,7 +30,6 @@ log = getLogger("underway.supervisor")
 _MOST_BUFFERED = 512 * 1024
 # Between the end of its socket and its death, if the worker exits by itself.
 _ENDING_SECONDS = 0.05
-_PF_EXITING = 0x4  # in the flags of /proc/PID/stat; see include/linux/sched.h
 # How long a worker may write its stacks, as evidence, before it is killed.
 LAST_WORDS_SECONDS = 0.05
 # How long a worker may take to exit after it was asked to.
@@ -242,7 +242,7 @@ class WorkerProcess:
         """The worker is alive and its end is closed: user code has closed the socket. It cannot report any more."""
         if not self.alive:
             return
-        if _is_exiting(self.pid):  # a gigabyte of memory files took longer to close than this wait
+        if is_exiting(self.pid):  # a gigabyte of memory files took longer to close than this wait
             self._loop.call_later(_ENDING_SECONDS, self._kill_mute)
         else:
             self.kill(f"killed: it had closed its socket to the supervisor, descriptor {self._their_socket}")
@@ -334,13 +334,3 @@ class WorkerProcess:
         """When nothing is left of it."""
         self._listener.died(self)
         self._listener.on_messages_processed()
-
-
-def _is_exiting(pid: int) -> bool:
-    """Whether the kernel is already cleaning up after the process: then its exit code or signal is decided."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            flags = file.read().rpartition(b")")[2].split(maxsplit=7)[6]
-    except (OSError, IndexError):
-        return False
-    return bool(int(flags) & _PF_EXITING)

@@ -45,7 +45,7 @@ select exists (
     order by id desc offset %(finished)s limit 1
 ) as more;
 
--- run_for_people: everything about one run
+-- run_details: everything about one run
 select row_to_json(run)
 from (
     select r.id, r.job, r.step, r.state, r.queue, r.priority, r.created_at, r.due_at,
