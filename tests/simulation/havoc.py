@@ -54,8 +54,8 @@ def strike(world: "World") -> None:
         someone.reload(rng.choice(["even", "odd"]))
     elif dice < 0.79:
         _stall(world, rng.choice([0.05, 0.5, 1.5 * LEASE]))
-    elif dice < 0.8 and someone.pool.active:
-        worker: Any = rng.choice(someone.pool.active)
+    elif dice < 0.8 and someone.pool.roster.active:
+        worker: Any = rng.choice(someone.pool.roster.active)
         worker.die(-rng.choice([signal.SIGKILL, signal.SIGTERM]), 0.001)
 
 

@@ -14,7 +14,8 @@ from simulation.world import World
 from underway.supervisor import service
 from underway.supervisor.loops import commit
 from underway.supervisor.tasks import dispatch, prefetch
-from underway.supervisor.workers import limits, pool
+from underway.supervisor.workers import factory, limits, pool
+from underway.supervisor.workers.launch import LaunchSpec
 
 
 def simulate(seed: int, turns: int) -> World:
@@ -51,7 +52,7 @@ def _without_a_system() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     with (
-        patch.object(pool, "WorkerProcess", _fake_worker),
+        patch.object(factory, "WorkerProcess", _fake_worker),
         patch.object(pool, "Descendants", NoDescendants),
         patch.object(limits, "Memory", Weights),
         patch.object(service, "KernelKills", NoKernelKills),
@@ -65,10 +66,8 @@ def _without_a_system() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _fake_worker(
-    _app: str, slot: int, _mark: str, listener: Any, _killer: Any, *, generation: int, usage: Any, **_: Any
-) -> Any:
-    return listener.simulated.start_worker(slot, listener, generation, usage)
+def _fake_worker(spec: LaunchSpec, generation: int, usage: Any, listener: Any, *_: Any, **__: Any) -> Any:
+    return listener.simulated.start_worker(spec.slot, listener, generation, usage)
 
 
 class NoDescendants:
@@ -79,7 +78,7 @@ class NoDescendants:
     def stand_down(self) -> None: ...
     def check(self) -> None: ...
     def for_worker(self, serial: int) -> None: ...
-    def reap_adopted(self) -> None: ...
+    def tend(self) -> None: ...
     async def settle(self) -> None: ...
     def dismiss(self) -> None: ...
 

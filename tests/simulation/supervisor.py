@@ -117,7 +117,7 @@ class Supervisor:
         places = [task.token for task in line.ready]
         places += [task.token for task in line.suspects]
         waiting = len(places)
-        for worker in self.pool.active:  # no others have any
+        for worker in self.pool.roster.active:  # no others have any
             places += worker.tasks
         places += self.service._results.unjudged
         here = set(places)

@@ -10,6 +10,7 @@ from simulation.whereabouts import Whereabouts
 from simulation.worker_loop import WorkerLoop
 from underway.definition.manifest import Manifest
 from underway.supervisor.workers.process import END_SECONDS, WorkerProcess
+from underway.supervisor.workers.worker_state import WorkerState
 from underway.wire import messages as wire
 
 # Three quarters of what is between the kill of a worker and its lapse, by the lease.
@@ -37,21 +38,7 @@ class FakeWorker(WorkerProcess):
         generation: int,
         usage: Any,
     ) -> None:
-        self.slot = slot
-        self.generation = generation
-        self.usage = usage
-        self.due = ""
-        self.paused = False
-        self.manifest = None
-        self.lanes = {}
-        self.tasks = {}
-        self.revoked = set()
-        self.kill_reason = None
-        self.kill_message = ""
-        self.killing = False
-        self.has_last_words = False
-        self.died_writing = False
-        self.peak_rss = 0
+        WorkerState.__init__(self, slot, generation, usage)
         self.output: Any = NoOutput()
         self._listener = listener
         self._pid = pid
@@ -59,7 +46,6 @@ class FakeWorker(WorkerProcess):
         self._rng = self._clock.rng
         self.started_at = self._clock.time()
         self._known = {(lane.job, lane.step) for lane, _ in code.lanes()}
-        self._exit: int | None = None
         self.inbox: deque[wire.Message] = deque()  # what the socket holds, on the way to the worker
         self._held_up: deque[wire.Message] = deque()  # and what it had no room for
         self._outbox: deque[wire.Message] = deque()
@@ -70,14 +56,6 @@ class FakeWorker(WorkerProcess):
     @property
     def pid(self) -> int:
         return self._pid
-
-    @property
-    def alive(self) -> bool:
-        return self._exit is None
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._exit
 
     # To the worker
 
@@ -121,7 +99,7 @@ class FakeWorker(WorkerProcess):
 
     def _on_readable(self) -> None:
         self._ringing = False
-        if self._exit is None and self._outbox:
+        if self.exit_code is None and self._outbox:
             self._receive()
             self._listener.on_messages_processed()
             self._ring()
@@ -167,10 +145,10 @@ class FakeWorker(WorkerProcess):
     def vanish(self) -> None:
         """Together with its supervisor; nobody sees it."""
         self._mind.die()
-        self._exit = -signal.SIGKILL
+        self.exit_code = -signal.SIGKILL
 
     def _see_death(self, code: int) -> None:
-        self._exit = code
+        self.exit_code = code
         self.died_writing = self._mind.cut_off
         self.drain()
         self._listener.died(self)

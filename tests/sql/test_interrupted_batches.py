@@ -103,14 +103,15 @@ def expiring(side: Side) -> Turn:
 
 
 def firing(side: Side) -> Turn:
+    class Worker:
+        manifest = Manifest((Job("job", (STEP,)),))
+
     class WorkerPool:
-        class Worker:
-            manifest = Manifest((Job("job", (STEP,)),))
+        class roster:
+            active = (Worker,)
 
-        active = (Worker,)
-
-    crew: Any = WorkerPool
-    return ScheduleLoop(side.work, crew, Signals()).turn
+    pool: Any = WorkerPool
+    return ScheduleLoop(side.work, pool, Signals()).turn
 
 
 def renewing(side: Side) -> Turn:

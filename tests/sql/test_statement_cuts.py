@@ -145,8 +145,8 @@ async def all_cut(cutting: Cutting) -> None:
 
 def serve_under(policy: Policy, serving: Serving) -> None:
     lanes = {lane: Step(step.name, policy=policy) for lane, step in LANES.items()}
-    serving.silent.lanes = serving.silent.claimable = lanes
-    for worker in serving.silent.active:
+    serving.silent.roster.lanes = serving.silent.roster.claimable = lanes
+    for worker in serving.silent.roster.active:
         worker.lanes = lanes
 
 
@@ -154,7 +154,7 @@ async def work(serving: Serving, connection: Connection, runs: int, hold: Callab
     """As workers, until so many runs have ended: each step enqueues a child, and none ends while it is held."""
     async with asyncio.timeout(20):
         while value(connection, "select count(*) from underway.finished_run") < runs:
-            for worker in serving.silent.active:
+            for worker in serving.silent.roster.active:
                 for task in list(worker.tasks.values()):
                     task.started_at = task.started_at or time.monotonic()
                     if not hold():
@@ -329,8 +329,8 @@ def test_what_a_standby_that_was_behind_has_in_our_name_is_given_back(database: 
             await asyncio.sleep(0.005)
         await serving.service._claims._unknown.release()
         assert now(connection, run)["state"] == "in_progress"
-        (worker,) = serving.silent.active
-        serving.service._results.died(worker)  # type: ignore[arg-type]
+        (worker,) = serving.silent.roster.active
+        serving.service._results.died(worker)
         (again,) = await serving.all_running(1)
         row = now(connection, run)
         assert (row["crashes"], row["attempts"], row["releases"]) == (0, 0, 1)

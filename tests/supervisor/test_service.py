@@ -24,7 +24,7 @@ from underway.supervisor.tasks import dispatch
 from underway.supervisor.tasks.ended import Ended
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation, decide
-from underway.supervisor.workers.pool import WorkerPool
+from underway.supervisor.workers.roster import Roster
 from underway.wire import messages as wire
 
 # Longer than any of these tests: what a lapse would take back counts as stuck.
@@ -69,41 +69,35 @@ class SilentWorker:
         return True
 
 
-class SilentCrew:
+class SilentGuardian:
+    def expect_word_by(self, expires_at: float) -> None: ...
+    def stand_down(self) -> None: ...
+
+
+class SilentRoster(Roster):
+    claimable: dict[Lane, Step] = LANES
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        active: list[Any] = self.active
+        active += [SilentWorker() for _ in range(workers)]
+        self.lanes = LANES
+
+
+class SilentPool:
     listener: Any = None
-    lanes = claimable = LANES
+    guardian = SilentGuardian()
     manifest = Manifest((Job(LANE.job, STEPS),))
     trouble = ""
 
     def __init__(self, workers: int) -> None:
-        self.active = [SilentWorker() for _ in range(workers)]
+        self.roster = SilentRoster(workers)
+        self.descendants = self
 
-    def stop_booting(self) -> None:
-        pass
-
-    def keep_house(self) -> None:
-        pass
-
-    def vouch_until(self, expires_at: float) -> None:
-        pass
-
-    def vouch(self) -> None:
-        pass
-
-    def stand_down(self) -> None:
-        pass
-
-    def retire_all(self) -> None:
-        pass
-
-    def retired(self) -> bool:
-        return True
-
-    def check(self, now: float) -> None:
-        pass
-
-    def shortest_lease(self) -> float:
-        return WorkerPool.shortest_lease(self)  # type: ignore[arg-type]
+    def stop_booting(self) -> None: ...
+    def retire_idle(self) -> None: ...
+    def check(self, now: float) -> None: ...
+    def tend(self) -> None: ...
 
 
 class Serving:
@@ -111,7 +105,7 @@ class Serving:
         self.owner = uuid4()
         self.work, self.leases = Interrupted(database), Interrupted(database)
         self.store = Store(self.work, self.leases, self.owner, "testhost")
-        self.silent = SilentCrew(workers)
+        self.silent = SilentPool(workers)
         self.stop = StopRequest()
         self.claimed: list[int] = []  # the tokens of all claims
         self.looked_in_vain = False
@@ -128,8 +122,8 @@ class Serving:
         """Like a supervisor: with both sessions open before the service has them."""
         await self.work.open()
         await self.leases.open()
-        crew: Any = self.silent
-        self.service = Service("app", crew, self.store, self.work, self.leases, self.stop)
+        pool: Any = self.silent
+        self.service = Service("app", pool, self.store, self.work, self.leases, self.stop)
         return asyncio.create_task(self.service.serve(grace=10, until_idle=False))
 
     async def running(self) -> Task:
@@ -139,7 +133,7 @@ class Serving:
     async def all_running(self, count: int, step: str | None = None) -> list[Task]:
         deadline = time.monotonic() + 20
         while True:
-            tasks = [task for worker in self.silent.active for task in worker.tasks.values()]
+            tasks = [task for worker in self.silent.roster.active for task in worker.tasks.values()]
             tasks = [task for task in tasks if step is None or task.lane.step == step]
             if len(tasks) == count:
                 break
@@ -151,7 +145,7 @@ class Serving:
 
     def succeed(self, task: Task, *, goes_on: bool = True, spawned: Sequence[wire.Spawn] = ()) -> None:
         """As its worker's result is passed on."""
-        for worker in self.silent.active:
+        for worker in self.silent.roster.active:
             worker.tasks.pop(task.token, None)
         attempt = Attempt("succeeded", started=ago(0.001), pid=7)
         row = succeed(task, attempt, NEXT if goes_on else None, b'{"n": 2}')
@@ -281,7 +275,7 @@ def test_what_waits_here_at_its_next_step_is_given_back_by_a_drain(database: str
         for task in tasks:
             serving.succeed(task)
         await serving.all_running(2, "next")
-        for worker in serving.silent.active:
+        for worker in serving.silent.roster.active:
             for task in worker.tasks.values():
                 task.started_at = None
 
@@ -341,7 +335,7 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
     async def play(serving: Serving) -> None:
         for lane in (LANE, OTHER_LANE):
             serving.service._dispatch.record_duration(lane, 0.004)  # short enough to prefetch and pipeline
-        (worker,) = serving.silent.active
+        (worker,) = serving.silent.roster.active
         while len(worker.tasks) < 2 or value(connection, held) < 43:
             await asyncio.sleep(0.002)
         running = next(iter(worker.tasks.values()))
@@ -389,7 +383,7 @@ def test_a_retry_needs_no_poll(database: str, connection: Connection) -> None:
         run = insert(connection)
         serving.service._claims.wake()
         task = await serving.running()
-        serving.silent.active[0].tasks.clear()
+        serving.silent.roster.active[0].tasks.clear()
         attempt = Attempt("failed", "not yet", started=ago(0.001), pid=7)
         serving.service._commits.submit(
             Ended(task, decide(task, Observation.RETRY, attempt, random.Random(1), retry_after=0.3), [])

@@ -22,8 +22,10 @@ from underway import Underway
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.descendants import Descendants
-from underway.supervisor.workers.process import KillReason, WorkerProcess
+from underway.supervisor.workers.launch import LaunchSpec
+from underway.supervisor.workers.process import WorkerProcess
 from underway.supervisor.workers.recycle import NO_LIMITS, WorkerUsage
+from underway.supervisor.workers.worker_state import KillReason
 from underway.wire import frames
 from underway.wire import messages as wire
 
@@ -82,9 +84,7 @@ def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason(
         pids: set[int] = set()
         descendants = Descendants("nobody's mark/", lambda: pids)
         descendants.ignore_existing_children()  # the test server's watchdog among them
-        worker = WorkerProcess(
-            "no:app", 1, mark, listener, descendants, pool_size=1, generation=0, usage=usage, folder=None
-        )
+        worker = WorkerProcess(LaunchSpec("no:app", 1, mark), 0, usage, listener, descendants, pool_size=1)
         pids.add(worker.pid)
         task = Task("run", 1, LANE, STEP, 0, 0, 0, 0, b"", claimed_at=0.0, lease_deadline=0.0, started_at=0.0)
         worker.tasks[1] = task

@@ -19,6 +19,7 @@ from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.limits import LEASE_MARGIN, Limits
 from underway.supervisor.workers.process import WorkerProcess
+from underway.supervisor.workers.roster import Roster
 from underway.wire import messages as wire
 
 LANE = Lane("queue", "job", "step")
@@ -64,17 +65,24 @@ class StubWorker:
         return list(self.tasks)
 
 
-class StubCrew:
-    def __init__(self, *workers: StubWorker) -> None:
-        self.active = list(workers)
-        self.vouched_until: list[float] = []
+class StubGuardian:
+    def __init__(self) -> None:
+        self.deadlines: list[float] = []
 
-    def vouch_until(self, expires_at: float) -> None:
-        self.vouched_until.append(expires_at)
+    def expect_word_by(self, expires_at: float) -> None:
+        self.deadlines.append(expires_at)
+
+
+class StubPool:
+    def __init__(self, *workers: StubWorker) -> None:
+        self.guardian = StubGuardian()
+        self.roster = Roster(len(workers))
+        active: list[Any] = self.roster.active
+        active += workers
 
 
 def on(*workers: StubWorker) -> Dispatch:
-    crew: Any = StubCrew(*workers)
+    crew: Any = StubPool(*workers)
     return Dispatch(crew, HeldTasks())
 
 
@@ -304,7 +312,7 @@ def test_what_was_taken_back_returns_to_the_same_worker_only_when_that_has_skipp
     line.pump()
     assert worker.tokens == [2]
     line.add_first(line.take_back(worker))  # type: ignore[arg-type]
-    line._pool.active.append(other)  # type: ignore[arg-type]
+    line._pool.roster.active.append(other)  # type: ignore[arg-type]
     line.pump()
     assert (worker.tokens, other.tokens) == ([], [2]), "another has no reason to wait"
 
@@ -417,7 +425,7 @@ def test_while_results_cannot_leave_nothing_is_handed_out_and_nothing_waits_behi
     first, *behind = worker.tokens
     assert behind
     line.backpressured = True
-    line._pool.active.append(idle)  # type: ignore[arg-type]
+    line._pool.roster.active.append(idle)  # type: ignore[arg-type]
     line.take_back_waiting(time.monotonic())
     line.pump()
     assert worker.tokens == [first]
@@ -682,4 +690,4 @@ def test_the_guardian_knows_of_a_lease_before_the_task_is_sent() -> None:
     learn(line, 0.0001)
     line.pump()
     crew: Any = line._pool
-    assert min(crew.vouched_until) == min(task.lease_deadline for task in worker.tasks.values())
+    assert min(crew.guardian.deadlines) == min(task.lease_deadline for task in worker.tasks.values())

@@ -20,6 +20,7 @@ import pytest
 from underway.guardian import script
 from underway.guardian.script import kill_below
 from underway.supervisor.workers.descendants import Descendants
+from underway.supervisor.workers.launch import LaunchSpec
 from underway.supervisor.workers.process import WorkerProcess
 from underway.supervisor.workers.recycle import NO_LIMITS, WorkerUsage
 from underway.wire import messages
@@ -69,9 +70,8 @@ def workers_of(listener: "Mourner", count: int) -> tuple[list[WorkerProcess], De
     for slot in range(count):
         mark, usage = f"{uuid4()};", WorkerUsage(NO_LIMITS, random.Random(1))
         workers.append(
-            WorkerProcess("no:app", slot, mark, listener, descendants,
-                          pool_size=count, generation=0, usage=usage, folder=None)
-        )  # fmt: skip
+            WorkerProcess(LaunchSpec("no:app", slot, mark), 0, usage, listener, descendants, pool_size=count)
+        )
     return workers, descendants
 
 
@@ -169,7 +169,7 @@ def test_a_worker_that_cannot_be_watched_does_not_stay(monkeypatch: pytest.Monke
         monkeypatch.setattr(os, "pidfd_open", refused)
         usage, listener = WorkerUsage(NO_LIMITS, random.Random(1)), Any
         with pytest.raises(OSError, match="Too many"):
-            WorkerProcess("no:app", 1, "m;", listener, Any, pool_size=1, generation=0, usage=usage, folder=None)  # type: ignore[arg-type]
+            WorkerProcess(LaunchSpec("no:app", 1, "m;"), 0, usage, listener, Any, pool_size=1)  # type: ignore[arg-type]
         assert (os.listdir("/proc/self/fd"), psutil.Process().children()) == before
 
     asyncio.run(main())

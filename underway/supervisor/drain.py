@@ -65,31 +65,31 @@ class Drain:
         finished = finished and not self._results.ends[Observation.KILLED_SHUTDOWN]
         # Idle workers exit while the last results are committed. Late ones are killed; a stop "now" kills them at once.
         if not self._stop.now.is_set():
-            self._pool.retire_all()
+            self._pool.retire_idle()
         flushed = await self._flush()
-        await self._stop.wait_until(self._pool.retired, END_SECONDS)
+        await self._stop.wait_until(lambda: not self._pool.roster.retired, END_SECONDS)
         return flushed and finished
 
     def _release_waiting(self) -> None:
         for task in self._dispatch.take_all():
             self._results.release(task)
-        for worker in self._pool.active:
+        for worker in self._pool.roster.active:
             for task in self._dispatch.take_back(worker):
                 self._results.release(task)
 
     def _nothing_runs(self) -> bool:
         self._release_waiting()  # what a worker has skipped, or left unstarted
-        return not any(worker.tasks for worker in self._pool.active)
+        return not any(worker.tasks for worker in self._pool.roster.active)
 
     def _interrupt(self) -> None:
-        for worker in self._pool.active:
+        for worker in self._pool.roster.active:
             # A step that was interrupted before, for another reason, is already cleaning up.
             if (task := worker.current) is not None and task.stop_sent_at is None:
                 log.warning("interrupted: the supervisor stops", extra={"about": about_task(worker, task)})
                 interrupt(worker, task, "shutdown", time.monotonic())
 
     async def _kill(self) -> None:
-        for worker in list(self._pool.active):
+        for worker in list(self._pool.roster.active):
             if (task := worker.current) is not None and worker.kill_task(task, Observation.KILLED_SHUTDOWN):
                 log.warning("killed: the supervisor stops", extra={"about": about_task(worker, task)})
             elif worker.tasks:

@@ -142,7 +142,7 @@ class Service:
         self._promoter.wake()
 
     def _running(self) -> int:
-        return sum(worker.current is not None for worker in self._pool.active)
+        return sum(worker.current is not None for worker in self._pool.roster.active)
 
 
 def _start(loop: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":

@@ -112,7 +112,7 @@ class ClaimLoop(Loop):
     async def _claim(self, tasks: int, *, from_start: bool) -> int:
         """Claim at most this many tasks and dispatch them. Returns how many."""
         await self._unknown.release()
-        steps = self._pool.claimable
+        steps = self._pool.roster.claimable
         if steps is not self._lanes_of:
             self._serve(steps)
         tasks = min(tasks, self._batch.rows)

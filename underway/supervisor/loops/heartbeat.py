@@ -72,7 +72,7 @@ class HeartbeatLoop(Loop):
         self._signals.registered()
 
     def _current(self) -> Registration:
-        return Registration(self._pool.manifest, self._pool.lanes, self._pool.trouble)
+        return Registration(self._pool.manifest, self._pool.roster.lanes, self._pool.trouble)
 
     async def _until_outdated(self) -> None:
         """Update seen_at every few seconds, until the row must be written again."""

@@ -64,7 +64,7 @@ class ReapLoop(Loop):
         return self._period()
 
     def _period(self) -> float:
-        return min(self._pool.shortest_lease() / 4, _LONGEST_PERIOD)
+        return min(self._pool.roster.shortest_lease() / 4, _LONGEST_PERIOD)
 
     async def _rehearse(self) -> float:
         """Do what other supervisors must do to renew. After a time in which it failed, give them one lease to return.
@@ -74,7 +74,7 @@ class ReapLoop(Loop):
         the supervisors that could not renew. (Four runs that were about to be released were charged with a crash.)
         """
         could_renew_at = await self._store.rehearse_renewal()
-        lease = self._pool.shortest_lease()
+        lease = self._pool.roster.shortest_lease()
         if self._clock.was_set(could_renew_at, self._store.commit_sent_at, lease / 4):
             # All leases have expired at once, and all are about to be renewed by the new time.
             self._scan.postpone(lease)

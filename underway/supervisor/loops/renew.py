@@ -42,7 +42,7 @@ class RenewLoop(Loop):
 
     async def turn(self) -> float:
         """The turn includes its pause, which ends early when the connection breaks."""
-        period = self._pool.shortest_lease() / RENEWALS_PER_LEASE
+        period = self._pool.roster.shortest_lease() / RENEWALS_PER_LEASE
         due = self._renewed_at + period - lease_clock.now()
         if due <= 0:
             self._renewed_at = lease_clock.now()

@@ -57,7 +57,7 @@ class ScheduleLoop(Loop):
 
     def _first_steps(self) -> dict[str, manifest.Step]:
         """The first step of every job that a worker knows."""
-        manifests = [worker.manifest for worker in self._pool.active if worker.manifest is not None]
+        manifests = [worker.manifest for worker in self._pool.roster.active if worker.manifest is not None]
         return {job.name: job.steps[0] for known in manifests for job in known.jobs}
 
     async def _fire(self, schedule: Upcoming, first: manifest.Step) -> bool:

@@ -38,4 +38,4 @@ class UnknownRuns:
 
     def _known(self) -> set[str]:
         """The held runs, and lost ones while their worker lives: no other supervisor may start those before."""
-        return self._held.runs() | {task.run for worker in self._pool.active for task in worker.tasks.values()}
+        return self._held.runs() | {task.run for worker in self._pool.roster.active for task in worker.tasks.values()}

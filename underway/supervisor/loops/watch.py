@@ -51,14 +51,14 @@ class WatchLoop(Loop):
         now = time.monotonic()
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + _HOUSEKEEPING_SECONDS
-            self._pool.keep_house()
+            self._pool.descendants.tend()
             self._kernel_kills.poll(now)
         self._pool.check(now)
         if self._held:
             self._enforce(now)
         if self._held:
             return self._tick()
-        self._pool.stand_down()
+        self._pool.guardian.stand_down()
         self._idle = True
         return _HOUSEKEEPING_SECONDS
 
@@ -69,8 +69,8 @@ class WatchLoop(Loop):
             self.wake(self._tick())
 
     def _enforce(self, now: float) -> None:
-        self._limits.enforce(self._pool.active, now)
-        self._pool.vouch()
+        self._limits.enforce(self._pool.roster.active, now)
+        self._pool.guardian.expect_word_by(self._pool.roster.earliest_lease_end())
         self._cancellation.enforce(now)
         self._paused.enforce()
         self._dispatch.take_back_waiting(now)
@@ -79,7 +79,7 @@ class WatchLoop(Loop):
         self._signals.messages_processed()
 
     def _tick(self) -> float:
-        if any(len(worker.tasks) > 1 for worker in self._pool.active):
+        if any(len(worker.tasks) > 1 for worker in self._pool.roster.active):
             return _PIPELINED_TICK_SECONDS
-        to_limit = self._limits.due_in(self._pool.active, time.monotonic())
+        to_limit = self._limits.due_in(self._pool.roster.active, time.monotonic())
         return min(_TICK_SECONDS, max(to_limit, _SHORTEST_TICK_SECONDS))

@@ -43,7 +43,7 @@ class Dispatch:
     @property
     def lanes(self) -> Mapping[Lane, Step]:
         """The lanes that can be run here."""
-        return self._pool.lanes
+        return self._pool.roster.lanes
 
     def add(self, tasks: Iterable[Task]) -> None:
         for task in tasks:
@@ -64,7 +64,7 @@ class Dispatch:
         """Give every worker what it can take. A suspect gets an idle worker to itself."""
         if self.backpressured or (not self.ready and not self.suspects):
             return
-        workers = self._pool.active
+        workers = self._pool.roster.active
         self._hand_to_idle(workers)
         share = len(self.ready) // max(len(workers), 1) + 1
         reserved = self._reserved_for_suspect(workers)
@@ -113,7 +113,7 @@ class Dispatch:
             hand(task, worker)
             task.step = worker.lanes[task.lane]  # as the worker's own code declares it: see WorkerPool.reload
             worker.tasks[task.token] = task
-        self._pool.vouch_until(expires_at)  # before the task can start
+        self._pool.guardian.expect_word_by(expires_at)  # before the task can start
         worker.send(*map(message, tasks))
 
     # Revoking
@@ -141,7 +141,7 @@ class Dispatch:
 
     def take_back_waiting(self, now: float) -> None:
         """No task waits long behind a running one, and none at all under backpressure."""
-        for worker in self._pool.active:
+        for worker in self._pool.roster.active:
             running = worker.current
             if (
                 len(worker.tasks) > 1
@@ -173,7 +173,7 @@ class Dispatch:
 
     def take_unstarted(self, queues: Set[str]) -> list[Task]:
         """Take out the unstarted tasks of these queues, both waiting ones and those already sent to workers."""
-        for worker in self._pool.active:
+        for worker in self._pool.roster.active:
             if any(task.started_at is None and task.lane.queue in queues for task in worker.tasks.values()):
                 self.add_first(self.take_back(worker))
         taken = [task for task in (*self.suspects, *self.ready) if task.lane.queue in queues]
@@ -212,7 +212,7 @@ class Dispatch:
     def demand(self) -> int:
         """How many tasks to claim now."""
         idle = self.idle()
-        target = idle + self._prefetch.target(self._pool.active)
+        target = idle + self._prefetch.target(self._pool.roster.active)
         free = self._free_capacity(target)
         if idle > len(self.ready) + self._expected or free * 2 >= target > 0:
             return max(0, min(self._affordable(free, idle), MOST_CLAIMED))
@@ -221,7 +221,7 @@ class Dispatch:
     def free_capacity(self) -> int:
         """How many more tasks would be welcome."""
         idle = self.idle()
-        return self._affordable(self._free_capacity(idle + self._prefetch.target(self._pool.active)), idle)
+        return self._affordable(self._free_capacity(idle + self._prefetch.target(self._pool.roster.active)), idle)
 
     def room(self) -> int:
         """How many more bytes of input may wait here.
@@ -229,11 +229,11 @@ class Dispatch:
         This counts the waiting inputs, not an average: 400 inputs of 8 MB behind 20,000 small ones took 1.8 GB.
         """
         waiting = sum([len(task.input) for line in (self.ready, self.suspects) for task in line])
-        return max(0, prefetch.PREFETCH_BYTES * max(len(self._pool.active), 1) - waiting)
+        return max(0, prefetch.PREFETCH_BYTES * max(len(self._pool.roster.active), 1) - waiting)
 
     def idle(self) -> int:
         """How many workers have nothing to do."""
-        return sum(not worker.tasks for worker in self._pool.active if worker.ready)
+        return sum(not worker.tasks for worker in self._pool.roster.active if worker.ready)
 
     def _affordable(self, free: int, idle: int) -> int:
         """Limit the claim to the number of idle workers if there is no room for more input."""
@@ -242,7 +242,7 @@ class Dispatch:
     def _free_capacity(self, target: int) -> int:
         if self.closed:
             return 0
-        behind = sum(max(0, len(worker.tasks) - 1) for worker in self._pool.active)
+        behind = sum(max(0, len(worker.tasks) - 1) for worker in self._pool.roster.active)
         return target - len(self.ready) - behind - self._expected
 
 

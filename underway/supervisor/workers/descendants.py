@@ -122,6 +122,11 @@ class Descendants:
                 os.waitpid(exited.si_pid, os.WNOHANG)
                 self._spared.discard(exited.si_pid)
 
+    def tend(self) -> None:
+        """Every second: see that the guardian runs, and collect dead orphans."""
+        self.guardian.check()
+        self.reap_adopted()
+
     def dismiss(self) -> None:
         """Dismiss the guardian after all workers have ended."""
         self.guardian.dismiss()

@@ -11,8 +11,22 @@ from underway.guardian.script import MARK
 
 worker_log = getLogger("underway.worker")
 
-# Blanks in a worker's command line, which the worker overwrites with what it does: `ps` shows that (process_title.py).
+# Blanks in a worker's command line, which the worker overwrites with its title, so that `ps` shows what it does.
 _ROOM_FOR_TITLE = 160
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """`mark` stands in the environment of the worker and of everything that it starts, by which they are found.
+
+    `folder` is the working folder and `temporary` the TMPDIR; None for the supervisor's own.
+    """
+
+    app: str
+    slot: int
+    mark: str
+    folder: str | None = None
+    temporary: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +40,16 @@ class Launched:
     their_socket: int  # the number of the socket's descriptor in the worker
 
 
-def launch(app: str, slot: int, mark: str, folder: str | None, temporary: str | None) -> Launched:
+def launch(spec: LaunchSpec) -> Launched:
     """Raises OSError if the system cannot start another process."""
     ours, theirs = socket.socketpair()
     output, their_output = os.pipe()
     os.set_blocking(output, False)
     # -P: a types.py beside the app must not shadow the standard library's while the worker still imports that.
     # exec, never fork: the child has none of our memory, locks or descriptors.
-    command = [sys.executable, "-P", "-m", "underway.worker", app, str(theirs.fileno()), str(os.getpid())]
+    command = [sys.executable, "-P", "-m", "underway.worker", spec.app, str(theirs.fileno()), str(os.getpid())]
     # The worker need not send records that the supervisor would not log.
-    command += [str(worker_log.getEffectiveLevel()), str(slot).ljust(_ROOM_FOR_TITLE)]
+    command += [str(worker_log.getEffectiveLevel()), str(spec.slot).ljust(_ROOM_FOR_TITLE)]
     try:
         process = subprocess.Popen(
             command,
@@ -44,8 +58,8 @@ def launch(app: str, slot: int, mark: str, folder: str | None, temporary: str | 
             stdout=their_output,
             stderr=their_output,
             start_new_session=True,  # keeps Ctrl-C, and a TERM for our whole group, away from the worker
-            cwd=folder,
-            env=_environment(mark, temporary),
+            cwd=spec.folder,
+            env=_environment(spec),
         )
         return Launched(process, _open_pidfd(process), ours, output, theirs.fileno())
     except OSError:
@@ -57,9 +71,9 @@ def launch(app: str, slot: int, mark: str, folder: str | None, temporary: str | 
         os.close(their_output)
 
 
-def _environment(mark: str, temporary: str | None) -> dict[str, str]:
-    environment = {**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1"}
-    return environment if temporary is None else {**environment, "TMPDIR": temporary}
+def _environment(spec: LaunchSpec) -> dict[str, str]:
+    environment = {**os.environ, MARK: spec.mark, "PYTHONUNBUFFERED": "1"}
+    return environment if spec.temporary is None else {**environment, "TMPDIR": spec.temporary}
 
 
 def _open_pidfd(process: "subprocess.Popen[bytes]") -> int:
