@@ -168,7 +168,7 @@ def test_sessions_ended_by_idle_session_timeout_are_replaced(side: Side, databas
     assert len(side.enqueue()) == AT_ONCE
 
 
-def test_app_connection_checks_a_connection_before_it_lends_it(app: Underway, connection: Connection) -> None:
+def test_app_connection_checks_a_connection_before_lending_it(app: Underway, connection: Connection) -> None:
     for _ in range(2):
         with app.connection() as held:
             (pid,) = held.execute("select pg_backend_pid()").fetchone() or (None,)

@@ -370,7 +370,7 @@ def test_a_server_that_lost_the_last_tokens_does_not_reuse_them(database: str, c
 
 
 def test_a_rolled_back_claim_consumes_its_tokens(database: str, connection: Connection) -> None:
-    """Its answer may have arrived, so its tokens must not be reused."""
+    """The answer may have arrived, so the tokens must not be reused."""
     insert(connection)
     with psycopg.connect(database) as other:
         lost = value(other, "update underway.run set token = nextval('underway.token') returning token")

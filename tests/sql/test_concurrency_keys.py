@@ -309,7 +309,7 @@ def test_a_key_that_is_being_granted_is_locked_until_the_commit(play: Play, any_
     play(scenario)
 
 
-def test_a_sweep_grants_a_free_key_that_was_never_granted(play: Play) -> None:
+def test_a_sweep_grants_a_key_that_became_free_unnoticed(play: Play) -> None:
     async def scenario(store: Store, connection: Connection) -> None:
         firsts = [insert_waiting(connection, f"key{n}", age=60) for n in range(5)]
         seconds = [insert_waiting(connection, f"key{n}", age=50) for n in range(5)]

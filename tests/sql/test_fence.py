@@ -287,7 +287,7 @@ def test_in_one_batch_with_all_others_only_the_right_cell_writes(
         # Each new row is a child of a good run or belongs to a good run.
         assert all('"job": "child"' in row or any(run in row for run in ours) for row in added)
     children = sum('"job": "child"' in row for row in after["run"])
-    assert children in (0, len(good))  # none of the stale attempts
+    assert children in (0, len(good))  # the stale attempts have spawned none
 
 
 async def _write_by_situation(name: str, store: Store, connection: Connection, run: str) -> None:

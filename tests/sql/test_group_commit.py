@@ -67,7 +67,7 @@ def test_only_the_payload_that_cannot_be_stored_becomes_a_failed_attempt(
         pytest.param({"input": "{"}, id="invalid JSON"),
         pytest.param({"queue": None}, id="no queue"),
         pytest.param({"priority": 40_000}, id="priority out of range"),
-        pytest.param({"id": "not a uuid"}, id="no id"),
+        pytest.param({"id": "not a uuid"}, id="invalid ID"),
     ],
 )
 def test_a_child_that_cannot_be_stored_fails_only_its_parent(
@@ -151,7 +151,7 @@ def test_a_run_with_a_finished_twin_is_fenced_too(any_database: str, token: str)
 
 
 def test_an_error_that_cannot_be_stored_is_escaped_as_ascii(database: str, connection: Connection) -> None:
-    """(Its lease expired three times; then its run was quarantined without a trace of the error.)"""
+    """(The lease of such an attempt expired three times; then its run was quarantined without a trace of the error.)"""
     bad, good = insert(connection), insert(connection)
 
     async def script(committing: Committing) -> None:
@@ -182,7 +182,7 @@ def test_an_outcome_that_cannot_be_written_is_left_to_the_reaper(database: str, 
     assert attempts_of(connection, good) == [("failed", 1)]
 
 
-def test_an_outcome_with_a_token_newer_than_the_rows_is_dropped(database: str, connection: Connection) -> None:
+def test_an_outcome_with_a_newer_token_than_its_row_is_dropped(database: str, connection: Connection) -> None:
     """As after a failover to a standby that lagged: the run counts as unknown."""
     run = insert(connection)
 

@@ -1,4 +1,4 @@
-"""The statements of `inspection.sql`: on each supported Postgres, and beside many rows."""
+"""The statements of `inspection.sql`: also on the oldest Postgres, and beside many rows."""
 
 from typing import Any
 from uuid import UUID

@@ -93,7 +93,7 @@ def test_an_input_that_gives_no_valid_key_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("number", ["1e3", "1E3", "10e-1", "1.0", "-0.0", "1e400", "1e131071"])
-def test_only_a_number_of_digits_is_an_integer(connection: Connection, number: str) -> None:
+def test_a_number_with_a_point_or_an_exponent_is_not_an_integer(connection: Connection, number: str) -> None:
     assert in_python("{id}", f'{{"id": {number}}}') is None
     assert in_sql(connection, "{id}", f'{{"id": {number}}}') is None
 

@@ -251,7 +251,7 @@ def test_an_idle_connection_is_not_ended_by_idle_session_timeout(database: str, 
 
 
 def test_a_statement_is_not_ended_by_transaction_timeout(database: str, connection: Connection) -> None:
-    """The timeout would end the whole connection. It is unknown before PostgreSQL 17."""
+    """The timeout would end the whole session. It is unknown before PostgreSQL 17."""
     name = sql.Identifier(connection.info.dbname)
     connection.execute(sql.SQL("alter database {} set transaction_timeout = '50ms'").format(name))
 
@@ -266,7 +266,7 @@ def test_a_statement_is_not_ended_by_transaction_timeout(database: str, connecti
 
     asyncio.run(asyncio.wait_for(take_long(), 20))
     pids = "select count(*) from pg_stat_activity where application_name = 'underway'"
-    assert value(connection, pids) == 0, "the first of its two connections is closed"
+    assert value(connection, pids) == 0, "the first connection, which found the timeout, is closed too"
 
 
 def test_concurrent_users_of_a_connection_open_it_once(database: str, connection: Connection) -> None:

@@ -309,7 +309,7 @@ def test_an_incompatible_schema_is_refused_with_advice(
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_a_database_whose_encoding_is_not_utf8_is_refused(server: str, encoding: str) -> None:
-    """(It could not store an error with an emoji, and the run was quarantined without a trace of the error.)"""
+    """(Such a database could not store an error with an emoji: the run was quarantined without a trace of it.)"""
     name = sql.Identifier(f"other_{uuid4().hex}")
     advice = f"the encoding of the database is {encoding}, .* encoding 'UTF8' template template0"
     with psycopg.connect(server, autocommit=True) as superuser:

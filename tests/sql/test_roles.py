@@ -120,7 +120,7 @@ def refused_tables(connection: Connection, verb: str) -> set[str]:
 
 
 def refused_functions(connection: Connection, owner: str) -> set[str]:
-    """The functions of the schema that deny this role what they do."""
+    """The functions of the schema whose call is denied to this role."""
     with connect(owner) as own:
         functions = own.execute(
             "select proname, proargtypes::regtype[]::text[] from pg_proc where pronamespace = 'underway'::regnamespace"

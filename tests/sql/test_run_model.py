@@ -42,7 +42,7 @@ POLICY = Policy(
 LANES = Lanes((Lane("default", "job", step), POLICY) for step in STEPS)
 OWNERS = (uuid4(), uuid4())
 
-# For the model, each observation left out here equals one of these.
+# To the model, each observation that is left out is the same as one of these.
 UNSUCCESSFUL = (
     Observation.RETRY,
     Observation.FAIL,
@@ -56,7 +56,7 @@ picks = st.integers(min_value=0, max_value=10_000)
 
 
 class Key(NamedTuple):
-    """What a supervisor needs to write."""
+    """What a supervisor must present to write a run."""
 
     owner: UUID
     run: str
@@ -97,7 +97,7 @@ class ModelRun:
         self.recorded.append((STEPS[self.step], self.number, outcome))
 
     def end(self, observation: Observation) -> None:
-        """The rules of promise 7, written independently."""
+        """Promise 7, implemented independently."""
         self.owner = None
         if self.cancel_requested:
             observation = Observation.CANCELLED

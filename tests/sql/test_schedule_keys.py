@@ -110,7 +110,7 @@ def test_a_slot_is_skipped_while_a_run_with_its_unique_key_is_live(firing: Firin
     assert slots_of(connection) == [first + MINUTE]
 
 
-def test_missed_slots_give_one_run_per_unique_key_but_a_line_per_concurrency_key(firing: Firing) -> None:
+def test_missed_slots_give_one_run_with_a_unique_key_and_all_with_a_concurrency_key(firing: Firing) -> None:
     connection = firing.connection
     schedule_due(firing, scheduled.unique, Site(7), catch_up="all")
     first = firing.read("unique").next_at

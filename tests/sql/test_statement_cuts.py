@@ -138,7 +138,7 @@ def test_a_statement_that_is_cut_off_does_not_change_the_results(
 
 
 async def all_cut(cutting: Cutting) -> None:
-    """Waits, since some statements are sent only when there is nothing else to do."""
+    """Waits until every cut is made: some statements are sent only when there is nothing else to do."""
     async with asyncio.timeout(10):
         while cutting.left:
             await asyncio.sleep(0.005)
@@ -152,7 +152,7 @@ def serve_under(policy: Policy, serving: Serving) -> None:
 
 
 async def work(serving: Serving, connection: Connection, runs: int, hold: Callable[[], bool]) -> None:
-    """Plays the workers until this many runs have ended: each step enqueues a child, and none ends while `hold()`."""
+    """Plays the workers until this many runs have ended: each step enqueues a child, and waits while `hold()`."""
     async with asyncio.timeout(20):
         while value(connection, "select count(*) from underway.finished_run") < runs:
             for worker in serving.silent.active:
@@ -188,7 +188,7 @@ def test_a_release_that_is_cut_off_takes_effect_nevertheless(
 
 
 def test_a_lease_counts_from_the_sending_of_its_claim(database: str, connection: Connection) -> None:
-    """Had it counted from the claim's start during an outage, the task would be killed as soon as it started."""
+    """A lease counted from the first try, during an outage, would expire as soon as its task started."""
 
     async def script(serving: Serving) -> None:
         serve_under(Policy(lease=timedelta(seconds=1)), serving)
@@ -317,7 +317,7 @@ def test_a_full_notification_queue_makes_the_database_unavailable() -> None:
 
 
 def test_after_a_failover_a_run_that_the_standby_has_as_ours_is_released(database: str, connection: Connection) -> None:
-    """Without a crash, but not before its worker is dead, whose token the lagging standby never had."""
+    """It is released without a crash, once the worker is dead that runs it under a token unknown to the standby."""
     run = insert(connection)
 
     async def script(serving: Serving) -> None:

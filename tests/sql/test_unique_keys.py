@@ -144,7 +144,7 @@ def test_sixteen_racing_sessions_create_one_run_per_key(database: str, connectio
 def test_an_enqueue_returns_a_run_even_if_the_run_with_the_key_ends_meanwhile(
     database: str, connection: Connection
 ) -> None:
-    """The run that it returns may just be ending; but it must always return one."""
+    """The returned run may just be ending, but an enqueue always returns one."""
     ended = threading.Event()
 
     def cancel_all() -> None:

@@ -19,6 +19,7 @@ CLEAN = (
         "tests/docs/test_readme.py",
         "tests/docs/test_docs.py",
     ),
+    "tests/sql",
     *("tests/system/test_cli.py", "tests/system/test_health.py", "tests/support/underway_command.py"),
 )
 NOT_YET = {"docs/performance.md"}
