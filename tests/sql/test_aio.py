@@ -511,7 +511,7 @@ def test_a_missing_database_or_schema_is_reported(app: Underway, empty_database:
         app.database.named = empty_database
         with pytest.raises(SchemaMissing):
             await aio.enqueue(clients.echoes, 1)
-        app.database.named = "postgresql://nobody@localhost:1/nowhere"
+        app.database.named = "postgresql://me@localhost:1/nowhere"
         with pytest.raises(psycopg.OperationalError):
             await aio.enqueue(clients.echoes, 1)
 

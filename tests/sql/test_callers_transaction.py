@@ -167,24 +167,32 @@ def test_a_call_that_begins_the_transaction_does_not_end_it(connect: Connect, co
     assert ids(connection) == set(made)
 
 
-def test_supervisors_are_notified_at_the_commit(connect: Connect, connection: Connection) -> None:
-    connection.execute("listen underway")
+def test_supervisors_are_notified_at_the_commit(connect: Connect, database: str, connection: Connection) -> None:
     connection.execute(
         "insert into underway.supervisor (id, host, pid, app, idle) values (gen_random_uuid(), 'host', 1, 'app', true)"
     )
     caller = connect()
 
     def heard() -> list[str]:
-        return [notify.payload for notify in connection.notifies(timeout=0.1)]
+        # Notifications arrive in order: when this one is here, so are the earlier ones.
+        connection.execute("select pg_notify('underway', 'the last')")
+        payloads: list[str] = []
+        for notify in listener.notifies(timeout=20):
+            if notify.payload == "the last":
+                break
+            payloads.append(notify.payload)
+        return payloads
 
-    caller.enqueue(clients.placed, 1)
-    caller.rollback()
-    assert heard() == []
-    for enqueue in (caller.enqueue, lambda job, value: caller.enqueue_many(job, [value, value])):
-        enqueue(clients.placed, 1)
+    with psycopg.connect(database, autocommit=True) as listener:
+        listener.execute("listen underway")
+        caller.enqueue(clients.placed, 1)
+        caller.rollback()
         assert heard() == []
-        caller.commit()
-        assert heard() == ["slow"]
+        for enqueue in (caller.enqueue, lambda job, value: caller.enqueue_many(job, [value, value])):
+            enqueue(clients.placed, 1)
+            assert heard() == []
+            caller.commit()
+            assert heard() == ["slow"]
 
 
 def test_on_an_autocommit_connection_each_call_commits(connect: Connect, connection: Connection) -> None:

@@ -472,9 +472,9 @@ def test_freed_keys_are_granted_in_order(
         assert run.wait(30) is Status.SUCCEEDED
     overtaken = connection.execute(
         "select count(*) from ("
-        "  select r.id, lag(r.id) over (partition by r.concurrency_key order by started_at) as before"
+        "  select r.id, lag(r.id) over (partition by r.concurrency_key order by started_at) as previous"
         "  from underway.attempt a join underway.finished_run r on r.id = a.run_id"
-        ") a where before > id"
+        ") a where previous > id"
     ).fetchone()
     assert overtaken == (0,), "at limit 1 they start in the order in which they were enqueued"
 

@@ -82,7 +82,7 @@ def test_a_queue_is_registered_and_changed_and_stays_paused(database: str, conne
         admin_queries.pause(connection, "pdf")
         with psycopg.connect(database) as pausing:  # registering does not wait for this transaction
             pausing.execute("select from underway.queue for update")
-            await asyncio.wait_for(store.register_queue("pdf", "skipped"), 5)
+            await asyncio.wait_for(store.register_queue("pdf", "skipped"), 20)
         assert connection.execute("select * from underway.queue").fetchall() == [("pdf", True, "dead")]
         await store.register_queue("pdf", "other")
         await store.register_queue("plain", None)

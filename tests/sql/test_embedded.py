@@ -178,7 +178,7 @@ def test_the_server_outlives_its_starter(used_folder: Path) -> None:
 def test_the_server_inherits_nothing_from_its_starter(used_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPORT", "6543")
     monkeypatch.setenv("PGDATA", "/nowhere")
-    monkeypatch.setenv("PGUSER", "nobody")
+    monkeypatch.setenv("PGUSER", "unknown")
     monkeypatch.setenv("UNDERWAY_SLOT", "a worker's mark")
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)

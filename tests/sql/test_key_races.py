@@ -32,12 +32,12 @@ AT_WORK = """
 """
 OVERTAKEN = """
     select count(*) from (
-        select run, lag(run) over (partition by concurrency_key order by min(at)) as before
+        select run, lag(run) over (partition by concurrency_key order by min(at)) as previous
         from journal join underway.finished_run r on r.id = run
         where event = 'started' and concurrency_limit = 1
         group by run, concurrency_key
     ) starts
-    where before > run
+    where previous > run
 """
 
 

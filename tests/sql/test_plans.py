@@ -232,7 +232,7 @@ def check_plans(plans: dict[str, Plan], when: object) -> None:
         reading = [node for node in nodes(plan) if node.get("Relation Name") in ("run", "attempt", "finished_run")]
         kinds = {node["Node Type"] for node in reading} - {"ModifyTable"}
         assert kinds <= {"Index Scan", "Index Only Scan", "Tid Scan"}, (when, name, kinds)
-        # By a condition: reading an index from end to end is no better than reading the table.
+        # By a condition: reading an index from end to end costs as much as reading the table.
         for node in reading:
             if node["Node Type"].startswith("Index"):
                 partial = ("run_in_progress", "run_waiting", "run_cancel_requested", "run_key_due")
