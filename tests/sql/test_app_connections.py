@@ -69,11 +69,11 @@ class Async:
         self._runner = asyncio.Runner()
 
     def each(self, use: Callable[[], Coroutine[Any, Any, T]]) -> list[T]:
-        async def all_of_them() -> list[T]:
+        async def gather_all() -> list[T]:
             async with asyncio.timeout(20):
                 return await asyncio.gather(*(use() for _ in range(AT_ONCE)))
 
-        return self._runner.run(all_of_them())
+        return self._runner.run(gather_all())
 
     def enqueue(self, **given: Any) -> list[UUID]:
         async def one() -> UUID:
@@ -200,7 +200,7 @@ def test_a_parameter_report_to_an_idle_session_does_not_end_it(app: Underway, co
         connection.execute("select pg_reload_conf()")
 
 
-class Silent(Proxy):
+class SilentProxy(Proxy):
     """Silently drops the data of the connections that are currently open."""
 
     def __init__(self, database: str) -> None:
@@ -220,7 +220,7 @@ def test_connections_that_a_proxy_silently_drops_are_replaced(
 ) -> None:
     monkeypatch.setattr(pools, "_RESTED_SECONDS", 0.0)
     monkeypatch.setattr(pools, "_ANSWER_SECONDS", 0.2)
-    proxy = Silent(database)
+    proxy = SilentProxy(database)
     with proxy, using_database(app, proxy.url):
         side.enqueue()
         proxy.fall_silent()
@@ -281,7 +281,7 @@ def test_an_exhausted_pool_says_how_its_connections_are_used(side: Side, app: Un
 # Interruptions while the first connection opens
 
 
-class Interrupting(Proxy):
+class InterruptingProxy(Proxy):
     """Calls `then` while the server's first answer is being forwarded."""
 
     def _passed_on(self, data: bytes, *, from_server: bool) -> bytes:
@@ -306,7 +306,7 @@ def test_a_signal_handler_can_enqueue_while_the_first_connection_opens(
 
     before = signal.signal(signal.SIGUSR1, handle)
     try:
-        with Interrupting(database, "not at all", interrupt) as proxy, using_database(app, proxy.url):
+        with InterruptingProxy(database, "not at all", interrupt) as proxy, using_database(app, proxy.url):
             clients.orders.enqueue(Order(1))
     finally:
         signal.signal(signal.SIGUSR1, before)

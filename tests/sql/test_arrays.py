@@ -31,7 +31,7 @@ LARGEST_FLOAT4 = struct.unpack("!f", b"\x7f\x7f\xff\xff")[0]
 SMALLEST_FLOAT4 = struct.unpack("!f", b"\x00\x00\x00\x01")[0]
 
 
-class Registered:
+class ColumnConnection:
     """A sync connection with the columns' dumpers, which work alike on sync and async connections."""
 
     def __init__(self, url: str) -> None:
@@ -57,8 +57,8 @@ class Registered:
 
 
 @pytest.fixture(scope="module")
-def registered(server: str) -> Iterator[Registered]:
-    registered = Registered(server)
+def registered(server: str) -> Iterator[ColumnConnection]:
+    registered = ColumnConnection(server)
     yield registered
     registered.connection.close()
 
@@ -83,19 +83,19 @@ def test_every_kind_of_column_is_listed() -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_column_has_its_type_and_may_be_empty(registered: Registered, kind: type[Column]) -> None:
+def test_a_column_has_its_type_and_may_be_empty(registered: ColumnConnection, kind: type[Column]) -> None:
     assert registered.type_of(kind()) == registered.type_of_name(TYPES[kind])
     assert registered.arrived(kind()) == []
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TYPES if kind is not UUIDs])
 @pytest.mark.parametrize("count", [1, 2, 1000])
-def test_a_column_may_hold_only_nulls(registered: Registered, kind: type[Column], count: int) -> None:
+def test_a_column_may_hold_only_nulls(registered: ColumnConnection, kind: type[Column], count: int) -> None:
     assert registered.arrived(kind([None] * count)) == [None] * count
 
 
 @pytest.mark.parametrize("kind", WIDTHS)
-def test_integers_up_to_their_limits_and_not_beyond(registered: Registered, kind: type[Column]) -> None:
+def test_integers_up_to_their_limits_and_not_beyond(registered: ColumnConnection, kind: type[Column]) -> None:
     largest = 2 ** WIDTHS[kind] - 1
     values = [0, 1, -1, None, largest, -largest - 1, 255, 256, -256]
     assert registered.arrived(kind(values)) == values
@@ -104,7 +104,7 @@ def test_integers_up_to_their_limits_and_not_beyond(registered: Registered, kind
             registered.arrived(kind([beyond]))
 
 
-def test_floats_up_to_their_limits(registered: Registered) -> None:
+def test_floats_up_to_their_limits(registered: ColumnConnection) -> None:
     doubles = [0.0, -0.0, None, 0.1, 1.7976931348623157e308, 5e-324, math.inf, -math.inf, math.nan]
     assert same(registered.arrived(Float8s(doubles)), doubles)
     singles = [0.0, -0.0, None, 0.5, LARGEST_FLOAT4, SMALLEST_FLOAT4, math.inf, -math.inf, math.nan]
@@ -118,11 +118,11 @@ def test_floats_up_to_their_limits(registered: Registered) -> None:
 TEXTS = ["", " ", "a", None, "ü🦆", "\u0301", "\r\n\t\\N {},\"'%s", "{1,2}", "NULL", "\x01\x7f", "x" * 2**20]
 
 
-def test_texts_of_every_kind(registered: Registered) -> None:
+def test_texts_of_every_kind(registered: ColumnConnection) -> None:
     assert registered.arrived(Texts(TEXTS)) == TEXTS
 
 
-def test_str_and_encoded_bytes_may_share_a_column_of_texts(registered: Registered) -> None:
+def test_str_and_encoded_bytes_may_share_a_column_of_texts(registered: ColumnConnection) -> None:
     given = [text if text is None else text.encode() for text in TEXTS]
     assert registered.arrived(Texts(given)) == TEXTS
     assert registered.arrived(Texts([*given, *TEXTS])) == TEXTS * 2
@@ -131,18 +131,18 @@ def test_str_and_encoded_bytes_may_share_a_column_of_texts(registered: Registere
 @pytest.mark.parametrize(
     "data", [b"\xff", b"a\x00b", b"\x00", b"\xc3", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80"], ids=repr
 )
-def test_invalid_utf8_is_refused_and_the_next_statement_works(registered: Registered, data: bytes) -> None:
+def test_invalid_utf8_is_refused_and_the_next_statement_works(registered: ColumnConnection, data: bytes) -> None:
     with pytest.raises(psycopg.DataError, match=r"invalid byte sequence for encoding \"UTF8\": 0x"):
         registered.arrived(Texts(["before", data, "after"]))
     assert registered.arrived(Texts(["again"])) == ["again"]
 
 
-def test_a_text_with_a_nul_is_refused_by_postgres(registered: Registered) -> None:
+def test_a_text_with_a_nul_is_refused_by_postgres(registered: ColumnConnection) -> None:
     with pytest.raises(psycopg.DataError):
         registered.arrived(Texts(["a\0b"]))
 
 
-def test_uuids_as_objects_and_as_strings(registered: Registered) -> None:
+def test_uuids_as_objects_and_as_strings(registered: ColumnConnection) -> None:
     ids = [UUID(int=0), UUID(int=2**128 - 1), uuid4()]
     assert registered.arrived(UUIDs(ids)) == ids
     assert registered.arrived(UUIDs([str(each) for each in ids])) == ids
@@ -150,12 +150,12 @@ def test_uuids_as_objects_and_as_strings(registered: Registered) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "00", "0" * 31, "0" * 34, "not a uuid"], ids=repr)
-def test_an_invalid_uuid_is_refused(registered: Registered, wrong: str) -> None:
+def test_an_invalid_uuid_is_refused(registered: ColumnConnection, wrong: str) -> None:
     with pytest.raises((psycopg.DataError, ValueError)):
         registered.arrived(UUIDs([wrong]))
 
 
-def test_a_column_from_a_generator(registered: Registered) -> None:
+def test_a_column_from_a_generator(registered: ColumnConnection) -> None:
     assert registered.arrived(Int4s(n for n in range(3))) == [0, 1, 2]
 
 
@@ -177,7 +177,7 @@ VALUES: dict[type[Column], st.SearchStrategy[list[Any]]] = {
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_column_arrives_like_the_list_that_the_driver_dumps(registered: Registered, kind: type[Column]) -> None:
+def test_a_column_arrives_like_the_list_that_the_driver_dumps(registered: ColumnConnection, kind: type[Column]) -> None:
     element = TYPES[kind]
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

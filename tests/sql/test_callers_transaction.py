@@ -256,19 +256,19 @@ SHAPES: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
     "no search path": ({"options": "-c search_path="}, nothing),
     "serializable": ({"options": "-c default_transaction_isolation=serializable"}, nothing),
 }
-SHAPES_OF_SYNC: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
+SYNC_ONLY_SHAPES: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
     "client cursors": ({"cursor_factory": psycopg.ClientCursor}, nothing),
     "raw cursors": ({"cursor_factory": psycopg.RawCursor}, nothing),
 }
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, *SHAPES_OF_SYNC])
+@pytest.mark.parametrize("shape", [*SHAPES, *SYNC_ONLY_SHAPES])
 def test_calls_work_on_a_connection_configured_in_any_way(
     bind: Bind, database: str, connection: Connection, shape: str
 ) -> None:
     """Every call that takes conn= returns and writes the same as on a plain connection."""
     bind(clients.app)
-    options, prepare = (SHAPES | SHAPES_OF_SYNC)[shape]
+    options, prepare = (SHAPES | SYNC_ONLY_SHAPES)[shape]
     text = "ä€🦆\\"
     with psycopg.connect(database, **options) as caller:
         prepare(caller)

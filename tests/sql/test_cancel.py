@@ -266,7 +266,7 @@ def test_a_next_step_claimed_by_the_same_commit_is_stopped_under_its_new_token(
 
     async def then(committing: Committing) -> None:
         (task,) = committing.stayed
-        stopper = Stopping(committing.store)
+        stopper = CancellationUnderTest(committing.store)
         stopper.held.add([before := held_task_of(run)])  # the previous step, whose commit is not yet confirmed
         assert client_queries.cancel(connection, UUID(run))
         assert not await stopper.cancels.poll()
@@ -286,7 +286,7 @@ def held_task_of(run: str) -> Task:
     return held_task(Claimed(run, 0, LANE, 0, 0, 0, 0, None, b"null"))
 
 
-class Stopping:
+class CancellationUnderTest:
     """A `Cancellation` with a real store and no worker pool."""
 
     def __init__(self, store: Store) -> None:
@@ -307,7 +307,7 @@ def test_a_cancelled_run_whose_claim_was_lost_is_closed_and_not_released(databas
     async def poll(store: Store) -> None:
         await store.release_unknown([])
         assert status(connection, run) == "in_progress"
-        assert await Stopping(store).cancels.poll()
+        assert await CancellationUnderTest(store).cancels.poll()
 
     with_store(database, poll, US)
     finished = row_of(connection, "finished_run", run)
@@ -321,7 +321,7 @@ def test_a_supervisor_does_not_close_a_run_of_another(database: str, connection:
     assert client_queries.cancel(connection, UUID(run))
 
     async def meddle(store: Store) -> None:
-        assert await Stopping(store).cancels.poll()
+        assert await CancellationUnderTest(store).cancels.poll()
         assert await store.finish([finish(run, token, state="cancelled", payload=None)], []) == set()
 
     with_store(database, meddle)
@@ -496,9 +496,9 @@ def test_cancel_refuses_a_connection_or_keys_of_the_wrong_kind(app: Underway) ->
 
 
 def test_cancel_by_a_concurrency_key_from_python(app: Underway) -> None:
-    mine, theirs = (cancelling.echoes.enqueue("x", concurrency_key=key) for key in ("mine", "theirs"))
-    assert cancelling.echoes.cancel(concurrency_key="mine") == 1
-    assert (mine.status(), theirs.status()) == (Status.CANCELLED, Status.WAITING)
+    ours, theirs = (cancelling.echoes.enqueue("x", concurrency_key=key) for key in ("ours", "theirs"))
+    assert cancelling.echoes.cancel(concurrency_key="ours") == 1
+    assert (ours.status(), theirs.status()) == (Status.CANCELLED, Status.WAITING)
 
 
 # The concurrency keys of a job's steps, and the steps at which a run with the key might not be found.

@@ -699,7 +699,7 @@ def test_promotion_and_release_leave_a_locked_row_for_the_next_turn(any_database
 # What the renew loop makes of leases that were not renewed
 
 
-class Renewing:
+class RenewLoopUnderTest:
     """A `RenewLoop` with a real store, driven turn by turn."""
 
     def __init__(self, database: str, owner: UUID) -> None:
@@ -728,7 +728,7 @@ class Renewing:
 
 def _renewing(database: str, owner: UUID, play: Any) -> None:
     async def main() -> None:
-        renewing = Renewing(database, owner)
+        renewing = RenewLoopUnderTest(database, owner)
         try:
             await renewing.claim()
             await play(renewing)
@@ -741,7 +741,7 @@ def _renewing(database: str, owner: UUID, play: Any) -> None:
 def test_a_locked_row_is_not_lost_and_is_renewed_next_turn(database: str, connection: Connection, us: UUID) -> None:
     stuck, *free = [insert(connection) for _ in range(4)]
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         with locked(database, stuck):
             assert await renewing.renew() == set(free)
         assert renewing.lost == []
@@ -763,7 +763,7 @@ def test_a_locked_row_is_not_lost_and_is_renewed_next_turn(database: str, connec
 def test_a_row_that_is_no_longer_ours_is_lost(database: str, connection: Connection, us: UUID, theft: str) -> None:
     stolen, kept = insert(connection), insert(connection)
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         connection.execute(theft + " where id = %s", [stolen])
         assert await renewing.renew() == {kept}
         assert renewing.lost == [stolen]
@@ -774,7 +774,7 @@ def test_a_row_that_is_no_longer_ours_is_lost(database: str, connection: Connect
 def test_a_cancelled_run_is_neither_renewed_nor_lost(database: str, connection: Connection, us: UUID) -> None:
     cancelled, kept = insert(connection), insert(connection)
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         assert client_queries.cancel(connection, UUID(cancelled))
         assert await renewing.renew() == {kept}
         assert renewing.lost == []
@@ -785,7 +785,7 @@ def test_a_cancelled_run_is_neither_renewed_nor_lost(database: str, connection: 
 def test_a_task_committed_during_its_renewal_is_not_lost(database: str, connection: Connection, us: UUID) -> None:
     run = insert(connection)
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         (task,) = renewing.held
         renewing.held.end(task)
         await renewing.store.finish([finish(run, task.token)], [])
@@ -798,7 +798,7 @@ def test_a_task_committed_during_its_renewal_is_not_lost(database: str, connecti
 def test_progress_is_written_by_a_renewal_and_kept_by_the_next(database: str, connection: Connection, us: UUID) -> None:
     insert(connection)
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         (task,) = renewing.held
         task.progress = b'{"done": 1}'
         for _ in range(2):
@@ -815,7 +815,7 @@ def test_progress_that_cannot_be_stored_costs_no_lease(
 ) -> None:
     bad, good = insert(connection), insert(connection)
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         tasks = {task.run: task for task in renewing.held}
         tasks[bad].progress = progress
         tasks[good].progress = b'{"done": 2}'

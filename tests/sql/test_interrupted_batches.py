@@ -29,7 +29,7 @@ from underway.supervisor.tasks.task import Task
 
 COUNT = 40
 FITTING = 3
-MOST_TURNS = 200  # only a few of them are interruptions
+MAX_TURNS = 200  # only a few of them are interruptions
 
 FINISHED = (
     "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, state, priority,"
@@ -190,7 +190,7 @@ def test_a_loop_completes_although_only_a_few_rows_pass_at_a_time(
     async def play() -> None:
         side = Side(database, uuid4())
         turn = loop(side)
-        for _ in range(MOST_TURNS):
+        for _ in range(MAX_TURNS):
             try:
                 await turn()
             except DatabaseUnavailable:

@@ -16,7 +16,7 @@ CLAIMERS, KILLS, WAVES = 4, 4, 100
 WAVE_SECONDS = 0.02
 
 # A run holds its slot from its first start, through retries, crashes and steps, until its committed end.
-AT_WORK = """
+EXECUTING = """
     with held as (
         select concurrency_key as key, concurrency_limit, min(at) filter (where event = 'started') as since,
             max(at) filter (where event = 'ended' and token = last_token) as until
@@ -27,7 +27,7 @@ AT_WORK = """
     )
     select key, concurrency_limit, since, 1 + (
         select count(*) from held o where o.key = h.key and o.since < h.since and o.until > h.since
-    ) as at_work
+    ) as executing
     from held h
 """
 OVERTAKEN = """
@@ -87,7 +87,7 @@ def test_limits_of_keys_are_never_exceeded_and_no_run_is_overtaken(database: str
                 process.kill()
                 process.wait()
         assert left == []
-        held = connection.execute(AT_WORK).fetchall()
+        held = connection.execute(EXECUTING).fetchall()
         assert len(held) == wave * WAVES
         assert [row for row in held if row[3] > row[1]] == []
         assert max(row[3] for row in held) == 2, "both slots of a key are used"

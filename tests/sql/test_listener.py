@@ -18,7 +18,7 @@ from underway.postgres.reconnecting import DatabaseUnavailable, ReconnectingConn
 SOON = 20.0
 
 
-class Listening:
+class Listener:
     """A connection that listens, and the number of notifications it has heard."""
 
     def __init__(self, database: str) -> None:
@@ -44,11 +44,11 @@ class Listening:
         return (await self.connection.open()).info.backend_pid
 
 
-def listen(database: str, play: Callable[[Listening], Awaitable[None]], *, opened: bool = False) -> None:
+def listen(database: str, play: Callable[[Listener], Awaitable[None]], *, opened: bool = False) -> None:
     """Subscribe, play, close. With `opened` the connection is open before the subscription."""
 
     async def main() -> None:
-        listening = Listening(database)
+        listening = Listener(database)
         if opened:
             listening.connection = ReconnectingConnection(database)
             await listening.connection.open()
@@ -69,7 +69,7 @@ def notify(connection: Connection) -> None:
 
 @pytest.mark.parametrize("opened", [False, True], ids=["opened by listening", "opened before"])
 def test_a_notification_between_statements_is_heard(database: str, connection: Connection, opened: bool) -> None:
-    async def play(listening: Listening) -> None:
+    async def play(listening: Listener) -> None:
         for _ in range(3):
             arrival = asyncio.ensure_future(listening.hears())
             await asyncio.sleep(0)
@@ -83,7 +83,7 @@ def test_a_notification_between_statements_is_heard(database: str, connection: C
 def test_a_notification_during_a_statement_is_heard(database: str, connection: Connection, opened: bool) -> None:
     """While the statement waits for a lock, only the driver reads the connection."""
 
-    async def play(listening: Listening) -> None:
+    async def play(listening: Listener) -> None:
         with psycopg.connect(database) as other_session:
             # Supervisor statements do not wait for row locks, so this lock is on the table.
             other_session.execute("lock table underway.supervisor")
@@ -105,7 +105,7 @@ def test_a_notification_during_a_statement_is_heard(database: str, connection: C
 def test_no_notification_is_missed_during_a_stream_of_statements(database: str, connection: Connection) -> None:
     """A notification may arrive before or after the end of a statement."""
 
-    async def play(listening: Listening) -> None:
+    async def play(listening: Listener) -> None:
         for _ in range(300):
             before = listening.heard
             statement = asyncio.ensure_future(listening.connection.fetch("stop_requested", {"id": uuid4()}))
@@ -117,7 +117,7 @@ def test_no_notification_is_missed_during_a_stream_of_statements(database: str, 
 
 
 def test_the_listeners_own_echo_is_not_counted(database: str) -> None:
-    async def play(listening: Listening) -> None:
+    async def play(listening: Listener) -> None:
         # One for notifications that may have been missed before; a nonce that came back is not counted.
         assert listening.heard == 1
         await listening.wakeup.subscribe()
@@ -130,7 +130,7 @@ def test_the_listeners_own_echo_is_not_counted(database: str) -> None:
 def test_a_connection_that_breaks_while_idle_wakes_its_loop_and_listens_again(
     database: str, connection: Connection
 ) -> None:
-    async def play(listening: Listening) -> None:
+    async def play(listening: Listener) -> None:
         for turn in (1, 2, 3):
             paused = asyncio.ensure_future(listening.wakeup.rest(60))
             await asyncio.sleep(0)
@@ -154,7 +154,7 @@ def test_a_connection_that_breaks_while_idle_wakes_its_loop_and_listens_again(
 
 
 def test_a_connection_that_breaks_during_a_statement_listens_again(database: str, connection: Connection) -> None:
-    async def play(listening: Listening) -> None:
+    async def play(listening: Listener) -> None:
         with psycopg.connect(database) as other_session:
             other_session.execute("lock table underway.supervisor")
             pid = await listening.pid()
@@ -173,7 +173,7 @@ def test_a_connection_that_breaks_during_a_statement_listens_again(database: str
     listen(database, play)
 
 
-class Swallowing(Proxy):
+class SwallowingProxy(Proxy):
     """Accepts all data, as TCP would acknowledge it, and forwards none."""
 
     swallows = False
@@ -185,7 +185,7 @@ class Swallowing(Proxy):
 def test_a_connection_whose_statement_gets_no_answer_is_closed(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnecting, "ANSWER_SECONDS", 0.0)
 
-    async def play(proxy: Swallowing) -> None:
+    async def play(proxy: SwallowingProxy) -> None:
         client = ReconnectingConnection(proxy.url)
         await client.fetch("clock")
         proxy.swallows = True
@@ -195,7 +195,7 @@ def test_a_connection_whose_statement_gets_no_answer_is_closed(database: str, mo
         assert await client.fetch("clock"), "on a new connection"
         await client.close()
 
-    proxy = Swallowing(database, "be late")
+    proxy = SwallowingProxy(database, "be late")
     with proxy:
         asyncio.run(asyncio.wait_for(play(proxy), 20))
 
@@ -204,7 +204,7 @@ def test_a_connection_whose_statement_gets_no_answer_is_closed(database: str, mo
 def test_a_connection_still_listens_after_a_failed_statement(database: str, connection: Connection, how: str) -> None:
     """The connection is not reopened, so there is no new subscription."""
 
-    async def play(listening: Listening) -> None:
+    async def play(listening: Listener) -> None:
         pid = await listening.pid()
         if how == "refused for its data":
             with pytest.raises(psycopg.DataError):
@@ -274,7 +274,7 @@ def test_concurrent_users_of_a_connection_open_it_once(database: str, connection
     backends = "select count(*) from pg_stat_activity where application_name = 'two at once'"
 
     async def main() -> None:
-        listening = Listening(psycopg.conninfo.make_conninfo(database, application_name="two at once"))
+        listening = Listener(psycopg.conninfo.make_conninfo(database, application_name="two at once"))
         try:
             await asyncio.gather(
                 listening.wakeup.subscribe(),

@@ -31,7 +31,7 @@ Plan = dict[str, Any]
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s")
 
 
-class Explaining(ReconnectingConnection):
+class ExplainingConnection(ReconnectingConnection):
     """A supervisor's connection that fetches the plan of each statement instead of its rows.
 
     As on a supervisor's connection, statements are prepared at their first use and keep that plan.
@@ -211,7 +211,7 @@ def fill(connection: Connection) -> None:
     load(connection, 2_000, "job, state, owner, lease_expires_at, token", held)
 
 
-async def explain_all(store: Store, batch: list[tuple[str, int]], *sessions: Explaining) -> dict[str, Plan]:
+async def explain_all(store: Store, batch: list[tuple[str, int]], *sessions: ExplainingConnection) -> dict[str, Plan]:
     for use in USES.values():
         await use(store, batch)
     plans: dict[str, Plan] = {}
@@ -243,8 +243,8 @@ def test_no_statement_reads_through_the_runs(any_database: str) -> None:
     """Neither with a plan made for the empty table nor with a later one, with or without statistics."""
     query = "select id::text, token from underway.run where state = 'in_progress' order by random() limit %s"
 
-    async def at_all_times(connection: Connection) -> None:
-        old, new = Explaining(any_database), Explaining(any_database)
+    async def explain_before_and_after(connection: Connection) -> None:
+        old, new = ExplainingConnection(any_database), ExplainingConnection(any_database)
         old_store, new_store = (Store(session, session, US, "testhost") for session in (old, new))
         try:
             check_plans(await explain_all(old_store, [(str(uuid4()), 1)], old), "empty")
@@ -262,13 +262,13 @@ def test_no_statement_reads_through_the_runs(any_database: str) -> None:
 
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute("alter table underway.run set (autovacuum_enabled = off)")
-        asyncio.run(at_all_times(connection))
+        asyncio.run(explain_before_and_after(connection))
 
 
 @pytest.mark.parametrize("analysed", [False, True], ids=["never analysed", "analysed"])
 def test_a_claim_touches_few_pages_beside_a_hundred_times_the_backlog(any_database: str, analysed: bool) -> None:
     async def touched(connection: Connection) -> list[int]:
-        session = Explaining(any_database, ", analyze, buffers")
+        session = ExplainingConnection(any_database, ", analyze, buffers")
         pages = []
         try:
             for backlog in (300, 29_700):
@@ -287,13 +287,13 @@ def test_a_claim_touches_few_pages_beside_a_hundred_times_the_backlog(any_databa
         connection.execute("alter table underway.run set (autovacuum_enabled = off)")
         few, many = asyncio.run(touched(connection))
     assert many <= 1.5 * few
-    assert many <= MOST_PAGES
+    assert many <= MAX_PAGES
 
 
 @pytest.mark.parametrize("analysed", [False, True], ids=["never analysed", "analysed"])
 def test_stranded_lanes_are_found_with_one_probe_per_lane(any_database: str, analysed: bool) -> None:
     async def touched(connection: Connection) -> int:
-        session = Explaining(any_database, ", analyze, buffers")
+        session = ExplainingConnection(any_database, ", analyze, buffers")
         try:
             load(connection, 50_000, "job, state", "'job' || n % 10, 'pending'")
             if analysed:
@@ -315,7 +315,7 @@ def test_thirty_thousand_runs_in_line_for_one_key_delay_no_statement(any_databas
     """Neither claims nor promotions nor the grant of the key read more pages."""
 
     async def touched(connection: Connection) -> dict[str, list[int]]:
-        session = Explaining(any_database, ", analyze, buffers")
+        session = ExplainingConnection(any_database, ", analyze, buffers")
         store = Store(session, session, US, "testhost")
         pages: dict[str, list[int]] = {}
         try:
@@ -341,7 +341,7 @@ def test_thirty_thousand_runs_in_line_for_one_key_delay_no_statement(any_databas
         pages = asyncio.run(touched(connection))
     for name, (few, many) in pages.items():
         assert many <= 1.5 * few + 30, (name, few, many)
-        assert many <= MOST_PAGES, (name, few, many)
+        assert many <= MAX_PAGES, (name, few, many)
 
 
 def test_a_cancel_by_concurrency_key_reads_only_the_runs_with_the_key(any_database: str) -> None:
@@ -389,7 +389,7 @@ def test_dead_rows_delay_no_statement_while_a_snapshot_is_held(any_database: str
 
     async def touched(connection: Connection) -> dict[str, int]:
         since = value(connection, "select extract(epoch from now())::float8")
-        session = Explaining(any_database, ", analyze, buffers")
+        session = ExplainingConnection(any_database, ", analyze, buffers")
         try:
             for name in ("seconds_until_due", "promote_runs", "join_key_queue", "expire_runs"):
                 given = {"since": since, "limit": 500, "passing_over": 0, "queues": [], "keys": []}
@@ -409,7 +409,7 @@ def test_dead_rows_delay_no_statement_while_a_snapshot_is_held(any_database: str
 
 
 # A claim of 50 touches 11 to 15 per run: to find it, and to write a new row version and its index entries.
-MOST_PAGES = 1000
+MAX_PAGES = 1000
 
 
 @pytest.mark.parametrize("held", [8, 64])

@@ -70,9 +70,9 @@ def recovered() -> QuerySteps[int]:
 
 
 @query
-def commits_alone() -> QuerySteps[bool]:
-    ((alone,),) = yield COMMITS_EACH_STATEMENT
-    return bool(alone)
+def commits_each_statement() -> QuerySteps[bool]:
+    ((answer,),) = yield COMMITS_EACH_STATEMENT
+    return bool(answer)
 
 
 @sync_and_async
@@ -111,8 +111,8 @@ def test_an_atomic_query_takes_effect_as_a_whole(run: Run[Any], database: str, c
 
 @sync_and_async
 def test_a_query_learns_whether_each_statement_commits(run: Run[Any], database: str) -> None:
-    assert run(database, commits_alone.bind(), True) is True
-    assert run(database, commits_alone.bind(), False) is False
+    assert run(database, commits_each_statement.bind(), True) is True
+    assert run(database, commits_each_statement.bind(), False) is False
 
 
 @sync_and_async

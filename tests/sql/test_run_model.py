@@ -33,11 +33,11 @@ from underway.wire.messages import NextStep
 T = TypeVar("T")
 
 STEPS = ("one", "two", "three")
-MOST_ATTEMPTS, MOST_CRASHES = 3, 2
+MAX_ATTEMPTS, MAX_CRASHES = 3, 2
 # Long enough that no run becomes due by itself during an example.
 HOUR = timedelta(hours=1)
 POLICY = Policy(
-    retry=RetryPolicy(max_attempts=MOST_ATTEMPTS, initial_interval=HOUR, max_interval=HOUR), max_crashes=MOST_CRASHES
+    retry=RetryPolicy(max_attempts=MAX_ATTEMPTS, initial_interval=HOUR, max_interval=HOUR), max_crashes=MAX_CRASHES
 )
 LANES = Lanes((Lane("default", "job", step), POLICY) for step in STEPS)
 OWNERS = (uuid4(), uuid4())
@@ -120,13 +120,13 @@ class ModelRun:
             self.crash()
         else:
             self.attempts += 1
-            used_up = charge is Charge.FAILURE or self.attempts >= MOST_ATTEMPTS
+            used_up = charge is Charge.FAILURE or self.attempts >= MAX_ATTEMPTS
             self.state = "failed" if used_up else "waiting"
 
     def crash(self) -> None:
         self.owner = None
         self.crashes += 1
-        self.state = "failed" if self.crashes >= MOST_CRASHES else "waiting"
+        self.state = "failed" if self.crashes >= MAX_CRASHES else "waiting"
 
 
 class World:

@@ -38,7 +38,7 @@ POLICY = Policy(lease=timedelta(seconds=2))
 Cut = tuple[str, str]  # a statement, and a moment
 
 
-class Cutting:
+class ConnectionCutter:
     """Kills the connection at each of these statements in turn, whichever session sends it next."""
 
     def __init__(self, connection: Connection, sessions: Sequence[Interrupted], cuts: Sequence[Cut]) -> None:
@@ -121,9 +121,9 @@ def test_a_statement_that_is_cut_off_does_not_change_the_results(
 
     async def script(serving: Serving) -> None:
         serve_under(POLICY, serving)
-        cutting = Cutting(connection, [serving.work, serving.leases], [*case.first, (case.statement, moment)])
-        await work(serving, connection, len(runs), lambda: case.while_running and bool(cutting.left))
-        await all_cut(cutting)
+        cutter = ConnectionCutter(connection, [serving.work, serving.leases], [*case.first, (case.statement, moment)])
+        await work(serving, connection, len(runs), lambda: case.while_running and bool(cutter.left))
+        await all_cut(cutter)
 
     assert serve(database, script, workers=len(runs))
     assert value(connection, "select count(*) from underway.run where job <> 'child'") == 0
@@ -137,10 +137,10 @@ def test_a_statement_that_is_cut_off_does_not_change_the_results(
         assert attempts_of(connection, run) == (reaped if run in expired else [("succeeded", 1), ("succeeded", 1)])
 
 
-async def all_cut(cutting: Cutting) -> None:
+async def all_cut(cutter: ConnectionCutter) -> None:
     """Waits until every cut is made: some statements are sent only when there is nothing else to do."""
     async with asyncio.timeout(10):
-        while cutting.left:
+        while cutter.left:
             await asyncio.sleep(0.005)
 
 
@@ -172,15 +172,15 @@ def test_a_release_that_is_cut_off_takes_effect_nevertheless(
 ) -> None:
     """A supervisor that stops releases a task that its worker has not started."""
     run = insert(connection)
-    cuttings = []
+    cutters = []
 
     async def script(serving: Serving) -> None:
         (task,) = await serving.all_running(1)
         task.started_at = None
-        cuttings.append(Cutting(connection, [serving.work, serving.leases], [(statement, moment)]))
+        cutters.append(ConnectionCutter(connection, [serving.work, serving.leases], [(statement, moment)]))
 
     assert serve(database, script)
-    assert cuttings[0].left == []
+    assert cutters[0].left == []
     row = now(connection, run)
     assert is_free(row)
     assert (row["attempt_number"], row["releases"]) == (0, 1)
@@ -378,7 +378,7 @@ def test_a_steps_transaction_that_is_cut_off_at_any_statement_commits_once(
     connection.execute("create table effect (run uuid)")
     for trip in range(20):
         run = insert(connection)
-        cut = CutTrip(connection, trip, moment)
+        cut = RoundTripCut(connection, trip, moment)
         with monkeypatch.context() as patch:
             patch.setattr(StepConnection, "wait", cut.wait)
             play(database, partial(run_step, database=database, run=run, ending=ending), step=step)
@@ -404,7 +404,7 @@ def test_a_steps_transaction_that_is_cut_off_at_any_statement_commits_once(
     assert first_success == (5 if moment == "before" else 4)
 
 
-class CutTrip:
+class RoundTripCut:
     """Replaces `StepConnection.wait`, which every round trip passes through, and kills the connection at the nth."""
 
     def __init__(self, connection: Connection, trip: int, moment: str) -> None:

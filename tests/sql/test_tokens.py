@@ -10,7 +10,7 @@ import pytest
 from apps import extremes
 from db import Connection, insert, insert_held, open_store, value
 from harness import Supervisor, eventually
-from test_plans import Explaining
+from test_plans import ExplainingConnection
 
 from underway import Status, Underway
 from underway.ids import new_id
@@ -108,7 +108,7 @@ def test_the_largest_token_is_found_without_reading_every_row(any_database: str)
         connection.execute("analyze underway.run, underway.attempt")
 
         async def touched() -> Any:
-            session = Explaining(any_database, ", analyze, buffers")
+            session = ExplainingConnection(any_database, ", analyze, buffers")
             try:
                 await session.fetch("recover_tokens")
             finally:
