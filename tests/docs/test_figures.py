@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from made_up import ROWS, result, row
 
-from benchmarks import documents, figures
+from benchmarks import figures, result_files
 
 TEXTS = {path.name: path for path in (figures.README, figures.PERFORMANCE)}
 
@@ -23,10 +23,10 @@ def tables(text: str) -> list[list[list[str]]]:
     return [[line.strip("|").split("|") for line in table.splitlines()] for table in found]
 
 
-def given(folder: Path, *results: str) -> list[documents.Document]:
+def given(folder: Path, *results: str) -> list[result_files.ResultFile]:
     for number, text in enumerate(results):
         (folder / f"{number}.json").write_text(text)
-    return documents.load_folder(folder)
+    return result_files.load_folder(folder)
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 from made_up import ROWS, result, row
 
-from benchmarks import documents
+from benchmarks import result_files
 from benchmarks.plots import findings
-from benchmarks.plots.pictures import Bars, Distribution, Panels, Picture
+from benchmarks.plots.plot_data import Bars, Distribution, Panels, Plot
 
 NAMES = ["throughput", "step_length", "growth_workers", "growth_payload", "growth_supervisors", "claims",
          "cpu_by_whom", "latency"]  # fmt: skip
 
 
-def pictures(folder: Path, *results: str) -> dict[str, Picture]:
+def pictures(folder: Path, *results: str) -> dict[str, Plot]:
     for number, text in enumerate(results):
         (folder / f"{number}.json").write_text(text)
-    return {picture.name: picture for picture in findings.pictures(documents.load_folder(folder))}
+    return {picture.name: picture for picture in findings.plots(result_files.load_folder(folder))}
 
 
 def test_a_full_result_gives_every_picture(tmp_path: Path) -> None:

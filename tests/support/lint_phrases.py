@@ -10,7 +10,7 @@ from pathlib import Path
 from places import ROOT
 
 CLEAN = (
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples", "benchmarks"),
     *("underway/cli", "underway/keys", "underway/schedule"),
     *("underway/errors.py", "underway/ids.py", "underway/printable.py"),
     *(
