@@ -82,7 +82,7 @@ def test_the_full_tables(tmp_path: Path) -> None:
     headings = re.findall(r"^### (.*)$", text, re.MULTILINE)
     assert headings == [
         "At a glance",
-        "CPU microseconds a run, by whom",
+        "CPU microseconds per run, by process",
         "By the length of a step",
         "No-op runs by workers",
         "Steps of 20 ms by workers",
