@@ -173,7 +173,7 @@ class Comparison:
 
     @property
     def _available_rows(self) -> list[Row]:
-        return [row for row in self.result.rows if row.peer.name in self._shared.pythons]
+        return [row for row in self.result.rows if row.peer.name in self._shared.interpreters]
 
     def _guarded(self, row: Row, what: str, variant: Callable[[], T]) -> Callable[[], T | None]:
         """A measure that fails for one peer is reported at the end and not repeated; the other peers continue."""

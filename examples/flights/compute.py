@@ -185,7 +185,7 @@ def _models(flights: pd.DataFrame) -> tuple[list[Model], pd.DataFrame]:
 
 
 def _hard_days(flights: pd.DataFrame) -> list[HardDay]:
-    """The five days with the lowest share on time, without days of few flights."""
+    """The five days with the lowest share on time, excluding days with few flights."""
     by_day = [(int(day), part, _tally(part)) for day, part in flights.groupby("day")]
     typical = float(np.median([tally.flights for _, _, tally in by_day]))
     hard = [
