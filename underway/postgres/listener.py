@@ -33,7 +33,7 @@ class Wakeup:
         session.on_broken = self._broken.set
 
     async def subscribe(self) -> None:
-        """Listen if the connection is a new one, without waiting for the echo. Raises DatabaseAway."""
+        """Listen if the connection is a new one, without waiting for the echo. Raises DatabaseUnavailable."""
         await self._session.open()
         if self._session.opened == self._opened:
             return
