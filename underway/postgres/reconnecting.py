@@ -121,8 +121,8 @@ class ReconnectingConnection:
     async def open(self) -> psycopg.AsyncConnection[TupleRow]:
         """The connection; if it is closed, make one attempt to open it.
 
-        Raises DatabaseUnavailable. If the schema does not fit, raises SchemaError only if this session was never open before,
-        and DatabaseUnavailable later, because a restore makes the schema disappear temporarily. (A restore ended all
+        Raises DatabaseUnavailable. If the schema does not fit, raises SchemaError at the first connection only, and
+        DatabaseUnavailable later, because a restore makes the schema disappear temporarily. (A restore ended all
         supervisors with exit code 4.)
         """
         async with self._lock:  # two callers that find it closed must not both open one
@@ -180,8 +180,8 @@ class ReconnectingConnection:
     ) -> list[TupleRow]:
         """Rows of a named statement. Waits indefinitely for a connection, then at most `seconds` for the statement.
 
-        Raises DatabaseUnavailable if the connection breaks or the server refuses, and psycopg.Error if the parameters cannot
-        be stored.
+        Raises DatabaseUnavailable if the connection breaks or the server refuses, and psycopg.Error if the parameters
+        cannot be stored.
         """
         try:
             rows = await self._execute(statements()[statement], parameters, seconds)

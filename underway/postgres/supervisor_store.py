@@ -178,7 +178,7 @@ class Store:
         return bool(rows)
 
     async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> dict[tuple[str, int], bool]:
-        """Those of these runs that this supervisor still owns, as (run, token), and whether they have been cancelled."""
+        """Which of these runs this supervisor still owns, as (run, token), and whether each has been cancelled."""
         session = self._leases if on_leases else self._work
         rows = await session.fetch("owned_runs", {"ids": UUIDs(runs), "owner": self._owner})
         return {(run, token): cancelled for run, token, cancelled in rows}
@@ -242,10 +242,10 @@ class Store:
         self._note_locked_keys(rows)
         return [(run, token, final) for run, token, final, _ in rows]
 
-    # Like reap, these raise psycopg.Error if a row's data is refused; `passing_over` skips that number of rows.
+    # Like reap, the next methods raise psycopg.Error if a row's data is refused; `passing_over` skips that number of rows.
 
     async def expire(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
-        """Remove up to `limit` finished runs that have expired; unless `from_start`, begin after the last removed one."""
+        """Remove up to `limit` expired finished runs; unless `from_start`, begin after the last one removed."""
         since = -math.inf if from_start else self._expired_since
         rows = await self._work.fetch("expire_runs", {"limit": limit, "since": since, "passing_over": passing_over})
         self._expired_since = max((expires_at for (expires_at,) in rows), default=since)
