@@ -242,7 +242,7 @@ class Store:
         self._note_locked_keys(rows)
         return [(run, token, final) for run, token, final, _ in rows]
 
-    # Like reap, the next methods raise psycopg.Error if a row's data is refused; `passing_over` skips that number of rows.
+    # Like reap, these raise psycopg.Error if a row's data is refused, and skip the first `passing_over` rows.
 
     async def expire(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
         """Remove up to `limit` expired finished runs; unless `from_start`, begin after the last one removed."""
