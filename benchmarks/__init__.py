@@ -1,1 +1,1 @@
-"""How fast underway is, each figure beside what the same machine does in process: python -m benchmarks."""
+"""Benchmarks of underway, each beside the same work done in process on the same machine: python -m benchmarks."""

@@ -7,30 +7,36 @@ from dataclasses import asdict, replace
 
 import click
 
-from benchmarks import machine, report, stage
+from benchmarks import machine, report, testbed
 from benchmarks.cases import CASES
-from benchmarks.cases.setting import Setting
+from benchmarks.cases.context import CaseContext
 from benchmarks.model import Row, Sizes
-from benchmarks.pairs import Pairs
-from benchmarks.progress import Say, progress
+from benchmarks.progress import ShowProgress, progress_display
+from benchmarks.sampler import Sampler
 
 _EPILOG = "\b\nNames:\n" + "\n".join(f"  {name:13} {case.text}" for name, case in CASES.items())
 
 
 @click.command(epilog=_EPILOG)
 @click.argument("names", nargs=-1, metavar="[NAME]...", type=click.Choice(list(CASES)))
-@click.option("--rounds", type=click.IntRange(1), help="Rounds of each benchmark; 5, with --quick 2.")
-@click.option("--quick", is_flag=True, help="A tenth of the work or less: whether all runs, not how fast it is.")
-@click.option("--runs", type=click.IntRange(10), help="So many runs in each sample, in place of the usual sizes.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of each benchmark. Default: 5, or 2 with --quick.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="At most a tenth of the work. Checks that the benchmarks run; the figures mean little.",
+)
+@click.option("--runs", type=click.IntRange(10), help="Number of runs in each sample, instead of the usual sizes.")
 @click.option(
     "--backlog",
     type=click.IntRange(100),
     metavar="RUNS",
-    help="So many pending runs around a claim, and ten times as many finished; 1,000,000.",
+    help="Number of pending runs beside a claim, and ten times as many finished ones. Default: 1,000,000.",
 )
-@click.option("--minutes", type=click.FloatRange(min=0.01), help="So long is each supervisor of `steady` watched; 1.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0.01), help="Minutes for which `steady` watches each supervisor. Default: 1."
+)
 @click.option("--patience", type=click.FloatRange(0), default=0, show_default=True, metavar="SECONDS",
-              help="How long each benchmark may wait for others to leave the machine alone.")  # fmt: skip
+              help="How long each benchmark may wait until the machine is quiet.")  # fmt: skip
 def main(
     names: tuple[str, ...],
     rounds: int | None,
@@ -40,8 +46,8 @@ def main(
     minutes: float | None,
     patience: float,
 ) -> None:
-    """Measure underway beside the in-process limit of the same work, in pairs, on an embedded Postgres of its own."""
-    # An end by TERM must not leave a server behind.
+    """Measure underway and an in-process baseline of the same work, in pairs, on a private embedded Postgres."""
+    # SIGTERM must not leave a Postgres server behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sizes = Sizes.quick() if quick else Sizes()
     if runs is not None:
@@ -53,27 +59,27 @@ def main(
     load_before = machine.load()
     neighbours: list[float] = []
     unfinished = ""
-    with progress() as say, stage.set_up() as prepared:
-        described = machine.describe(prepared)
+    with progress_display() as show_progress, testbed.start() as bed:
+        described = machine.describe(bed)
         for name in dict.fromkeys(names or CASES):
-            pairs = Pairs(prepared, rounds, patience, _about(name, say))
+            sampler = Sampler(bed, rounds, patience, _prefixed(name, show_progress))
             try:
-                rows += pairs.judged(CASES[name].run(Setting(prepared, sizes, pairs)))
-            except (KeyboardInterrupt, SystemExit):  # minutes of measuring are not to be lost with the rest
+                rows += sampler.marked_if_disturbed(CASES[name].run(CaseContext(bed, sizes, sampler)))
+            except (KeyboardInterrupt, SystemExit):  # keep what was measured so far
                 unfinished = name
                 break
-            neighbours += pairs.neighbours
-    about = report.Circumstances(described, load_before, machine.load(), neighbours, time.monotonic() - began)
+            neighbours += sampler.neighbours
+    circumstances = report.Circumstances(described, load_before, machine.load(), neighbours, time.monotonic() - began)
     print(report.table(rows))
     print()
-    print(report.footer(rows, about))
-    print(report.save(rows, about, {"rounds": rounds, "sizes": asdict(sizes)}))
+    print(report.footer(rows, circumstances))
+    print(report.save(rows, circumstances, {"rounds": rounds, "sizes": asdict(sizes)}))
     if unfinished:
-        sys.exit(f"stopped during {unfinished}: the table is of what was finished before")
+        sys.exit(f"stopped during {unfinished}: the table has only the benchmarks that finished before it")
 
 
-def _about(name: str, say: Say) -> Say:
-    return lambda text: say(f"{name}: {text}")
+def _prefixed(name: str, show_progress: ShowProgress) -> ShowProgress:
+    return lambda text: show_progress(f"{name}: {text}")
 
 
 if __name__ == "__main__":

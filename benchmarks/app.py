@@ -1,4 +1,4 @@
-"""The app that the supervisors of the benchmarks serve."""
+"""The app that the benchmarks' supervisors run."""
 
 from benchmarks import work
 from underway import Context, Done, To, Underway
@@ -21,13 +21,13 @@ def burn(cx: Context, milliseconds: int) -> Done:
     return To.done()
 
 
-def weigh(cx: Context, text: str) -> Done:
-    work.weigh(text)
+def receive(cx: Context, text: str) -> Done:
+    work.receive(text)
     return To.done()
 
 
-def clock(cx: Context, value: int) -> Done[int]:
-    return To.done(work.clock(value))
+def read_clock(cx: Context, value: int) -> Done[int]:
+    return To.done(work.read_clock(value))
 
 
 def announce(cx: Context, address: str) -> Done:
@@ -43,9 +43,9 @@ def kill(cx: Context, value: int) -> Done:
 noop = app.job("noop").step(nothing)
 two_step = app.job("two-step").step(first).step(nothing)
 burner = app.job("burner").step(burn)
-weighers = app.job("weighers").step(weigh)
-clocks = app.job("clocks").step(clock)
-# One crash ends the run: it must not come back, and take a place, while other kills are being measured.
-announcers = app.job("announcers").step(announce, max_crashes=1)
-# Before the others, or it would be at the end of their backlog.
+receiver = app.job("receiver").step(receive)
+clock_reader = app.job("clock-reader").step(read_clock)
+# One crash fails the run: a retry would occupy a worker while the next kills are measured.
+announcer = app.job("announcer").step(announce, max_crashes=1)
+# High priority, so that it does not wait behind the backlog of the other jobs.
 poison = app.job("poison").step(kill, priority=1000)

@@ -1,6 +1,6 @@
-"""A supervisor's own statements on a session like its own, and nothing around them: no supervisor, no workers.
+"""A supervisor's own statements on a connection like its own, without a supervisor or workers.
 
-All that the benchmarks know of the store's shapes is in here.
+Only this module of the benchmarks knows the types of the store.
 """
 
 import asyncio
@@ -21,45 +21,45 @@ from underway.supervisor.loops.claim import SCAN_SHARE
 T = TypeVar("T")
 
 QUEUE = "default"
-# No app has it, so that a supervisor beside us leaves its runs alone.
+# No app declares this job, so a supervisor that runs at the same time does not claim its runs.
 JOB = "benchmark-engine"
 FIRST, SECOND = "first", "second"
 
 
 class Engine:
-    """Claims and commits on one connection, one after the other."""
+    """Claims and commits on one connection, in turn."""
 
     def __init__(self, url: str) -> None:
         self._runner = asyncio.Runner()
         self._session = ReconnectingConnection(conninfo(url))
         self._store = Store(self._session, self._session, uuid4(), "benchmark")
         self._lanes = Lanes([(Lane(QUEUE, JOB, step), Policy()) for step in (FIRST, SECOND)])
-        self._head_at = 0.0
+        self._rescan_at = 0.0
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """For callers that are not async; the connection stays open from one to the next."""
+        """For synchronous callers; the connection stays open between calls."""
         return self._runner.run(work)
 
     async def claim(self, tasks: int, *, candidates: int | None = None) -> list[Claimed]:
         return await self._store.claim(self._lanes, tasks, candidates=candidates or tasks, suspects=1)
 
-    async def claim_on(self, tasks: int) -> list[Claimed]:
-        """As a supervisor claims under a backlog: from where it left off, and for a tenth of the time from the head."""
+    async def claim_like_supervisor(self, tasks: int) -> list[Claimed]:
+        """Claim as a supervisor does under a backlog: from its cursor, and for a tenth of the time from the start."""
         began = time.monotonic()
-        from_start = began >= self._head_at
+        from_start = began >= self._rescan_at
         claimed = await self._store.claim(self._lanes, tasks, candidates=tasks, suspects=1, from_start=from_start)
         if from_start:
             now = time.monotonic()
-            self._head_at = now + (now - began) / SCAN_SHARE
+            self._rescan_at = now + (now - began) / SCAN_SHARE
         return claimed
 
     async def finish(self, claimed: list[Claimed]) -> None:
         rows = [FinishRun(task.run, task.token, "succeeded", None, 0, 0, _attempt()) for task in claimed]
-        _all_held(rows, await self._store.finish(rows, []))
+        _check_committed(rows, await self._store.finish(rows, []))
 
     async def hand_over(self, claimed: list[Claimed]) -> None:
-        """Put these runs at the second step, to be claimed again."""
-        _all_held(claimed, await self._store.continue_([_at_second(task) for task in claimed], []))
+        """Advance these runs to the second step, where they are claimed again."""
+        _check_committed(claimed, await self._store.continue_([_to_second_step(task) for task in claimed], []))
 
     def close(self) -> None:
         self.run(self._session.close())
@@ -80,7 +80,7 @@ def _attempt() -> Attempt:
     return Attempt("succeeded", started=now, ended=now, pid=os.getpid(), cpu_seconds=0.001, peak_rss=50_000_000)
 
 
-def _at_second(task: Claimed) -> AdvanceRun:
+def _to_second_step(task: Claimed) -> AdvanceRun:
     return AdvanceRun(
         run=task.run,
         token=task.token,
@@ -100,6 +100,6 @@ def _at_second(task: Claimed) -> AdvanceRun:
     )
 
 
-def _all_held(tasks: list[Any], committed: Any) -> None:
+def _check_committed(tasks: list[Any], committed: Any) -> None:
     if len(committed) != len(tasks):
-        raise AssertionError(f"{len(committed)} of {len(tasks)} commits took effect: this measurement is worth nothing")
+        raise AssertionError(f"only {len(committed)} of {len(tasks)} commits took effect: the measurement is invalid")

@@ -1,4 +1,4 @@
-"""The machine the figures are of, and who else was using it."""
+"""The machine on which the figures were measured, and how much other processes used it."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.stage import Stage
+from benchmarks.testbed import Testbed
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,26 @@ class Machine:
         return f"underway {self.code}; {self.cpu}, {self.cores} cores; {software}"
 
 
-def describe(stage: Stage) -> Machine:
+def describe(testbed: Testbed) -> Machine:
     return Machine(
         _cpu_model(),
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
         platform.python_version(),
-        str(stage.value("show server_version")).split()[0],
-        {name: str(stage.value("select current_setting(%s)", name)) for name in ("fsync", "synchronous_commit")},
+        str(testbed.value("show server_version")).split()[0],
+        {name: str(testbed.value("select current_setting(%s)", name)) for name in ("fsync", "synchronous_commit")},
         _code(),
     )
 
 
 def _code() -> str:
-    """The commit that is measured; in a copy without git, what its file COMMIT says."""
+    """The commit that is measured; in a copy without git, the content of its file COMMIT."""
     root = Path(__file__).parent.parent
     if (note := root / "COMMIT").exists():
         return note.read_text().strip()
-    said = subprocess.run(
+    described = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
     )
-    return said.stdout.strip() or "of an unknown commit"
+    return described.stdout.strip() or "of an unknown commit"
 
 
 def _cpu_model() -> str:
@@ -62,22 +62,22 @@ def _cpu_model() -> str:
 
 
 class Neighbours:
-    """What spoils a measurement: how much of the machine others use, and a hypervisor that gives it away."""
+    """Noisy neighbours: the CPU time that other processes use, or that the hypervisor gives to other guests."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
+    def __init__(self, testbed: Testbed) -> None:
+        self._testbed = testbed
         self._busy, self._own, self._at = _busy_seconds(), self._own_seconds(), time.monotonic()
 
     def share(self) -> float:
-        """The part of all cores that was used by others since construction, 0 to 1."""
+        """The share of all cores that others have used since construction, 0 to 1."""
         others = (_busy_seconds() - self._busy) - (self._own_seconds() - self._own)
         return max(0.0, others / (time.monotonic() - self._at) / (os.cpu_count() or 1))
 
     def _own_seconds(self) -> float:
-        """Of this process, of the server, and of all below them; those that ended are in their parents' accounts."""
+        """CPU time of this process, the server, and their descendants, including exited children of these."""
         me = psutil.Process()
         seconds = 0.0
-        for process in [me, *me.children(recursive=True), *self._stage.postgres_processes()]:
+        for process in [me, *me.children(recursive=True), *self._testbed.postgres_processes()]:
             with suppress(psutil.Error):
                 seconds += sum(process.cpu_times()[:4])
         return seconds

@@ -1,4 +1,4 @@
-"""What a benchmark measures and how its samples become a row of the table."""
+"""The sizes of the benchmarks, and how samples become a row of the table."""
 
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -8,9 +8,9 @@ OURS = "underway"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. `cpu` maps the milliseconds a task burns to the number of tasks.
+    """How much work each benchmark does. `cpu` maps the milliseconds that a task burns to the number of tasks.
 
-    `backlog` is the number of pending runs around a claim; `claims` are measured beside them.
+    `backlog` is the number of pending runs in the table; `claims` is the number of claims measured beside them.
     """
 
     runs: int = 40_000
@@ -31,7 +31,7 @@ class Sizes:
         return Sizes(6000, 3000, 20_000, ((20, 100), (200, 12)), 40, 4, 500, 10_000, 40, 2, 1600, 0.1)
 
     def with_runs(self, runs: int) -> "Sizes":
-        """The same with so many runs wherever their number is what makes the measurement long."""
+        """The same sizes, with this number of runs wherever it determines the duration."""
         return replace(
             self,
             runs=runs,
@@ -49,13 +49,13 @@ class Sizes:
         )
 
     def scaled(self, usual: int, *, least: int = 4) -> int:
-        """A number that is not listed here, in the same proportion to its usual size."""
+        """Scale a number that is not a field here, in proportion to `runs`."""
         return max(least, round(usual * self.runs / Sizes.runs))
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where a row stands on a curve: the rows of one series are the points of one line. `label` is x for people."""
+    """The position of a row on a curve: the rows of one series are the points of one line. `label` is x as text."""
 
     series: str
     x: float
@@ -64,9 +64,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Row:
-    """One measured thing: its samples, and those of its limits, in the order of the rounds.
+    """One measured quantity: its samples and those of its baselines, in the order of the rounds.
 
-    `floor` and `goal` are about the ratio to `judged_by` if that is named, else about the median itself.
+    `floor` and `goal` apply to the ratio to the baseline `judged_by`; without it, to the median itself.
     """
 
     name: str
@@ -78,22 +78,22 @@ class Row:
     judged_by: str | None = None
     notes: dict[str, object] = field(default_factory=dict)
     point: Point | None = None
-    disturbed: float | None = None  # the part of the machine that others used in the worst of its samples, if too much
+    disturbed: float | None = None  # the share of the machine that others used during the worst sample, if too large
 
     @property
     def ours(self) -> float:
         return median(self.samples[OURS])
 
     @property
-    def limits(self) -> list[str]:
+    def baselines(self) -> list[str]:
         return [name for name in self.samples if name != OURS]
 
-    def limit(self, name: str) -> float:
+    def baseline(self, name: str) -> float:
         return median(self.samples[name])
 
-    def ratio(self, limit: str) -> float:
-        """The median over the pairs: what disturbs the machine for a while disturbs both halves of a pair."""
-        return median(a / b for a, b in zip(self.samples[OURS], self.samples[limit], strict=True))
+    def ratio(self, baseline: str) -> float:
+        """The median over the pairs: a temporary disturbance affects both halves of a pair."""
+        return median(a / b for a, b in zip(self.samples[OURS], self.samples[baseline], strict=True))
 
     @property
     def judged(self) -> float:

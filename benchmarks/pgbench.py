@@ -1,28 +1,28 @@
-"""Many sessions at once, from a client that is no bottleneck: the pgbench that comes with the embedded Postgres."""
+"""Many concurrent sessions from pgbench, a client fast enough not to be the bottleneck."""
 
 import re
 import subprocess
 
-from benchmarks.stage import Stage
+from benchmarks.testbed import Testbed
 from underway.postgres.embedded import ENVIRONMENT
 
 SESSIONS = 32
 _THREADS = 2
 
 
-def rate(stage: Stage, statement: str, transactions: int) -> float:
-    """Transactions of this one statement a second, each on its own; about so many in all.
+def rate(testbed: Testbed, statement: str, transactions: int) -> float:
+    """Transactions per second, over about this many transactions of one statement each.
 
-    Prepared, as psycopg does it too.
+    The statement is prepared, as psycopg does.
     """
-    script = stage.folder / "transaction.sql"
+    script = testbed.folder / "transaction.sql"
     script.write_text(f"{statement};\n")
     done = subprocess.run(
         [
-            stage.cluster.bin_dir / "pgbench",
+            testbed.cluster.bin_dir / "pgbench",
             *("--no-vacuum", "--protocol=prepared", f"--client={SESSIONS}", f"--jobs={_THREADS}"),
             *(f"--transactions={max(1, transactions // SESSIONS)}", f"--file={script}"),
-            stage.url,
+            testbed.url,
         ],
         env=ENVIRONMENT,
         capture_output=True,

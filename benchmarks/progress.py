@@ -1,16 +1,16 @@
-"""What is going on, on stderr: a moving line for people (with rich), else a plain line for each step."""
+"""Progress on stderr: a live status line in a terminal with rich, otherwise one plain line per step."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Say = Callable[[str], None]
+ShowProgress = Callable[[str], None]
 
 
 @contextmanager
-def progress() -> Iterator[Say]:
-    """Yields the function to say it with."""
+def progress_display() -> Iterator[ShowProgress]:
+    """Yields a function that shows a text."""
     try:
         from rich.console import Console
     except ImportError:
@@ -21,7 +21,9 @@ def progress() -> Iterator[Say]:
         yield _line
         return
     began = time.monotonic()
-    with console.status("starting Postgres", refresh_per_second=2) as status:  # it takes CPU from what is measured
+    with console.status(
+        "starting Postgres", refresh_per_second=2
+    ) as status:  # rarely: refreshing takes CPU from what is measured
         yield lambda text: status.update(f"{text} [dim]{time.monotonic() - began:.0f} s[/dim]")
 
 

@@ -1,4 +1,4 @@
-"""The one table at the end, and the file with every sample."""
+"""The table at the end, and the file with every sample."""
 
 import json
 import time
@@ -15,10 +15,10 @@ _HEAD = ("", "", "lowest - highest", "ratio", "floor", "goal", "")
 
 
 def table(rows: list[Row]) -> str:
-    """Each row with its limits below it; a ratio is that of the row to this limit."""
+    """Each row with its baselines below it; the ratio is underway to that baseline."""
     lines: list[tuple[str, ...]] = [_HEAD]
     for row in rows:
-        lines += [_line(row, form) for form in row.samples]
+        lines += [_line(row, variant) for variant in row.samples]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = [
         "  ".join(
@@ -30,16 +30,16 @@ def table(rows: list[Row]) -> str:
     return "\n".join([texts[0], "-" * max(map(len, texts)), *texts[1:]])
 
 
-def _line(row: Row, form: str) -> tuple[str, ...]:
-    samples = row.samples[form]
+def _line(row: Row, variant: str) -> tuple[str, ...]:
+    samples = row.samples[variant]
     spread = f"{number(min(samples))} - {number(max(samples))}" if len(samples) > 1 else ""
     measured = (f"{number(median(samples))} {row.unit}".rstrip(), spread)
     judged = ("", "", "")
-    if form == (row.judged_by or OURS):
+    if variant == (row.judged_by or OURS):
         judged = (_bound(row, row.floor), _bound(row, row.goal), _verdict(row))
-    if form == OURS:
+    if variant == OURS:
         return (row.name, *measured, "", *judged)
-    return (f"  {form}", *measured, f"{row.ratio(form):.3f}", *judged)
+    return (f"  {variant}", *measured, f"{row.ratio(variant):.3f}", *judged)
 
 
 def _bound(row: Row, bound: float | None) -> str:
@@ -50,7 +50,7 @@ def _bound(row: Row, bound: float | None) -> str:
 
 def _verdict(row: Row) -> str:
     if row.disturbed is not None and row.goal is not None:
-        # A contended machine also flatters: with more processes than a pool we get more of it than the pool does.
+        # Contention also flatters: with more processes than the pool, underway gets a larger share of the machine.
         return f"no verdict: others {row.disturbed:.0%}"
     if row.meets(row.goal):
         return "goal met"
@@ -67,7 +67,7 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What the figures depend on beside us. `neighbours`: the part of the machine that others used in each sample."""
+    """What else the figures depend on. `neighbours`: the share of the machine that others used, for each sample."""
 
     machine: Machine
     load_before: float
@@ -76,39 +76,40 @@ class Circumstances:
     seconds: float
 
 
-def footer(rows: Iterable[Row], about: Circumstances) -> str:
-    # Those of the points are in the file: of a whole curve they would bury the table.
+def footer(rows: Iterable[Row], circumstances: Circumstances) -> str:
+    # The CPU times of a curve's points are in the file: here they would bury the table.
     single = [row for row in rows if row.point is None]
     lines = [_spent(row, spent) for row in single if isinstance(spent := row.notes.get("cpu_microseconds_a_run"), dict)]
     lines += [
-        "medians of the rounds; ratios are medians over the pairs; the pools take one task a message (chunksize=1)",
-        about.machine.line,
-        f"load average {about.load_before:.2f} before, {about.load_after:.2f} after; {about.seconds:.0f} s",
+        "medians of the rounds; ratios are medians over the pairs; the pools take one task per message (chunksize=1)",
+        circumstances.machine.line,
+        f"load average {circumstances.load_before:.2f} before, {circumstances.load_after:.2f} after; "
+        f"{circumstances.seconds:.0f} s",
     ]
-    if about.neighbours:
+    if circumstances.neighbours:
         lines[-1] += (
-            f"; others used {median(about.neighbours):.0%} of the machine during the median sample,"
-            f" {max(about.neighbours):.0%} during the worst"
+            f"; others used {median(circumstances.neighbours):.0%} of the machine during the median sample,"
+            f" {max(circumstances.neighbours):.0%} during the worst"
         )
     return "\n".join(lines)
 
 
 def _spent(row: Row, spent: dict[str, float]) -> str:
-    """The CPU time of a run by whom; what is not the workers' is overhead, and that figure does not mind neighbours."""
+    """CPU time per run and process. All but the workers' share is overhead; neighbours hardly affect this figure."""
     parts = {name: spent[name] for name in ("workers", "supervisor", "postgres")}
     return (
-        f"{row.name}: CPU microseconds a run: "
+        f"{row.name}: CPU microseconds per run: "
         + ", ".join(f"{name} {value:,.0f}" for name, value in parts.items())
         + f" (workers' share {parts['workers'] / max(sum(parts.values()), 1e-9):.3f})"
     )
 
 
-def save(rows: Iterable[Row], about: Circumstances, options: object) -> Path:
+def save(rows: Iterable[Row], circumstances: Circumstances, options: object) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
     document = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "circumstances": asdict(about),
+        "circumstances": asdict(circumstances),
         "options": options,
         "rows": [asdict(row) for row in rows],
     }

@@ -1,4 +1,4 @@
-"""The work itself, exactly the same functions here and in the pools that underway is compared with."""
+"""The work itself: underway and the pools it is compared with run exactly these functions."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ _LONG_SECONDS = 600
 
 
 def nothing(_value: int) -> None:
-    """The no-op: what remains is the price of getting there and back."""
+    """The no-op: what remains is the overhead of the round trip."""
 
 
 def identity(value: int) -> int:
@@ -19,32 +19,32 @@ def identity(value: int) -> int:
 
 
 def burn(milliseconds: int) -> None:
-    """Use so much CPU time, however long that takes: a neighbour's load makes it slower, never cheaper.
+    """Use this much CPU time, however long it takes: load from other processes makes it slower, never cheaper.
 
-    Of this thread: of two that burn side by side in a process, neither may count what the other has used.
+    It counts the CPU time of this thread, so that two threads of a process do not count each other's.
     """
     end = time.thread_time() + milliseconds / 1000
     while time.thread_time() < end:
         pass
 
 
-def weigh(_text: str) -> None:
-    """Take what was sent: the price is in its way here."""
+def receive(_text: str) -> None:
+    """Accept an input: its cost is in the transfer."""
 
 
-def clock(_value: int) -> int:
-    """When this line was reached. CLOCK_MONOTONIC is one for all processes of a machine."""
+def read_clock(_value: int) -> int:
+    """The time at which the step started. CLOCK_MONOTONIC is shared by all processes of a machine."""
     return time.monotonic_ns()
 
 
 def kill(_value: int) -> None:
-    """End this process as the kernel does when memory runs out."""
+    """Kill this process as the kernel does when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def announce(address: str) -> None:
-    """Tell the benchmark who runs and since when, then hold the worker until it is killed."""
+    """Report the PID and the start time to the benchmark, then block the worker until it is killed."""
     reached = time.monotonic_ns()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mouth, suppress(OSError):
-        mouth.sendto(f"{os.getpid()} {reached}".encode(), address)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
+        sender.sendto(f"{os.getpid()} {reached}".encode(), address)
     time.sleep(_LONG_SECONDS)

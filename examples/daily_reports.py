@@ -1,4 +1,4 @@
-"""A report each night, at midnight in Los Angeles, and one right now.
+"""A report every night at midnight in Los Angeles, and one immediately.
 
 python examples/daily_reports.py
 """
@@ -21,7 +21,7 @@ class DailyReport:
 
 
 def report(cx: Context, site: DailyReport) -> Done[str]:
-    # The slot says which day is meant, however late the run is. One that was enqueued by hand has none.
+    # The slot says which day is reported, however late the run starts. A run enqueued by hand has no slot.
     midnight = cx.scheduled_at or datetime.now(UTC)
     day = (midnight.astimezone(LOS_ANGELES) - timedelta(hours=1)).date()
     return To.done(f"report of site {site.site_id} for {day:%A}, {day}")
@@ -31,7 +31,7 @@ daily_report = app.job("daily-report").step(report)
 
 if __name__ == "__main__":
     app.migrate()
-    # Said again at every start: it changes what is different, and goes on waiting for the slot it was waiting for.
+    # Runs at every start: it applies changed options and keeps the next slot of the schedule.
     nightly = daily_report.schedule("@daily[America/Los_Angeles]", DailyReport(site_id=42))
     for slot in nightly.next_slots(3):
         print(f"scheduled for {slot:%Y-%m-%d %H:%M %Z}")

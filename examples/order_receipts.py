@@ -1,4 +1,4 @@
-"""A job of two steps: render a receipt as a PDF, then email it. A failing email does not render the PDF again.
+"""A job of two steps: render a receipt as a PDF, then email it. A failed email is retried without a new rendering.
 
 python examples/order_receipts.py
 """
@@ -24,7 +24,7 @@ class EmailReceipt:
 
 
 def generate(cx: Context, order: GenerateReceipt) -> To[EmailReceipt]:
-    from reportlab.pdfgen.canvas import Canvas  # in here: only a worker that renders needs it
+    from reportlab.pdfgen.canvas import Canvas  # imported here, because only workers that render need it
 
     receipt = Path(f"reports/receipts/{order.order_id}.pdf").absolute()
     receipt.parent.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ class WelcomeEmail:
 
 
 def send(cx: Context, user: WelcomeEmail) -> Done[str]:
-    # A step may run twice, when a machine dies at the wrong moment: a mail service takes the run's id as the key that
-    # makes the second time harmless.
+    # A step may run twice if a machine dies at the wrong moment. A mail service that gets the run's ID as its
+    # idempotency key sends the email only once.
     cx.log.info("to %s: Welcome, %s! (idempotency key %s)", user.email, user.name, cx.run_id)
     return To.done(f"welcomed {user.name}")
 

@@ -1,4 +1,4 @@
-"""The benchmarks by name. Each is given a stage and returns its rows."""
+"""The benchmarks by name. Each takes a CaseContext and returns its rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from benchmarks.cases import (
     steady,
     throughput,
 )
-from benchmarks.cases.setting import Setting
+from benchmarks.cases.context import CaseContext
 from benchmarks.model import Row
 
 
 @dataclass(frozen=True)
 class Case:
     text: str
-    run: Callable[[Setting], list[Row]]
+    run: Callable[[CaseContext], list[Row]]
 
 
 CASES = {
@@ -33,15 +33,15 @@ CASES = {
     "cpu": Case("steps that burn 20 ms and 200 ms of CPU", cpu.run),
     "latency": Case("from enqueue to the first line of the step, on an idle supervisor", latency.run),
     "enqueue_many": Case("bulk enqueue", bulk.run),
-    "replacement": Case("from the SIGKILL of a busy worker to the next task in its place", replacement.run),
+    "replacement": Case("from the SIGKILL of a busy worker to the next task that takes its slot", replacement.run),
     "poison": Case("throughput beside runs that kill their worker", poison.run),
-    "steady": Case("memory, idle CPU and connections of a supervisor, with 2 and with 8 workers", steady.run),
-    "notify": Case("enqueues by 32 sessions at once, beside a busy and an idle supervisor", notify.run),
-    "postgres": Case("the same claims and commits without supervisor and workers", postgres.run),
-    "backlog": Case("a claim beside millions of runs, and beside a snapshot that somebody holds", backlog.run),
-    "claimers": Case("the slowest claim of many supervisors that share one backlog", claimers.run),
-    "procs": Case("growth with the number of workers", growth.procs),
-    "payload": Case("growth with the size of the payload", growth.payload),
-    "step_length": Case("growth with the length of a step", growth.step_length),
-    "supervisors": Case("growth with the number of supervisors on one database", growth.supervisors),
+    "steady": Case("memory, idle CPU and connections of a supervisor with 2 and with 8 workers", steady.run),
+    "notify": Case("enqueues by 32 concurrent sessions, beside a busy and an idle supervisor", notify.run),
+    "postgres": Case("the same claims and commits without a supervisor or workers", postgres.run),
+    "backlog": Case("a claim beside millions of runs, and beside a snapshot that is held open", backlog.run),
+    "claimers": Case("the slowest claim when many supervisors share one backlog", claimers.run),
+    "procs": Case("throughput by the number of workers", growth.procs),
+    "payload": Case("throughput by the size of the payload", growth.payload),
+    "step_length": Case("throughput by the length of a step", growth.step_length),
+    "supervisors": Case("throughput by the number of supervisors on one database", growth.supervisors),
 }

@@ -1,4 +1,4 @@
-"""What a claim costs beside all that gathers around it, and beside nothing."""
+"""The cost of a claim in a table full of other runs, and in an empty one."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import sql
 
-from benchmarks import rows
-from benchmarks.cases.setting import Setting
+from benchmarks import seed
+from benchmarks.cases.context import CaseContext
 from benchmarks.engine import Engine, engine
 from benchmarks.model import OURS, Row
-from benchmarks.stage import Stage
+from benchmarks.testbed import Testbed
 from underway.postgres import migrate
 
 _BATCH = 50
@@ -24,7 +24,7 @@ _GOAL = 1.3
 
 
 class Turn(NamedTuple):
-    """Milliseconds of a claim, and of the commit of what it took."""
+    """Milliseconds of a claim, and of committing the claimed runs."""
 
     claim: float
     commit: float
@@ -32,9 +32,9 @@ class Turn(NamedTuple):
 
 @dataclass
 class Table:
-    """A database of its own on the same server, so that a loaded one and an empty one are measured in turn.
+    """One database of the server, so that a loaded and an empty one can be measured in turn.
 
-    `connection` is for all that is not measured.
+    `connection` is for everything that is not measured.
     """
 
     url: str
@@ -42,67 +42,72 @@ class Table:
     engine: Engine
 
     def turn(self) -> Turn:
-        """Claim, commit, and put as many new runs at the end of the line: as many are pending as before."""
+        """Claim, commit, and add the same number of new runs, so that the backlog stays constant."""
         turn = self.engine.run(self._turn())
-        rows.add(self.connection, _BATCH)
+        seed.add_pending(self.connection, _BATCH)
         return turn
 
     async def _turn(self) -> Turn:
         began = time.perf_counter()
-        claimed = await self.engine.claim_on(_BATCH)
+        claimed = await self.engine.claim_like_supervisor(_BATCH)
         between = time.perf_counter()
         await self.engine.finish(claimed)
         ended = time.perf_counter()
         if len(claimed) != _BATCH:
-            raise AssertionError(f"a claim took {len(claimed)} of {_BATCH}: this measurement is worth nothing")
+            raise AssertionError(f"a claim returned only {len(claimed)} of {_BATCH} runs: the measurement is invalid")
         return Turn((between - began) * 1000, (ended - between) * 1000)
 
     def turns(self, count: int) -> Turn:
         return _medians([self.turn() for _ in range(count)])
 
-    def settle(self) -> None:
-        """What autovacuum and the checkpointer would otherwise do in the middle of a measurement."""
+    def vacuum(self) -> None:
+        """Do what autovacuum and the checkpointer would otherwise do during a measurement."""
         self.connection.execute("vacuum (analyze) underway.run, underway.finished_run, underway.attempt")
         self.connection.execute("checkpoint")
 
 
-def run(setting: Setting) -> list[Row]:
-    with _table(setting.stage, "backlog_empty") as empty, _table(setting.stage, "backlog_loaded") as loaded:
+def run(context: CaseContext) -> list[Row]:
+    with _table(context.testbed, "backlog_empty") as empty, _table(context.testbed, "backlog_loaded") as loaded:
         empty.turns(10)
-        return Backlog(setting, empty, loaded).measured()
+        return BacklogCase(context, empty, loaded).measure()
 
 
-class Backlog:
-    """The loaded table grows from one row of the report to the next."""
+class BacklogCase:
+    """Loads more rows from one row of the report to the next."""
 
-    def __init__(self, setting: Setting, empty: Table, loaded: Table) -> None:
-        self._setting = setting
-        self._size = setting.sizes.backlog
+    def __init__(self, context: CaseContext, empty: Table, loaded: Table) -> None:
+        self._context = context
+        self._size = context.sizes.backlog
         self._empty = empty
         self._loaded = loaded
 
-    def measured(self) -> list[Row]:
+    def measure(self) -> list[Row]:
         pending = f"{_short(self._size)} pending"
-        # Autovacuum would analyse it while we are still loading.
+        # Autovacuum would analyse the table while it is still being loaded.
         self._loaded.connection.execute("alter table underway.run set (autovacuum_enabled = off)")
-        self._load(rows.PENDING, self._size, pending)
-        found = [self._claims(f"{_short(self._size)}, not analysed")]
+        self._load(seed.PENDING, self._size, pending)
+        report = [self._claims(f"{_short(self._size)}, not analysed")]
         self._loaded.connection.execute("alter table underway.run reset (autovacuum_enabled)")
-        self._loaded.settle()
-        found.append(self._claims(pending))
+        self._loaded.vacuum()
+        report.append(self._claims(pending))
         for kind, statement, count in (
-            ("delayed", rows.DELAYED, self._size),
-            ("finished", rows.FINISHED, 10 * self._size),
-            ("not served", rows.UNSERVED, 3 * self._size // 10),
+            ("delayed", seed.DELAYED, self._size),
+            ("finished", seed.FINISHED, 10 * self._size),
+            ("not served", seed.UNSERVED, 3 * self._size // 10),
         ):
             what = f"{_short(count)} {kind}"
             self._load(statement, count, what)
-            self._loaded.settle()
-            found.append(self._claims(f"+ {what}"))
-        return [*found, self._commits("all of that"), self._snapshot()]
+            self._loaded.vacuum()
+            report.append(self._claims(f"+ {what}"))
+        return [*report, self._commits("all of that"), self._snapshot()]
 
-    def _load(self, statement: rows.Rows, count: int, what: str) -> None:
-        rows.load(self._loaded.connection, statement, count, lambda text: self._setting.pairs.say(f"{what}: {text}"))
+    def _load(self, statement: seed.InsertStatement, count: int, what: str) -> None:
+        seed.load(
+            self._loaded.connection,
+            statement,
+            count,
+            lambda text: self._context.sampler.show_progress(f"{what}: {text}"),
+        )
 
     def _claims(self, what: str) -> Row:
         samples = self._pairs(what, lambda turn: turn.claim)
@@ -112,22 +117,22 @@ class Backlog:
         return Row(f"commit: {what}", "ms", self._pairs(what, lambda turn: turn.commit), lower_is_better=True)
 
     def _pairs(self, what: str, part: Callable[[Turn], float]) -> dict[str, list[float]]:
-        count = self._setting.sizes.claims
-        return self._setting.pairs.alternate(
+        count = self._context.sizes.claims
+        return self._context.sampler.alternate(
             {OURS: lambda: part(self._loaded.turns(count)), _EMPTY: lambda: part(self._empty.turns(count))},
             f"{what}, ",
         )
 
     def _snapshot(self) -> Row:
-        """Nothing dead can be removed while somebody looks at the past: a dump, a report, a forgotten transaction."""
-        count, seconds = self._setting.sizes.claims, self._setting.sizes.snapshot_seconds
-        empty = self._setting.pairs.watched(lambda: self._empty.turns(count))
+        """No dead row can be removed while a snapshot is held, by a dump, a report or a forgotten transaction."""
+        count, seconds = self._context.sizes.claims, self._context.sizes.snapshot_seconds
+        empty = self._context.sampler.sample_once(lambda: self._empty.turns(count))
         with psycopg.connect(self._loaded.url) as other:
             other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             other.execute("select")
-            self._setting.pairs.say(f"a snapshot held for {seconds:.0f} s")
-            turns = self._setting.pairs.watched(lambda: _turns_for(seconds, self._loaded.turn))
-        # What is dead shows within a second, so the start is short.
+            self._context.sampler.show_progress(f"a snapshot held for {seconds:.0f} s")
+            turns = self._context.sampler.sample_once(lambda: _turns_for(seconds, self._loaded.turn))
+        # Dead rows have an effect within a second, so only the first few turns count as the start.
         start, end = _medians(turns[: -(-count // 10)]), _medians(turns[-count:])
         return Row(
             f"claim: + snapshot held {seconds:.0f} s",
@@ -146,16 +151,16 @@ class Backlog:
 
 
 @contextmanager
-def _table(stage: Stage, name: str) -> Iterator[Table]:
-    stage.cluster.create_database(name)
-    url = stage.cluster.url(name)
+def _table(testbed: Testbed, name: str) -> Iterator[Table]:
+    testbed.cluster.create_database(name)
+    url = testbed.cluster.url(name)
     try:
         with psycopg.connect(url, autocommit=True) as connection, engine(url) as opened:
             migrate.migrate(connection)
-            rows.add(connection, _BATCH)
+            seed.add_pending(connection, _BATCH)
             yield Table(url, connection, opened)
     finally:
-        with psycopg.connect(stage.cluster.url("postgres"), autocommit=True) as connection:
+        with psycopg.connect(testbed.cluster.url("postgres"), autocommit=True) as connection:
             connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 

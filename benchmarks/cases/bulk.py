@@ -1,34 +1,34 @@
-"""Runs enqueued a second by enqueue_many, beside a bare COPY of the very same rows."""
+"""Runs enqueued per second by enqueue_many, beside a bare COPY of the same rows."""
 
 import time
 
 from benchmarks import app
-from benchmarks.cases.setting import Setting
+from benchmarks.cases.context import CaseContext
 from benchmarks.model import OURS, Row
-from benchmarks.stage import Stage
+from benchmarks.testbed import Testbed
 
 _COPY = "bare COPY of the same rows"
 
 
-def run(setting: Setting) -> list[Row]:
-    values = range(setting.sizes.bulk)
-    setting.stage.empty()
+def run(context: CaseContext) -> list[Row]:
+    values = range(context.sizes.bulk)
+    context.testbed.empty()
     app.noop.enqueue_many(values)
-    rows = setting.stage.exported()
+    rows = context.testbed.export_runs()
 
     def ours() -> float:
-        setting.stage.empty()
+        context.testbed.empty()
         began = time.perf_counter()
         app.noop.enqueue_many(values)
         return len(values) / (time.perf_counter() - began)
 
-    samples = setting.pairs.alternate({OURS: ours, _COPY: lambda: _bare(setting.stage, rows, len(values))})
-    setting.stage.empty()
+    samples = context.sampler.alternate({OURS: ours, _COPY: lambda: _bare(context.testbed, rows, len(values))})
+    context.testbed.empty()
     return [Row("enqueue_many", "runs/s", samples, goal=100_000, notes={"runs": len(values)})]
 
 
-def _bare(stage: Stage, rows: bytes, count: int) -> float:
-    stage.empty()
+def _bare(testbed: Testbed, rows: bytes, count: int) -> float:
+    testbed.empty()
     began = time.perf_counter()
-    stage.imported(rows)
+    testbed.import_runs(rows)
     return count / (time.perf_counter() - began)

@@ -1,6 +1,6 @@
-"""The slowest claim of many supervisors that share one backlog, beside that of one that has it for itself.
+"""The slowest claim when many supervisors share one backlog, beside the slowest claim of a single one.
 
-Each looks at what others take at the same moment: what that costs must not grow with what they all take.
+Each claim skips the rows that the others have locked. Its cost must not grow with all that they claim.
 """
 
 import time
@@ -10,31 +10,31 @@ from contextlib import ExitStack, contextmanager
 
 import psycopg
 
-from benchmarks import rows
-from benchmarks.cases.setting import Setting
+from benchmarks import seed
+from benchmarks.cases.context import CaseContext
 from benchmarks.engine import Engine, engine
 from benchmarks.model import OURS, Row
 
 _CLAIMERS = 16
 _BATCH = 100
 _BACKLOG = 10_000
-# As far down the lane as a supervisor looks after short answers.
+# How far into the lane a supervisor searches after claims that returned few runs.
 _WIDEST = 4000
 _ALONE = "one claimer"
 
 
-def run(setting: Setting) -> list[Row]:
-    backlog = setting.sizes.scaled(_BACKLOG)
+def run(context: CaseContext) -> list[Row]:
+    backlog = context.sizes.scaled(_BACKLOG)
 
     def slowest(claimers: int) -> float:
-        setting.stage.empty()
-        with psycopg.connect(setting.stage.url, autocommit=True) as connection:
-            rows.load(connection, rows.PENDING, backlog, setting.pairs.say)
-        with _engines(setting.stage.url, claimers) as engines, ThreadPoolExecutor(claimers) as threads:
+        context.testbed.empty()
+        with psycopg.connect(context.testbed.url, autocommit=True) as connection:
+            seed.load(connection, seed.PENDING, backlog, context.sampler.show_progress)
+        with _engines(context.testbed.url, claimers) as engines, ThreadPoolExecutor(claimers) as threads:
             return 1000 * max(threads.map(_slowest, engines))
 
-    samples = setting.pairs.alternate({OURS: lambda: slowest(_CLAIMERS), _ALONE: lambda: slowest(1)})
-    setting.stage.empty()
+    samples = context.sampler.alternate({OURS: lambda: slowest(_CLAIMERS), _ALONE: lambda: slowest(1)})
+    context.testbed.empty()
     return [Row(f"slowest claim of {_CLAIMERS} claimers", "ms", samples, lower_is_better=True)]
 
 
@@ -45,7 +45,7 @@ def _engines(url: str, count: int) -> Iterator[list[Engine]]:
 
 
 def _slowest(claimer: Engine) -> float:
-    """Seconds, while it takes all it gets."""
+    """Claim until no run is left; return the seconds of the slowest claim."""
     longest, candidates = 0.0, _BATCH
     while True:
         began = time.perf_counter()

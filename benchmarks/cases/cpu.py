@@ -1,29 +1,29 @@
-"""How much of the machine is left for the work when the steps burn CPU: the share of multiprocessing.Pool."""
+"""How much of the machine is left for steps that burn CPU, as a share of what multiprocessing.Pool achieves."""
 
-from benchmarks import app, limits, work
-from benchmarks.cases.measured import Backlog
-from benchmarks.cases.setting import PROCS, Setting
+from benchmarks import app, baselines, work
+from benchmarks.cases.context import PROCS, CaseContext
+from benchmarks.cases.drain import Drain
 from benchmarks.model import OURS, Row
-from benchmarks.stage import Supervisor
+from benchmarks.testbed import Supervisor
 
-# Milliseconds: (floor, goal) of the share.
+# By milliseconds: floor and goal of that share.
 _SHARES = {20: (0.95, 0.98), 200: (None, 0.995)}
 
 
-def run(setting: Setting) -> list[Row]:
-    with setting.stage.supervisor(PROCS) as supervisor:
-        return [_burn(setting, supervisor, *size) for size in setting.sizes.cpu]
+def run(context: CaseContext) -> list[Row]:
+    with context.testbed.supervisor(PROCS) as supervisor:
+        return [_burn(context, supervisor, *size) for size in context.sizes.cpu]
 
 
-def _burn(setting: Setting, supervisor: Supervisor, milliseconds: int, tasks: int) -> Row:
+def _burn(context: CaseContext, supervisor: Supervisor, milliseconds: int, tasks: int) -> Row:
     values = [milliseconds] * tasks
-    backlog = Backlog(setting.stage, supervisor, app.burner, values)
-    backlog.warm_up(max(4, tasks // 10))
-    samples = setting.pairs.alternate(
+    drain = Drain(context.testbed, supervisor, app.burner, values)
+    drain.warm_up(max(4, tasks // 10))
+    samples = context.sampler.alternate(
         {
-            OURS: backlog.rate,
-            limits.POOL: lambda: limits.pool_rate(PROCS, work.burn, values),
-            limits.EXECUTOR: lambda: limits.executor_rate(PROCS, work.burn, values),
+            OURS: drain.sample,
+            baselines.POOL: lambda: baselines.pool_rate(PROCS, work.burn, values),
+            baselines.EXECUTOR: lambda: baselines.executor_rate(PROCS, work.burn, values),
         },
         f"{milliseconds} ms, ",
     )
@@ -34,6 +34,6 @@ def _burn(setting: Setting, supervisor: Supervisor, milliseconds: int, tasks: in
         samples,
         floor=floor,
         goal=goal,
-        judged_by=limits.POOL,
-        notes={"tasks": tasks, "cpu_microseconds_a_run": backlog.microseconds},
+        judged_by=baselines.POOL,
+        notes={"tasks": tasks, "cpu_microseconds_a_run": drain.cpu_microseconds},
     )

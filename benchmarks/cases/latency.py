@@ -1,4 +1,4 @@
-"""From the call of enqueue to the first line of the step, while the supervisor has nothing else to do."""
+"""Latency from the call of enqueue to the first line of the step, on an idle supervisor."""
 
 import random
 import time
@@ -7,19 +7,19 @@ from functools import partial
 from itertools import chain
 from statistics import median
 
-from benchmarks import app, limits, work
-from benchmarks.cases.setting import PROCS, Setting
+from benchmarks import app, baselines, work
+from benchmarks.cases.context import PROCS, CaseContext
 from benchmarks.model import OURS, Row, percentile
 
-# Between samples, uneven: nothing periodic on either side may fall into step with it.
+# Random pauses between samples, so that they do not synchronize with anything periodic.
 _PAUSES = (0.02, 0.05)
 _WARM_UP = 10
 
 
-def run(setting: Setting) -> list[Row]:
-    forms = {OURS: _ours, limits.POOL: _pool, limits.EXECUTOR: _executor}
-    with setting.stage.supervisor(PROCS):
-        samples = setting.pairs.alternate({name: partial(form, setting) for name, form in forms.items()})
+def run(context: CaseContext) -> list[Row]:
+    variants = {OURS: _ours, baselines.POOL: _pool, baselines.EXECUTOR: _executor}
+    with context.testbed.supervisor(PROCS):
+        samples = context.sampler.alternate({name: partial(variant, context) for name, variant in variants.items()})
     medians = {name: [median(sample) for sample in taken] for name, taken in samples.items()}
     high = {name: [percentile(list(chain(*taken)), 0.99)] for name, taken in samples.items()}
     notes: dict[str, object] = {"milliseconds": [round(value, 3) for value in chain(*samples[OURS])]}
@@ -29,29 +29,29 @@ def run(setting: Setting) -> list[Row]:
     ]
 
 
-def _ours(setting: Setting) -> list[float]:
-    setting.stage.clear()
+def _ours(context: CaseContext) -> list[float]:
+    context.testbed.clear()
     called = {}
-    for _ in range(_WARM_UP + setting.sizes.latencies):
+    for _ in range(_WARM_UP + context.sizes.latencies):
         _pause()
         now = time.monotonic_ns()
-        called[app.clocks.enqueue(0).id] = now
-    setting.stage.await_true(
-        "select count(*) >= %s from underway.finished_run", len(called), otherwise="the runs do not finish"
+        called[app.clock_reader.enqueue(0).id] = now
+    context.testbed.await_true(
+        "select count(*) >= %s from underway.finished_run", len(called), otherwise="the runs did not finish"
     )
-    reached = setting.stage.rows("select id, result::text::int8 from underway.finished_run")
+    reached = context.testbed.rows("select id, result::text::int8 from underway.finished_run")
     milliseconds = {run: (at - called[run]) / 1e6 for run, at in reached}
     return [milliseconds[run] for run in list(called)[_WARM_UP:]]
 
 
-def _pool(setting: Setting) -> list[float]:
-    with limits.pool(PROCS) as pool:
-        return _in_process(setting.sizes.latencies, lambda: pool.apply(work.clock, (0,)))
+def _pool(context: CaseContext) -> list[float]:
+    with baselines.pool(PROCS) as pool:
+        return _in_process(context.sizes.latencies, lambda: pool.apply(work.read_clock, (0,)))
 
 
-def _executor(setting: Setting) -> list[float]:
-    with limits.executor(PROCS) as executor:
-        return _in_process(setting.sizes.latencies, lambda: executor.submit(work.clock, 0).result())
+def _executor(context: CaseContext) -> list[float]:
+    with baselines.executor(PROCS) as executor:
+        return _in_process(context.sizes.latencies, lambda: executor.submit(work.read_clock, 0).result())
 
 
 def _in_process(samples: int, call: Callable[[], int]) -> list[float]:

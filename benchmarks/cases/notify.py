@@ -1,4 +1,4 @@
-"""Enqueues by many sessions at once, each in a transaction of its own, and what it costs them to wake a supervisor."""
+"""Enqueues by many concurrent sessions, one transaction each, and what waking a supervisor costs them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -7,37 +7,37 @@ from functools import partial
 import psycopg
 
 from benchmarks import app, pgbench
-from benchmarks.cases.setting import PROCS, Setting
+from benchmarks.cases.context import PROCS, CaseContext
 from benchmarks.model import OURS, Row
-from benchmarks.stage import Stage
+from benchmarks.testbed import Testbed
 from underway.definition.manifest import Placement
 from underway.postgres.queries import statements
 from underway.postgres.supervisor_store import job_parameters
 
-# Nobody serves them: a supervisor that is woken finds nothing to do, and stays idle.
+# No supervisor serves these jobs: a supervisor that is woken finds nothing to do and stays idle.
 _STEP = "first"
-_JOBS = {"of-nobody-here": Placement(), "of-nobody-there": Placement(queue="there")}
+_JOBS = {"unserved": Placement(), "unserved-elsewhere": Placement(queue="elsewhere")}
 _INPUT = '{"order_id": 42}'
-# More than a supervisor takes at once, so that it never finds the line empty and calls itself idle.
+# More than a supervisor claims at once, so that it never finds the queue empty and declares itself idle.
 _BUSY_WITH = 50
 _WITHOUT = "no supervisor"
 
 
-def run(setting: Setting) -> list[Row]:
-    with psycopg.connect(setting.stage.url, autocommit=True) as connection:
+def run(context: CaseContext) -> list[Row]:
+    with psycopg.connect(context.testbed.url, autocommit=True) as connection:
         for job, placement in _JOBS.items():
             connection.execute(statements()["register_job"], job_parameters(job, _STEP, placement))
         here, there = (
             {"enqueue": _from_python(connection, job), "SQL enqueue": _from_sql(connection, job)} for job in _JOBS
         )
     beside = {"busy": (_busy, here), "idle": (_idle, here), "idle, elsewhere": (_idle, there), _WITHOUT: (_none, here)}
-    samples = setting.pairs.alternate(
-        {name: partial(_rates, setting, supervisor, enqueues) for name, (supervisor, enqueues) in beside.items()}
+    samples = context.sampler.alternate(
+        {name: partial(_rates, context, supervisor, enqueues) for name, (supervisor, enqueues) in beside.items()}
     )
-    setting.stage.empty()
+    context.testbed.empty()
 
     def row(enqueue: str, supervisor: str) -> Row:
-        ours, without = ([rates[enqueue] for rates in samples[form]] for form in (supervisor, _WITHOUT))
+        ours, without = ([rates[enqueue] for rates in samples[variant]] for variant in (supervisor, _WITHOUT))
         name = f"{enqueue} x{pgbench.SESSIONS}: {supervisor}"
         return Row(name, "tx/s", {OURS: ours, _WITHOUT: without})
 
@@ -45,42 +45,43 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _rates(
-    setting: Setting, supervisor: Callable[[Stage], AbstractContextManager[None]], enqueues: dict[str, str]
+    context: CaseContext, supervisor: Callable[[Testbed], AbstractContextManager[None]], enqueues: dict[str, str]
 ) -> dict[str, float]:
-    setting.stage.empty()
-    with supervisor(setting.stage):
+    context.testbed.empty()
+    with supervisor(context.testbed):
         return {
-            name: pgbench.rate(setting.stage, statement, setting.sizes.enqueues) for name, statement in enqueues.items()
+            name: pgbench.rate(context.testbed, statement, context.sizes.enqueues)
+            for name, statement in enqueues.items()
         }
 
 
 @contextmanager
-def _none(stage: Stage) -> Iterator[None]:
+def _none(testbed: Testbed) -> Iterator[None]:
     yield
 
 
 @contextmanager
-def _busy(stage: Stage) -> Iterator[None]:
-    """All its workers sleep: it takes nothing from the machine."""
-    app.announcers.enqueue_many(["nobody hears it"] * _BUSY_WITH)
-    with stage.supervisor(PROCS):
-        stage.await_true(
+def _busy(testbed: Testbed) -> Iterator[None]:
+    """A supervisor whose workers all sleep: it is busy but uses no CPU."""
+    app.announcer.enqueue_many(["no listener"] * _BUSY_WITH)
+    with testbed.supervisor(PROCS):
+        testbed.await_true(
             "select count(*) >= %s from underway.run where state = 'in_progress'", PROCS, otherwise="nothing is claimed"
         )
-        _await_label(stage, idle=False)
+        _await_label(testbed, idle=False)
         yield
 
 
 @contextmanager
-def _idle(stage: Stage) -> Iterator[None]:
-    """Each enqueue in the queue that it serves notifies it, and it looks for work that it could do."""
-    with stage.supervisor(PROCS):
-        _await_label(stage, idle=True)
+def _idle(testbed: Testbed) -> Iterator[None]:
+    """A supervisor that each enqueue into its queue notifies; it then looks for work."""
+    with testbed.supervisor(PROCS):
+        _await_label(testbed, idle=True)
         yield
 
 
-def _await_label(stage: Stage, *, idle: bool) -> None:
-    stage.await_true(
+def _await_label(testbed: Testbed, *, idle: bool) -> None:
+    testbed.await_true(
         "select coalesce(bool_and(idle = %s), false) from underway.supervisor",
         idle,
         otherwise=f"the supervisor does not become {'idle' if idle else 'busy'}",
@@ -88,7 +89,7 @@ def _await_label(stage: Stage, *, idle: bool) -> None:
 
 
 def _from_python(connection: psycopg.Connection[tuple[object, ...]], job: str) -> str:
-    """What Job.enqueue sends, but for the id, which is the client's there."""
+    """The statement of Job.enqueue, except that the server makes the ID, not the client."""
     placement = _JOBS[job]
     parameters = {
         "job": job,

@@ -1,26 +1,26 @@
-"""What Postgres allows, whatever claims and commits there: the limit of all no-op figures."""
+"""How many claims and commits Postgres itself can do: the upper bound of all no-op figures."""
 
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.alone import alone
-from benchmarks.cases.setting import Setting
+from benchmarks.cases.context import CaseContext
 from benchmarks.model import OURS, Row
+from benchmarks.postgres_only import postgres_only
 
 _BATCHES = (1, 10, 50, 200, 500)
-# Enough for a rate: one by one, a run takes a hundred times as long as among many.
+# Enough for a rate: claimed one at a time, a run takes a hundred times as long as in a large batch.
 _MOST_TURNS = 500
 
 
-def run(setting: Setting) -> list[Row]:
-    with alone(setting.stage) as postgres:
-        postgres.two_step_rate(min(setting.sizes.warm_up, setting.sizes.runs))
-        forms: dict[str, Callable[[], float]] = {
+def run(context: CaseContext) -> list[Row]:
+    with postgres_only(context.testbed) as postgres:
+        postgres.two_step_rate(min(context.sizes.warm_up, context.sizes.runs))
+        variants: dict[str, Callable[[], float]] = {
             f"Postgres alone, {batch} at once": partial(
-                postgres.rate, min(setting.sizes.runs, _MOST_TURNS * batch), batch
+                postgres.rate, min(context.sizes.runs, _MOST_TURNS * batch), batch
             )
             for batch in _BATCHES
         }
-        forms["Postgres alone, two steps"] = partial(postgres.two_step_rate, setting.sizes.two_step)
-        samples = setting.pairs.alternate(forms)
+        variants["Postgres alone, two steps"] = partial(postgres.two_step_rate, context.sizes.two_step)
+        samples = context.sampler.alternate(variants)
     return [Row(name, "runs/s", {OURS: taken}) for name, taken in samples.items()]

@@ -1,4 +1,4 @@
-"""A worker is killed in the middle of a task: how long until its place is busy with another one."""
+"""A worker is killed during a task: the time until its slot runs another task."""
 
 import os
 import signal
@@ -11,21 +11,21 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from benchmarks import app, limits, work
-from benchmarks.cases.setting import PROCS, Setting
+from benchmarks import app, baselines, work
+from benchmarks.cases.context import PROCS, CaseContext
 from benchmarks.model import OURS, Row
 
-_PATIENCE_SECONDS = 30
+_TIMEOUT_SECONDS = 30
 
 
-class Ear:
-    """Hears each task's first line: (pid, when)."""
+class StartListener:
+    """Receives the PID and the start time of each task."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(address)
-        self._socket.settimeout(_PATIENCE_SECONDS)
+        self._socket.settimeout(_TIMEOUT_SECONDS)
 
     def next(self) -> tuple[int, int]:
         pid, reached = self._socket.recv(100).split()
@@ -35,77 +35,79 @@ class Ear:
         self._socket.close()
 
 
-def run(setting: Setting) -> list[Row]:
-    forms = {OURS: _ours, limits.POOL: _pool, f"{limits.EXECUTOR}, built anew": _executor}
+def run(context: CaseContext) -> list[Row]:
+    variants = {OURS: _ours, baselines.POOL: _pool, f"{baselines.EXECUTOR}, rebuilt": _executor}
     samples = {}
-    for name, form in forms.items():
-        setting.pairs.say(name)
-        with _ear() as ear:
-            samples[name] = setting.pairs.watched(partial(form, setting, ear))
-    setting.stage.empty()
+    for name, variant in variants.items():
+        context.sampler.show_progress(name)
+        with _listening() as listener:
+            samples[name] = context.sampler.sample_once(partial(variant, context, listener))
+    context.testbed.empty()
     return [Row("killed worker's slot busy again", "ms", samples, lower_is_better=True, goal=20)]
 
 
-def _ours(setting: Setting, ear: Ear) -> list[float]:
-    with setting.stage.supervisor(PROCS) as supervisor:
-        app.announcers.enqueue_many([ear.address] * (setting.sizes.kills + PROCS))
-        busy = [ear.next()[0] for _ in range(PROCS)]
+def _ours(context: CaseContext, listener: StartListener) -> list[float]:
+    with context.testbed.supervisor(PROCS) as supervisor:
+        app.announcer.enqueue_many([listener.address] * (context.sizes.kills + PROCS))
+        busy = [listener.next()[0] for _ in range(PROCS)]
 
         def prepare(kill: int) -> None:
-            # A spare that is still booting would be another measurement: that of the next test but one.
+            # Wait until the spare has booted: replacing a worker without a spare is a different measurement.
             supervisor.await_boots(PROCS + 1 + kill)
             time.sleep(0.1)
 
-        return _kills(setting, ear, busy, prepare)
+        return _kills(context, listener, busy, prepare)
 
 
-def _pool(setting: Setting, ear: Ear) -> list[float]:
-    with limits.pool(PROCS) as pool:
-        for _ in range(setting.sizes.kills + PROCS):
-            pool.apply_async(work.announce, (ear.address,))
-        busy = [ear.next()[0] for _ in range(PROCS)]
-        samples = _kills(setting, ear, busy, lambda _: time.sleep(0.1))
+def _pool(context: CaseContext, listener: StartListener) -> list[float]:
+    with baselines.pool(PROCS) as pool:
+        for _ in range(context.sizes.kills + PROCS):
+            pool.apply_async(work.announce, (listener.address,))
+        busy = [listener.next()[0] for _ in range(PROCS)]
+        samples = _kills(context, listener, busy, lambda _: time.sleep(0.1))
         pool.terminate()
         return samples
 
 
-def _kills(setting: Setting, ear: Ear, busy: list[int], prepare: Callable[[int], None]) -> list[float]:
-    """Kill the one that has been busy longest, again and again; milliseconds from each kill to the next first line."""
+def _kills(
+    context: CaseContext, listener: StartListener, busy: list[int], prepare: Callable[[int], None]
+) -> list[float]:
+    """Kill the longest-busy worker repeatedly; milliseconds from each kill to the start of the next task."""
     samples = []
-    for kill in range(setting.sizes.kills):
+    for kill in range(context.sizes.kills):
         prepare(kill)
         killed_at = time.monotonic_ns()
         os.kill(busy.pop(0), signal.SIGKILL)
-        pid, reached = ear.next()
+        pid, reached = listener.next()
         busy.append(pid)
         samples.append((reached - killed_at) / 1e6)
     return samples
 
 
-def _executor(setting: Setting, ear: Ear) -> list[float]:
-    """It does not survive a dead worker: everything in it is lost, and it has to be made anew."""
+def _executor(context: CaseContext, listener: StartListener) -> list[float]:
+    """A ProcessPoolExecutor does not survive a dead worker: its tasks are lost and it has to be rebuilt."""
     samples = []
-    for _ in range(setting.sizes.kills):
-        with suppress(BrokenProcessPool), limits.executor(PROCS) as executor:
-            doomed = executor.submit(work.announce, ear.address)
-            pid, _reached = ear.next()
+    for _ in range(context.sizes.kills):
+        with suppress(BrokenProcessPool), baselines.executor(PROCS) as executor:
+            future = executor.submit(work.announce, listener.address)
+            pid, _reached = listener.next()
             time.sleep(0.1)
             killed_at = time.monotonic_ns()
             os.kill(pid, signal.SIGKILL)
-            doomed.result(_PATIENCE_SECONDS)
-        with limits.cold_executor(PROCS) as executor:
-            executor.submit(work.announce, ear.address)
-            pid, reached = ear.next()
+            future.result(_TIMEOUT_SECONDS)
+        with baselines.cold_executor(PROCS) as executor:
+            executor.submit(work.announce, listener.address)
+            pid, reached = listener.next()
             samples.append((reached - killed_at) / 1e6)
             os.kill(pid, signal.SIGKILL)
     return samples
 
 
 @contextmanager
-def _ear() -> Iterator[Ear]:
-    with tempfile.TemporaryDirectory(prefix="underway-bench-ear-", dir="/tmp") as folder:
-        ear = Ear(str(Path(folder) / "s"))
+def _listening() -> Iterator[StartListener]:
+    with tempfile.TemporaryDirectory(prefix="underway-bench-", dir="/tmp") as folder:
+        listener = StartListener(str(Path(folder) / "s"))
         try:
-            yield ear
+            yield listener
         finally:
-            ear.close()
+            listener.close()

@@ -1,4 +1,4 @@
-"""What a supervisor takes for itself, when it has nothing to do and when it always has: memory, CPU, connections."""
+"""Memory, CPU and connections of a supervisor, idle and under a constant load."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -7,21 +7,21 @@ import psutil
 import psycopg
 
 from benchmarks import app
-from benchmarks.cases.setting import Setting
+from benchmarks.cases.context import CaseContext
 from benchmarks.model import OURS, Row
-from benchmarks.stage import Stage
+from benchmarks.testbed import Testbed
 
 _FEW, _MANY = 2, 8
-# A share of what it can do: neither it nor Postgres falls behind.
-_RUNS_A_SECOND = 2000
-_PERIOD = 0.25
-# This part of the load fills buffers and caches; from then on memory should be flat.
+# Well below its limit, so that neither the supervisor nor Postgres falls behind.
+_RUNS_PER_SECOND = 2000
+_PERIOD_SECONDS = 0.25
+# Buffers and caches fill during this share of the load; after it, memory should stay flat.
 _WARM_UP = 0.2
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Of the supervisor alone, in MB and seconds. `unshared` is what its end would give back."""
+    """One reading of the supervisor process, in MB and seconds. `unshared` is the memory that its exit would free."""
 
     at: float
     resident: float
@@ -35,8 +35,8 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Life:
-    """Half of it idle, half of it under load."""
+class Lifetime:
+    """The readings of one supervisor: half of the time idle, half under load."""
 
     booted: Reading
     rested: Reading
@@ -46,53 +46,55 @@ class Life:
 
     @property
     def idle_cpu(self) -> float:
-        """Per cent of a core."""
+        """Percent of a core."""
         return 100 * (self.rested.cpu - self.booted.cpu) / (self.rested.at - self.booted.at)
 
 
-def run(setting: Setting) -> list[Row]:
-    # Not sampled as the others are: what the neighbours do changes none of this.
-    lives = {procs: _live(setting, procs) for procs in (_FEW, _MANY)}
+def run(context: CaseContext) -> list[Row]:
+    # Sampled once and without pairs: neighbours do not affect these figures.
+    lifetimes = {procs: _measure(context, procs) for procs in (_FEW, _MANY)}
     rows = []
-    for procs, life in lives.items():
+    for procs, lifetime in lifetimes.items():
         memory = {
-            OURS: [life.worked.resident],
-            "early under load": [life.warm.resident],
-            "when idle": [life.rested.resident],
-            "of it unshared": [life.worked.unshared],
+            OURS: [lifetime.worked.resident],
+            "early under load": [lifetime.warm.resident],
+            "when idle": [lifetime.rested.resident],
+            "of it unshared": [lifetime.worked.unshared],
         }
         rows += [
-            Row(f"memory, {procs} workers", "MB", memory, lower_is_better=True, goal=60, notes=asdict(life)),
-            Row(f"idle CPU, {procs} workers", "%", {OURS: [life.idle_cpu]}, lower_is_better=True, goal=1),
+            Row(f"memory, {procs} workers", "MB", memory, lower_is_better=True, goal=60, notes=asdict(lifetime)),
+            Row(f"idle CPU, {procs} workers", "%", {OURS: [lifetime.idle_cpu]}, lower_is_better=True, goal=1),
         ]
-    connections = {OURS: [lives[_MANY].connections], f"{_FEW} workers": [lives[_FEW].connections]}
+    connections = {OURS: [lifetimes[_MANY].connections], f"{_FEW} workers": [lifetimes[_FEW].connections]}
     return [*rows, Row(f"connections, {_MANY} workers", "", connections, lower_is_better=True, goal=2)]
 
 
-def _live(setting: Setting, procs: int) -> Life:
-    half = setting.sizes.steady_minutes * 60 / 2
-    setting.stage.empty()
-    app.app.close()  # our own connections are not to be counted
-    with setting.stage.supervisor(procs) as supervisor:
-        setting.stage.await_true("select bool_or(idle) from underway.supervisor", otherwise="it does not become idle")
-        setting.pairs.say(f"{procs} workers, idle for {half:.0f} s")
+def _measure(context: CaseContext, procs: int) -> Lifetime:
+    half = context.sizes.steady_minutes * 60 / 2
+    context.testbed.empty()
+    app.app.close()  # our own connections must not count
+    with context.testbed.supervisor(procs) as supervisor:
+        context.testbed.await_true(
+            "select bool_or(idle) from underway.supervisor", otherwise="the supervisor did not become idle"
+        )
+        context.sampler.show_progress(f"{procs} workers, idle for {half:.0f} s")
         booted = Reading.of(supervisor.process)
         time.sleep(half)
         rested = Reading.of(supervisor.process)
         connections = supervisor.connections()
-        setting.pairs.say(f"{procs} workers, {_RUNS_A_SECOND} runs a second for {half:.0f} s")
-        _load(setting.stage, half * _WARM_UP)
+        context.sampler.show_progress(f"{procs} workers, {_RUNS_PER_SECOND} runs per second for {half:.0f} s")
+        _load(context.testbed, half * _WARM_UP)
         warm = Reading.of(supervisor.process)
-        _load(setting.stage, half * (1 - _WARM_UP))
+        _load(context.testbed, half * (1 - _WARM_UP))
         worked = Reading.of(supervisor.process)
-        return Life(booted, rested, warm, worked, max(connections, supervisor.connections()))
+        return Lifetime(booted, rested, warm, worked, max(connections, supervisor.connections()))
 
 
-def _load(stage: Stage, seconds: float) -> None:
-    """Runs at a steady rate, on a connection that is not taken for one of the supervisor's."""
-    values = range(int(_RUNS_A_SECOND * _PERIOD))
+def _load(testbed: Testbed, seconds: float) -> None:
+    """Enqueue at a constant rate, on a connection that does not count as one of the supervisor's."""
+    values = range(int(_RUNS_PER_SECOND * _PERIOD_SECONDS))
     end = time.monotonic() + seconds
-    with psycopg.connect(stage.url, autocommit=True) as connection:
+    with psycopg.connect(testbed.url, autocommit=True) as connection:
         while (began := time.monotonic()) < end:
             app.noop.enqueue_many(values, conn=connection)
-            time.sleep(max(0.0, began + _PERIOD - time.monotonic()))
+            time.sleep(max(0.0, began + _PERIOD_SECONDS - time.monotonic()))

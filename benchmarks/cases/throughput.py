@@ -1,39 +1,39 @@
-"""No-op runs of one and of two steps a second."""
+"""No-op runs per second, with one step and with two."""
 
-from benchmarks import alone, app, limits, work
-from benchmarks.cases.measured import Backlog
-from benchmarks.cases.setting import PROCS, Setting
+from benchmarks import app, baselines, postgres_only, work
+from benchmarks.cases.context import PROCS, CaseContext
+from benchmarks.cases.drain import Drain
 from benchmarks.model import OURS, Row
 
 
-def noop(setting: Setting) -> list[Row]:
-    values = range(setting.sizes.runs)
-    with setting.stage.supervisor(PROCS) as supervisor, alone.alone(setting.stage) as postgres:
-        backlog = Backlog(setting.stage, supervisor, app.noop, values)
-        backlog.warm_up(setting.sizes.warm_up)
-        samples = setting.pairs.alternate(
+def noop(context: CaseContext) -> list[Row]:
+    values = range(context.sizes.runs)
+    with context.testbed.supervisor(PROCS) as supervisor, postgres_only.postgres_only(context.testbed) as postgres:
+        drain = Drain(context.testbed, supervisor, app.noop, values)
+        drain.warm_up(context.sizes.warm_up)
+        samples = context.sampler.alternate(
             {
-                OURS: backlog.rate,
-                alone.NAME: lambda: postgres.rate(len(values)),
-                limits.POOL: lambda: limits.pool_rate(PROCS, work.nothing, values),
-                limits.EXECUTOR: lambda: limits.executor_rate(PROCS, work.nothing, values),
+                OURS: drain.sample,
+                postgres_only.NAME: lambda: postgres.rate(len(values)),
+                baselines.POOL: lambda: baselines.pool_rate(PROCS, work.nothing, values),
+                baselines.EXECUTOR: lambda: baselines.executor_rate(PROCS, work.nothing, values),
             },
         )
-    notes = {"runs": len(values), "cpu_microseconds_a_run": backlog.microseconds}
+    notes = {"runs": len(values), "cpu_microseconds_a_run": drain.cpu_microseconds}
     return [Row("no-op, one step", "runs/s", samples, floor=10_000, goal=30_000, notes=notes)]
 
 
-def two_step(setting: Setting) -> list[Row]:
-    values = range(setting.sizes.two_step)
-    with setting.stage.supervisor(PROCS) as supervisor, alone.alone(setting.stage) as postgres:
-        backlog = Backlog(setting.stage, supervisor, app.two_step, values)
-        backlog.warm_up(setting.sizes.warm_up)
-        samples = setting.pairs.alternate(
+def two_step(context: CaseContext) -> list[Row]:
+    values = range(context.sizes.two_step)
+    with context.testbed.supervisor(PROCS) as supervisor, postgres_only.postgres_only(context.testbed) as postgres:
+        drain = Drain(context.testbed, supervisor, app.two_step, values)
+        drain.warm_up(context.sizes.warm_up)
+        samples = context.sampler.alternate(
             {
-                OURS: backlog.rate,
-                alone.NAME: lambda: postgres.two_step_rate(len(values)),
-                limits.POOL: lambda: limits.pool_two_step_rate(PROCS, values),
+                OURS: drain.sample,
+                postgres_only.NAME: lambda: postgres.two_step_rate(len(values)),
+                baselines.POOL: lambda: baselines.pool_two_step_rate(PROCS, values),
             },
         )
-    notes = {"runs": len(values), "cpu_microseconds_a_run": backlog.microseconds}
+    notes = {"runs": len(values), "cpu_microseconds_a_run": drain.cpu_microseconds}
     return [Row("no-op, two steps", "runs/s", samples, goal=15_000, notes=notes)]

@@ -1,12 +1,13 @@
-"""Underway beside other queues: the same work, each in an environment of its own: python -m benchmarks.peers
+"""Compares underway with other queues on the same work: python -m benchmarks.peers
 
-    roster        who is compared, in which settings, and why
-    environments  a virtual environment for each, made on demand below .envs/
-    inside/       what runs in such an environment: tasks, how to enqueue them, how to be a worker
-    tape          the file in which every task writes what it did, the same for all
-    stand         one queue set up for one sample: a fresh database, a client, workers
-    measures      what a sample is
-    table         the answer
+    peers         the queues, their settings, and the reasons for these
+    environments  a virtual environment for each queue, created on demand in .envs/
+    inside/       what runs in such an environment: tasks, enqueueing, workers
+    event_log     the file in which every task, of any queue, records its start and end
+    process_tree  the worker processes of a queue, paused, resumed and killed together
+    harness       one queue set up for one sample: a fresh database, a client, workers
+    measures      how a sample is taken
+    table         the table of results
 
-Nothing but the standard library is imported here: this package is also imported in the peers' environments.
+This module must not import anything, because the peers' environments import the package too.
 """

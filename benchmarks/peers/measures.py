@@ -1,4 +1,4 @@
-"""What a sample is. Each is taken on a stand of its own, whose workers have booted and are warm."""
+"""How samples are taken. Each has its own harness, whose workers have booted and are warm."""
 
 import time
 from collections import Counter
@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from benchmarks.peers.roster import Peer, Setting
-from benchmarks.peers.stand import Ground, Stand, stand
-from benchmarks.peers.tape import CALLED, ENDED, STARTED
+from benchmarks.peers.event_log import CALLED, ENDED, STARTED
+from benchmarks.peers.harness import PeerHarness, SharedResources, peer_harness
+from benchmarks.peers.peers import Peer, Setting
 
-# Where nobody is to be killed: longer than anything takes.
-_NO_RESCUE = 60
-_LOOK_SECONDS = 0.1
+# For measures that kill no worker: longer than any sample takes.
+_NO_RESCUE_SECONDS = 60
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. `noop_seconds` is how long no-ops shall last, whoever runs them."""
+    """How much work each measure does. `noop_seconds` is how long a sample of no-ops should take, with any queue."""
 
     noop_seconds: float = 3.0
     noop_limit: int = 200_000
@@ -49,10 +49,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Survival:
-    """What became of the jobs when all workers were killed and started anew.
+    """What happened to the jobs when all workers were killed and restarted.
 
-    once: begun once and done. again: begun again, done once. twice: done twice, as nobody knew that it was done.
-    stuck: what the queue has not finished in the end. lost: not done, and the queue knows nothing of it.
+    once: started once and done. again: started again, done once. twice: done twice, because the end was not recorded.
+    stuck: still unfinished in the queue when the time is up. lost: not done, and not in the queue.
     """
 
     jobs: int
@@ -61,66 +61,66 @@ class Survival:
     twice: int
     stuck: int
     lost: int
-    seconds: float  # from the restart until nothing was left; all there are if something is
+    seconds: float  # from the restart until the queue was empty, or until the time was up
 
 
-def noop(ground: Ground, peer: Peer, setting: Setting, sizes: Sizes) -> float:
-    """No-ops a second."""
+def noop(shared: SharedResources, peer: Peer, setting: Setting, sizes: Sizes) -> float:
+    """No-ops per second."""
     tasks = sizes.noops(peer)
-    with _warm(ground, peer, setting, min(500, tasks)) as ready:
-        ready.release("nothing", list(range(tasks)))
-        ready.await_marks(tasks)
-        return tasks / ready.seconds_of_queue()
+    with _warm(shared, peer, setting, min(500, tasks)) as harness:
+        harness.enqueue_and_release("nothing", list(range(tasks)))
+        harness.await_events(tasks)
+        return tasks / harness.queue_seconds()
 
 
-def cpu(ground: Ground, peer: Peer, milliseconds: int, tasks: int) -> float:
-    """Tasks a second that burn so many milliseconds each."""
-    with _warm(ground, peer, peer.steady, tasks=10) as ready:
-        ready.release("burn", [milliseconds] * tasks)
-        ready.await_marks(2 * tasks)
-        return tasks / ready.seconds_of_work()
+def cpu(shared: SharedResources, peer: Peer, milliseconds: int, tasks: int) -> float:
+    """Tasks per second that burn this many milliseconds each."""
+    with _warm(shared, peer, peer.steady, tasks=10) as harness:
+        harness.enqueue_and_release("burn", [milliseconds] * tasks)
+        harness.await_events(2 * tasks)
+        return tasks / harness.task_seconds()
 
 
-def latency(ground: Ground, peer: Peer, sizes: Sizes) -> list[float]:
-    """Milliseconds from the call of enqueue to the first line of the task, while there is nothing else to do."""
-    with _warm(ground, peer, peer.steady, tasks=50) as ready:
-        ready.ask("trickle", count=sizes.latencies)
-        ready.await_marks(2 * sizes.latencies)
-        called = {mark.value: mark.at for mark in ready.marks(CALLED)}
-        return [(mark.at - called[mark.value]) * 1000 for mark in ready.marks(STARTED)]
+def latency(shared: SharedResources, peer: Peer, sizes: Sizes) -> list[float]:
+    """Milliseconds from the call of enqueue to the first line of the task, in an otherwise idle queue."""
+    with _warm(shared, peer, peer.steady, tasks=50) as harness:
+        harness.request("enqueue_one_by_one", count=sizes.latencies)
+        harness.await_events(2 * sizes.latencies)
+        called = {event.value: event.at for event in harness.events(CALLED)}
+        return [(event.at - called[event.value]) * 1000 for event in harness.events(STARTED)]
 
 
-def killed(ground: Ground, peer: Peer, sizes: Sizes) -> Survival:
-    with stand(ground, peer, peer.steady, sizes.rescue) as shaken:
-        shaken.start_workers()
-        shaken.warm_up(tasks=10)
-        shaken.release("hold", list(range(sizes.jobs)))
-        shaken.await_marks(sizes.jobs // 2)  # two marks each: a quarter is done, some are in progress
-        shaken.kill_workers()
-        shaken.start_workers()
+def killed(shared: SharedResources, peer: Peer, sizes: Sizes) -> Survival:
+    with peer_harness(shared, peer, peer.steady, sizes.rescue) as harness:
+        harness.start_workers()
+        harness.warm_up(tasks=10)
+        harness.enqueue_and_release("hold", list(range(sizes.jobs)))
+        harness.await_events(sizes.jobs // 2)  # two events each: a quarter is done, some are in progress
+        harness.kill_workers()
+        harness.start_workers()
         began = time.monotonic()
-        while (left := int(shaken.ask("left"))) and time.monotonic() - began < sizes.patience:
-            time.sleep(_LOOK_SECONDS)
-        return _survival(shaken, sizes.jobs, left, time.monotonic() - began)
+        while (unfinished := int(harness.request("unfinished"))) and time.monotonic() - began < sizes.patience:
+            time.sleep(_POLL_SECONDS)
+        return _survival(harness, sizes.jobs, unfinished, time.monotonic() - began)
 
 
-def _survival(shaken: Stand, jobs: int, left: int, seconds: float) -> Survival:
-    begun = Counter(mark.value for mark in shaken.marks(STARTED))
-    done = Counter(mark.value for mark in shaken.marks(ENDED))
+def _survival(harness: PeerHarness, jobs: int, unfinished: int, seconds: float) -> Survival:
+    started = Counter(event.value for event in harness.events(STARTED))
+    done = Counter(event.value for event in harness.events(ENDED))
     return Survival(
         jobs,
-        once=sum(done[job] == begun[job] == 1 for job in range(jobs)),
-        again=sum(begun[job] > 1 == done[job] for job in range(jobs)),
+        once=sum(done[job] == started[job] == 1 for job in range(jobs)),
+        again=sum(started[job] > 1 == done[job] for job in range(jobs)),
         twice=sum(done[job] > 1 for job in range(jobs)),
-        stuck=left,
-        lost=max(0, sum(not done[job] for job in range(jobs)) - left),
+        stuck=unfinished,
+        lost=max(0, sum(not done[job] for job in range(jobs)) - unfinished),
         seconds=seconds,
     )
 
 
 @contextmanager
-def _warm(ground: Ground, peer: Peer, setting: Setting, tasks: int) -> Iterator[Stand]:
-    with stand(ground, peer, setting, _NO_RESCUE) as made:
-        made.start_workers()
-        made.warm_up(tasks)
-        yield made
+def _warm(shared: SharedResources, peer: Peer, setting: Setting, tasks: int) -> Iterator[PeerHarness]:
+    with peer_harness(shared, peer, setting, _NO_RESCUE_SECONDS) as harness:
+        harness.start_workers()
+        harness.warm_up(tasks)
+        yield harness

@@ -1,4 +1,4 @@
-"""A Redis of our own, from Debian's package: a free port on loopback, a temporary folder, all else as it is shipped."""
+"""A private Redis from Debian's package: a free loopback port, a temporary folder, otherwise default settings."""
 
 import shutil
 import socket
@@ -12,13 +12,13 @@ from benchmarks.peers.environments import Unavailable
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 10
-# Where Debian's package has it, which is not on everybody's path.
+# The path in Debian's package; not every user has it in PATH.
 _PROGRAM = "/usr/bin/redis-server"
 
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
-    """Yields its URL."""
+    """Yields the URL of the server."""
     program = shutil.which("redis-server") or _PROGRAM
     port = _free_port()
     try:
@@ -31,7 +31,7 @@ def redis_server(folder: Path) -> Iterator[str]:
     except FileNotFoundError:
         raise Unavailable("needs a Redis (Debian: apt install redis-server)") from None
     try:
-        _await(port, process)
+        _await_ready(port, process)
         yield f"redis://{_HOST}:{port}/0"
     finally:
         process.kill()
@@ -39,10 +39,10 @@ def redis_server(folder: Path) -> Iterator[str]:
 
 
 def version() -> str:
-    """As it calls itself; empty if there is none."""
+    """The version of the installed server; empty without one."""
     with suppress(FileNotFoundError):
-        said = subprocess.run([_PROGRAM, "--version"], capture_output=True, text=True, check=False).stdout
-        return next((word.removeprefix("v=") for word in said.split() if word.startswith("v=")), "")
+        output = subprocess.run([_PROGRAM, "--version"], capture_output=True, text=True, check=False).stdout
+        return next((word.removeprefix("v=") for word in output.split() if word.startswith("v=")), "")
     return ""
 
 
@@ -53,7 +53,7 @@ def _free_port() -> int:
         return port
 
 
-def _await(port: int, process: "subprocess.Popen[bytes]") -> None:
+def _await_ready(port: int, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection((_HOST, port), timeout=1) as connection:
@@ -61,4 +61,4 @@ def _await(port: int, process: "subprocess.Popen[bytes]") -> None:
             if connection.recv(100).startswith(b"+PONG"):
                 return
         time.sleep(0.02)
-    raise Unavailable("Redis does not come up")
+    raise Unavailable("Redis did not start")

@@ -1,4 +1,4 @@
-"""The answer: a table, what the settings were, and the file with every sample."""
+"""The table of results, the settings, and the file with every sample."""
 
 import json
 import textwrap
@@ -10,23 +10,25 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import model
-from benchmarks.documents import PEERS
 from benchmarks.model import percentile
 from benchmarks.peers.measures import Sizes, Survival
-from benchmarks.peers.roster import OURS, Peer
+from benchmarks.peers.peers import OURS, Peer
 from benchmarks.report import RESULTS, Circumstances
+from benchmarks.result_files import PEERS
 
 WIDTH = 120
 POOL = "multiprocessing.Pool"
-# What DESIGN promises: twice the best of this one, in the same run.
+# The goal: twice the best rate of this rival, in the same run.
 _RIVAL, _GOAL = "pgqueuer", 2.0
-_LEFT = {0, 1, 2}
+_LEFT_ALIGNED = {0, 1, 2}
 
 
 @dataclass
 class Row:
-    """One peer's samples, in the order of the rounds; a sample that failed is None. `noop` by the text of the setting,
-    `cpu` by milliseconds."""
+    """One peer's samples, in the order of the rounds; a failed sample is None.
+
+    `noop` is keyed by the text of the setting, `cpu` by milliseconds, `failures` by the measure that failed.
+    """
 
     peer: Peer
     version: str
@@ -34,11 +36,11 @@ class Row:
     cpu: dict[int, list[float | None]] = field(default_factory=dict)
     latency: list[list[float] | None] = field(default_factory=list)
     killed: list[Survival | None] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)  # by what failed
+    failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> str | None:
-        """The setting in which it does no-ops fastest."""
+        """The setting with the most no-ops per second."""
         medians = {text: _median(samples) for text, samples in self.noop.items()}
         return max((text for text in medians if medians[text]), key=lambda text: medians[text] or 0.0, default=None)
 
@@ -53,12 +55,12 @@ class Result:
     pool: dict[int, list[float | None]]  # by milliseconds
 
     def ahead(self, row: Row) -> float | None:
-        """How many times as fast as this one underway is with no-ops: the median over the pairs."""
+        """The ratio of underway's no-op rate to this peer's: the median over the pairs."""
         ours = next((row.noops for row in self.rows if row.peer.name == OURS), [])
         return _median([a / b for a, b in zip(ours, row.noops, strict=False) if a and b])
 
     def share(self, row: Row, milliseconds: int) -> float | None:
-        """What it makes of the processors, as a part of what a pool does: the median over the pairs."""
+        """The peer's rate of CPU tasks as a share of the pool's: the median over the pairs."""
         pairs = zip(row.cpu.get(milliseconds, []), self.pool.get(milliseconds, []), strict=False)
         return _median([a / b for a, b in pairs if a and b])
 
@@ -66,7 +68,7 @@ class Result:
 def table(result: Result, sizes: Sizes) -> str:
     cpu = [milliseconds for milliseconds, _tasks in sizes.cpu]
     head = [
-        ("", "", "", "no-ops", "underway", "CPU", "share", "idle", "ms", "killed", "and", "started", "anew:", "", ""),
+        ("", "", "", "no-ops", "underway", "CPU", "share", "idle", "ms", "killed", "and", "restarted:", "", "", ""),
         ("", "version", "durable", "a second", "is", *(f"{ms} ms" for ms in cpu), "median", "p99",
          "once", "again", "twice", "stuck", "lost", "s"),
     ]  # fmt: skip
@@ -74,7 +76,7 @@ def table(result: Result, sizes: Sizes) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = [
         " ".join(
-            cell.ljust(width) if number in _LEFT else cell.rjust(width)
+            cell.ljust(width) if number in _LEFT_ALIGNED else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -99,7 +101,7 @@ def _line(result: Result, row: Row, cpu: list[int]) -> tuple[str, ...]:
 
 
 def _survival(rounds: list[Survival]) -> tuple[str, ...]:
-    """Of all rounds together; and the longest time until nothing was left."""
+    """The counts summed over all rounds, and the longest time until the queue was empty."""
     if not rounds:
         return ("",) * 6
     counts = [sum(getattr(one, name) for one in rounds) for name in ("once", "again", "twice", "stuck", "lost")]
@@ -117,37 +119,37 @@ def _median(samples: Iterable[float | None]) -> float | None:
 
 
 def legend(result: Result, sizes: Sizes) -> str:
-    """The settings, what failed, and how it was done."""
+    """The settings, the failures, and how each column was measured."""
     paragraphs = [_settings(row, sizes) for row in result.rows]
     paragraphs += [
         f"{row.peer.name}: {what} failed: {why}" for row in result.rows for what, why in row.failures.items()
     ]
     jobs = {one.jobs for row in result.rows for one in row.killed if one}
     paragraphs += [
-        "durable: whether by default what was enqueued outlives a crash of the server, and what was begun a crash of "
-        "the worker. A default Redis keeps a snapshot now and then; celery forgets a task when it begins it.",
-        "no-ops: from the first start until the queue has recorded the last end: when it says so, else when nothing is "
-        "left in it. All were enqueued while the workers, booted and warm, were stopped (SIGSTOP), and released "
-        "together. Of several settings the fastest is shown.",
-        f"CPU share: of {POOL} with as many processes, on the same work in the same round, from the first start to the "
-        "last end. idle: from the call of enqueue to the first line of the task.",
-        f"killed: {max(jobs, default=sizes.jobs)} jobs of 100 ms, kill -9 of all worker processes when a quarter is "
-        f"done, started anew at once; at most {sizes.patience:.0f} s; the rounds added up. once: begun once and done. "
-        "again: begun again, then done. twice: done twice. stuck: not finished by the queue. lost: not done, and not "
-        "in the queue.",
+        "durable: whether, by default, an enqueued task survives a crash of the server, and a started one a crash of "
+        "the worker. A default Redis only writes occasional snapshots; celery acknowledges a task when it starts.",
+        "no-ops: from the first start until the queue has recorded the last end, or until it is empty if it records no "
+        "times. All tasks were enqueued while the workers, booted and warm, were paused with SIGSTOP. The fastest of "
+        "several settings is shown.",
+        f"CPU share: the rate as a share of {POOL}'s, with the same number of processes, work and round, from the "
+        "first start to the last end. idle: from the call of enqueue to the first line of the task.",
+        f"killed: {max(jobs, default=sizes.jobs)} jobs of 100 ms; kill -9 of all worker processes when a quarter is "
+        f"done, and an immediate restart; at most {sizes.patience:.0f} s; summed over the rounds. once: started once "
+        "and done. again: started again, then done. twice: done twice. stuck: not finished by the queue. lost: not "
+        "done, and not in the queue.",
     ]
     return "\n".join(line for paragraph in paragraphs for line in _wrapped(paragraph))
 
 
 def _settings(row: Row, sizes: Sizes) -> str:
-    """In which settings, and how fast the others were that were tried."""
+    """The settings of a peer, and the rates of the slower ones that were tried."""
     best = row.best or row.peer.fast[0].text
     tried = [
         f"{text} {value:,.0f}" for text, samples in row.noop.items() if text != best and (value := _median(samples))
     ]
     parts = [
         f"no-ops {best}" + (f" (tried: {'; '.join(tried)})" if tried else ""),
-        f"else {row.peer.steady.text}",
+        f"other measures {row.peer.steady.text}",
         f"rescue {row.peer.rescue.format(rescue=sizes.rescue)}",
         row.peer.note,
     ]
@@ -158,17 +160,17 @@ def _wrapped(paragraph: str) -> list[str]:
     return textwrap.wrap(paragraph, WIDTH, subsequent_indent="  ", break_long_words=False)
 
 
-def footer(result: Result, about: Circumstances, redis: str) -> str:
+def footer(result: Result, circumstances: Circumstances, redis: str) -> str:
     lines = [_goal(result)] if any(row.peer.name == _RIVAL for row in result.rows) else []
-    lines += _wrapped(about.machine.line + (f"; Redis {redis} as shipped" if redis else ""))
+    lines += _wrapped(circumstances.machine.line + (f"; Redis {redis}, default settings" if redis else ""))
     lines.append(
-        f"medians of the rounds; ratios are medians over the pairs; {about.seconds:.0f} s; load average "
-        f"{about.load_before:.2f} before, {about.load_after:.2f} after"
+        f"medians of the rounds; ratios are medians over the pairs; {circumstances.seconds:.0f} s; load average "
+        f"{circumstances.load_before:.2f} before, {circumstances.load_after:.2f} after"
     )
-    if about.neighbours:
+    if circumstances.neighbours:
         lines.append(
-            f"others used {median(about.neighbours):.0%} of the machine during the median sample, "
-            f"{max(about.neighbours):.0%} during the worst"
+            f"others used {median(circumstances.neighbours):.0%} of the machine during the median sample, "
+            f"{max(circumstances.neighbours):.0%} during the worst"
         )
     return "\n".join(lines)
 
@@ -180,13 +182,13 @@ def _goal(result: Result) -> str:
     return f"goal: {_GOAL:g} x {_RIVAL}'s best with no-ops: {ahead:.3g} x, {'met' if ahead >= _GOAL else 'NOT MET'}"
 
 
-def save(result: Result, about: Circumstances, options: object) -> Path:
+def save(result: Result, circumstances: Circumstances, options: object) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"peers-{time.strftime('%Y%m%dT%H%M%S')}.json"
     document = {
         "kind": PEERS,
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "circumstances": asdict(about),
+        "circumstances": asdict(circumstances),
         "options": options,
         "rows": [asdict(row) for row in comparable(result)],
         "pool": result.pool,
@@ -197,7 +199,7 @@ def save(result: Result, about: Circumstances, options: object) -> Path:
 
 
 def comparable(result: Result) -> list[model.Row]:
-    """The same as a row for each thing measured, with the samples of each peer: for plots and documents."""
+    """One row per measured quantity, with the samples of each peer: for the plots and the documentation."""
     rows = [model.Row("no-ops", "a second", {row.peer.name: _present(row.noops) for row in result.rows})]
     for milliseconds, pool in result.pool.items():
         samples = {row.peer.name: _present(row.cpu.get(milliseconds, [])) for row in result.rows}

@@ -1,1 +1,1 @@
-"""Plots of the results, to be put into a talk: python -m benchmarks.plots. Needs matplotlib (make bench has it)."""
+"""Plots of the results: python -m benchmarks.plots. Needs matplotlib, which `make bench` installs."""

@@ -1,4 +1,4 @@
-"""How the pictures look: one accent for underway, greys for the rest, names beside the lines instead of legends."""
+"""The look of the plots: one accent colour for underway, grey for the rest, names beside the lines, no legends."""
 
 import textwrap
 from pathlib import Path
@@ -9,18 +9,18 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.plots.labels import Heartbeat, Spot
-from benchmarks.plots.pictures import Bar, Bars, Curves, Distribution, Line, Panels, Picture
+from benchmarks.plots.labels import Anchor, LabelPlacer
+from benchmarks.plots.plot_data import Bar, Bars, Curves, Distribution, Line, Panels, Plot
 
 _ACCENT, _GREY, _TEXT, _FAINT = "#c8450c", "#8d959e", "#23282e", "#6b747d"
-# Of one accent: the parts of a bar of ours.
+# Shades of the accent, for the parts of a stacked bar.
 _SHADES = ("#c8450c", "#e58a5c", "#f3c7ae", "#f9e5da")
 _RULE = "#e3e6e9"
 _SIZE_INCHES, _DOTS_PER_INCH = (8.0, 4.8), 200
 _TITLE_CHARACTERS, _BAR_NAME_CHARACTERS = 60, 24
 _BOTTOM = 0.2
 
-# Its own fonts and no more: the same picture on every machine.
+# Only matplotlib's own fonts, so that a plot looks the same on every machine.
 matplotlib.use("agg")
 matplotlib.rcParams.update(
     {
@@ -43,23 +43,23 @@ matplotlib.rcParams.update(
 )
 
 
-def draw(picture: Picture, folder: Path) -> Path:
+def draw(plot: Plot, folder: Path) -> Path:
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, facecolor="white")
-    title = textwrap.fill(picture.title, _TITLE_CHARACTERS)
+    title = textwrap.fill(plot.title, _TITLE_CHARACTERS)
     height = 0.058 * (title.count("\n") + 1)
     figure.text(0.03, 0.96, title, fontsize=15, fontweight="bold", va="top", linespacing=1.25)
-    figure.text(0.03, 0.93 - height, picture.subtitle, fontsize=10.5, color=_FAINT, va="top")
-    figure.text(0.03, 0.02, picture.footer, fontsize=7, color=_FAINT, va="bottom", linespacing=1.3)
+    figure.text(0.03, 0.93 - height, plot.subtitle, fontsize=10.5, color=_FAINT, va="top")
+    figure.text(0.03, 0.02, plot.footer, fontsize=7, color=_FAINT, va="bottom", linespacing=1.3)
     top = 0.85 - height
-    match picture.content:
+    match plot.content:
         case Bars(bars):
             _draw_bars(figure, bars, top)
         case Panels(panels):
             _draw_panels(figure, panels, top)
         case Distribution():
-            _draw_distribution(figure, picture.content, top)
+            _draw_distribution(figure, plot.content, top)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{picture.name}.png"
+    path = folder / f"{plot.name}.png"
     figure.savefig(path)
     return path
 
@@ -70,7 +70,7 @@ def _draw_bars(figure: Figure, bars: list[Bar], top: float) -> None:
     longest = max(bars, key=lambda bar: bar.total)
     most = longest.total
     size = 10.5 if len(bars) <= 6 else 8.5
-    # The names stand on the left, the figures at the end of each bar.
+    # Names are on the left, figures at the end of each bar.
     axes.set_xlim(-0.42 * most, 1.14 * most)
     axes.set_ylim(max(len(bars), 3) - 0.4, -0.6)
     for place, bar in enumerate(bars):
@@ -80,7 +80,7 @@ def _draw_bars(figure: Figure, bars: list[Bar], top: float) -> None:
             axes.barh(place, value, left=left, height=0.62, color=colour)
             if part and value > 0.05 * most:
                 inside = "white" if number == 0 else _TEXT
-                # Once is enough, in the longest bar: the others have the same colours.
+                # Name the parts only in the longest bar: the others have the same colours.
                 text = f"{part}\n{_figure(value)}" if bar is longest else _figure(value)
                 axes.text(left + value / 2, place, text, ha="center", va="center", color=inside, fontsize=9.5)
             left += value
@@ -95,7 +95,7 @@ def _draw_panels(figure: Figure, panels: list[Curves], top: float) -> None:
     for number, curves in enumerate(panels):
         left = 0.02 + number * width
         height = top - _BOTTOM - (0.05 if curves.heading else 0)
-        # Room on the left for the scale.
+        # Leave room on the left for the scale.
         axes = figure.add_axes((left + 0.065, _BOTTOM, width - 0.08, height))
         if curves.heading:
             axes.set_title(curves.heading, loc="left", fontsize=10.5, fontweight="bold", pad=8)
@@ -129,32 +129,33 @@ def _draw_curves(axes: Axes, curves: Curves) -> None:
 
 
 def _write_beside(axes: Axes, curves: Curves) -> None:
-    """Each line's figures at its points, and its name where it is farthest from the other."""
-    labels = Heartbeat(axes)
+    """Write each line's figures at its points, and its name where it is farthest from the other lines."""
+    labels = LabelPlacer(axes)
     for line in curves.lines:
         labels.avoid(line.values)
-    spots = {
-        line.label: _spots(axes, line, [other for other in curves.lines if other is not line]) for line in curves.lines
+    anchors = {
+        line.label: _anchors(axes, line, [other for other in curves.lines if other is not line])
+        for line in curves.lines
     }
     lines = sorted(curves.lines, key=lambda line: not line.ours)
     for line in lines:
-        for spot in spots[line.label]:
-            text = _figure(spot.y, share=curves.share)
-            labels.write(text, [spot], fontsize=8.5, color=_ACCENT if line.ours else _FAINT)
+        for anchor in anchors[line.label]:
+            text = _figure(anchor.y, share=curves.share)
+            labels.write(text, [anchor], fontsize=8.5, color=_ACCENT if line.ours else _FAINT)
     for line in lines:
-        apart = sorted(spots[line.label], key=lambda spot: -spot.apart)
+        apart = sorted(anchors[line.label], key=lambda anchor: -anchor.apart)
         weight = "bold" if line.ours else "normal"
         labels.write(line.label, apart, color=_ACCENT if line.ours else _FAINT, fontweight=weight)
 
 
-def _spots(axes: Axes, line: Line, others: list[Line]) -> list[Spot]:
-    """The points of a line; a text of the upper line stands above it, of the lower one below."""
-    spots = []
+def _anchors(axes: Axes, line: Line, others: list[Line]) -> list[Anchor]:
+    """The points of a line. Labels of the upper line go above it, those of the lower one below."""
+    anchors = []
     for x, y in enumerate(line.values):
         pixels = axes.transData.transform([(x, y), *((x, other.values[x]) for other in others)])[:, 1]
         apart = min((abs(float(pixel - pixels[0])) for pixel in pixels[1:]), default=0.0)
-        spots.append(Spot(x, y, above=bool(pixels[0] >= max(pixels)), apart=apart))
-    return spots
+        anchors.append(Anchor(x, y, above=bool(pixels[0] >= max(pixels)), apart=apart))
+    return anchors
 
 
 def _draw_distribution(figure: Figure, distribution: Distribution, top: float) -> None:
@@ -167,7 +168,7 @@ def _draw_distribution(figure: Figure, distribution: Distribution, top: float) -
     axes.set_ylim(0, highest * 1.35)
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g} {distribution.unit}"))
     for number, (name, value) in enumerate(distribution.marks.items()):
-        # Each higher than the one before: no name is crossed by another mark.
+        # Each mark is higher than the previous one, so that no mark crosses a name.
         height = highest * (1.1 + 0.13 * number)
         axes.plot([value, value], [0, height], color=_TEXT, linewidth=1, linestyle=(0, (3, 2)))
         side = "left" if value < longest * 0.6 else "right"

@@ -1,1 +1,1 @@
-"""Flight reports: a PDF about every carrier and every destination of a month, made by underway."""
+"""Flight reports: one PDF per month for each carrier or destination, rendered by underway."""

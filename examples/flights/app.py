@@ -1,11 +1,11 @@
-"""Flight reports: a PDF about every carrier and destination of a month, in four durable steps.
+"""Flight reports: one PDF per month for each carrier or destination, in four durable steps.
 
     select -> compute -> render -> file
 
-What travels between the steps is small: names, figures, a path. The flights themselves are read by each worker once,
-so every step is a function of its input and the data set, and may run twice without harm. Drafts and reports live in
-one folder, UNDERWAY_REPORTS, which all workers must share. The modules that need pandas and reportlab are imported in
-the steps: a worker boots without them.
+Payloads between the steps are small: names, figures, a path. Each worker reads the flights themselves once, so every
+step depends only on its input and the data set, and may safely run twice. Drafts and reports are in one folder,
+UNDERWAY_REPORTS, which all workers must share. The steps import the modules that need pandas and reportlab, so that
+workers boot without them.
 """
 
 import os
@@ -21,7 +21,7 @@ app = Underway(os.environ.get("UNDERWAY_DATABASE_URL", "embedded:"))
 
 
 def select(cx: Context, subject: Subject) -> To[Selection]:
-    """Find out whether there is something to report, and which month to compare it with."""
+    """Check that there are flights to report, and find the month to compare them with."""
     from .compute import select as find
 
     selection = find(subject)
@@ -37,11 +37,11 @@ def compute(cx: Context, selection: Selection) -> To[Report]:
 
 
 def render(cx: Context, report: Report) -> To[Draft]:
-    """Write the PDF beside its final place, under a name no other attempt uses, and onto the disk."""
+    """Write the PDF beside its final path, under a name that no other attempt uses, and sync it to disk."""
     from .report import render as render_pdf
 
-    place = Path(report.subject.place)
-    draft = place.with_name(f".{place.stem}.{cx.run_id}.{uuid4().hex[:8]}.draft")
+    path = Path(report.subject.path)
+    draft = path.with_name(f".{path.stem}.{cx.run_id}.{uuid4().hex[:8]}.draft")
     target = _reports() / draft
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -56,12 +56,12 @@ def render(cx: Context, report: Report) -> To[Draft]:
 
 
 def file(cx: Context, draft: Draft) -> Done[Filed]:
-    """Move the draft to its final place in one step, so that no reader ever sees half a report."""
-    written, final = _reports() / draft.path, _reports() / draft.subject.place
+    """Move the draft to its final path atomically, so that no reader sees half a report."""
+    written, final = _reports() / draft.path, _reports() / draft.subject.path
     try:
         written.replace(final)
     except FileNotFoundError:
-        # An earlier attempt moved it and died before that was recorded.
+        # An earlier attempt may have moved it and died before its result was committed.
         if not final.exists():
             raise Fail(f"the draft {written} is gone; enqueue the report again") from None
     for left_over in written.parent.glob(f".*.{cx.run_id}.*.draft"):

@@ -1,4 +1,4 @@
-"""The charts of a report. Each draws figures on a canvas, as wide as the text and as high as it is told."""
+"""The charts of a report. Each draws figures on a canvas, as wide as the text and `height` points high."""
 
 from calendar import SATURDAY, month_abbr, weekday
 from typing import Any
@@ -25,13 +25,13 @@ from .style import (
 )
 
 EVERYONE = "All New York"
-ENOUGH_FOR_SHARES = 8  # flights a day from which shares of a day say more than counts
-_LIGHT = (1, 2, 4)  # outcomes whose colour is written on in ink
+ENOUGH_FOR_SHARES = 8  # flights per day, on average, from which shares say more than counts
+_LIGHT = (1, 2, 4)  # outcomes with a light colour, which needs dark text
 _KEY = list(zip(OUTCOMES, OUTCOME_COLOURS, strict=True))
 
 
 def outcomes(canvas: Any, height: float, bars: list[tuple[str, Tally]]) -> None:
-    """One full-width bar for each tally: how its flights ended, as shares."""
+    """One full-width bar per tally: how its flights ended, as shares."""
     legend(canvas, WIDTH, height - 8, _KEY)
     left = 8 + max(stringWidth(label, BOLD, SMALL) for label, _ in bars)
     row = (height - 16) / len(bars)
@@ -54,7 +54,7 @@ def outcomes(canvas: Any, height: float, bars: list[tuple[str, Tally]]) -> None:
 
 
 def days(canvas: Any, height: float, month: int, figures: list[Day]) -> None:
-    """How each day's flights ended: as shares, or as counts where a day has few flights."""
+    """How each day's flights ended: as shares, or as counts if there are few flights."""
     flown = [day.tally.flights for day in figures if day.tally.flights]
     as_shares = sum(flown) / len(flown) >= ENOUGH_FOR_SHARES
     levels = [0.0, 0.25, 0.5, 0.75, 1.0] if as_shares else ticks(0, max(flown), 4, integers=True)
@@ -90,12 +90,12 @@ def delays(canvas: Any, height: float, bins: list[Bin]) -> None:
     plot.base_line()
     inner = [bin.lower for bin in bins[1:] if bin.lower % 30 == 0]
     plot.x_labels((edge, minutes(edge)) for edge in inner)
-    plot.x_title(f"Arrival delay in minutes ({DASH} is early); the outermost bars take all that lies beyond")
+    plot.x_title(f"Arrival delay in minutes ({DASH} is early); the outermost bars include everything beyond")
     plot.legend([*_KEY[:4], (EVERYONE, None)])
 
 
 def hours(canvas: Any, height: float, figures: list[Hour]) -> None:
-    """Spread of arrival delays by the hour of the scheduled departure."""
+    """Distribution of arrival delays by the hour of the scheduled departure."""
     low = min(min(hour.quartiles[0], hour.everyone_median) for hour in figures)
     levels = ticks(min(low, 0), max(hour.p90 for hour in figures), 5)
     first, last = figures[0].hour, figures[-1].hour

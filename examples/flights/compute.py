@@ -1,4 +1,4 @@
-"""From flights to figures: what a report says about its subject, as plain numbers."""
+"""Turns flights into figures: the numbers of a report, as plain values."""
 
 import math
 from calendar import monthrange
@@ -31,7 +31,7 @@ from .figures import (
 
 Numbers = NDArray[np.floating]
 
-FEW_FLIGHTS = 20  # up to here a report lists its flights instead of describing them
+FEW_FLIGHTS = 20  # with at most this many, a report lists its flights instead of summarizing them
 FEWEST_FOR_P90 = 10
 FEWEST_FOR_DELAYS = 30
 FEWEST_IN_AN_HOUR = 5
@@ -42,7 +42,7 @@ _TABLE_ROWS = 10
 
 
 def select(subject: Subject) -> Selection | None:
-    """The subject and what it is compared with; None if it had no flight."""
+    """The subject and the month it is compared with; None if it had no flights."""
     flights = data.flights_of(subject)
     if flights.empty:
         return None
@@ -142,7 +142,7 @@ def _delays(flights: pd.DataFrame, month: int) -> list[Bin]:
 
 
 def _histogram(delays: Numbers) -> Numbers:
-    """Shares of the delays below the first edge, between each two, and from the last edge on."""
+    """Shares of the delays below the first edge, between neighbouring edges, and above the last edge."""
     return np.bincount(np.digitize(delays, _DELAY_EDGES), minlength=len(_DELAY_EDGES) + 1) / len(delays)
 
 
@@ -160,14 +160,14 @@ def _hours(flights: pd.DataFrame, month: int) -> list[Hour]:
 
 
 def _groups(flights: pd.DataFrame, column: str) -> list[Group]:
-    """Parts of the flights, the lowest share on time first."""
+    """The flights grouped by this column, the lowest share on time first."""
     name = data.carrier_name if column == "carrier" else data.city
     groups = [Group(str(code), name(str(code)), _tally(part)) for code, part in flights.groupby(column, observed=True)]
     return sorted(groups, key=lambda group: (group.tally.on_time / group.tally.flights, -group.tally.flights))
 
 
 def _models(flights: pd.DataFrame) -> tuple[list[Model], pd.DataFrame]:
-    """Aircraft models, the most used first; and the flights whose aircraft is not known."""
+    """Aircraft models, the most used first, and the flights whose aircraft is unknown."""
     with_planes = flights.join(data.planes(), on="tailnum")
     known = with_planes[with_planes["model"].notna()]
     models = [
@@ -185,7 +185,7 @@ def _models(flights: pd.DataFrame) -> tuple[list[Model], pd.DataFrame]:
 
 
 def _hard_days(flights: pd.DataFrame) -> list[HardDay]:
-    """The five days with the lowest share on time, among those with a fair number of flights."""
+    """The five days with the lowest share on time, excluding days with few flights."""
     by_day = [(int(day), part, _tally(part)) for day, part in flights.groupby("day")]
     typical = float(np.median([tally.flights for _, _, tally in by_day]))
     hard = [
@@ -196,7 +196,7 @@ def _hard_days(flights: pd.DataFrame) -> list[HardDay]:
 
     def hardness(entry: tuple[int, pd.DataFrame, Tally]) -> tuple[float, float, float, int]:
         day, part, tally = entry
-        lost = tally.flights - tally.arrivals  # a flight that never came is worse than a late one
+        lost = tally.flights - tally.arrivals  # a flight that never arrived counts as worse than a late one
         delay = float(np.nansum(part["arr_delay"]))
         return tally.on_time / tally.flights, -lost / tally.flights, -delay / tally.flights, day
 
@@ -205,7 +205,7 @@ def _hard_days(flights: pd.DataFrame) -> list[HardDay]:
 
 
 def _ordinary_day(flights: pd.DataFrame) -> Weather:
-    """The median over the month's days of what the table of hard days shows."""
+    """The median, over the days of the month, of each weather value in the table of hard days."""
     seen = [_weather(part) for _, part in flights.groupby("day")]
     fields = ("coldest", "warmest", "wind", "precipitation", "visibility")
     values = {field: [value for day in seen if (value := getattr(day, field)) is not None] for field in fields}
@@ -258,5 +258,5 @@ def _each(flights: pd.DataFrame) -> list[Flight]:
 
 
 def _number(value: float) -> float | None:
-    """A float that is JSON: NaN is not, and means that nothing was recorded."""
+    """None for NaN, which means that nothing was recorded and which JSON cannot represent."""
     return None if math.isnan(value) else round(float(value), 2)

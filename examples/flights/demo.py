@@ -43,7 +43,7 @@ def _render(options: argparse.Namespace) -> int:
     with console.status("Opening the database"):
         app.migrate()
     with console.status("Reading 336,776 flights"):
-        from .data import carrier_months, destination_months  # pandas: most of a second
+        from .data import carrier_months, destination_months  # imports pandas, which takes most of a second
 
         subjects = destination_months() if options.destinations else carrier_months()
     orders, new = place_orders(options.reports, subjects[: options.limit], again=options.again)
@@ -54,8 +54,8 @@ def _render(options: argparse.Namespace) -> int:
         print_costs(console, orders)
         console.print("To render them again, add --again (with make: make demo ARGS=--again)")
         return 0
-    there = watch.done
-    parts = [(there, "already exist"), (watch.left - new, "left over"), (new, "newly ordered")]
+    existing = watch.done
+    parts = [(existing, "already exist"), (watch.left - new, "left over"), (new, "newly ordered")]
     console.print(f"{len(orders)} reports: " + ", ".join(f"{count} {what}" for count, what in parts if count))
 
     log = options.reports / "supervisor.log"
@@ -66,22 +66,22 @@ def _render(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             # Not an error: running steps are finished, and the remaining runs wait in Postgres.
             _stop(supervisor)
-            watch.look()
+            watch.poll()
             console.print(f"Stopped with {watch.done} of {len(orders)} reports in {options.reports}")
             raise
-    return _sum_up(orders, watch, there, time.monotonic() - began, options, log)
+    return _summarize(orders, watch, existing, time.monotonic() - began, options, log)
 
 
-def _sum_up(
-    orders: list[Order], watch: Watch, there: int, seconds: float, options: argparse.Namespace, log: Path
+def _summarize(
+    orders: list[Order], watch: Watch, existing: int, seconds: float, options: argparse.Namespace, log: Path
 ) -> int:
     if watch.left:
-        console.print(f"The supervisor ended with {watch.left} reports left to render. The end of {log}:")
+        console.print(f"The supervisor exited with {watch.left} reports left to render. The end of {log}:")
         console.print("\n".join(log.read_text(errors="replace").splitlines()[-15:]), markup=False)
         return 1
-    rendered = len(orders) - there - watch.failed
+    rendered = len(orders) - existing - watch.failed
     console.print(
-        f"{rendered} reports in {seconds:.1f} s by {options.procs} workers, {rendered / seconds:.1f} a second. "
+        f"{rendered} reports in {seconds:.1f} s by {options.procs} workers, {rendered / seconds:.1f} per second. "
         f"They are in\n{options.reports}"
     )
     print_costs(console, orders)
@@ -127,12 +127,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo", description="Render flight reports as PDFs.")
     parser.add_argument("--procs", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
-                        help="workers (default: one for each core, %(default)s here)")  # fmt: skip
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N reports")
-    parser.add_argument("--destinations", action="store_true", help="1,113 destination-months instead of carriers")
-    parser.add_argument("--again", action="store_true", help="render also what is there already")
+                        help="number of workers (default: one per core, %(default)s here)")  # fmt: skip
+    parser.add_argument("--limit", type=int, metavar="N", help="render only the first N reports")
+    parser.add_argument(
+        "--destinations", action="store_true", help="render 1,113 reports about destinations instead of carriers"
+    )
+    parser.add_argument("--again", action="store_true", help="render existing reports again")
     parser.add_argument("--reports", type=Path, default=os.environ.get("UNDERWAY_REPORTS", "reports"), metavar="DIR",
-                        help="where the PDFs go (default: %(default)s)")  # fmt: skip
+                        help="folder for the PDFs (default: %(default)s)")  # fmt: skip
     options = parser.parse_args()
     if options.procs < 1 or (options.limit is not None and options.limit < 1):
         parser.error("--procs and --limit must be at least 1")

@@ -1,4 +1,4 @@
-"""What travels from step to step: plain dataclasses that are JSON and import nothing heavy."""
+"""The payloads between steps: plain dataclasses that convert to JSON and import no large libraries."""
 
 from calendar import month_name
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Literal
 
 YEAR = 2013
 
-# The ways a scheduled flight can end, best first; a Tally counts them in this order.
+# How a scheduled flight can end, best first; a Tally counts outcomes in this order.
 OUTCOMES = (
     "On time",
     "15\N{EN DASH}59 min late",
@@ -16,7 +16,8 @@ OUTCOMES = (
     "Cancelled",
 )
 ON_TIME, DIVERTED, CANCELLED = 0, 4, 5
-# In minutes after schedule. Before the first a flight is on time: the rule of the US Department of Transportation.
+# Minutes after schedule. Below the first limit a flight is on time, by the rule of the US Department of
+# Transportation.
 LATE_FROM = (15, 60, 120)
 
 
@@ -37,8 +38,8 @@ class Subject:
         return f"{month_name[self.month]} {YEAR}"
 
     @property
-    def place(self) -> str:
-        """Where its report is filed, below the output folder."""
+    def path(self) -> str:
+        """The path of its report in the output folder."""
         return f"{YEAR}-{self.month:02}/{self.code}.pdf"
 
 
@@ -58,7 +59,7 @@ class Tally:
 
     outcomes: list[int]
     median_delay: float | None  # minutes at arrival; None without arrivals
-    p90_delay: int | None  # None with fewer arrivals than it takes to speak of one in ten
+    p90_delay: int | None  # None with too few arrivals for a percentile
 
     @property
     def flights(self) -> int:
@@ -109,7 +110,7 @@ class Day:
 
 @dataclass
 class Bin:
-    """Share of the arrivals whose delay is from `lower` up to the next bin's `lower`; ends are open."""
+    """Share of arrivals with a delay from `lower` to the next bin's `lower`. The outermost bins are open-ended."""
 
     lower: int
     share: float
@@ -129,7 +130,7 @@ class Hour:
 
 @dataclass
 class Weather:
-    """The worst that the departure airports in use saw in one day; None where nothing was recorded."""
+    """The worst readings of one day at the departure airports in use; None where nothing was recorded."""
 
     coldest: float | None
     warmest: float | None
@@ -155,7 +156,7 @@ class Month:
 
 @dataclass
 class Flight:
-    """One flight of a report about so few that each can be listed."""
+    """One flight, in a report with few enough flights to list them."""
 
     day: int
     carrier: str
@@ -171,7 +172,7 @@ class Flight:
 
 @dataclass
 class Report:
-    """Everything one report says."""
+    """All figures of one report."""
 
     subject: Subject
     name: str
@@ -191,12 +192,12 @@ class Report:
     hard_days: list[HardDay]
     ordinary_day: Weather
     year: list[Month]
-    flights: list[Flight]  # empty where there are too many to list
+    flights: list[Flight]  # empty if there are too many to list
 
 
 @dataclass
 class Draft:
-    """A rendered report that has not been filed; `path` is relative to the output folder."""
+    """A rendered report before it is filed; `path` is relative to the output folder."""
 
     subject: Subject
     path: str

@@ -1,4 +1,4 @@
-"""Puts sections on pages: none is split, and the charts grow into the room that is left."""
+"""Distributes sections over pages. No section is split, and charts grow to fill the remaining space."""
 
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -16,7 +16,7 @@ _FEWEST_PAGES = 2
 
 @dataclass
 class Section:
-    """A heading (none for the opening) and what belongs under it."""
+    """A heading (empty for the opening) and its content."""
 
     title: str
     parts: list[Flowable]
@@ -33,7 +33,7 @@ class Section:
 
 
 def paginate(sections: list[Section]) -> list[list[Section]]:
-    """The fewest pages that hold all sections, cut where the charts can fill the pages best."""
+    """Use as few pages as possible, with page breaks where the charts can fill the pages best."""
     heights = [section.height() for section in sections]
     growth = [sum(chart.high - chart.low for chart in section.charts) for section in sections]
 

@@ -1,7 +1,7 @@
-"""The cities behind the airport codes.
+"""The cities of the airport codes.
 
-The data set's own names abbreviate ("Eagle Co Rgnl"), seldom say the city ("General Edward Lawrence Logan Intl")
-and leave out four airports in Puerto Rico and the Virgin Islands.
+The names in the data set are abbreviated ("Eagle Co Rgnl"), seldom contain the city ("General Edward Lawrence Logan
+Intl"), and are missing for four airports in Puerto Rico and the Virgin Islands.
 """
 
 _LIST = """

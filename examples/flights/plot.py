@@ -14,7 +14,7 @@ _LEFT, _TOP = 34, 20
 
 
 class Chart(Flowable):  # type: ignore[misc]
-    """A drawing as wide as the text; the page decides how high it is, from `low` to `high`."""
+    """A drawing as wide as the text. The page sets its height, between `low` and `high`."""
 
     def __init__(self, draw: Callable[[Any, float], None], low: float, high: float) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Chart(Flowable):  # type: ignore[misc]
 
 
 class Plot:
-    """Places data on the canvas; knows the plotting area's edges."""
+    """A plotting area on the canvas: converts data to positions, and draws axes and marks."""
 
     def __init__(
         self, canvas: Any, height: float, x: tuple[float, float], y: tuple[float, float], *, below: float = 26
@@ -48,7 +48,7 @@ class Plot:
         return self.bottom + (value - low) / (high - low) * (self.top - self.bottom)
 
     def y_axis(self, ticks: Iterable[float], label: Callable[[float], str], title: str) -> None:
-        """Grid lines with labels at the left; the title stands above the axis, where it reads without turning."""
+        """Grid lines with labels on the left. The title is above the axis, so that it is horizontal."""
         for tick in ticks:
             height = self.y(tick)
             self.canvas.setStrokeColor(RULE)
@@ -72,7 +72,7 @@ class Plot:
 
     def shade(self, start: float, end: float) -> None:
         self.canvas.setFillColor(SHADE)
-        bottom = self.bottom - 14  # behind the label too: full bars hide the rest
+        bottom = self.bottom - 14  # extends behind the labels, because full bars hide the rest
         self.canvas.rect(self.x(start), bottom, self.x(end) - self.x(start), self.top - bottom, 0, 1)
 
     def box(self, start: float, end: float, low: float, high: float, colour: Any) -> None:
@@ -80,14 +80,14 @@ class Plot:
         self.canvas.rect(self.x(start), self.y(low), self.x(end) - self.x(start), self.y(high) - self.y(low), 0, 1)
 
     def mark(self, start: float, end: float, value: float) -> None:
-        """A short level line that shows on light and on dark."""
+        """A short horizontal line, visible on light and dark backgrounds."""
         for colour, width in ((white, 2.6), (INK, 1.2)):
             self.canvas.setStrokeColor(colour)
             self.canvas.setLineWidth(width)
             self.canvas.line(self.x(start), self.y(value), self.x(end), self.y(value))
 
     def legend(self, entries: Sequence[tuple[str, Any]]) -> None:
-        """Right-aligned above the plotting area; colour None is a mark."""
+        """Right-aligned above the plotting area; an entry without a colour is a mark."""
         legend(self.canvas, self.right, self.top + 9, entries)
 
 
@@ -125,7 +125,7 @@ def text(
 
 
 def ticks(low: float, high: float, about: int = 5, *, integers: bool = False) -> list[float]:
-    """Round values that enclose low and high."""
+    """Round values from at most `low` to at least `high`."""
     rough = max(high - low, 1e-9) / about
     magnitude = 10 ** floor(log10(rough))
     step = next(nice * magnitude for nice in (1, 2, 5, 10) if nice * magnitude >= rough)

@@ -1,4 +1,4 @@
-"""A report as a PDF: which sections it has, and in which order."""
+"""A report as a PDF: its sections and their order."""
 
 from collections.abc import Callable
 from pathlib import Path

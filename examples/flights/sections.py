@@ -1,4 +1,4 @@
-"""What stands in each section of a report."""
+"""The content of each section of a report."""
 
 from calendar import month_abbr, month_name
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from .style import (
 )
 from .tables import Column, Headlines, on_time, table
 
-_ENOUGH_MODELS = 0.2  # share of flights with a known aircraft under which the table would mislead
+_ENOUGH_MODELS = 0.2  # with a smaller share of known aircraft, the table would mislead
 _TALLY_COLUMNS: list[Column] = [
     ("Flights", 50, True),
     ("On time", 100, False),
@@ -119,7 +119,7 @@ def hours(report: Report) -> Section:
 def partners(report: Report) -> Section | None:
     noun = "destination" if report.subject.kind == "carrier" else "carrier"
     if report.partners_total == 1:
-        return None  # the opening says so
+        return None  # the opening paragraph names the only one
     title = f"{noun.capitalize()}s, the least punctual first"
     left_out = f"{noun.capitalize()}s with fewer than {FEWEST_IN_A_GROUP} flights are left out."
     if not report.partners:
@@ -261,8 +261,8 @@ def every_flight(report: Report) -> Section:
 def too_few(report: Report) -> Section:
     arrivals = report.own.arrivals
     explained = (
-        f"Not enough flights: the distribution of delays and their pattern over the day take {FEWEST_FOR_DELAYS} "
-        f"arrivals; there {'was' if arrivals < 2 else 'were'} {arrivals or 'none'}."
+        f"Not enough flights: the distribution of delays and their pattern over the day need at least "
+        f"{FEWEST_FOR_DELAYS} arrivals; there {'was' if arrivals < 2 else 'were'} {arrivals or 'none'}."
     )
     return Section("Delays in general", [Paragraph(explained, BODY)])
 
@@ -273,7 +273,7 @@ def notes(report: Report) -> Section:
         "scheduled flights, so cancelled and diverted flights count as not on time, as in the reports of the US "
         "Department of Transportation. <b>Cancelled</b>: no departure was recorded. <b>Diverted</b>: it left, and no "
         f"arrival at its destination was recorded. <b>Delays</b> are those of flights that arrived; {DASH} is early. "
-        f"A 90th percentile takes {FEWEST_FOR_P90} arrivals. The <b>line in the bar of a table</b> is the 95% "
+        f"A 90th percentile needs at least {FEWEST_FOR_P90} arrivals. The <b>line in the bar of a table</b> is the 95% "
         "confidence interval of the share. <b>All New York</b>: all flights from Newark (EWR), Kennedy (JFK) and "
         "LaGuardia (LGA) in the month, including these."
     )

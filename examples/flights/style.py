@@ -1,4 +1,4 @@
-"""How the reports look and how they write numbers: the only place for fonts, sizes, colours and units."""
+"""Fonts, sizes, colours, and the formats of numbers: the whole style of the reports."""
 
 from reportlab.lib.colors import HexColor
 from reportlab.lib.pagesizes import LETTER
@@ -14,8 +14,8 @@ TABLE = 8.5
 
 INK, MUTED, RULE, SHADE = HexColor("#1B1F24"), HexColor("#5B6570"), HexColor("#D3D8DE"), HexColor("#F1F3F5")
 ACCENT, PALE = HexColor("#0072B2"), HexColor("#A6CCE5")
-# In the order of figures.OUTCOMES. From Okabe and Ito's colour-blind-safe set, and each step darker than the last one,
-# so that the order survives a black-and-white printer.
+# In the order of figures.OUTCOMES. From Okabe and Ito's colour-blind-safe palette. The late outcomes get darker, so
+# that their order survives black-and-white printing.
 OUTCOME_COLOURS = tuple(HexColor(code) for code in ("#0072B2", "#F5D08A", "#E69F00", "#B84A00", "#9AA5B1", "#2B3138"))
 
 TITLE = ParagraphStyle("title", fontName=BOLD, fontSize=22, leading=26, textColor=INK)
@@ -25,7 +25,7 @@ BODY = ParagraphStyle("body", fontName=REGULAR, fontSize=9.5, leading=13.5, text
 HEADING = ParagraphStyle("heading", fontName=BOLD, fontSize=11, leading=14, textColor=INK)
 CAPTION = ParagraphStyle("caption", fontName=REGULAR, fontSize=SMALL, leading=10, textColor=MUTED, spaceBefore=4)
 
-DASH = "\N{EN DASH}"  # also the minus sign: Helvetica's own is not in the standard encoding
+DASH = "\N{EN DASH}"  # also used as the minus sign, which the standard encoding of Helvetica lacks
 
 
 def whole(number: float) -> str:
@@ -37,7 +37,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A share in per cent; nothing is rounded to none or all."""
+    """A share in percent. Only 0 prints as 0%, and only 1 as 100%."""
     smallest = 0.1**digits
     value = 100 * share
     if 0 < value < smallest / 2:
@@ -55,7 +55,7 @@ def signed(value: float, digits: int = 0) -> str:
 
 
 def minutes(value: float | None) -> str:
-    """A delay: minus is early."""
+    """A delay in minutes; negative is early."""
     if value is None:
         return DASH
     return signed(value, 0 if value == round(value) else 1)

@@ -23,15 +23,15 @@ from .style import (
     percent,
 )
 
-# Heading, width in points, whether it holds numbers. A width of 0 takes what is left.
+# Heading, width in points (0: the remaining width), whether it holds numbers.
 Column = tuple[str, float, bool]
 
 _ROW = 15
-_HANDFUL = 5
+_FEW_FLIGHTS = 5
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Any]], *, summary_rows: int = 0) -> Flowable:
-    """Numbers to the right, words to the left; the last `summary_rows` stand apart below a rule."""
+    """Numbers are right-aligned, text is left-aligned; the last `summary_rows` are shaded."""
     left_over = WIDTH - sum(width for _, width, _ in columns)
     drawn = Table(
         [[heading for heading, _, _ in columns], *rows],
@@ -52,7 +52,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Any]], *, summary_r
         ("LEFTPADDING", (0, 0), (-1, -1), 4),
         ("RIGHTPADDING", (0, 0), (-1, -1), 4),
         *(("ALIGN", (at, 0), (at, -1), "RIGHT") for at, (_, _, numbers) in enumerate(columns) if numbers),
-        # Words after a number would otherwise touch it.
+        # Keep text columns apart from a number column on their left.
         *(
             ("LEFTPADDING", (at, 0), (at, -1), 12)
             for at in range(1, len(columns))
@@ -66,14 +66,14 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Any]], *, summary_r
 
 
 def on_time(tally: Tally) -> "Flowable | str":
-    """What a table says about the share on time: of a handful of flights, only the count."""
-    if tally.flights < _HANDFUL:
+    """The table cell for the share on time; for only a few flights, the count."""
+    if tally.flights < _FEW_FLIGHTS:
         return f"{tally.on_time} of {tally.flights}"
     return ShareBar(tally)
 
 
 class ShareBar(Flowable):  # type: ignore[misc]
-    """The share of flights on time as a number, a bar, and a line as long as chance makes the share uncertain."""
+    """The share of flights on time as a number, a bar, and a line for its 95% confidence interval."""
 
     _number, _bar = 27, 58
 
@@ -98,7 +98,7 @@ class ShareBar(Flowable):  # type: ignore[misc]
 
 
 class Headlines(Flowable):  # type: ignore[misc]
-    """Boxes side by side: what is measured, its value, and two lines to compare it with."""
+    """Boxes side by side: a label, its value, and two lines of comparison."""
 
     _height, _gap = 66, 8
 
@@ -125,7 +125,7 @@ class Headlines(Flowable):  # type: ignore[misc]
 
 
 def _likely_share(hits: int, of: int) -> tuple[float, float]:
-    """Wilson's 95% interval: unlike the textbook one it stays within 0 and 1 and holds for few flights."""
+    """Wilson's 95% interval. Unlike the normal approximation, it stays within 0 and 1 and is valid for few flights."""
     z = 1.96
     centre, scale = (hits + z * z / 2) / (of + z * z), z / (of + z * z)
     spread = scale * sqrt(hits * (of - hits) / of + z * z / 4)

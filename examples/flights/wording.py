@@ -7,7 +7,7 @@ from .style import percent, plural, points, whole
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _FEWEST_FOR_A_BAD_DAY = 5
-_MANY = 60  # flights from which one more or less hardly matters
+_MANY = 60  # with this many flights, a single one hardly changes the share
 
 
 def title(report: Report) -> str:

@@ -150,7 +150,7 @@ def _bring_about(state: str, connection: psycopg.Connection[Any], supervisor: Su
     time.sleep(0.1)  # begun, not only claimed
     if state == "database down":
         proxy.__exit__()
-        supervisor.until("the database is away")
+        supervisor.until("cannot connect to the database, trying again")
     return 2
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks run to their end. How fast they are is no matter of tests."""
+"""The benchmarks run to completion. Their figures are not tested."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from places import ROOT
 _ROOT = ROOT
 
 
-# All of them start dozens of supervisors.
+# Running all benchmarks starts dozens of supervisors.
 _FEW = ["noop", "latency"]
 
 
@@ -37,9 +37,9 @@ def test_the_benchmarks_run(chosen: list[str]) -> None:
         assert name in table
         assert name in [row["name"] for row in rows]
     for row in rows:
-        # In so short a time an idle supervisor may need less CPU than can be measured.
+        # In this short time, an idle supervisor may use less CPU than can be measured.
         least = 0 if row["name"].startswith("idle CPU") else 1e-9
         assert all(sample >= least for samples in row["samples"].values() for sample in samples), row
-    # A table for terminals.
+    # The table must fit a terminal.
     assert max(map(len, table.partition("\n\n")[0].splitlines())) <= 120
     assert "fsync on" in table

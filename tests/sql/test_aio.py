@@ -1,4 +1,4 @@
-"""The async client: it does and refuses what the sync client does and refuses."""
+"""The async client: the same results and the same refusals as the sync client."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -43,17 +43,17 @@ def app(bind: Callable[[Underway], Underway]) -> Underway:
 
 
 @asynccontextmanager
-async def service(app: Underway) -> AsyncIterator[None]:
-    """A service's life: whatever it has opened on this loop is closed at its end."""
+async def closing_app(app: Underway) -> AsyncIterator[None]:
+    """Closes what the app has opened on this event loop."""
     try:
         yield
     finally:
         await aio.close(app)
 
 
-def serve(app: Underway, use: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_async(app: Underway, use: Callable[[], Coroutine[Any, Any, T]]) -> T:
     async def main() -> T:
-        async with service(app):
+        async with closing_app(app):
             return await use()
 
     return asyncio.run(main())
@@ -68,7 +68,7 @@ def backends(connection: Connection) -> int:
     return int(row[0])
 
 
-def test_what_becomes_of_runs(app: Underway, start_supervisor: Callable[..., Supervisor]) -> None:
+def test_results_statuses_and_attempts_of_runs(app: Underway, start_supervisor: Callable[..., Supervisor]) -> None:
     start_supervisor("clients", "--procs", "2")
 
     async def use() -> None:
@@ -95,35 +95,35 @@ def test_what_becomes_of_runs(app: Underway, start_supervisor: Callable[..., Sup
         with pytest.raises(RunCancelled):
             await later.result()
 
-    serve(app, use)
+    run_async(app, use)
 
 
-def test_waiting_keeps_nobody_else_from_the_loop(app: Underway, connection: Connection) -> None:
+def test_waiting_neither_blocks_the_loop_nor_holds_connections(app: Underway, connection: Connection) -> None:
     async def use() -> None:
         run = await aio.enqueue(clients.echoes, 1)
         waits = [asyncio.create_task(run.wait()) for _ in range(50)]
         await asyncio.sleep(0.2)
         assert not any(task.done() for task in waits)
-        # what the pool holds, not one for each that waits
+        # the size of the pool, not one for each waiting call
         assert backends(connection) <= 4
         await run.cancel()
         assert set(await asyncio.gather(*waits)) == {Status.CANCELLED}
 
-    serve(app, use)
+    run_async(app, use)
 
 
 def test_cancel_in_the_callers_transaction(app: Underway, database: str) -> None:
     async def use() -> None:
         run = await aio.enqueue(clients.echoes, 1)
-        async with await psycopg.AsyncConnection.connect(database) as mine:
-            assert await run.cancel(conn=mine)
+        async with await psycopg.AsyncConnection.connect(database) as caller:
+            assert await run.cancel(conn=caller)
             assert await run.status() is Status.PENDING
-            await mine.rollback()
+            await caller.rollback()
             assert await run.status() is Status.PENDING
-            assert await run.cancel(conn=mine)
+            assert await run.cancel(conn=caller)
         assert await run.status() is Status.CANCELLED
 
-    serve(app, use)
+    run_async(app, use)
 
 
 def test_cancel_by_key_and_by_job(app: Underway, connection: Connection) -> None:
@@ -136,7 +136,7 @@ def test_cancel_by_key_and_by_job(app: Underway, connection: Connection) -> None
         assert [await run.status() for run in (one, *others)] == ["cancelled", "pending", "pending"]
         assert await aio.cancel_all(clients.echoes) == 2
 
-    serve(app, use)
+    run_async(app, use)
 
 
 def test_schedules(app: Underway, database: str) -> None:
@@ -146,48 +146,48 @@ def test_schedules(app: Underway, database: str) -> None:
             *("@daily", "Asia/Tokyo", "none", False, 7),
         )
         assert await aio.schedules(app) == app.schedules() == [made]
-        async with await psycopg.AsyncConnection.connect(database) as mine:
-            assert await aio.unschedule(clients.echoes, "seven", conn=mine)
-            await aio.schedule(clients.looking, "@hourly", conn=mine)
-            await mine.rollback()
+        async with await psycopg.AsyncConnection.connect(database) as caller:
+            assert await aio.unschedule(clients.echoes, "seven", conn=caller)
+            await aio.schedule(clients.looking, "@hourly", conn=caller)
+            await caller.rollback()
             assert await aio.schedules(app) == [made]
-            other = await aio.schedule(clients.looking, "@hourly", conn=mine)
-            await mine.commit()
+            other = await aio.schedule(clients.looking, "@hourly", conn=caller)
+            await caller.commit()
         assert await aio.schedules(app) == [made, other]
         assert await aio.unschedule(clients.echoes, "seven")
         assert not await aio.unschedule(clients.echoes, "seven")
 
-    serve(app, use)
+    run_async(app, use)
 
 
 def test_enqueue_many_is_all_or_nothing(app: Underway, connection: Connection) -> None:
-    def breaks() -> Iterator[Order]:
+    def failing_values() -> Iterator[Order]:
         yield from (Order(number, "x" * 1000) for number in range(2000))
         raise KeyError("theirs")
 
     async def use() -> None:
         with pytest.raises(KeyError, match="theirs"):
-            await aio.enqueue_many(clients.orders, breaks())
+            await aio.enqueue_many(clients.orders, failing_values())
         assert await aio.enqueue_many(clients.orders, []) == []
         runs = await aio.enqueue_many(clients.orders, (Order(number) for number in range(5000)))
         found = dict(connection.execute("select id, (input->>'number')::int from underway.run").fetchall())
         assert [found[run.id] for run in runs] == list(range(5000))
 
-    serve(app, use)
+    run_async(app, use)
 
 
-def test_many_at_once_open_one_pool(app: Underway, connection: Connection) -> None:
+def test_concurrent_first_calls_open_one_pool(app: Underway, connection: Connection) -> None:
     async def use() -> None:
         await asyncio.gather(*(aio.enqueue(clients.echoes, number) for number in range(100)))
         assert backends(connection) <= 4
 
-    serve(app, use)
+    run_async(app, use)
     assert connection.execute("select count(*) from underway.run").fetchone() == (100,)
 
 
-def test_a_loop_after_another_has_connections_of_its_own(app: Underway, connection: Connection) -> None:
+def test_each_event_loop_has_its_own_connections(app: Underway, connection: Connection) -> None:
     for _ in range(2):
-        serve(app, lambda: aio.enqueue(clients.echoes, 1))
+        run_async(app, lambda: aio.enqueue(clients.echoes, 1))
     assert connection.execute("select count(*) from underway.run").fetchone() == (2,)
     eventually(lambda: backends(connection) == 0)
 
@@ -199,10 +199,10 @@ def test_a_closed_app_opens_again(app: Underway) -> None:
         await aio.close(app)
         assert await run.status() is Status.PENDING
 
-    serve(app, use)
+    run_async(app, use)
 
 
-def test_a_transaction_on_a_connection_of_the_apps_own(app: Underway, connection: Connection) -> None:
+def test_a_block_on_the_apps_own_connection_is_one_transaction(app: Underway, connection: Connection) -> None:
     async def use() -> None:
         with pytest.raises(KeyError):  # noqa: PT012
             async with aio.connection(app) as own:
@@ -211,7 +211,7 @@ def test_a_transaction_on_a_connection_of_the_apps_own(app: Underway, connection
         async with aio.connection(app) as own:
             await aio.enqueue(clients.echoes, 2, conn=own)
 
-    serve(app, use)
+    run_async(app, use)
     assert connection.execute("select input from underway.run").fetchall() == [(2,)]
 
 
@@ -224,13 +224,13 @@ def test_cancel_by_id(app: Underway, database: str) -> None:
         assert await aio.cancel_run(app, str(one.id))
         assert not await aio.cancel_run(app, one.id)
         assert await one.status() is Status.CANCELLED
-        async with await psycopg.AsyncConnection.connect(database) as mine:
-            assert await aio.cancel_run(app, other.id, conn=mine)
-            await mine.rollback()
+        async with await psycopg.AsyncConnection.connect(database) as caller:
+            assert await aio.cancel_run(app, other.id, conn=caller)
+            await caller.rollback()
         assert await other.status() is Status.PENDING
         assert not await aio.cancel_run(app, uuid4())
 
-    serve(app, use)
+    run_async(app, use)
 
 
 def test_migrate_and_sync(app: Underway, empty_database: str) -> None:
@@ -240,7 +240,7 @@ def test_migrate_and_sync(app: Underway, empty_database: str) -> None:
         assert await aio.migrate(app) == []
         assert await aio.sync(app) == list(app.jobs)
 
-    serve(app, use)
+    run_async(app, use)
     with psycopg.connect(empty_database) as connection:
         assert {name for (name,) in connection.execute("select name from underway.job")} == set(app.jobs)
 
@@ -256,18 +256,18 @@ def test_pause_and_resume(
     async def use() -> None:
         assert await aio.pause(app, "default")
         assert not await aio.pause(app, "default")
-        async with await psycopg.AsyncConnection.connect(database) as mine:
-            assert await aio.pause(app, "slow", conn=mine)
-            assert await aio.resume(app, "default", conn=mine)
+        async with await psycopg.AsyncConnection.connect(database) as caller:
+            assert await aio.pause(app, "slow", conn=caller)
+            assert await aio.resume(app, "default", conn=caller)
             assert value(connection, paused) == ["default"]
-            await mine.commit()
+            await caller.commit()
         assert value(connection, paused) == ["slow"]
         assert await aio.resume(app, "slow")
         assert not await aio.resume(app, "slow")
         assert caplog.messages == []
         assert await aio.pause(app, "slwo")
 
-    serve(app, use)
+    run_async(app, use)
     (warning,) = caplog.messages
     assert warning.startswith("pausing unknown queue 'slwo': no job, run or supervisor uses it yet; existing: ")
     assert "'default', 'slow'" in warning
@@ -317,7 +317,7 @@ def test_dead_letters(letters_app: Underway, connection: Connection) -> None:
         assert await aio.discard(app, "dead") == 1
         assert await aio.dead_letters(app, "dead") == []
 
-    serve(app, use)
+    run_async(app, use)
 
 
 def test_dead_letters_in_the_callers_transaction(letters_app: Underway, connection: Connection, database: str) -> None:
@@ -326,25 +326,25 @@ def test_dead_letters_in_the_callers_transaction(letters_app: Underway, connecti
     before = connection.execute(query).fetchall()
 
     async def use() -> None:
-        async with await psycopg.AsyncConnection.connect(database) as mine:
+        async with await psycopg.AsyncConnection.connect(database) as caller:
             calls: list[Callable[[], Coroutine[Any, Any, int]]] = [
-                lambda: aio.redrive(app, run, conn=mine),
-                lambda: aio.redrive(app, run, input="other", conn=mine),
-                lambda: aio.redrive(app, "dead", conn=mine),
-                lambda: aio.discard(app, run, conn=mine),
-                lambda: aio.discard(app, "dead", conn=mine),
+                lambda: aio.redrive(app, run, conn=caller),
+                lambda: aio.redrive(app, run, input="other", conn=caller),
+                lambda: aio.redrive(app, "dead", conn=caller),
+                lambda: aio.discard(app, run, conn=caller),
+                lambda: aio.discard(app, "dead", conn=caller),
             ]
             for call in calls:
                 assert await call() == 1
                 assert connection.execute(query).fetchall() == before
-                await mine.rollback()
+                await caller.rollback()
 
-    serve(app, use)
+    run_async(app, use)
     assert connection.execute(query).fetchall() == before
 
 
-def test_what_cannot_be_redriven_says_so(letters_app: Underway, connection: Connection) -> None:
-    app, run, stranger = letters_app, failed(connection), failed(connection, job="unheard-of")
+def test_a_refused_redrive_says_why(letters_app: Underway, connection: Connection) -> None:
+    app, run, unknown = letters_app, failed(connection), failed(connection, job="unheard-of")
     cancelled = UUID(insert(connection, job="rendering"))
     wrong: Any = 7
 
@@ -356,7 +356,7 @@ def test_what_cannot_be_redriven_says_so(letters_app: Underway, connection: Conn
         with pytest.raises(InvalidOption, match="limit= applies to a label"):
             await aio.redrive(app, run, limit=1)
         with pytest.raises(UnknownJob, match="no step 'render' in job 'unheard-of'"):
-            await aio.redrive(app, stranger, input="x")
+            await aio.redrive(app, unknown, input="x")
         assert await aio.cancel_run(app, cancelled)
         with pytest.raises(RunCancelled, match="enqueue its input again"):
             await aio.redrive(app, cancelled)
@@ -368,7 +368,7 @@ def test_what_cannot_be_redriven_says_so(letters_app: Underway, connection: Conn
         with pytest.raises(InvalidOption, match="label must be a dead-letter label"):
             await aio.dead_letters(app, str(run))
 
-    serve(app, use)
+    run_async(app, use)
 
 
 def test_the_quarantine(letters_app: Underway, connection: Connection, database: str) -> None:
@@ -384,23 +384,23 @@ def test_the_quarantine(letters_app: Underway, connection: Connection, database:
         assert [one.run.id for one in await aio.quarantined(app, "another")] == runs[2:]
         assert len(await aio.quarantined(app, limit=2)) == 2
 
-        async with await psycopg.AsyncConnection.connect(database) as mine:
-            assert await aio.release_quarantined(app, conn=mine) == 3
-            await mine.rollback()
+        async with await psycopg.AsyncConnection.connect(database) as caller:
+            assert await aio.release_quarantined(app, conn=caller) == 3
+            await caller.rollback()
         assert await aio.release_quarantined(app, "rendering", limit=1) == 1
         assert app.release_quarantined("rendering") == 1
         assert await aio.release_quarantined(app) == 1
         assert app.release_quarantined() == 0
         assert await aio.quarantined(app) == []
 
-    serve(app, use)
+    run_async(app, use)
     assert value(connection, "select count(*) from underway.run") == 3
 
 
-# What is refused
+# Refusals
 
 
-def test_what_does_not_fit_is_refused_before_anything_happens(app: Underway, connection: Connection) -> None:
+def test_invalid_arguments_are_refused_before_anything_is_written(app: Underway, connection: Connection) -> None:
     async def use() -> None:
         bad: Any
         for bad in (Order("x"), None, {"number": 1}):  # type: ignore[arg-type]
@@ -408,12 +408,12 @@ def test_what_does_not_fit_is_refused_before_anything_happens(app: Underway, con
                 await aio.enqueue(clients.orders, bad)
         with pytest.raises(RunNotFound, match="it was never committed"):
             await aio.get_run(app, uuid4())
-        no_ids: list[Any] = ["not an id", "orders", None]
-        for wrong in no_ids:
+        not_ids: list[Any] = ["not an id", "orders", None]
+        for wrong in not_ids:
             with pytest.raises(InvalidOption, match=r"invalid run ID .*: expected a UUID"):
                 await aio.get_run(app, wrong)
-        no_jobs: list[Any] = [uuid4(), str(uuid4()), "orders"]
-        for wrong in no_jobs:
+        not_jobs: list[Any] = [uuid4(), str(uuid4()), "orders"]
+        for wrong in not_jobs:
             for cancel in (aio.cancel, aio.cancel_all):
                 with pytest.raises(InvalidOption, match=rf"{cancel.__name__} takes a job, not .*get_run\(app, id\)"):
                     await cancel(wrong)
@@ -423,7 +423,7 @@ def test_what_does_not_fit_is_refused_before_anything_happens(app: Underway, con
             await aio.schedule(clients.orders, "@daily", bad)
         assert await aio.schedules(app) == []
 
-    serve(app, use)
+    run_async(app, use)
     assert connection.execute("select count(*) from underway.run").fetchone() == (0,)
 
 
@@ -449,36 +449,36 @@ def test_a_connection_of_the_wrong_kind_is_refused(app: Underway, database: str)
             with pytest.raises(InvalidOption, match=r"not AsyncConnection; pass an async connection to underway\.aio"):
                 clients.echoes.enqueue(1, conn=wrong)
 
-    serve(app, use)
+    run_async(app, use)
 
 
 @pytest.fixture
 def in_a_step() -> Iterator[None]:
-    nobody: Any = None
-    current_step.set_current(Context(run=str(uuid4()), job="job", step="step", attempt=1, ends_at=0, worker=nobody))
+    no_worker: Any = None
+    current_step.set_current(Context(run=str(uuid4()), job="job", step="step", attempt=1, ends_at=0, worker=no_worker))
     yield
     current_step.set_current(None)
 
 
 @pytest.mark.usefixtures("in_a_step")
-def test_inside_a_step(app: Underway, database: str) -> None:
+def test_inside_a_step_writes_need_conn_and_waits_are_refused(app: Underway, database: str) -> None:
     async def use() -> None:
         with pytest.raises(InsideStep, match=r"enqueue without conn= inside a step \(job.step\): use cx.enqueue"):
             await aio.enqueue(clients.echoes, 1)
         with pytest.raises(InsideStep, match=r"schedule without conn= inside a step \(job.step\): use job.schedule\("):
             await aio.schedule(clients.echoes, "@daily", 1)
-        async with await psycopg.AsyncConnection.connect(database) as mine:
-            run = await aio.enqueue(clients.echoes, 1, conn=mine)
+        async with await psycopg.AsyncConnection.connect(database) as caller:
+            run = await aio.enqueue(clients.echoes, 1, conn=caller)
         for refused in (run.wait(), run.result()):
             with pytest.raises(InsideStep, match=r"Run.wait inside a step \(job.step\): it would block a worker"):
                 await refused
         assert await run.status() is Status.PENDING
 
-    serve(app, use)
+    run_async(app, use)
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "call_name"),
     [
         ("aio.enqueue(clients.echoes, 1)", "enqueue"),
         ("aio.cancel(clients.echoes, unique_key='k')", "cancel"),
@@ -495,15 +495,15 @@ def test_inside_a_step(app: Underway, database: str) -> None:
         ("aio.sync(clients.app)", "sync"),
     ],
 )
-def test_while_an_app_is_imported(tmp_path: Path, call: str, said: str) -> None:
+def test_calls_while_an_app_is_imported_are_refused(tmp_path: Path, call: str, call_name: str) -> None:
     (tmp_path / "eager.py").write_text(
         f"import asyncio\nfrom apps import clients\nfrom underway import aio\nasyncio.run({call})\n"
     )
-    with pytest.raises(ImportSideEffect, match=f"^{said} was called while"):
+    with pytest.raises(ImportSideEffect, match=f"^{call_name} was called while"):
         load(f"{tmp_path / 'eager.py'}:app")
 
 
-def test_no_database_and_no_schema(app: Underway, empty_database: str) -> None:
+def test_a_missing_database_or_schema_is_reported(app: Underway, empty_database: str) -> None:
     async def use() -> None:
         app.database.named = None
         with pytest.raises(NoDatabase):
@@ -511,8 +511,8 @@ def test_no_database_and_no_schema(app: Underway, empty_database: str) -> None:
         app.database.named = empty_database
         with pytest.raises(SchemaMissing):
             await aio.enqueue(clients.echoes, 1)
-        app.database.named = "postgresql://nobody@localhost:1/nowhere"
+        app.database.named = "postgresql://me@localhost:1/nowhere"
         with pytest.raises(psycopg.OperationalError):
             await aio.enqueue(clients.echoes, 1)
 
-    serve(app, use)
+    run_async(app, use)

@@ -1,4 +1,4 @@
-"""The app's own connections, sync and async: they are replaced when they break while idle, and no caller starves."""
+"""The app's own connections, sync and async: broken idle connections are replaced, and no caller starves."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ from underway.testing import using_database
 from underway.testing.servers import temporary_cluster
 
 T = TypeVar("T")
-AT_ONCE = 4  # as many connections as a pool has
+AT_ONCE = 4  # the size of a pool
 
 
 class Sync:
@@ -33,7 +33,7 @@ class Sync:
 
     def each(self, use: Callable[[], T]) -> list[T]:
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            return [used.result(20) for used in [threads.submit(use) for _ in range(AT_ONCE)]]
+            return [future.result(20) for future in [threads.submit(use) for _ in range(AT_ONCE)]]
 
     def enqueue(self, **given: Any) -> list[UUID]:
         return self.each(lambda: clients.orders.enqueue(Order(1), **given).id)
@@ -69,11 +69,11 @@ class Async:
         self._runner = asyncio.Runner()
 
     def each(self, use: Callable[[], Coroutine[Any, Any, T]]) -> list[T]:
-        async def all_of_them() -> list[T]:
+        async def gather_all() -> list[T]:
             async with asyncio.timeout(20):
                 return await asyncio.gather(*(use() for _ in range(AT_ONCE)))
 
-        return self._runner.run(all_of_them())
+        return self._runner.run(gather_all())
 
     def enqueue(self, **given: Any) -> list[UUID]:
         async def one() -> UUID:
@@ -125,42 +125,42 @@ def side(request: pytest.FixtureRequest, app: Underway) -> Iterator[Side]:
 
 
 def open_all(side: Side, database: str) -> None:
-    """Open all connections: four enqueues that wait for the same key use one each, and return them to the pool."""
-    with psycopg.connect(database) as stranger, psycopg.connect(database, autocommit=True) as look:
-        clients.orders.enqueue(Order(0), unique_key="the key", conn=stranger)
+    """Fills the pool: four enqueues that wait for the same unique key need a connection each."""
+    with psycopg.connect(database) as key_holder, psycopg.connect(database, autocommit=True) as observer:
+        clients.orders.enqueue(Order(0), unique_key="the key", conn=key_holder)
 
         def release() -> None:
-            eventually(lambda: waiting(look) == AT_ONCE)
-            stranger.rollback()
+            eventually(lambda: waiting(observer) == AT_ONCE)
+            key_holder.rollback()
 
         thread = threading.Thread(target=release)
         thread.start()
         assert len(set(side.enqueue(unique_key="the key"))) == 1
         thread.join()
-        assert len(backends(look)) == AT_ONCE
+        assert len(backends(observer)) == AT_ONCE
 
 
-def waiting(look: Connection) -> int:
-    return len(backends(look, "and wait_event_type = 'Lock'"))
+def waiting(observer: Connection) -> int:
+    return len(backends(observer, "and wait_event_type = 'Lock'"))
 
 
-def backends(look: Connection, which: Any = "") -> list[int]:
+def backends(observer: Connection, which: Any = "") -> list[int]:
     """The PIDs of the app's sessions."""
     query = "select pid from pg_stat_activity where datname = current_database() and application_name = 'underway' "
-    return [pid for (pid,) in look.execute(query + which)]
+    return [pid for (pid,) in observer.execute(query + which)]
 
 
 # Idle connections
 
 
-def test_the_server_ends_the_sessions(side: Side, database: str, connection: Connection) -> None:
+def test_sessions_that_the_server_terminated_are_replaced(side: Side, database: str, connection: Connection) -> None:
     open_all(side, database)
     for pid in backends(connection):
         connection.execute("select pg_terminate_backend(%s, 5000)", [pid])
     assert len(side.enqueue()) == AT_ONCE
 
 
-def test_the_server_cuts_idle_sessions(side: Side, database: str, connection: Connection) -> None:
+def test_sessions_ended_by_idle_session_timeout_are_replaced(side: Side, database: str, connection: Connection) -> None:
     connection.execute(f'alter database "{connection.info.dbname}" set idle_session_timeout = 300')
     for _ in range(2):
         side.enqueue()
@@ -168,14 +168,14 @@ def test_the_server_cuts_idle_sessions(side: Side, database: str, connection: Co
     assert len(side.enqueue()) == AT_ONCE
 
 
-def test_a_held_connection_is_looked_at_too(app: Underway, connection: Connection) -> None:
+def test_app_connection_checks_a_connection_before_lending_it(app: Underway, connection: Connection) -> None:
     for _ in range(2):
         with app.connection() as held:
             (pid,) = held.execute("select pg_backend_pid()").fetchone() or (None,)
         connection.execute("select pg_terminate_backend(%s, 5000)", [pid])
 
 
-def test_one_that_breaks_in_use_fails_its_user_and_no_other(app: Underway, connection: Connection) -> None:
+def test_a_connection_that_breaks_in_use_fails_only_its_user(app: Underway, connection: Connection) -> None:
     with app.connection() as held:
         (pid,) = held.execute("select pg_backend_pid()").fetchone() or (None,)
         connection.execute("select pg_terminate_backend(%s, 5000)", [pid])
@@ -185,7 +185,7 @@ def test_one_that_breaks_in_use_fails_its_user_and_no_other(app: Underway, conne
         held.execute("select 1")
 
 
-def test_what_the_server_has_to_say_to_a_resting_session_does_not_end_it(app: Underway, connection: Connection) -> None:
+def test_a_parameter_report_to_an_idle_session_does_not_end_it(app: Underway, connection: Connection) -> None:
     clients.orders.enqueue(Order(1))
     (pid,) = backends(connection)
     # Changes of this parameter are reported to clients without a request.
@@ -200,7 +200,7 @@ def test_what_the_server_has_to_say_to_a_resting_session_does_not_end_it(app: Un
         connection.execute("select pg_reload_conf()")
 
 
-class Silent(Proxy):
+class SilentProxy(Proxy):
     """Silently drops the data of the connections that are currently open."""
 
     def __init__(self, database: str) -> None:
@@ -215,17 +215,19 @@ class Silent(Proxy):
         return b"" if threading.current_thread() in self._silent else data
 
 
-def test_a_proxy_drops_them_without_a_word(side: Side, app: Underway, database: str, monkeypatch: Any) -> None:
+def test_connections_that_a_proxy_silently_drops_are_replaced(
+    side: Side, app: Underway, database: str, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(pools, "_RESTED_SECONDS", 0.0)
     monkeypatch.setattr(pools, "_ANSWER_SECONDS", 0.2)
-    proxy = Silent(database)
+    proxy = SilentProxy(database)
     with proxy, using_database(app, proxy.url):
         side.enqueue()
         proxy.fall_silent()
         assert len(side.enqueue()) == AT_ONCE
 
 
-def test_the_server_restarts(bind: Callable[[Underway], Underway]) -> None:
+def test_enqueues_during_a_quick_restart_wait_for_the_server(bind: Callable[[Underway], Underway]) -> None:
     """Idle connections are replaced, and an enqueue during a quick restart waits until the server is back."""
     with temporary_cluster() as cluster, ThreadPoolExecutor(AT_ONCE) as threads:
         cluster.create_database("restarts")
@@ -240,8 +242,8 @@ def test_the_server_restarts(bind: Callable[[Underway], Underway]) -> None:
 
 
 @pytest.mark.parametrize("side", [Sync, Async])
-def test_while_there_is_no_server_the_error_says_so(side: type[Side], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first calls after its return succeed, however long it was away."""
+def test_an_error_says_that_the_server_is_down(side: type[Side], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first calls after the server's return succeed, however long it was down."""
     monkeypatch.setattr(pools, "_AWAY_SECONDS", 0.1)
     monkeypatch.setattr(pools, "_ASK_SECONDS", 0.1)
     with temporary_cluster() as cluster:
@@ -260,24 +262,26 @@ def test_while_there_is_no_server_the_error_says_so(side: type[Side], monkeypatc
             calls.close(clients.app)
 
 
-# Borrowers
+# Lent connections
 
 
-def test_who_holds_one_each_can_enqueue_without_it(side: Side, app: Underway, connection: Connection) -> None:
+def test_callers_that_hold_all_lent_connections_can_still_enqueue(
+    side: Side, app: Underway, connection: Connection
+) -> None:
     side.hold(app)
     assert value(connection, "select count(*) from underway.run") == 2 * AT_ONCE
 
 
-def test_one_too_many_is_told_who_has_the_others(side: Side, app: Underway) -> None:
+def test_an_exhausted_pool_says_how_its_connections_are_used(side: Side, app: Underway) -> None:
     with pytest.raises(PoolTimeout, match=r"all 4 connections that app.connection\(\) lends were in use") as raised:
         side.hold_one_too_many(app)
     assert "open none inside another" in str(raised.value)
 
 
-# Interruptions while the first connection is opened
+# Interruptions while the first connection opens
 
 
-class Interrupting(Proxy):
+class InterruptingProxy(Proxy):
     """Calls `then` while the server's first answer is being forwarded."""
 
     def _passed_on(self, data: bytes, *, from_server: bool) -> bytes:
@@ -287,7 +291,9 @@ class Interrupting(Proxy):
         return data
 
 
-def test_a_signal_handler_that_enqueues(app: Underway, database: str, connection: Connection) -> None:
+def test_a_signal_handler_can_enqueue_while_the_first_connection_opens(
+    app: Underway, database: str, connection: Connection
+) -> None:
     handled = threading.Event()
 
     def handle(*_: object) -> None:
@@ -300,7 +306,7 @@ def test_a_signal_handler_that_enqueues(app: Underway, database: str, connection
 
     before = signal.signal(signal.SIGUSR1, handle)
     try:
-        with Interrupting(database, "not at all", interrupt) as proxy, using_database(app, proxy.url):
+        with InterruptingProxy(database, "not at all", interrupt) as proxy, using_database(app, proxy.url):
             clients.orders.enqueue(Order(1))
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -311,7 +317,7 @@ class Interrupted(BaseException):
     pass
 
 
-def test_a_signal_handler_that_raises_in_a_waiting_call_takes_no_connection_along(
+def test_a_signal_handler_that_raises_in_a_waiting_call_leaks_no_connection(
     app: Underway, connection: Connection
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -335,7 +341,7 @@ def test_a_signal_handler_that_raises_in_a_waiting_call_takes_no_connection_alon
             held.enter_context(app.connection())
 
 
-def test_a_child_that_is_forked_while_another_thread_opens_the_first_connection(app: Underway) -> None:
+def test_a_child_forked_while_a_thread_opens_the_first_connection_can_enqueue(app: Underway) -> None:
     opening, forked = threading.Event(), threading.Event()
 
     def open_slowly() -> None:

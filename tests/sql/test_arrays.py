@@ -1,9 +1,9 @@
-"""Columns arrive in Postgres as the driver's own arrays would: every type, nulls, extremes, and what cannot be sent."""
+"""Columns arrive in Postgres like the driver's own arrays: every type, nulls, extremes, and invalid values."""
 
 import asyncio
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,7 +16,7 @@ from underway.postgres.arrays import Column, Float4s, Float8s, Int2s, Int4s, Int
 from underway.postgres.queries import statements
 from underway.postgres.reconnecting import ReconnectingConnection
 
-# What Postgres calls the elements of each kind of column.
+# The Postgres type of the elements of each kind of column.
 TYPES: dict[type[Column], str] = {
     Int2s: "int2",
     Int4s: "int4",
@@ -30,24 +30,22 @@ WIDTHS: dict[type[Column], int] = {Int2s: 15, Int4s: 31, Int8s: 63}
 LARGEST_FLOAT4 = struct.unpack("!f", b"\x7f\x7f\xff\xff")[0]
 SMALLEST_FLOAT4 = struct.unpack("!f", b"\x00\x00\x00\x01")[0]
 
-Ask = Callable[[Column], list[Any]]
 
-
-class Registered:
-    """A synchronous connection to which columns are known: the dumpers do not ask what kind of connection it is."""
+class ColumnConnection:
+    """A sync connection with the columns' dumpers, which work alike on sync and async connections."""
 
     def __init__(self, url: str) -> None:
         self.connection = psycopg.connect(url, autocommit=True)
         register(self.connection)
 
     def arrived(self, column: Column) -> list[Any]:
-        """The elements as Postgres got them, in rows; the cast says nothing, so that the type is the column's own."""
+        """The elements as Postgres received them. Without a cast, so that the type is the column's own."""
         query = "select v from unnest(%s) with ordinality as c (v, n) order by n"
         rows = self.connection.execute(query, [column], binary=True)  # as text a float4 would be rounded
         return [row[0] for row in rows]
 
     def type_of(self, column: Column) -> int:
-        """The oid of the type that Postgres takes the parameter for."""
+        """The oid of the type that Postgres sees."""
         row = self.connection.execute("select pg_typeof(%s)::oid", [column]).fetchone()
         assert row is not None
         return int(row[0])
@@ -59,8 +57,8 @@ class Registered:
 
 
 @pytest.fixture(scope="module")
-def registered(server: str) -> Iterator[Registered]:
-    registered = Registered(server)
+def registered(server: str) -> Iterator[ColumnConnection]:
+    registered = ColumnConnection(server)
     yield registered
     registered.connection.close()
 
@@ -76,28 +74,28 @@ def _comparable(value: Any) -> Any:
     return value
 
 
-def test_every_kind_of_column_is_here() -> None:
+def test_every_kind_of_column_is_listed() -> None:
     def leaves(kind: type[Column]) -> set[type[Column]]:
-        below = kind.__subclasses__()
-        return set().union(*map(leaves, below)) if below else {kind}
+        subclasses = kind.__subclasses__()
+        return set().union(*map(leaves, subclasses)) if subclasses else {kind}
 
     assert leaves(Column) == TYPES.keys()
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_column_has_its_type_and_may_be_empty(registered: Registered, kind: type[Column]) -> None:
+def test_a_column_has_its_type_and_may_be_empty(registered: ColumnConnection, kind: type[Column]) -> None:
     assert registered.type_of(kind()) == registered.type_of_name(TYPES[kind])
     assert registered.arrived(kind()) == []
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TYPES if kind is not UUIDs])
 @pytest.mark.parametrize("count", [1, 2, 1000])
-def test_nothing_but_nulls(registered: Registered, kind: type[Column], count: int) -> None:
+def test_a_column_may_hold_only_nulls(registered: ColumnConnection, kind: type[Column], count: int) -> None:
     assert registered.arrived(kind([None] * count)) == [None] * count
 
 
 @pytest.mark.parametrize("kind", WIDTHS)
-def test_whole_numbers_to_their_extremes_and_no_further(registered: Registered, kind: type[Column]) -> None:
+def test_integers_up_to_their_limits_and_not_beyond(registered: ColumnConnection, kind: type[Column]) -> None:
     largest = 2 ** WIDTHS[kind] - 1
     values = [0, 1, -1, None, largest, -largest - 1, 255, 256, -256]
     assert registered.arrived(kind(values)) == values
@@ -106,25 +104,25 @@ def test_whole_numbers_to_their_extremes_and_no_further(registered: Registered, 
             registered.arrived(kind([beyond]))
 
 
-def test_numbers_with_a_point_to_their_extremes(registered: Registered) -> None:
+def test_floats_up_to_their_limits(registered: ColumnConnection) -> None:
     doubles = [0.0, -0.0, None, 0.1, 1.7976931348623157e308, 5e-324, math.inf, -math.inf, math.nan]
     assert same(registered.arrived(Float8s(doubles)), doubles)
     singles = [0.0, -0.0, None, 0.5, LARGEST_FLOAT4, SMALLEST_FLOAT4, math.inf, -math.inf, math.nan]
     assert same(registered.arrived(Float4s(singles)), singles)
     (rounded,) = registered.arrived(Float4s([0.1]))
     assert rounded == pytest.approx(0.1, rel=1e-7)
-    # A float column takes what counts seconds in whole numbers.
+    # A float column accepts integers.
     assert registered.arrived(Float8s([3])) == registered.arrived(Float4s([3])) == [3.0]
 
 
 TEXTS = ["", " ", "a", None, "ü🦆", "\u0301", "\r\n\t\\N {},\"'%s", "{1,2}", "NULL", "\x01\x7f", "x" * 2**20]
 
 
-def test_texts_of_any_kind(registered: Registered) -> None:
+def test_texts_of_every_kind(registered: ColumnConnection) -> None:
     assert registered.arrived(Texts(TEXTS)) == TEXTS
 
 
-def test_texts_may_be_bytes_already_and_both_may_stand_side_by_side(registered: Registered) -> None:
+def test_str_and_encoded_bytes_may_share_a_column_of_texts(registered: ColumnConnection) -> None:
     given = [text if text is None else text.encode() for text in TEXTS]
     assert registered.arrived(Texts(given)) == TEXTS
     assert registered.arrived(Texts([*given, *TEXTS])) == TEXTS * 2
@@ -133,20 +131,18 @@ def test_texts_may_be_bytes_already_and_both_may_stand_side_by_side(registered: 
 @pytest.mark.parametrize(
     "data", [b"\xff", b"a\x00b", b"\x00", b"\xc3", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80"], ids=repr
 )
-def test_bytes_that_are_no_text_are_refused_by_postgres_and_hurt_nobody_else(
-    registered: Registered, data: bytes
-) -> None:
+def test_invalid_utf8_is_refused_and_the_next_statement_works(registered: ColumnConnection, data: bytes) -> None:
     with pytest.raises(psycopg.DataError, match=r"invalid byte sequence for encoding \"UTF8\": 0x"):
         registered.arrived(Texts(["before", data, "after"]))
     assert registered.arrived(Texts(["again"])) == ["again"]
 
 
-def test_a_text_with_a_nul_is_refused_by_postgres(registered: Registered) -> None:
+def test_a_text_with_a_nul_is_refused_by_postgres(registered: ColumnConnection) -> None:
     with pytest.raises(psycopg.DataError):
         registered.arrived(Texts(["a\0b"]))
 
 
-def test_uuids_as_such_and_in_every_way_to_write_them(registered: Registered) -> None:
+def test_uuids_as_objects_and_as_strings(registered: ColumnConnection) -> None:
     ids = [UUID(int=0), UUID(int=2**128 - 1), uuid4()]
     assert registered.arrived(UUIDs(ids)) == ids
     assert registered.arrived(UUIDs([str(each) for each in ids])) == ids
@@ -154,12 +150,12 @@ def test_uuids_as_such_and_in_every_way_to_write_them(registered: Registered) ->
 
 
 @pytest.mark.parametrize("wrong", ["", "00", "0" * 31, "0" * 34, "not a uuid"], ids=repr)
-def test_what_is_no_uuid_is_refused(registered: Registered, wrong: str) -> None:
+def test_an_invalid_uuid_is_refused(registered: ColumnConnection, wrong: str) -> None:
     with pytest.raises((psycopg.DataError, ValueError)):
         registered.arrived(UUIDs([wrong]))
 
 
-def test_a_generator_makes_a_column_too(registered: Registered) -> None:
+def test_a_column_from_a_generator(registered: ColumnConnection) -> None:
     assert registered.arrived(Int4s(n for n in range(3))) == [0, 1, 2]
 
 
@@ -181,13 +177,13 @@ VALUES: dict[type[Column], st.SearchStrategy[list[Any]]] = {
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_column_arrives_like_the_list_that_the_driver_dumps(registered: Registered, kind: type[Column]) -> None:
+def test_a_column_arrives_like_the_list_that_the_driver_dumps(registered: ColumnConnection, kind: type[Column]) -> None:
     element = TYPES[kind]
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(VALUES[kind])
     def compare(values: Sequence[Any]) -> None:
-        # Compared by Postgres, bit by bit, and read back; never as a cast of the column, which would hide its type.
+        # Postgres compares the bytes. A cast of the column would hide its type.
         row = registered.connection.execute(
             f"select array_send(%s) = array_send(%s::{element}[]), %s",
             [kind(values), list(values), kind(values)],
@@ -195,27 +191,27 @@ def test_a_column_arrives_like_the_list_that_the_driver_dumps(registered: Regist
         ).fetchone()
         assert row is not None
         identical, back = row
-        assert identical or not values  # an empty array has no dimension in the driver's hands, and one in ours
+        assert identical or not values  # the driver's empty array has no dimension, ours has one
         assert same(back, values)
 
     compare()
 
 
-def test_a_session_takes_columns_as_they_stand_in_its_statements(database: str) -> None:
-    """Each connection of a session is made to take them, also the next one."""
+def test_a_reconnecting_connection_accepts_columns_after_a_reconnect(database: str) -> None:
+    """The dumpers are registered on each new connection."""
 
-    async def both() -> list[Any]:
-        session = ReconnectingConnection(database)
+    async def fetch_twice() -> list[Any]:
+        connection = ReconnectingConnection(database)
         answers = []
         try:
             for _ in range(2):
-                answers += await session.fetch(
+                answers += await connection.fetch(
                     "recorded_attempts", {"ids": UUIDs([uuid4()]), "tokens": Int8s([2**63 - 1])}
                 )
-                await session.close()
+                await connection.close()
         finally:
-            await session.close()
+            await connection.close()
         return answers
 
     assert "%(tokens)s::int8[]" in statements()["recorded_attempts"]
-    assert asyncio.run(both()) == []
+    assert asyncio.run(fetch_twice()) == []

@@ -1,4 +1,4 @@
-"""Enqueueing on a psycopg connection of the caller's, sync or async: part of its transaction, whatever its kind."""
+"""Enqueueing on the caller's psycopg connection, sync or async: part of its transaction, however it is configured."""
 
 import asyncio
 import subprocess
@@ -27,7 +27,7 @@ Bind = Callable[[Underway], Underway]
 
 
 class Caller(Protocol):
-    """A caller's connection and what it does with it; the async one is driven from here, call by call."""
+    """What a caller does on its connection; each call on the async one runs to its end."""
 
     def enqueue(self, job: Job[Any, Never, Any], value: Any) -> UUID: ...
     def enqueue_many(self, job: Job[Any, Never, Any], values: Iterable[Any]) -> list[UUID]: ...
@@ -38,7 +38,7 @@ class Caller(Protocol):
     @property
     def status(self) -> TransactionStatus: ...
     def close(self) -> None: ...
-    def leave(self) -> None: ...
+    def close_loop(self) -> None: ...
 
 
 class SyncCaller:
@@ -71,7 +71,7 @@ class SyncCaller:
     def close(self) -> None:
         self.connection.close()
 
-    def leave(self) -> None:
+    def close_loop(self) -> None:
         pass
 
 
@@ -117,7 +117,7 @@ class AsyncCaller:
     def close(self) -> None:
         self._do(self.connection.close())
 
-    def leave(self) -> None:
+    def close_loop(self) -> None:
         self._runner.close()
 
 
@@ -136,14 +136,14 @@ def connect(request: pytest.FixtureRequest, bind: Bind, database: str) -> Any:
     yield open_one
     for caller in opened:
         caller.close()
-        caller.leave()
+        caller.close_loop()
 
 
 def ids(connection: Connection) -> set[UUID]:
     return {row[0] for row in connection.execute("select id from underway.run").fetchall()}
 
 
-def test_rolled_back_means_gone_committed_means_there(connect: Connect, connection: Connection) -> None:
+def test_runs_exist_only_after_the_callers_commit(connect: Connect, connection: Connection) -> None:
     caller = connect()
     for end in (caller.rollback, caller.commit):
         made = {caller.enqueue(clients.orders, Order(1)), *caller.enqueue_many(clients.orders, [Order(2), Order(3)])}
@@ -153,8 +153,8 @@ def test_rolled_back_means_gone_committed_means_there(connect: Connect, connecti
     assert ids(connection) == made
 
 
-def test_what_begins_a_transaction_does_not_end_it(connect: Connect, connection: Connection) -> None:
-    # psycopg's transaction() commits what it has begun, also on a connection that is not in autocommit
+def test_a_call_that_begins_the_transaction_does_not_end_it(connect: Connect, connection: Connection) -> None:
+    # psycopg's transaction() would commit a transaction that it began, even without autocommit.
     caller = connect()
     caller.enqueue_many(clients.orders, [Order(1), Order(2)])
     assert caller.status == TransactionStatus.INTRANS
@@ -167,27 +167,35 @@ def test_what_begins_a_transaction_does_not_end_it(connect: Connect, connection:
     assert ids(connection) == set(made)
 
 
-def test_committed_means_woken(connect: Connect, connection: Connection) -> None:
-    connection.execute("listen underway")
+def test_supervisors_are_notified_at_the_commit(connect: Connect, database: str, connection: Connection) -> None:
     connection.execute(
         "insert into underway.supervisor (id, host, pid, app, idle) values (gen_random_uuid(), 'host', 1, 'app', true)"
     )
     caller = connect()
 
     def heard() -> list[str]:
-        return [told.payload for told in connection.notifies(timeout=0.1)]
+        # Notifications arrive in order: when this one is here, so are the earlier ones.
+        connection.execute("select pg_notify('underway', 'the last')")
+        payloads: list[str] = []
+        for notify in listener.notifies(timeout=20):
+            if notify.payload == "the last":
+                break
+            payloads.append(notify.payload)
+        return payloads
 
-    caller.enqueue(clients.placed, 1)
-    caller.rollback()
-    assert heard() == []
-    for enqueue in (caller.enqueue, lambda job, value: caller.enqueue_many(job, [value, value])):
-        enqueue(clients.placed, 1)
+    with psycopg.connect(database, autocommit=True) as listener:
+        listener.execute("listen underway")
+        caller.enqueue(clients.placed, 1)
+        caller.rollback()
         assert heard() == []
-        caller.commit()
-        assert heard() == ["slow"]
+        for enqueue in (caller.enqueue, lambda job, value: caller.enqueue_many(job, [value, value])):
+            enqueue(clients.placed, 1)
+            assert heard() == []
+            caller.commit()
+            assert heard() == ["slow"]
 
 
-def test_on_an_autocommit_connection_it_is_there_at_once(connect: Connect, connection: Connection) -> None:
+def test_on_an_autocommit_connection_each_call_commits(connect: Connect, connection: Connection) -> None:
     caller = connect(autocommit=True)
     made = {caller.enqueue(clients.orders, Order(1))}
     assert ids(connection) == made
@@ -219,14 +227,14 @@ def text_loaders(connection: Any) -> None:
         connection.adapters.register_loader(kind, TextLoader)
 
 
-class Loud(StrDumper):
+class UpperCase(StrDumper):
     def dump(self, obj: str) -> bytes:
         return obj.upper().encode()
 
 
 def other_dumpers(connection: Any) -> None:
-    connection.adapters.register_dumper(str, Loud)
-    connection.adapters.register_dumper(UUID, Loud)
+    connection.adapters.register_dumper(str, UpperCase)
+    connection.adapters.register_dumper(UUID, UpperCase)
 
 
 def nothing(connection: Any) -> None:
@@ -240,7 +248,7 @@ SHAPES: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
     "prepares everything": ({"prepare_threshold": 0}, nothing),
     "autocommit": ({"autocommit": True}, nothing),
     "loads text": ({}, text_loaders),
-    "dumps in capitals": ({}, other_dumpers),
+    "dumps upper case": ({}, other_dumpers),
     "LATIN1": ({"client_encoding": "latin1"}, nothing),
     "SQL_ASCII": ({"client_encoding": "sql_ascii"}, nothing),
     "German dates": ({"options": "-c datestyle=German"}, nothing),
@@ -248,17 +256,19 @@ SHAPES: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
     "no search path": ({"options": "-c search_path="}, nothing),
     "serializable": ({"options": "-c default_transaction_isolation=serializable"}, nothing),
 }
-SHAPES_OF_SYNC: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
+SYNC_ONLY_SHAPES: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
     "client cursors": ({"cursor_factory": psycopg.ClientCursor}, nothing),
     "raw cursors": ({"cursor_factory": psycopg.RawCursor}, nothing),
 }
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, *SHAPES_OF_SYNC])
-def test_whatever_the_callers_connection_is_like(bind: Bind, database: str, connection: Connection, shape: str) -> None:
+@pytest.mark.parametrize("shape", [*SHAPES, *SYNC_ONLY_SHAPES])
+def test_calls_work_on_a_connection_configured_in_any_way(
+    bind: Bind, database: str, connection: Connection, shape: str
+) -> None:
     """Every call that takes conn= returns and writes the same as on a plain connection."""
     bind(clients.app)
-    options, prepare = (SHAPES | SHAPES_OF_SYNC)[shape]
+    options, prepare = (SHAPES | SYNC_ONLY_SHAPES)[shape]
     text = "ä€🦆\\"
     with psycopg.connect(database, **options) as caller:
         prepare(caller)
@@ -283,7 +293,7 @@ def test_whatever_the_callers_connection_is_like(bind: Bind, database: str, conn
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_whatever_the_callers_async_connection_is_like(
+def test_async_calls_work_on_a_connection_configured_in_any_way(
     bind: Bind, database: str, connection: Connection, shape: str
 ) -> None:
     bind(clients.app)
@@ -307,7 +317,7 @@ def test_whatever_the_callers_async_connection_is_like(
     assert connection.execute(stored).fetchall() == [(text,)] * 3
 
 
-def test_what_the_process_has_registered_globally_does_not_matter(database: str) -> None:
+def test_globally_registered_adapters_do_not_matter(database: str) -> None:
     """Runs in a separate process, because psycopg.adapters is global."""
     program = """
 import psycopg
@@ -326,7 +336,7 @@ print(type(run.id).__name__, run.created, again.created, run == again, clients.a
     assert done.stdout == "UUID True False True [] []\n", done.stderr
 
 
-# The values of enqueue_many run the caller's code
+# Values of enqueue_many that run code of the caller
 
 
 def numbers(database: str) -> Connection:
@@ -336,13 +346,13 @@ def numbers(database: str) -> Connection:
 
 
 def look_ups(caller: Connection) -> Iterator[str]:
-    """The queries of an ORM's lazy loading."""
+    """Queries like those of an ORM's lazy loading."""
     for (n,) in caller.execute("select n from number").fetchall():
         (found,) = caller.execute("select n from number where n = %s", [n]).fetchone() or (None,)
-        yield f"{found} {'x' * 200}"  # some COPYs of them
+        yield f"{found} {'x' * 200}"  # large enough for several COPYs
 
 
-def from_the_server(caller: Connection) -> Iterator[str]:
+def from_a_server_side_cursor(caller: Connection) -> Iterator[str]:
     with caller.cursor(name="numbers") as rows:
         for (n,) in rows.execute("select n from number"):
             yield f"{n} {'x' * 200}"
@@ -353,9 +363,9 @@ def in_a_savepoint(caller: Connection) -> Iterator[str]:
         yield from look_ups(caller)
 
 
-@pytest.mark.parametrize("values", [look_ups, from_the_server, in_a_savepoint])
+@pytest.mark.parametrize("values", [look_ups, from_a_server_side_cursor, in_a_savepoint])
 @pytest.mark.parametrize("given", [{}, {"unique_key": "all of them"}], ids=["by copy", "with a key"])
-def test_values_that_are_read_on_the_way_on_the_same_connection(
+def test_values_may_query_the_callers_connection(
     bind: Bind, database: str, connection: Connection, values: Callable[[Connection], Iterator[str]], given: Any
 ) -> None:
     bind(clients.app)
@@ -368,21 +378,21 @@ def test_values_that_are_read_on_the_way_on_the_same_connection(
     assert value(connection, "select input #>> '{}' from underway.run where id = %s", [runs[0].id]).startswith("1 ")
 
 
-def test_values_that_fail_on_the_way_leave_none(bind: Bind, database: str, connection: Connection) -> None:
+def test_values_that_fail_midway_leave_no_run(bind: Bind, database: str, connection: Connection) -> None:
     bind(clients.app)
 
-    def breaking(caller: Connection) -> Iterator[str]:
+    def failing(caller: Connection) -> Iterator[str]:
         yield from look_ups(caller)
         raise LookupError
 
     with numbers(database) as caller:
         with pytest.raises(LookupError):
-            clients.echoes.enqueue_many(breaking(caller), conn=caller)
+            clients.echoes.enqueue_many(failing(caller), conn=caller)
         clients.echoes.enqueue("there", conn=caller)
     assert len(ids(connection)) == 1
 
 
-def test_values_that_use_the_apps_own_connections(bind: Bind, connection: Connection) -> None:
+def test_values_may_use_the_apps_own_connections(bind: Bind, connection: Connection) -> None:
     bind(clients.app)
 
     def enqueueing() -> Iterator[str]:
@@ -405,30 +415,30 @@ class Lazy:
     n: int
 
     def __getattribute__(self, name: str) -> Any:
-        if name == "n" and lenders:
-            return (lenders[0].execute("select 7").fetchone() or (None,))[0]
+        if name == "n" and lazy_connections:
+            return (lazy_connections[0].execute("select 7").fetchone() or (None,))[0]
         return super().__getattribute__(name)
 
 
-lenders: list[Connection] = []
+lazy_connections: list[Connection] = []
 
 
 def lazy(cx: Context, value: Lazy) -> Done:
     return To.done()
 
 
-def test_values_that_are_lazy_themselves(bind: Bind, database: str) -> None:
+def test_values_may_load_their_attributes_lazily(bind: Bind, database: str) -> None:
     app = bind(Underway())
     job = app.job("lazy").step(lazy)
     with psycopg.connect(database) as caller:
-        lenders.append(caller)
+        lazy_connections.append(caller)
         try:
             assert len(job.enqueue_many([Lazy(1), Lazy(2)], conn=caller)) == 2
         finally:
-            lenders.clear()
+            lazy_connections.clear()
 
 
-def test_in_a_pipeline(connect: Connect, connection: Connection) -> None:
+def test_enqueue_works_in_a_pipeline(connect: Connect, connection: Connection) -> None:
     caller = connect()
     made = caller.pipeline(
         lambda: caller.execute("select 1"),
@@ -438,14 +448,14 @@ def test_in_a_pipeline(connect: Connect, connection: Connection) -> None:
     )
     caller.commit()
     assert ids(connection) == set(made) - {None}
-    # COPY there is none in a pipeline; the driver says so, and the transaction goes on or not as its rules are
+    # psycopg refuses COPY in a pipeline; whether the transaction survives is up to psycopg.
     with pytest.raises(psycopg.Error, match="pipeline"):
         caller.pipeline(lambda: caller.enqueue_many(clients.orders, [Order(3)]))
     caller.rollback()
     assert len(ids(connection)) == 2
 
 
-def test_in_a_failed_transaction_the_driver_says_so(connect: Connect, connection: Connection) -> None:
+def test_a_failed_transaction_raises_the_drivers_error(connect: Connect, connection: Connection) -> None:
     caller = connect()
     with pytest.raises(psycopg.errors.UndefinedTable):
         caller.execute("select * from nowhere")
@@ -459,14 +469,14 @@ def test_in_a_failed_transaction_the_driver_says_so(connect: Connect, connection
     assert ids(connection) == {made}
 
 
-def test_on_a_closed_connection_the_driver_says_so(connect: Connect) -> None:
+def test_a_closed_connection_raises_the_drivers_error(connect: Connect) -> None:
     caller = connect()
     caller.close()
     with pytest.raises(psycopg.OperationalError, match="closed"):
         caller.enqueue(clients.orders, Order(1))
 
 
-def test_in_a_database_without_our_schema(connect: Connect, empty_database: str) -> None:
+def test_a_database_without_our_schema_is_reported(connect: Connect, empty_database: str) -> None:
     caller = connect(empty_database)
     with pytest.raises(SchemaMissing):
         caller.enqueue(clients.orders, Order(1))
@@ -475,7 +485,7 @@ def test_in_a_database_without_our_schema(connect: Connect, empty_database: str)
         caller.enqueue_many(clients.orders, [])
 
 
-def test_a_supervisor_runs_what_was_committed(
+def test_a_supervisor_runs_only_committed_runs(
     connect: Connect, connection: Connection, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     caller = connect()

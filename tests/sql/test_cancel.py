@@ -52,7 +52,7 @@ def status(connection: Connection, run: str) -> str | None:
 
 
 @pytest.mark.parametrize("owner", [US, uuid4()])
-def test_a_run_in_progress_is_marked_once_and_its_supervisor_is_told(any_database: str, owner: UUID) -> None:
+def test_a_run_in_progress_is_marked_once_and_supervisors_are_notified(any_database: str, owner: UUID) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(connection, owner)
         with psycopg.connect(any_database, autocommit=True) as listener:
@@ -109,12 +109,12 @@ def test_the_live_runs_with_a_concurrency_key_are_cancelled(any_database: str) -
         assert [status(connection, other) for other in others] == ["pending", "pending", "pending"]
 
 
-# Races with whoever has the row at that moment: the cancel waits for it, and decides by what it leaves
+# Races with a transaction that has locked the row: the cancel waits for it, and acts on the row that it leaves
 
 
 @contextmanager
-def busy(database: str, *writes: str) -> Iterator[Connection]:
-    """A transaction in which somebody is about to write these."""
+def open_transaction(database: str, *writes: str) -> Iterator[Connection]:
+    """Another transaction with these writes, committed at the end of the block."""
     with psycopg.connect(database) as other:
         for write in writes:
             other.execute(write)
@@ -123,24 +123,26 @@ def busy(database: str, *writes: str) -> Iterator[Connection]:
 
 
 @pytest.mark.parametrize(
-    ("write", "cancelled", "then"),
+    ("write", "cancelled", "expected"),
     [
         pytest.param(
             f"update underway.run set state = 'in_progress', owner = '{US}', token = 7, lease_expires_at = now()",
             True, ("in_progress", True), id="claimed",
         ),
         pytest.param("update underway.run set state = 'waiting'", True, ("cancelled", None), id="retry"),
-        pytest.param("update underway.run set step = 'next', state = 'pending'", True, ("cancelled", None), id="next"),
+        pytest.param(
+            "update underway.run set step = 'next', state = 'pending'", True, ("cancelled", None), id="next step"
+        ),
         pytest.param(
             f"update underway.run set step = 'next', state = 'in_progress', owner = '{US}', token = 8,"
             " lease_expires_at = now()",
-            True, ("in_progress", True), id="next that stays",
+            True, ("in_progress", True), id="next step, claimed by the same commit",
         ),
         pytest.param("delete from underway.run", False, (None, None), id="finished"),
     ],
 )  # fmt: skip
-def test_who_writes_at_that_moment_comes_first(
-    any_database: str, write: str, cancelled: bool, then: tuple[str | None, bool | None]
+def test_a_cancel_waits_for_an_open_write_and_acts_on_its_result(
+    any_database: str, write: str, cancelled: bool, expected: tuple[str | None, bool | None]
 ) -> None:
     answers: list[bool] = []
 
@@ -153,17 +155,17 @@ def test_who_writes_at_that_moment_comes_first(
         psycopg.connect(any_database, autocommit=True) as canceller,
     ):
         run = insert(connection)
-        with busy(any_database, write):
+        with open_transaction(any_database, write):
             thread = threading.Thread(target=cancel, args=[canceller])
             thread.start()
             eventually(lambda: value(connection, waits) == 1)
         thread.join()
         row = row_of(connection, "run", run)
         assert answers == [cancelled]
-        assert (status(connection, run), row and row["cancel_requested"]) == then
+        assert (status(connection, run), row and row["cancel_requested"]) == expected
 
 
-def test_a_claim_passes_by_a_run_that_is_being_cancelled(any_database: str) -> None:
+def test_a_claim_skips_a_run_that_is_being_cancelled(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection, psycopg.connect(any_database) as canceller:
         run, other = insert(connection), insert(connection)
         assert client_queries.cancel(canceller, UUID(run))
@@ -172,18 +174,18 @@ def test_a_claim_passes_by_a_run_that_is_being_cancelled(any_database: str) -> N
         assert status(connection, run) == "cancelled"
 
 
-def test_who_cancels_many_in_any_order_does_not_deadlock(any_database: str) -> None:
+def test_concurrent_cancels_in_different_orders_do_not_deadlock(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         for _ in range(200):
             insert(connection)
 
-        def cancel(way: str) -> None:
+        def cancel(order: str) -> None:
             with psycopg.connect(any_database, autocommit=True) as canceller:
                 canceller.execute(
-                    f"select underway.cancel_runs((select array_agg(id order by id {way}) from underway.run))"
+                    f"select underway.cancel_runs((select array_agg(id order by id {order}) from underway.run))"
                 )
 
-        threads = [threading.Thread(target=cancel, args=[way]) for way in ("asc", "desc") * 4]
+        threads = [threading.Thread(target=cancel, args=[order]) for order in ("asc", "desc") * 4]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -191,7 +193,7 @@ def test_who_cancels_many_in_any_order_does_not_deadlock(any_database: str) -> N
         assert states(connection) == {"cancelled": 200}
 
 
-# Races with an ending on its way to Postgres
+# Races with an outcome that is not yet committed
 
 
 def _late(ending: str) -> Callable[[Committing, str], Task]:
@@ -215,7 +217,7 @@ def _late(ending: str) -> Callable[[Committing, str], Task]:
         Observation.KILLED_TIMEOUT,
     ],
 )
-def test_an_ending_that_comes_after_the_cancel_closes_the_run_as_cancelled(
+def test_an_outcome_after_the_cancel_ends_the_run_as_cancelled(
     database: str, connection: Connection, ending: str
 ) -> None:
     run, other = insert(connection), insert(connection)
@@ -237,7 +239,7 @@ def test_an_ending_that_comes_after_the_cancel_closes_the_run_as_cancelled(
     assert committing.commits.outcomes == {"cancelled": 1, "succeeded": 1}
 
 
-def test_a_task_that_never_began_leaves_no_attempt(database: str, connection: Connection) -> None:
+def test_a_task_that_never_started_leaves_no_attempt(database: str, connection: Connection) -> None:
     run = insert(connection)
 
     async def script(committing: Committing) -> None:
@@ -253,8 +255,10 @@ def test_a_task_that_never_began_leaves_no_attempt(database: str, connection: Co
     assert (status(connection, run), attempts_of(connection, run)) == ("cancelled", [])
 
 
-def test_a_next_step_that_stayed_is_stopped_under_its_new_token(database: str, connection: Connection) -> None:
-    """The request is found before the supervisor has heard of the new token, and again when it has."""
+def test_a_next_step_claimed_by_the_same_commit_is_stopped_under_its_new_token(
+    database: str, connection: Connection
+) -> None:
+    """The request is found before the supervisor knows the new token, and again afterwards."""
     run = insert(connection)
 
     async def script(committing: Committing) -> None:
@@ -262,8 +266,8 @@ def test_a_next_step_that_stayed_is_stopped_under_its_new_token(database: str, c
 
     async def then(committing: Committing) -> None:
         (task,) = committing.stayed
-        stopper = Stopping(committing.store)
-        stopper.held.add([before := held_task_of(run)])  # the step before, whose answer has not come
+        stopper = CancellationUnderTest(committing.store)
+        stopper.held.add([before := held_task_of(run)])  # the previous step, whose commit is not yet confirmed
         assert client_queries.cancel(connection, UUID(run))
         assert not await stopper.cancels.poll()
         assert status(connection, run) == "in_progress"
@@ -271,7 +275,7 @@ def test_a_next_step_that_stayed_is_stopped_under_its_new_token(database: str, c
         stopper.held.commit(before)
         stopper.held.add([task])
         assert await stopper.cancels.poll()
-        assert stopper.settled == [(run, Observation.CANCELLED)]
+        assert stopper.recorded == [(run, Observation.CANCELLED)]
 
     play(database, script, workers=1, lanes={NEXT_LANE: Step("next")}, then=then)
 
@@ -282,49 +286,49 @@ def held_task_of(run: str) -> Task:
     return held_task(Claimed(run, 0, LANE, 0, 0, 0, 0, None, b"null"))
 
 
-class Stopping:
-    """Cancels with a real store and nothing that runs."""
+class CancellationUnderTest:
+    """A `Cancellation` with a real store and no worker pool."""
 
     def __init__(self, store: Store) -> None:
         self.held = HeldTasks()
-        self.settled: list[tuple[str, Observation]] = []
-        crew: Any = None
+        self.recorded: list[tuple[str, Observation]] = []
+        no_pool: Any = None
         results: Any = self
-        self.cancels = Cancellation(store, Dispatch(crew, self.held), results, self.held)
+        self.cancels = Cancellation(store, Dispatch(no_pool, self.held), results, self.held)
 
-    def record_failure(self, task: Task, seen: Observation, _error: str) -> None:
-        self.settled.append((task.run, seen))
+    def record_failure(self, task: Task, observation: Observation, _error: str) -> None:
+        self.recorded.append((task.run, observation))
 
 
-def test_a_claim_whose_answer_was_lost_is_not_given_back_but_closed(database: str, connection: Connection) -> None:
+def test_a_cancelled_run_whose_claim_was_lost_is_closed_and_not_released(database: str, connection: Connection) -> None:
     run, _ = insert_held(connection, US, attempts=1, crashes=2)
     assert client_queries.cancel(connection, UUID(run))
 
-    async def look(store: Store) -> None:
+    async def poll(store: Store) -> None:
         await store.release_unknown([])
         assert status(connection, run) == "in_progress"
-        assert await Stopping(store).cancels.poll()
+        assert await CancellationUnderTest(store).cancels.poll()
 
-    with_store(database, look, US)
+    with_store(database, poll, US)
     finished = row_of(connection, "finished_run", run)
     assert finished is not None
     assert (finished["state"], finished["attempts"], finished["crashes"]) == ("cancelled", 1, 2)
     assert attempts_of(connection, run) == []
 
 
-def test_nobody_closes_what_another_supervisor_runs(database: str, connection: Connection) -> None:
+def test_a_supervisor_does_not_close_a_run_of_another(database: str, connection: Connection) -> None:
     run, token = insert_held(connection, US)
     assert client_queries.cancel(connection, UUID(run))
 
     async def meddle(store: Store) -> None:
-        assert await Stopping(store).cancels.poll()
+        assert await CancellationUnderTest(store).cancels.poll()
         assert await store.finish([finish(run, token, state="cancelled", payload=None)], []) == set()
 
     with_store(database, meddle)
     assert status(connection, run) == "in_progress"
 
 
-def test_the_reaper_closes_it_for_a_dead_owner_and_charges_nothing(any_database: str) -> None:
+def test_the_reaper_closes_a_cancelled_run_of_a_dead_owner_without_a_crash(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(connection, US, lease_expires_at=AGES_AGO, crashes=1, max_crashes=2, attempt_number=3)
         assert client_queries.cancel(connection, UUID(run))
@@ -345,7 +349,7 @@ def _holder_and_next(connection: Connection, **columns: Any) -> tuple[str, str]:
     return holder, insert(connection, state="waiting", due_at=None, **key)
 
 
-def test_the_next_in_line_gets_the_key_of_a_run_that_is_closed_at_once(any_database: str) -> None:
+def test_cancelling_a_pending_run_grants_its_key_to_the_next_in_line(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         holder, following = _holder_and_next(connection)
         assert client_queries.cancel(connection, UUID(holder))
@@ -353,7 +357,7 @@ def test_the_next_in_line_gets_the_key_of_a_run_that_is_closed_at_once(any_datab
 
 
 @pytest.mark.parametrize("closed_by", ["its owner", "the reaper"])
-def test_the_key_is_free_only_when_nothing_of_the_run_runs_any_more(any_database: str, closed_by: str) -> None:
+def test_a_cancelled_run_in_progress_keeps_its_key_until_it_is_closed(any_database: str, closed_by: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         lease = AGES_AGO if closed_by == "the reaper" else IN_AN_HOUR
         held = {"state": "in_progress", "owner": str(US), "token": 7, "lease_expires_at": lease}
@@ -389,15 +393,15 @@ def app(bind: Callable[[Underway], Underway]) -> Underway:
 
 
 def began(stage: Path, how: str) -> int:
-    """The pid of the worker in which the step has begun."""
+    """The PID of the worker that has started the step."""
     file = stage / f"began {how}"
     return int(eventually(lambda: file.exists() and file.read_text(), what=how))
 
 
-def test_a_running_step_is_interrupted_and_its_run_goes_no_further(
+def test_a_running_step_is_interrupted_and_its_run_ends_there(
     app: Underway, connection: Connection, start: Callable[..., Supervisor], stage: Path
 ) -> None:
-    """Whatever it makes of the interrupt: let it pass, hand over, ask for a retry, or die of it."""
+    """Whatever the step does on the interrupt: let it propagate, hand over, ask for a retry, or crash."""
     ways = ["cleans up", "goes on", "retries", "dies"]
     started = {how: cancelling.stoppable.enqueue(how) for how in ways}
     supervisor = start("--procs", "4")
@@ -419,17 +423,17 @@ def test_a_running_step_is_interrupted_and_its_run_goes_no_further(
     assert value(connection, "select sum(attempts + crashes) from underway.runs") == 0
     assert value(connection, "select count(*) from underway.runs where job = 'echoes'") == 0
     assert supervisor.log.count("interrupted: the run was cancelled") == 4
-    # The workers go on.
+    # The workers keep working.
     assert cancelling.echoes.enqueue("x").result(20) == "x"
 
 
-def test_a_step_that_does_not_end_is_killed_after_a_grace_and_only_then_closed(
+def test_a_step_that_ignores_the_interrupt_is_killed_before_its_run_is_closed(
     app: Underway, connection: Connection, start: Callable[..., Supervisor], stage: Path
 ) -> None:
     run = cancelling.stoppable.enqueue("does not end")
     supervisor = start("--procs", "2")
     worker = began(stage, "does not end")
-    # Nobody is told: as behind a pooler it is found by polling.
+    # No notification, as behind a pooler: the request is found by polling.
     connection.execute("update underway.run set cancel_requested = true")
     eventually((stage / "interrupted does not end").exists)
     assert cancelling.echoes.enqueue("meanwhile").result(20) == "meanwhile"
@@ -443,7 +447,7 @@ def test_a_step_that_does_not_end_is_killed_after_a_grace_and_only_then_closed(
     assert value(connection, "select crashes from underway.runs where id = %s", [run.id]) == 0
 
 
-def test_the_reaper_closes_it_when_its_supervisor_is_killed_meanwhile(
+def test_the_reaper_closes_a_cancelled_run_whose_supervisor_was_killed(
     app: Underway, connection: Connection, start: Callable[..., Supervisor], stage: Path
 ) -> None:
     run = cancelling.short_lived.enqueue("outlives its supervisor")
@@ -460,7 +464,7 @@ def test_the_reaper_closes_it_when_its_supervisor_is_killed_meanwhile(
     assert outcomes(connection) == {"cancelled": 1}
 
 
-def test_tasks_that_wait_in_a_supervisor_or_behind_a_running_one_never_begin(
+def test_prefetched_and_pipelined_tasks_of_cancelled_runs_do_not_start(
     app: Underway, connection: Connection, start: Callable[..., Supervisor], stage: Path
 ) -> None:
     cancelling.shorts.enqueue_many(range(3000))
@@ -470,11 +474,11 @@ def test_tasks_that_wait_in_a_supervisor_or_behind_a_running_one_never_begin(
     assert cancelled > 0
     eventually(lambda: states(connection).keys() == {"succeeded", "cancelled"})
     assert states(connection)["cancelled"] == cancelled
-    # Of those it held when they were cancelled, some had begun; the others have no attempt.
+    # Only runs that had started have an attempt.
     assert outcomes(connection).get("cancelled", 0) < cancelled
 
 
-def test_cancelling_needs_a_connection_of_the_right_kind(app: Underway) -> None:
+def test_cancel_refuses_a_connection_or_keys_of_the_wrong_kind(app: Underway) -> None:
     conn: Any = object()
     calls: list[Callable[[], object]] = [
         lambda: app.cancel(uuid4(), conn=conn),
@@ -492,36 +496,36 @@ def test_cancelling_needs_a_connection_of_the_right_kind(app: Underway) -> None:
 
 
 def test_cancel_by_a_concurrency_key_from_python(app: Underway) -> None:
-    mine, theirs = (cancelling.echoes.enqueue("x", concurrency_key=key) for key in ("mine", "theirs"))
-    assert cancelling.echoes.cancel(concurrency_key="mine") == 1
-    assert (mine.status(), theirs.status()) == (Status.CANCELLED, Status.WAITING)
+    ours, theirs = (cancelling.echoes.enqueue("x", concurrency_key=key) for key in ("ours", "theirs"))
+    assert cancelling.echoes.cancel(concurrency_key="ours") == 1
+    assert (ours.status(), theirs.status()) == (Status.CANCELLED, Status.WAITING)
 
 
 # The concurrency keys of a job's steps, and the steps at which a run with the key might not be found.
 COVERED: dict[str, tuple[list[str | None], list[str]]] = {
     "one step": (["{}"], []),
-    "one step, with a key of its enqueue": ([None], []),
-    "each step has it": (["{}", "{}"], []),
+    "one step, key given at enqueue": ([None], []),
+    "every step has it": (["{}", "{}"], []),
     "the last has none": (["{}", None], ["step1"]),
     "the first has none": ([None, "{}"], ["step0"]),
-    "none has one, but of its enqueue": ([None, None], ["step0", "step1"]),
-    "they have different ones": (["{}", "{}", "smtp"], ["step2"]),
+    "no step has one, key given at enqueue": ([None, None], ["step0", "step1"]),
+    "the steps have different ones": (["{}", "{}", "smtp"], ["step2"]),
 }
 
 
 @pytest.mark.parametrize("which", COVERED)
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_cancel_by_a_concurrency_key_is_of_every_run_that_has_it_or_says_what_it_leaves_out(
+def test_cancel_by_a_concurrency_key_covers_every_run_with_it_or_is_refused(
     database: str, connection: Connection, which: str, how: str
 ) -> None:
-    """A run whose current step has no key had the key at the previous step, and was not cancelled."""
+    """(A run had moved on to a step without the key, and was not cancelled.)"""
     given, elsewhere = COVERED[which]
     app = Underway(database)
     job: Any = app.job("covered")
     for number, key in enumerate(given):
         options: Any = {} if key is None else {"concurrency_key": key.replace("{}", "{tenant}")}
         last = number == len(given) - 1
-        job = job.step(to_the_end if last else onwards, name=f"step{number}", **options)
+        job = job.step(end if last else move_on, name=f"step{number}", **options)
     for number, key in enumerate(given):
         filled = "7" if key is None and not number else key and key.replace("{}", "7")
         state = "pending" if filled is None else "waiting"
@@ -550,15 +554,15 @@ def cancel_key(job: Any, how: str) -> int:
     return asyncio.run(cancel())
 
 
-def onwards(cx: Context, value: dict[str, str]) -> To[dict[str, str]]:
+def move_on(cx: Context, value: dict[str, str]) -> To[dict[str, str]]:
     return To.next(value)
 
 
-def to_the_end(cx: Context, value: dict[str, str]) -> Done:
+def end(cx: Context, value: dict[str, str]) -> Done:
     return To.done()
 
 
-def test_a_cancel_that_is_rolled_back_never_was(app: Underway) -> None:
+def test_a_cancel_that_is_rolled_back_changes_nothing(app: Underway) -> None:
     run = cancelling.echoes.enqueue("x")
     with app.connection() as conn:
         assert run.cancel(conn=conn)

@@ -43,7 +43,7 @@ from underway.supervisor.tasks.verdict import crash_delay
 
 
 def ago(minutes: float) -> sql.SQL:
-    """A rank or due time so many minutes before now."""
+    """A rank or due time this many minutes ago."""
     return sql.SQL(f"clock_timestamp() - interval '{minutes} minutes'")
 
 
@@ -61,7 +61,7 @@ def test_runs_are_claimed_in_the_order_of_their_rank(any_database: str) -> None:
     assert [run.run for run in claim(any_database)] == [placed[minutes] for minutes in (5, 4, 3, 2, 1)]
 
 
-def test_of_more_candidates_than_it_takes_a_claim_takes_the_oldest(any_database: str) -> None:
+def test_a_claim_takes_the_oldest_of_its_candidates(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         placed = {minutes: insert(connection, rank=ago(minutes), crashes=int(minutes == 5)) for minutes in range(1, 9)}
 
@@ -110,7 +110,7 @@ def test_a_run_keeps_its_place_in_line_through_its_steps(database: str, connecti
     assert [claimed.run for claimed in claim(database)] == [begun, later]
 
 
-def test_a_run_that_has_to_wait_ranks_by_when_it_is_due(database: str, connection: Connection, us: UUID) -> None:
+def test_a_delayed_run_ranks_by_when_it_is_due(database: str, connection: Connection, us: UUID) -> None:
     retried, token = insert_held(connection, us, due_at=ago(2), rank=ago(2))
     later = insert(connection, due_at=ago(1), rank=ago(1))
 
@@ -131,16 +131,16 @@ async def _register(store: Store) -> None:
     await store.register_job("job", "step", Placement())
 
 
-# What is claimed and what is not
+# Which runs are claimed
 
 
-def test_lanes_that_nobody_here_serves_are_left_alone(any_database: str) -> None:
+def test_runs_of_lanes_that_are_not_served_are_left_alone(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        strange = [insert(connection, **{part: "unknown"}, rank=AGES_AGO) for part in ("queue", "job", "step")]
+        unserved = [insert(connection, **{part: "unknown"}, rank=AGES_AGO) for part in ("queue", "job", "step")]
         known = insert(connection)
-        before = [row_of(connection, "run", run) for run in strange]
+        before = [row_of(connection, "run", run) for run in unserved]
         assert [run.run for run in claim(any_database)] == [known]
-        assert [row_of(connection, "run", run) for run in strange] == before
+        assert [row_of(connection, "run", run) for run in unserved] == before
 
 
 def test_without_lanes_nothing_is_claimed(database: str, connection: Connection) -> None:
@@ -167,11 +167,11 @@ def insert_sized(connection: Connection, *sizes: int) -> list[str]:
 @pytest.mark.parametrize(
     ("sizes", "size", "taken"),
     [
-        pytest.param([10, 10, 10, 10], 30, 3, id="what fits together"),
-        pytest.param([10, 10, 11, 1], 30, 2, id="none that is younger than one that does not fit"),
-        pytest.param([31, 10, 10], 30, 1, id="alone what is too large"),
-        pytest.param([10, 31, 10], 30, 1, id="and not with others"),
-        pytest.param([9, 9, 9], 0, 1, id="one in any case"),
+        pytest.param([10, 10, 10, 10], 30, 3, id="runs that fit together"),
+        pytest.param([10, 10, 11, 1], 30, 2, id="none younger than a run that does not fit"),
+        pytest.param([31, 10, 10], 30, 1, id="an oversized run alone"),
+        pytest.param([10, 31, 10], 30, 1, id="an oversized run not with others"),
+        pytest.param([9, 9, 9], 0, 1, id="always at least one"),
     ],
 )
 def test_a_claim_is_bounded_by_the_bytes_of_its_inputs(
@@ -182,16 +182,16 @@ def test_a_claim_is_bounded_by_the_bytes_of_its_inputs(
 
     async def both(store: Store) -> list[list[str]]:
         first = await store.claim(LANES, 100, candidates=100, suspects=1, size=size)
-        others = await store.claim(LANES, 100, candidates=100, suspects=1)  # at once: the others are free
+        others = await store.claim(LANES, 100, candidates=100, suspects=1)  # the first claim left the others unlocked
         return [[run.run for run in claimed] for claimed in (first, others)]
 
     assert with_store(any_database, both) == [placed[:taken], placed[taken:]]
 
 
-def test_what_others_have_locked_does_not_count_in_a_claims_bytes(any_database: str) -> None:
-    with psycopg.connect(any_database, autocommit=True) as connection, psycopg.connect(any_database) as stranger:
+def test_locked_runs_do_not_count_in_a_claims_bytes(any_database: str) -> None:
+    with psycopg.connect(any_database, autocommit=True) as connection, psycopg.connect(any_database) as other_session:
         locked, *free = insert_sized(connection, 1000, 10, 10, 10)
-        stranger.execute("select from underway.run where id = %s for update", [locked])
+        other_session.execute("select from underway.run where id = %s for update", [locked])
 
         async def bounded(store: Store) -> list[str]:
             return [run.run for run in await store.claim(LANES, 100, candidates=100, suspects=1, size=30)]
@@ -200,7 +200,7 @@ def test_what_others_have_locked_does_not_count_in_a_claims_bytes(any_database: 
 
 
 @pytest.mark.parametrize("suspects", [0, 1, 2])
-def test_a_claim_takes_at_most_so_many_suspects(any_database: str, suspects: int) -> None:
+def test_a_claim_takes_at_most_the_given_number_of_suspects(any_database: str, suspects: int) -> None:
     lanes = [Lane("default", "a", "x"), Lane("default", "b", "x")]
     with psycopg.connect(any_database, autocommit=True) as connection:
         for lane in lanes * 3:
@@ -211,7 +211,7 @@ def test_a_claim_takes_at_most_so_many_suspects(any_database: str, suspects: int
     assert sum(run.crashes == 0 for run in claimed) == 6
 
 
-def test_a_claim_says_what_the_row_says(any_database: str) -> None:
+def test_a_claim_returns_the_columns_of_its_row(any_database: str) -> None:
     policy = Policy(lease=timedelta(seconds=90), max_crashes=7)
     owner = uuid4()
     with psycopg.connect(any_database, autocommit=True) as connection:
@@ -261,10 +261,10 @@ def test_the_promoter_knows_how_long_to_sleep(database: str, connection: Connect
     assert 3000 < seconds <= 3600
 
 
-def test_a_hint_that_comes_during_a_look_is_not_lost(
+def test_a_wake_up_during_a_turn_of_the_promoter_is_not_lost(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run waited for the next poll."""
+    """(The run waited for the next poll.)"""
     monkeypatch.setattr(promote, "_POLL_SECONDS", 1000)
 
     async def play(store: Store) -> None:
@@ -295,12 +295,12 @@ def test_a_hint_that_comes_during_a_look_is_not_lost(
     assert value(connection, "select state from underway.run") == "pending"
 
 
-def test_a_look_that_does_not_begin_at_the_head_finds_what_comes_due_from_now_on(
+def test_a_promotion_from_the_cursor_finds_runs_that_become_due_later(
     any_database: str, any_connection: Connection
 ) -> None:
-    async def looks(store: Store) -> None:
+    async def turns(store: Store) -> None:
         assert await store.seconds_until_due() is None
-        insert(any_connection, state="waiting", due_at=AGES_AGO)  # by somebody who committed late
+        insert(any_connection, state="waiting", due_at=AGES_AGO)  # by a transaction that committed late
         insert(any_connection, state="waiting", due_at=ago(0))
         assert await store.promote(10, from_start=False) == 1
         assert await store.promote(10, from_start=False) == 0
@@ -308,17 +308,17 @@ def test_a_look_that_does_not_begin_at_the_head_finds_what_comes_due_from_now_on
         seconds = await store.seconds_until_due(from_start=False)
         assert seconds is not None
         assert seconds > 3000
-        insert(any_connection, state="waiting", due_at=ago(0))  # sooner than all that was known of
+        insert(any_connection, state="waiting", due_at=ago(0))  # due before every run that was known
         assert await store.promote(10, from_start=False) == 1
         assert await store.promote(10) == 1
 
-    with_store(any_database, looks)
+    with_store(any_database, turns)
 
 
-# Tokens, and many claimers
+# Tokens, and concurrent claims
 
 
-def test_tokens_grow_and_never_come_back(database: str, connection: Connection, us: UUID) -> None:
+def test_tokens_grow_and_are_never_reused(database: str, connection: Connection, us: UUID) -> None:
     run = insert(connection)
     seen: list[int] = []
 
@@ -343,10 +343,8 @@ def test_tokens_grow_and_never_come_back(database: str, connection: Connection, 
 
 
 @pytest.mark.parametrize("by", ["claim", "hand-over"])
-def test_a_server_that_has_forgotten_the_last_tokens_does_not_give_them_out_again(
-    database: str, connection: Connection, by: str
-) -> None:
-    """A standby that was behind when it was promoted. What still runs here runs under these tokens."""
+def test_a_server_that_lost_the_last_tokens_does_not_reuse_them(database: str, connection: Connection, by: str) -> None:
+    """A lagging standby was promoted, and tasks of this supervisor still run under the lost tokens."""
     insert(connection)
 
     async def fail_over() -> None:
@@ -371,8 +369,8 @@ def test_a_server_that_has_forgotten_the_last_tokens_does_not_give_them_out_agai
     asyncio.run(fail_over())
 
 
-def test_a_rolled_back_claim_uses_its_tokens_up(database: str, connection: Connection) -> None:
-    """Nobody can say whether its answer arrived, so the tokens must not come back."""
+def test_a_rolled_back_claim_consumes_its_tokens(database: str, connection: Connection) -> None:
+    """The answer may have arrived, so the tokens must not be reused."""
     insert(connection)
     with psycopg.connect(database) as other:
         lost = value(other, "update underway.run set token = nextval('underway.token') returning token")
@@ -381,7 +379,7 @@ def test_a_rolled_back_claim_uses_its_tokens_up(database: str, connection: Conne
 
 
 @pytest.mark.parametrize("claimers", [16])
-def test_many_claimers_share_all_runs_and_none_is_claimed_twice(any_database: str, claimers: int) -> None:
+def test_concurrent_claims_take_every_run_exactly_once(any_database: str, claimers: int) -> None:
     total = 4_000
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute(
@@ -395,15 +393,15 @@ def test_many_claimers_share_all_runs_and_none_is_claimed_twice(any_database: st
     failures: list[BaseException] = []
 
     async def take_all(store: Store) -> list[Claimed]:
-        mine: list[Claimed] = []
+        claimed: list[Claimed] = []
         wanted = 100
         while True:
-            # Like the claim loop: look further down the lane after a short answer, since others lock its head.
-            got = await store.claim(LANES, 100, candidates=wanted, suspects=1)
-            mine += got
-            if not got and wanted > 2000:
-                return mine
-            wanted = 100 if len(got) == 100 else min(wanted * 4, 20_000)
+            # Like the claim loop: look further down the lane after a short answer, since other claims lock its head.
+            batch = await store.claim(LANES, 100, candidates=wanted, suspects=1)
+            claimed += batch
+            if not batch and wanted > 2000:
+                return claimed
+            wanted = 100 if len(batch) == 100 else min(wanted * 4, 20_000)
 
     def one_supervisor() -> None:
         try:
@@ -418,7 +416,7 @@ def test_many_claimers_share_all_runs_and_none_is_claimed_twice(any_database: st
     for thread in threads:
         thread.join()
     assert failures == []
-    # One that came up empty may have met only locked rows at the very end: whoever is last takes the rest.
+    # At the very end each claim may have met only locked rows, so that some runs are left over.
     taken += claim(any_database, total)
     assert len({run.run for run in taken}) == len(taken) == total
     assert len({run.token for run in taken}) == total
@@ -430,8 +428,8 @@ def test_many_claimers_share_all_runs_and_none_is_claimed_twice(any_database: st
 # Waiting
 
 
-def test_the_longest_delay_there_is_can_be_written(any_database: str) -> None:
-    """That of a Retry(after=timedelta.max)."""
+def test_the_longest_possible_delay_can_be_stored(any_database: str) -> None:
+    """The delay of `Retry(after=timedelta.max)`."""
     owner = uuid4()
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(connection, owner)
@@ -442,11 +440,11 @@ def test_the_longest_delay_there_is_can_be_written(any_database: str) -> None:
         )
 
 
-# Taking back
+# Expired leases
 
 
 @pytest.mark.parametrize("crashes", [0, 1, 2, 5, 6, 7, 20])
-def test_a_lapsed_lease_is_a_crash_and_backs_off(any_database: str, crashes: int) -> None:
+def test_an_expired_lease_counts_as_a_crash_and_backs_off(any_database: str, crashes: int) -> None:
     owner = uuid4()
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(
@@ -479,7 +477,7 @@ def test_a_lapsed_lease_is_a_crash_and_backs_off(any_database: str, crashes: int
         waits = "select extract(epoch from due_at - %s)::float8 from underway.run where id = %s"
         attempt = row_of(connection, "attempt", run)
         assert attempt is not None
-        # The same as the supervisor's own arithmetic for a crash it has seen itself.
+        # The same delay as after a crash that a supervisor has seen.
         assert value(connection, waits, [attempt["finished_at"], run]) == crash_delay(crashes + 1)
         ahead = "select extract(epoch from due_at - rank)::float8 from underway.run where id = %s"
         assert value(connection, ahead, [run]) == 120
@@ -492,7 +490,7 @@ def test_a_lapsed_lease_is_a_crash_and_backs_off(any_database: str, crashes: int
         assert str(owner) in attempt["error"]
 
 
-def test_the_last_crash_that_is_allowed_quarantines_the_run(any_database: str) -> None:
+def test_reaching_max_crashes_quarantines_the_run(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(
             connection, uuid4(), lease_expires_at=AGES_AGO, crashes=2, max_crashes=3, attempt_number=2
@@ -509,7 +507,7 @@ def test_the_last_crash_that_is_allowed_quarantines_the_run(any_database: str) -
 
 
 def test_the_first_lost_lease_makes_a_suspect_whatever_max_crashes_is(any_database: str) -> None:
-    """Most of what a dead supervisor held it had not even begun."""
+    """A dead supervisor had not even started most of its tasks."""
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(connection, uuid4(), lease_expires_at=AGES_AGO, max_crashes=1)
         assert with_store(any_database, lambda store: store.reap(100)) == [(run, token, None)]
@@ -531,19 +529,19 @@ def test_the_lost_attempt_names_the_host_of_its_supervisor(database: str, connec
     assert (attempt["host"], attempt["pid"]) == ("testhost", 4711)
 
 
-def test_reaping_is_bounded_and_goes_on_where_it_stopped(any_database: str) -> None:
+def test_reaping_is_bounded_and_the_next_turn_continues(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        lapsed = {insert_held(connection, uuid4(), lease_expires_at=AGES_AGO)[0] for _ in range(5)}
+        expired = {insert_held(connection, uuid4(), lease_expires_at=AGES_AGO)[0] for _ in range(5)}
 
     async def turns(store: Store) -> list[list[tuple[str, int, str | None]]]:
         return [await store.reap(2) for _ in range(4)]
 
     reaped = with_store(any_database, turns)
     assert [len(turn) for turn in reaped] == [2, 2, 1, 0]
-    assert {run for turn in reaped for run, _, _ in turn} == lapsed
+    assert {run for turn in reaped for run, _, _ in turn} == expired
 
 
-def test_a_reaped_run_refuses_its_late_owner_and_serves_the_next(database: str, connection: Connection) -> None:
+def test_a_reaped_run_refuses_its_late_owner_and_accepts_the_next(database: str, connection: Connection) -> None:
     run, token = insert_held(connection, uuid4(), lease_expires_at=AGES_AGO)
 
     async def late(store: Store) -> None:
@@ -565,7 +563,7 @@ def test_a_reaped_run_refuses_its_late_owner_and_serves_the_next(database: str, 
     assert [(outcome, number) for _, outcome, number in attempts] == [("lost", 1), ("succeeded", 2)]
 
 
-def test_a_claim_whose_answer_was_lost_is_given_back_without_charge(
+def test_a_claim_whose_answer_was_lost_is_released_without_a_crash(
     any_database: str,
 ) -> None:
     owner = uuid4()
@@ -604,7 +602,7 @@ def test_cancelling_a_run_that_is_not_running_closes_it_at_once(any_database: st
         assert claim(any_database) == []
 
 
-def test_cancel_in_a_transaction_that_is_rolled_back_never_was(database: str, connection: Connection) -> None:
+def test_a_cancel_that_is_rolled_back_changes_nothing(database: str, connection: Connection) -> None:
     run = insert(connection)
     with psycopg.connect(database) as caller:
         assert client_queries.cancel(caller, UUID(run))
@@ -612,46 +610,46 @@ def test_cancel_in_a_transaction_that_is_rolled_back_never_was(database: str, co
     assert client_queries.status(connection, UUID(run)) == "pending"
 
 
-# A row that a stranger has locked holds up no other
+# A row that another session has locked delays no other row
 
 
 @contextmanager
 def locked(database: str, run: str) -> Iterator[None]:
-    """A stranger's session that has locked the row of this run, as `select ... for update` by hand does."""
-    with psycopg.connect(database) as stranger:
-        stranger.execute("select from underway.run where id = %s for update", [run])
+    """Another session has locked the row of this run, as a manual `select ... for update` does."""
+    with psycopg.connect(database) as other_session:
+        other_session.execute("select from underway.run where id = %s for update", [run])
         yield
-        stranger.rollback()
+        other_session.rollback()
 
 
-class World:
-    """A store, and the runs of one statement of which the second is locked."""
+class Scenario:
+    """A store, and the runs of one statement; the second run is locked."""
 
     def __init__(self, store: Store, batch: list[tuple[str, int]]) -> None:
         self.store = store
         self.batch = batch
 
 
-async def _renew(world: World) -> set[str]:
-    return await world.store.renew([Renewal(run, token, 60, None) for run, token in world.batch])
+async def _renew(scenario: Scenario) -> set[str]:
+    return await scenario.store.renew([Renewal(run, token, 60, None) for run, token in scenario.batch])
 
 
-async def _finish(world: World) -> set[str]:
-    written = await world.store.finish([finish(run, token) for run, token in world.batch], [])
-    return {run for run, token in world.batch if token in written}
+async def _finish(scenario: Scenario) -> set[str]:
+    written = await scenario.store.finish([finish(run, token) for run, token in scenario.batch], [])
+    return {run for run, token in scenario.batch if token in written}
 
 
-async def _continue(world: World) -> set[str]:
-    written = await world.store.continue_([go_on(run, token) for run, token in world.batch], [])
-    return {run for run, token in world.batch if token in written}
+async def _continue(scenario: Scenario) -> set[str]:
+    written = await scenario.store.continue_([go_on(run, token) for run, token in scenario.batch], [])
+    return {run for run, token in scenario.batch if token in written}
 
 
-async def _claim(world: World) -> set[str]:
-    return {run.run for run in await world.store.claim(LANES, 10, candidates=10, suspects=1)}
+async def _claim(scenario: Scenario) -> set[str]:
+    return {run.run for run in await scenario.store.claim(LANES, 10, candidates=10, suspects=1)}
 
 
-async def _reap(world: World) -> set[str]:
-    return {run for run, _, _ in await world.store.reap(10)}
+async def _reap(scenario: Scenario) -> set[str]:
+    return {run for run, _, _ in await scenario.store.reap(10)}
 
 
 @pytest.mark.parametrize(
@@ -664,19 +662,19 @@ async def _reap(world: World) -> set[str]:
         pytest.param(_reap, {"lease_expires_at": AGES_AGO}, id="reap"),
     ],
 )
-def test_a_locked_row_is_left_for_the_next_turn_and_the_others_are_not(
+def test_a_statement_leaves_only_a_locked_row_for_its_next_turn(
     any_database: str, us: UUID, statement: Any, columns: dict[str, Any]
 ) -> None:
-    """If a statement waited for the lock, it would run into its deadline here and raise."""
+    """A statement that waited for the lock would run into its timeout and raise."""
     with psycopg.connect(any_database, autocommit=True) as connection:
         batch = [insert_held(connection, us, **columns) for _ in range(3)]
-    everyone = {run for run, _ in batch}
+    all_runs = {run for run, _ in batch}
     (stuck, _) = batch[1]
 
     async def two_turns(store: Store) -> None:
         with locked(any_database, stuck):
-            assert await statement(World(store, batch)) == everyone - {stuck}
-        assert stuck in await statement(World(store, batch))
+            assert await statement(Scenario(store, batch)) == all_runs - {stuck}
+        assert stuck in await statement(Scenario(store, batch))
 
     with_store(any_database, two_turns, us)
 
@@ -698,11 +696,11 @@ def test_promotion_and_release_leave_a_locked_row_for_the_next_turn(any_database
         assert value(connection, left) is None
 
 
-# The lease loop's own judgement of what was not renewed
+# What the renew loop makes of leases that were not renewed
 
 
-class Renewing:
-    """A lease loop with a real store, driven turn by turn."""
+class RenewLoopUnderTest:
+    """A `RenewLoop` with a real store, driven turn by turn."""
 
     def __init__(self, database: str, owner: UUID) -> None:
         self.work, self.leases = ReconnectingConnection(database), ReconnectingConnection(database)
@@ -718,7 +716,7 @@ class Renewing:
             self.held.add([held_task(claimed)])
 
     async def renew(self) -> set[str]:
-        """One turn; which tasks have a new deadline."""
+        """Plays one turn and returns the runs with a new deadline."""
         before = {task.token: task.lease_deadline for task in self.held}
         await self.loop.renew(list(self.held))
         return {task.run for task in self.held if task.lease_deadline > before[task.token]}
@@ -730,7 +728,7 @@ class Renewing:
 
 def _renewing(database: str, owner: UUID, play: Any) -> None:
     async def main() -> None:
-        renewing = Renewing(database, owner)
+        renewing = RenewLoopUnderTest(database, owner)
         try:
             await renewing.claim()
             await play(renewing)
@@ -743,7 +741,7 @@ def _renewing(database: str, owner: UUID, play: Any) -> None:
 def test_a_locked_row_is_not_lost_and_is_renewed_next_turn(database: str, connection: Connection, us: UUID) -> None:
     stuck, *free = [insert(connection) for _ in range(4)]
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         with locked(database, stuck):
             assert await renewing.renew() == set(free)
         assert renewing.lost == []
@@ -758,14 +756,14 @@ def test_a_locked_row_is_not_lost_and_is_renewed_next_turn(database: str, connec
     [
         pytest.param("update underway.run set token = nextval('underway.token')", id="new token"),
         pytest.param("update underway.run set owner = gen_random_uuid()", id="new owner"),
-        pytest.param("update underway.run set state = 'pending', owner = null", id="taken back"),
+        pytest.param("update underway.run set state = 'pending', owner = null", id="released"),
         pytest.param("delete from underway.run", id="gone"),
     ],
 )
 def test_a_row_that_is_no_longer_ours_is_lost(database: str, connection: Connection, us: UUID, theft: str) -> None:
     stolen, kept = insert(connection), insert(connection)
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         connection.execute(theft + " where id = %s", [stolen])
         assert await renewing.renew() == {kept}
         assert renewing.lost == [stolen]
@@ -773,12 +771,10 @@ def test_a_row_that_is_no_longer_ours_is_lost(database: str, connection: Connect
     _renewing(database, us, play)
 
 
-def test_a_run_that_somebody_has_cancelled_is_not_renewed_and_not_lost(
-    database: str, connection: Connection, us: UUID
-) -> None:
+def test_a_cancelled_run_is_neither_renewed_nor_lost(database: str, connection: Connection, us: UUID) -> None:
     cancelled, kept = insert(connection), insert(connection)
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         assert client_queries.cancel(connection, UUID(cancelled))
         assert await renewing.renew() == {kept}
         assert renewing.lost == []
@@ -786,10 +782,10 @@ def test_a_run_that_somebody_has_cancelled_is_not_renewed_and_not_lost(
     _renewing(database, us, play)
 
 
-def test_what_was_committed_while_it_was_renewed_is_not_lost(database: str, connection: Connection, us: UUID) -> None:
+def test_a_task_committed_during_its_renewal_is_not_lost(database: str, connection: Connection, us: UUID) -> None:
     run = insert(connection)
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         (task,) = renewing.held
         renewing.held.end(task)
         await renewing.store.finish([finish(run, task.token)], [])
@@ -799,12 +795,10 @@ def test_what_was_committed_while_it_was_renewed_is_not_lost(database: str, conn
     _renewing(database, us, play)
 
 
-def test_progress_travels_with_a_renewal_and_survives_one_without(
-    database: str, connection: Connection, us: UUID
-) -> None:
+def test_progress_is_written_by_a_renewal_and_kept_by_the_next(database: str, connection: Connection, us: UUID) -> None:
     insert(connection)
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         (task,) = renewing.held
         task.progress = b'{"done": 1}'
         for _ in range(2):
@@ -816,12 +810,12 @@ def test_progress_travels_with_a_renewal_and_survives_one_without(
 
 
 @pytest.mark.parametrize("progress", [b'{"note": "\\u0000"}', b"\x00", b"\xff", b"{"], ids=repr)
-def test_progress_that_cannot_be_stored_costs_nobody_a_lease(
+def test_progress_that_cannot_be_stored_costs_no_lease(
     database: str, connection: Connection, us: UUID, progress: bytes
 ) -> None:
     bad, good = insert(connection), insert(connection)
 
-    async def play(renewing: Renewing) -> None:
+    async def play(renewing: RenewLoopUnderTest) -> None:
         tasks = {task.run: task for task in renewing.held}
         tasks[bad].progress = progress
         tasks[good].progress = b'{"done": 2}'

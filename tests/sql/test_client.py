@@ -1,4 +1,4 @@
-"""Enqueueing on any connection, and what a handle of a run tells."""
+"""Enqueueing on any connection, the methods of a `Run`, and `app.run()`."""
 
 import logging
 import os
@@ -67,7 +67,7 @@ def count(connection: Connection) -> int:
 # Enqueue
 
 
-def test_enqueue_on_a_connection_of_the_apps_own(app: Underway, connection: Connection) -> None:
+def test_enqueue_on_the_apps_own_connection(app: Underway, connection: Connection) -> None:
     run = clients.orders.enqueue(Order(7, "x"))
     found = row(connection, run)
     assert (found["job"], found["step"], found["queue"], found["state"]) == (
@@ -86,55 +86,54 @@ def test_enqueue_on_a_connection_of_the_apps_own(app: Underway, connection: Conn
 
 
 def test_enqueue_in_the_callers_transaction(app: Underway, database: str, connection: Connection) -> None:
-    with psycopg.connect(database) as mine:
-        kept = clients.orders.enqueue(Order(1), conn=mine)
-        many = clients.orders.enqueue_many([Order(2), Order(3)], conn=mine)
-        assert count(connection) == 0  # nobody else sees it yet
+    with psycopg.connect(database) as caller:
+        kept = clients.orders.enqueue(Order(1), conn=caller)
+        many = clients.orders.enqueue_many([Order(2), Order(3)], conn=caller)
+        assert count(connection) == 0  # other sessions do not see it yet
         with pytest.raises(RunNotFound):
             kept.status()
-        mine.commit()
+        caller.commit()
         assert [run.status() for run in (kept, *many)] == ["pending"] * 3
-        gone = clients.orders.enqueue(Order(4), conn=mine)
-        clients.orders.enqueue_many([Order(5)], conn=mine)
-        mine.rollback()
+        gone = clients.orders.enqueue(Order(4), conn=caller)
+        clients.orders.enqueue_many([Order(5)], conn=caller)
+        caller.rollback()
         assert count(connection) == 3
         with pytest.raises(RunNotFound, match=f"no run with ID {gone.id}: it was never committed"):
             gone.status()
-        assert mine.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert caller.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
 def test_enqueue_in_a_savepoint(app: Underway, database: str, connection: Connection) -> None:
     class UndoError(Exception):
         pass
 
-    with psycopg.connect(database) as mine, mine.transaction():
-        clients.orders.enqueue(Order(1), conn=mine)
-        with pytest.raises(UndoError), mine.transaction():  # noqa: PT012
-            clients.orders.enqueue(Order(2), conn=mine)
-            clients.orders.enqueue_many([Order(3), Order(4)], conn=mine)
+    with psycopg.connect(database) as caller, caller.transaction():
+        clients.orders.enqueue(Order(1), conn=caller)
+        with pytest.raises(UndoError), caller.transaction():  # noqa: PT012
+            clients.orders.enqueue(Order(2), conn=caller)
+            clients.orders.enqueue_many([Order(3), Order(4)], conn=caller)
             raise UndoError
-        with mine.transaction():
-            clients.orders.enqueue_many([Order(5)], conn=mine)
+        with caller.transaction():
+            clients.orders.enqueue_many([Order(5)], conn=caller)
         with pytest.raises(PayloadError):
-            clients.orders.enqueue_many([Order(6), Order("x")], conn=mine)  # type: ignore[arg-type]
-        # a failed enqueue_many has undone itself and left the caller's transaction usable
-        clients.orders.enqueue(Order(7), conn=mine)
+            clients.orders.enqueue_many([Order(6), Order("x")], conn=caller)  # type: ignore[arg-type]
+        # a failed enqueue_many is undone and leaves the caller's transaction usable
+        clients.orders.enqueue(Order(7), conn=caller)
     found = connection.execute("select (input->>'number')::int from underway.run order by 1").fetchall()
     assert found == [(1,), (5,), (7,)]
 
 
 @pytest.mark.parametrize("row_factory", [dict_row, namedtuple_row])
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_any_connection_will_do(
+def test_settings_of_the_callers_connection_do_not_matter(
     app: Underway, database: str, connection: Connection, row_factory: Any, autocommit: bool
 ) -> None:
-    with psycopg.connect(database, row_factory=row_factory, autocommit=autocommit) as mine:
-        # a caller's own settings must not matter either
-        mine.execute("set search_path = pg_catalog; set datestyle = 'SQL, DMY'; set intervalstyle = 'iso_8601'")
-        mine.execute("set timezone = 'Asia/Kathmandu'")
-        clients.placed.enqueue(1, conn=mine)
-        clients.placed.enqueue_many([1, 2], conn=mine)
-        mine.commit()
+    with psycopg.connect(database, row_factory=row_factory, autocommit=autocommit) as caller:
+        caller.execute("set search_path = pg_catalog; set datestyle = 'SQL, DMY'; set intervalstyle = 'iso_8601'")
+        caller.execute("set timezone = 'Asia/Kathmandu'")
+        clients.placed.enqueue(1, conn=caller)
+        clients.placed.enqueue_many([1, 2], conn=caller)
+        caller.commit()
     assert count(connection) == 3
     dues = connection.execute("select due_at - clock_timestamp(), keep from underway.run").fetchall()
     for due, keep in dues:
@@ -143,14 +142,14 @@ def test_any_connection_will_do(
 
 
 @pytest.mark.parametrize("conn", ["postgresql://x", 1, object()])
-def test_what_is_no_connection_is_refused(app: Underway, conn: Any) -> None:
+def test_a_conn_that_is_not_a_connection_is_refused(app: Underway, conn: Any) -> None:
     with pytest.raises(InvalidOption, match=r"conn must be a psycopg\.Connection, not "):
         clients.orders.enqueue(Order(1), conn=conn)
     with pytest.raises(InvalidOption, match=r"conn must be a psycopg\.Connection, not "):
         clients.orders.enqueue_many([Order(1)], conn=conn)
 
 
-def test_a_value_that_does_not_fit_is_refused_before_anything_happens(app: Underway, connection: Connection) -> None:
+def test_an_invalid_value_is_refused_before_anything_is_written(app: Underway, connection: Connection) -> None:
     bad: list[Any] = [Order("x"), None, 3, {"number": 1}, Order(1, "nul\0")]  # type: ignore[arg-type]
     for value in bad:
         with pytest.raises(PayloadError):
@@ -158,7 +157,7 @@ def test_a_value_that_does_not_fit_is_refused_before_anything_happens(app: Under
     assert count(connection) == 0
 
 
-def test_ids_keep_the_order_of_one_caller(app: Underway) -> None:
+def test_run_ids_are_in_the_order_of_one_callers_enqueues(app: Underway) -> None:
     runs = [clients.echoes.enqueue(number) for number in range(20)]
     runs += clients.echoes.enqueue_many(range(1000))
     ids = [run.id for run in runs]
@@ -178,18 +177,18 @@ def test_enqueue_many_keeps_the_order(app: Underway, connection: Connection) -> 
 
 
 def test_enqueue_many_is_all_or_nothing(app: Underway, connection: Connection) -> None:
-    # enough to have been sent in part already, when the bad one comes
+    # enough that part of them has been sent before the bad one
     values: list[Any] = [Order(number, "x" * 1000) for number in range(2000)]
     values[1500] = Order("bad")  # type: ignore[arg-type]
     with pytest.raises(PayloadError, match=r"^value 1500: "):
         clients.orders.enqueue_many(values)
 
-    def breaks() -> Iterator[Order]:
+    def failing_values() -> Iterator[Order]:
         yield from values[:1500]
         raise KeyError("theirs")
 
     with pytest.raises(KeyError, match="theirs"):
-        clients.orders.enqueue_many(breaks())
+        clients.orders.enqueue_many(failing_values())
     assert count(connection) == 0
     assert clients.orders.enqueue_many([]) == []
     assert len(clients.orders.enqueue_many([Order(1)])) == 1
@@ -221,7 +220,7 @@ def test_strange_characters_everywhere(app: Underway, connection: Connection) ->
         assert found[run.id] == (value, STRANGE, STRANGE, STRANGE)
 
 
-def test_placement_is_the_steps(app: Underway, connection: Connection) -> None:
+def test_a_run_is_placed_by_the_options_of_its_step(app: Underway, connection: Connection) -> None:
     for run in (clients.placed.enqueue(1), *clients.placed.enqueue_many([1])):
         found = row(connection, run)
         assert (found["queue"], found["priority"], found["state"]) == ("slow", -7, "waiting")
@@ -234,10 +233,10 @@ def test_placement_is_the_steps(app: Underway, connection: Connection) -> None:
         assert found["keep"] == timedelta(days=3, seconds=1.5)
 
 
-# A handle
+# Run
 
 
-def test_status_and_waiting_in_vain(app: Underway) -> None:
+def test_status_and_timeouts_of_a_wait(app: Underway) -> None:
     pending, waiting = clients.echoes.enqueue(1), clients.placed.enqueue(1)
     assert waiting.status() is Status.WAITING
     assert [status for status in Status if status.final] == ["succeeded", "failed", "cancelled"]
@@ -253,17 +252,17 @@ def test_status_and_waiting_in_vain(app: Underway) -> None:
     assert pending.attempts() == []
 
 
-def test_a_run_that_was_never_there(app: Underway) -> None:
-    nobody = Run[Any](app.database, uuid4(), None)
-    for call in (nobody.status, nobody.wait, nobody.result):
-        with pytest.raises(RunNotFound, match=str(nobody.id)):
+def test_a_run_that_does_not_exist(app: Underway) -> None:
+    missing = Run[Any](app.database, uuid4(), None)
+    for call in (missing.status, missing.wait, missing.result):
+        with pytest.raises(RunNotFound, match=str(missing.id)):
             call()
-    assert nobody.attempts() == []
-    assert not nobody.cancel()
-    with pytest.raises(RunNotFound, match=str(nobody.id)):
-        app.get_run(nobody.id)
-    no_ids: list[Any] = ["not an id", "order-receipt", nobody, None]
-    for wrong in no_ids:
+    assert missing.attempts() == []
+    assert not missing.cancel()
+    with pytest.raises(RunNotFound, match=str(missing.id)):
+        app.get_run(missing.id)
+    not_ids: list[Any] = ["not an id", "order-receipt", missing, None]
+    for wrong in not_ids:
         with pytest.raises(InvalidOption, match=r"invalid run ID .*: expected a UUID"):
             app.get_run(wrong)
         with pytest.raises(InvalidOption, match=r"invalid run ID .*: expected a UUID"):
@@ -296,7 +295,9 @@ def test_get_run_from_another_app_object(app: Underway, database: str) -> None:
 # Through a supervisor
 
 
-def test_what_becomes_of_runs(app: Underway, connection: Connection, database: str, start_supervisor: Start) -> None:
+def test_results_attempts_and_errors_of_runs(
+    app: Underway, connection: Connection, database: str, start_supervisor: Start
+) -> None:
     order = clients.orders.enqueue(Order(7, STRANGE))
     echoed = clients.strange.enqueue({STRANGE: [STRANGE, None, 1.5]})
     failing = clients.failing.enqueue("this")
@@ -315,7 +316,7 @@ def test_what_becomes_of_runs(app: Underway, connection: Connection, database: s
     assert order.result(20) == Order(7, STRANGE)
     assert echoed.result(20) == {STRANGE: [STRANGE, None, 1.5]}
 
-    # a failing step is tried as often as its policy says, and its last error is what the caller sees
+    # a failing step is tried as often as its policy allows, and the caller sees its last error
     assert failing.wait(20) is Status.FAILED
     with pytest.raises(RunFailed, match=rf"run {failing.id} failed: (?s:.*)ValueError: cannot do this"):
         failing.result()
@@ -339,12 +340,12 @@ def test_what_becomes_of_runs(app: Underway, connection: Connection, database: s
     assert not failing.cancel()
     assert failing.status() is Status.FAILED
 
-    # Fail ends it at once
+    # Fail ends the run without a retry
     with pytest.raises(RunFailed, match="never that"):
         hopeless.result(20)
     assert len(hopeless.attempts()) == 1
 
-    # Retry(after=) replaces the policy's back-off of a minute, and counts
+    # Retry(after=) replaces the policy's back-off of a minute, and counts as an attempt
     assert retrying.result(20) == 2
     early, late = retrying.attempts()
     assert early.error is not None
@@ -356,12 +357,12 @@ def test_what_becomes_of_runs(app: Underway, connection: Connection, database: s
         impatient.result(20)
     assert len(impatient.attempts()) == 3
 
-    # what would end a program is a failed attempt that says what to do
+    # an exception that would end a program fails the attempt, and the error says what to do
     for run, error in zip(leaving, ("SystemExit", "KeyboardInterrupt"), strict=True):
         with pytest.raises(RunFailed, match=rf"the step raised {error}: a step ends by returning To\.next"):
             run.result(20)
 
-    # a delay in the hand-over, in place of the step's own
+    # the delay of a hand-over replaces that of the step
     assert handing.result(20) == "from 5"
     begun, ended = handing.attempts()
     assert ended.started_at is not None
@@ -377,28 +378,28 @@ def test_what_becomes_of_runs(app: Underway, connection: Connection, database: s
     with pytest.raises(RunFailed, match="PayloadError"):
         wrong.result(20)
 
-    said = refused.result(20)
-    assert [text.split(" inside a step (refused.tries_what_is_refused): ")[0] for text in said] == [
+    messages = refused.result(20)
+    assert [text.split(" inside a step (refused.tries_what_is_refused): ")[0] for text in messages] == [
         "enqueue without conn=",
         "enqueue without conn=",
         "Run.wait",
         "Run.wait",
         "app.run",
     ]
-    assert "use cx.enqueue(job, value), or job.enqueue(…, conn=cx.tx) for its options" in said[0]
+    assert "use cx.enqueue(job, value), or job.enqueue(…, conn=cx.tx) for its options" in messages[0]
 
-    # from anywhere: with the app's types, or as plain JSON for an app that does not know the job
+    # a result has the type of its job, or is plain JSON in an app that does not know the job
     assert app.get_run(order.id).result() == Order(7, STRANGE)
-    stranger = Underway(database)
-    assert stranger.get_run(order.id).result() == {"number": 7, "note": STRANGE}
-    stranger.close()
+    other_app = Underway(database)
+    assert other_app.get_run(order.id).result() == {"number": 7, "note": STRANGE}
+    other_app.close()
     assert supervisor.process.poll() is None
 
 
-def test_the_databases_own_styles_do_not_matter(
+def test_default_settings_of_the_database_do_not_matter(
     app: Underway, connection: Connection, database: str, start_supervisor: Start
 ) -> None:
-    # What an old application has made its database's default: psycopg reads neither style, and returns bytes for text
+    # As an old application may have set them: psycopg parses neither style, and returns bytes for text.
     for setting in (
         "datestyle = 'SQL, DMY'",
         "intervalstyle = 'iso_8601'",
@@ -417,7 +418,7 @@ def test_the_databases_own_styles_do_not_matter(
             assert abs(attempt.finished_at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-def test_children_exist_if_their_parent_succeeded(
+def test_runs_enqueued_by_a_step_exist_only_if_the_step_succeeded(
     app: Underway, connection: Connection, start_supervisor: Start
 ) -> None:
     parent = clients.spawning.enqueue(2)
@@ -440,13 +441,13 @@ def test_cancel_while_it_runs_or_afterwards(app: Underway, start_supervisor: Sta
     assert finished.result() == 1
 
 
-def test_runs_of_a_renamed_step_are_taken_over(app: Underway, connection: Connection, start_supervisor: Start) -> None:
+def test_runs_at_the_old_name_of_a_step_resume(app: Underway, connection: Connection, start_supervisor: Start) -> None:
     first, last = clients.renamed.enqueue(1), clients.renamed.enqueue(2)
     connection.execute("update underway.run set step = 'start' where id = %s", [first.id])
     connection.execute("""update underway.run set step = 'last', input = '"x"' where id = %s""", [last.id])
     start_supervisor("clients", "--procs", "1")
     assert (first.result(20), last.result(20)) == ("from 1", "x")
-    # recorded under the name it stood at; what follows has today's
+    # an attempt has the step's name in the run's row; later steps have their current name
     assert [attempt.step for attempt in first.attempts()] == ["start", "second"]
     assert [attempt.step for attempt in last.attempts()] == ["last"]
 
@@ -480,23 +481,23 @@ def in_a_step() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("in_a_step")
-def test_a_step_enqueues_on_its_own_connection_or_by_its_context(
+def test_a_step_enqueues_on_a_connection_or_through_its_context(
     app: Underway, database: str, connection: Connection
 ) -> None:
     with pytest.raises(InsideStep, match=r"enqueue without conn= inside a step \(job.step\): use cx.enqueue"):
         clients.echoes.enqueue(1)
-    with psycopg.connect(database) as mine:
-        run = clients.echoes.enqueue(1, conn=mine)
+    with psycopg.connect(database) as caller:
+        run = clients.echoes.enqueue(1, conn=caller)
     with pytest.raises(InsideStep, match=r"Run.wait inside a step \(job.step\): it would block a worker"):
         run.wait()
-    assert run.status() is Status.PENDING  # looking is fine
+    assert run.status() is Status.PENDING  # reading is allowed
     assert count(connection) == 1
 
 
 # No database, no schema
 
 
-def test_no_database_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_app_without_a_database_is_told_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UNDERWAY_DATABASE_URL", raising=False)
     monkeypatch.delenv("DATABASE_URL", raising=False)
     app = Underway()
@@ -507,13 +508,13 @@ def test_no_database_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
             call()
 
 
-def test_the_schema_is_missing(empty_database: str) -> None:
+def test_a_missing_schema_is_reported(empty_database: str) -> None:
     app = Underway(empty_database)
     for call in (app.sync, lambda: app.get_run(uuid4())):
         with pytest.raises(SchemaMissing, match="run 'underway migrate'"):
             call()
-    with psycopg.connect(empty_database) as mine, pytest.raises(SchemaMissing):
-        Underway().job("x").step(clients.echo).enqueue(1, conn=mine)
+    with psycopg.connect(empty_database) as caller, pytest.raises(SchemaMissing):
+        Underway().job("x").step(clients.echo).enqueue(1, conn=caller)
     assert app.migrate()[0] == "0001_initial"
     assert app.migrate() == []
     with pytest.raises(RunNotFound):
@@ -531,7 +532,7 @@ def test_the_schema_is_missing(empty_database: str) -> None:
         "host=127.0.0.1 password=hunter2 no_such_setting=1",
     ],
 )
-def test_no_message_tells_the_password(url: str) -> None:
+def test_no_message_contains_the_password(url: str) -> None:
     app = Underway(url)
     with pytest.raises((psycopg.OperationalError, InvalidOption)) as raised:
         app.migrate()
@@ -594,7 +595,7 @@ def test_app_run_from_a_program(empty_database: str, tmp_path: Path, monkeypatch
     assert "result 42" in done.stdout
 
 
-def test_app_run_passes_signals_on_and_the_exit_code_back(database: str, tmp_path: Path) -> None:
+def test_app_run_forwards_signals_and_returns_the_exit_code(database: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     process = subprocess.Popen(
@@ -611,11 +612,11 @@ def test_app_run_passes_signals_on_and_the_exit_code_back(database: str, tmp_pat
     for line in process.stderr:
         if "SIGTERM: finishing what runs" in line:
             break
-    process.terminate()  # once more: now
+    process.terminate()  # the second signal: stop at once
     assert process.wait(20) == 1
     process.stderr.close()
-    with psycopg.connect(database) as look:
-        assert states(look) == {"pending": 1}
+    with psycopg.connect(database) as observer:
+        assert states(observer) == {"pending": 1}
 
 
 def run_program(database: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -642,7 +643,7 @@ run = job.enqueue(41)
 assert app.run(procs=1, until_idle=True) == 0
 print("result", run.result())
 """
-# A program and the modules beside it. It has no __main__ guard: a worker that imported it would enqueue again.
+# A program and the modules beside it. Without a __main__ guard, a worker that imported it would enqueue again.
 PROGRAMS = {
     "imports the app": ("from shop import app, job" + RUN, {"shop.py": APP}),
     "imports it from a package": ("from pkg.shop import app, job" + RUN, {"pkg/__init__.py": "", "pkg/shop.py": APP}),
@@ -657,7 +658,7 @@ PROGRAMS = {
         "spec = importlib.util.spec_from_file_location('loaded', pathlib.Path(__file__).parent / 'shop.py')\n"
         "shop = sys.modules['loaded'] = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(shop)\napp, job = shop.app, shop.job" + RUN, {"shop.py": APP}),
-    "has it made elsewhere": (
+    "makes it with an imported factory": (
         "from factory import make\nfrom shop import work\napp = make()\njob = app.job('job').step(work)\n"
         "if __name__ == '__main__':\n" + RUN.replace("\n", "\n    "),
         {"factory.py": "from underway import Underway\ndef make(): return Underway()", "shop.py": SHOP}),
@@ -665,34 +666,34 @@ PROGRAMS = {
         SHOP.replace(", Underway", "") + "from shop import app\njob = app.job('added').step(work)\n"
         "if __name__ == '__main__':\n" + RUN.replace("\n", "\n    "),
         {"shop.py": APP}),
-    "hands it on": (
+    "assigns it to another module": (
         APP + "import extension\nextension.current = app\nif __name__ == '__main__':\n" + RUN.replace("\n", "\n    "),
         {"extension.py": "current = None"}),
 }  # fmt: skip
 
 
 # From another folder, a package without an __init__ looks like a plain folder.
-STARTED = [(what, where) for what in PROGRAMS for where in ("its folder", "elsewhere")]
+STARTED = [(program, folder) for program in PROGRAMS for folder in ("its folder", "elsewhere")]
 STARTED.remove(("imports it from a package without an init", "elsewhere"))
 
 
-@pytest.mark.parametrize(("what", "where"), STARTED)
-def test_app_run_finds_the_module_that_has_the_app(database: str, tmp_path: Path, what: str, where: str) -> None:
-    program, modules = PROGRAMS[what]
-    for name, text in {"program.py": program, **modules}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    done = run_program(database, str(tmp_path / "program.py"), cwd=tmp_path if where == "its folder" else APPS)
+@pytest.mark.parametrize(("name", "folder"), STARTED)
+def test_app_run_finds_the_module_that_has_the_app(database: str, tmp_path: Path, name: str, folder: str) -> None:
+    program, modules = PROGRAMS[name]
+    for file, text in {"program.py": program, **modules}.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    done = run_program(database, str(tmp_path / "program.py"), cwd=tmp_path if folder == "its folder" else APPS)
     assert (done.returncode, done.stdout) == (0, "result 42\n"), done.stderr
 
 
-def test_app_run_in_a_repl_runs_an_app_that_was_imported(database: str, tmp_path: Path) -> None:
+def test_app_run_in_a_repl_runs_an_imported_app(database: str, tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(APP)
     done = run_program(database, "-c", "from shop import app, job" + RUN, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "result 42\n"), done.stderr
 
 
-def test_app_run_needs_an_app_that_others_can_import(database: str) -> None:
+def test_app_run_refuses_an_app_that_workers_cannot_import(database: str) -> None:
     done = run_program(database, "-c", "from underway import Underway\ndef main(): Underway().run()\nmain()")
     assert "it is not a global of any module: assign it in a module" in done.stderr
     done = run_program(database, "-c", "from underway import Underway; app = Underway(); app.run()")
@@ -726,13 +727,13 @@ def test_app_run_raises_if_the_supervisor_is_killed(database: str, tmp_path: Pat
             break
     (supervisor,) = psutil.Process(process.pid).children()
     supervisor.kill()
-    said = process.stderr.read()
+    output = process.stderr.read()
     assert process.wait(20) == 1
     process.stderr.close()
-    assert f"SupervisorFailed: the supervisor of {program}:app was killed by signal 9" in said
+    assert f"SupervisorFailed: the supervisor of {program}:app was killed by signal 9" in output
 
 
-def test_a_program_that_enqueued_ends_by_itself(database: str, tmp_path: Path) -> None:
+def test_a_program_that_enqueued_exits_without_a_close(database: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.partition("if __name__")[0] + "job.enqueue(1)\nprint('enqueued')\n")
     environment = {"PATH": "/usr/bin:/bin", "UNDERWAY_DATABASE_URL": database}
@@ -740,7 +741,7 @@ def test_a_program_that_enqueued_ends_by_itself(database: str, tmp_path: Path) -
     assert (done.returncode, done.stdout, done.stderr) == (0, "enqueued\n", "")
 
 
-def test_a_forked_child_has_connections_of_its_own(app: Underway, connection: Connection) -> None:
+def test_a_forked_child_has_its_own_connections(app: Underway, connection: Connection) -> None:
     clients.orders.enqueue(Order(1))
     child = os.fork()
     if child == 0:

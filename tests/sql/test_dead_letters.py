@@ -1,4 +1,4 @@
-"""Runs that fail for good get their queue's label, by whatever way; from there they go on, or stay as they are."""
+"""A run that fails for good gets the dead-letter label of its queue, and can then be redriven or discarded."""
 
 import asyncio
 from collections.abc import Callable
@@ -50,12 +50,12 @@ def label_of(connection: Connection, run: str) -> str | None:
 
 
 @pytest.mark.parametrize("queue", ["with", "without", "unknown"])
-def test_only_what_failed_for_good_is_labelled(any_database: str, queue: str) -> None:
+def test_only_runs_that_failed_for_good_are_labelled(any_database: str, queue: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute("insert into underway.queue (name, dead_letter) values ('with', 'dead'), ('without', null)")
         held = {state: insert_held(connection, US, queue=queue) for state in ("succeeded", "failed", "cancelled")}
         client_queries.cancel(connection, UUID(held["cancelled"][0]))
-        lapsed, _ = insert_held(connection, US, queue=queue, lease_expires_at=AGES_AGO, crashes=2)
+        expired, _ = insert_held(connection, US, queue=queue, lease_expires_at=AGES_AGO, crashes=2)
         stopped, _ = insert_held(connection, US, queue=queue, lease_expires_at=AGES_AGO, cancel_requested=True)
         waiting = insert(connection, queue=queue)
         client_queries.cancel(connection, UUID(waiting))
@@ -71,7 +71,7 @@ def test_only_what_failed_for_good_is_labelled(any_database: str, queue: str) ->
         with_store(any_database, end, US)
         label = "dead" if queue == "with" else None
         assert label_of(connection, held["failed"][0]) == label
-        assert label_of(connection, lapsed) == label
+        assert label_of(connection, expired) == label
         for run in (held["succeeded"][0], held["cancelled"][0], stopped, waiting):
             assert label_of(connection, run) is None
 
@@ -80,9 +80,9 @@ def test_a_queue_is_registered_and_changed_and_stays_paused(database: str, conne
     async def register(store: Store) -> None:
         await store.register_queue("pdf", "dead")
         admin_queries.pause(connection, "pdf")
-        with psycopg.connect(database) as pausing:  # nobody waits for whoever pauses it
+        with psycopg.connect(database) as pausing:  # registering does not wait for this transaction
             pausing.execute("select from underway.queue for update")
-            await asyncio.wait_for(store.register_queue("pdf", "passed by"), 5)
+            await asyncio.wait_for(store.register_queue("pdf", "skipped"), 20)
         assert connection.execute("select * from underway.queue").fetchall() == [("pdf", True, "dead")]
         await store.register_queue("pdf", "other")
         await store.register_queue("plain", None)
@@ -92,7 +92,7 @@ def test_a_queue_is_registered_and_changed_and_stays_paused(database: str, conne
     assert rows == [("pdf", True, "other"), ("plain", False, None)]
 
 
-def test_a_declaration_is_checked() -> None:
+def test_the_declaration_of_a_queue_is_checked() -> None:
     app = Underway()
     app.queue("pdf", dead_letter="dead")
     app.queue("pdf", dead_letter="dead")
@@ -107,7 +107,7 @@ def test_a_declaration_is_checked() -> None:
 # Redrive
 
 
-def test_a_redriven_run_begins_again_at_the_step_that_failed(any_database: str) -> None:
+def test_a_redriven_run_starts_again_at_the_step_that_failed(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run = failed(connection, step="second", attempts=5, crashes=2, releases=1, attempt_number=7, priority=3)
         created = value(connection, "select created_at from underway.finished_run")
@@ -154,7 +154,7 @@ def test_a_cancelled_run_is_never_redriven(any_database: str) -> None:
         assert client_queries.status(connection, UUID(run)) == "cancelled"
 
 
-def test_of_runs_with_one_unique_key_only_one_is_live(any_database: str) -> None:
+def test_only_one_run_with_a_unique_key_is_redriven(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         first, second = failed(connection, unique_key="key"), failed(connection, unique_key="key")
         other_job = failed(connection, unique_key="key", job="another")
@@ -167,7 +167,7 @@ def test_of_runs_with_one_unique_key_only_one_is_live(any_database: str) -> None
         assert admin_queries.redrive(connection, UUID(second))
 
 
-def test_a_limit_takes_the_oldest_and_another_input_replaces_the_old(any_database: str) -> None:
+def test_a_limit_takes_the_oldest_and_a_new_input_replaces_the_old(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         oldest, newer = failed(connection), failed(connection)
         assert admin_queries.redrive_label(connection, "dead", 1) == 1
@@ -179,14 +179,14 @@ def test_a_limit_takes_the_oldest_and_another_input_replaces_the_old(any_databas
         assert value(connection, "select input::text = 'null' from underway.run where id = %s", [nothing])
 
 
-def test_another_input_is_kept_as_it_is_written(database: str, connection: Connection) -> None:
+def test_a_new_input_is_stored_as_it_is_written(database: str, connection: Connection) -> None:
     """jsonb would write 9.5e18 as an integer, so the step would not get a float."""
     run = failed(connection)
     assert admin_queries.redrive(connection, UUID(run), b"[9.5e18, 1.0, -0.0]")
     assert value(connection, "select input::text from underway.run where id = %s", [run]) == "[9.5e18, 1.0, -0.0]"
 
 
-def test_a_run_in_line_for_its_key_waits_like_a_new_one(database: str, connection: Connection) -> None:
+def test_a_redriven_run_with_a_concurrency_key_waits_in_line(database: str, connection: Connection) -> None:
     run = failed(connection, concurrency_key="key", concurrency_limit=2)
     assert admin_queries.redrive(connection, UUID(run))
     row = row_of(connection, "run", run)
@@ -194,7 +194,7 @@ def test_a_run_in_line_for_its_key_waits_like_a_new_one(database: str, connectio
     assert (row["state"], row["concurrency_key"], row["concurrency_limit"]) == ("waiting", "key", 2)
 
 
-def test_redriving_wakes_those_who_idle(database: str, connection: Connection) -> None:
+def test_redriving_notifies_idle_supervisors(database: str, connection: Connection) -> None:
     failed(connection, queue="a"), failed(connection, queue="a"), failed(connection, queue="b")
 
     async def idle(store: Store) -> None:
@@ -219,10 +219,10 @@ def test_a_discarded_run_stays_readable(any_database: str) -> None:
         assert admin_queries.discard_label(connection, "dead") == 0
         assert [label_of(connection, run) for run in (first, second, third, other)] == [None, None, None, "other"]
         assert client_queries.status(connection, UUID(second)) == "failed"
-        assert admin_queries.redrive(connection, UUID(second)), "a label is no condition"
+        assert admin_queries.redrive(connection, UUID(second)), "a run needs no label to be redriven"
 
 
-def test_on_a_connection_of_the_callers_it_is_part_of_its_transaction(
+def test_calls_on_the_callers_connection_are_part_of_its_transaction(
     app: Underway, connection: Connection, database: str
 ) -> None:
     run = UUID(failed(connection, job="rendering", step="render"))
@@ -253,7 +253,7 @@ def test_on_a_connection_of_the_callers_it_is_part_of_its_transaction(
         app.discard(run, conn=wrong)
 
 
-def test_the_text_of_an_id_is_that_run(app: Underway, connection: Connection) -> None:
+def test_a_run_id_may_be_given_as_text(app: Underway, connection: Connection) -> None:
     run, other = (failed(connection, job="rendering", step="render") for _ in range(2))
     assert app.discard(run) == 1
     assert (label_of(connection, run), label_of(connection, other)) == (None, "dead")
@@ -264,28 +264,28 @@ def test_the_text_of_an_id_is_that_run(app: Underway, connection: Connection) ->
         app.redrive(other, limit=1)
 
 
-@pytest.mark.parametrize("act", ["redrive", "discard"])
-def test_a_label_that_nothing_has_is_an_error_that_names_those_there_are(
-    app: Underway, connection: Connection, act: str
+@pytest.mark.parametrize("method", ["redrive", "discard"])
+def test_an_unknown_label_is_refused_with_a_list_of_the_existing_ones(
+    app: Underway, connection: Connection, method: str
 ) -> None:
-    do = getattr(app, act)
+    call = getattr(app, method)
     declared = sorted(app.registry.labels())
-    for label in declared:  # known, even if only to this code and if no run has it now
-        assert do(label) == 0
-    nothing = r"^unknown dead-letter label 'ded'; existing: "
-    with pytest.raises(InvalidOption, match=f"{nothing}{', '.join(map(repr, declared))}$"):
-        do("ded")
+    for label in declared:  # a declared label is known, even if no run has it
+        assert call(label) == 0
+    unknown = r"^unknown dead-letter label 'ded'; existing: "
+    with pytest.raises(InvalidOption, match=f"{unknown}{', '.join(map(repr, declared))}$"):
+        call("ded")
     failed(connection, "dead")
     failed(connection, "another")
     failed(connection, "another")
     connection.execute("insert into underway.queue (name, dead_letter) values ('mail', 'mail-dead')")
     known = ", ".join(map(repr, sorted({*declared, "another", "dead", "mail-dead"})))
-    with pytest.raises(InvalidOption, match=f"{nothing}{known}$"), app.connection() as caller:
-        do("ded", conn=caller)
-    assert (do("another"), do("dead"), do("mail-dead")) == (2, 1, 0)
+    with pytest.raises(InvalidOption, match=f"{unknown}{known}$"), app.connection() as caller:
+        call("ded", conn=caller)
+    assert (call("another"), call("dead"), call("mail-dead")) == (2, 1, 0)
 
 
-def test_no_label_looks_like_an_id(app: Underway) -> None:
+def test_a_label_that_looks_like_a_run_id_is_refused(app: Underway) -> None:
     run = new_id()
     for given in (str(run), run.hex, str(run).upper()):
         message = f"must be a dead-letter label, not a run ID: '{given}'"
@@ -336,7 +336,7 @@ def test_from_failure_to_redrive(
     assert started["gives up"].result(20) == "rendered now, attempt 1"
 
 
-def test_what_cannot_be_redriven_says_so(app: Underway, connection: Connection) -> None:
+def test_a_refused_redrive_says_why(app: Underway, connection: Connection) -> None:
     run = Run[Any](app.database, UUID(failed(connection, job="rendering", step="render", input='"x"')), Any)
     with pytest.raises(PayloadError):
         app.redrive(run, input=4)
@@ -349,10 +349,10 @@ def test_what_cannot_be_redriven_says_so(app: Underway, connection: Connection) 
         for call in (app.redrive, app.discard):
             with pytest.raises(InvalidOption, match="expected a Run, a run ID or a dead-letter label"):
                 call(nonsense)
-    stranger = UUID(failed(connection, job="unheard-of"))
+    unknown = UUID(failed(connection, job="unheard-of"))
     with pytest.raises(UnknownJob, match="no step 'step' in job 'unheard-of'"):
-        app.redrive(stranger, input=1)
-    assert app.redrive(stranger) == 1
+        app.redrive(unknown, input=1)
+    assert app.redrive(unknown) == 1
     assert app.redrive(new_id(), input=1) == 0
     cancelled = UUID(insert(connection, job="unheard-of"))
     assert app.cancel(cancelled)
@@ -398,7 +398,7 @@ REDRIVES = pytest.mark.parametrize(
 
 @REDRIVES
 @pytest.mark.parametrize(("limit", "redriven", "parts"), [(None, 2500, 3), (2100, 2100, 3), (1000, 1000, 1)])
-def test_very_many_are_redriven_in_parts_of_which_none_takes_long(
+def test_large_numbers_are_redriven_in_several_transactions(
     connection: Connection,
     redrive: Redrive,
     limit: int | None,
@@ -427,7 +427,7 @@ create trigger fail_at_once after insert on underway.run for each row execute fu
 
 
 @REDRIVES
-def test_one_that_has_failed_again_meanwhile_is_not_redriven_twice(connection: Connection, redrive: Redrive) -> None:
+def test_a_run_that_has_failed_again_meanwhile_is_not_redriven_twice(connection: Connection, redrive: Redrive) -> None:
     many_failed(connection, 1500)
     connection.execute(FAIL_AT_ONCE)
     try:
@@ -436,16 +436,16 @@ def test_one_that_has_failed_again_meanwhile_is_not_redriven_twice(connection: C
         connection.execute("drop trigger fail_at_once on underway.run")
 
 
-def test_very_many_are_redriven_in_the_callers_transaction(database: str, connection: Connection) -> None:
+def test_large_numbers_are_redriven_in_the_callers_transaction(database: str, connection: Connection) -> None:
     many_failed(connection, 2500)
-    with psycopg.connect(database) as callers:
-        assert admin_queries.redrive_label(callers, "dead") == 2500
+    with psycopg.connect(database) as caller:
+        assert admin_queries.redrive_label(caller, "dead") == 2500
         assert value(connection, "select count(*) from underway.run") == 0
-        callers.rollback()
+        caller.rollback()
     assert value(connection, "select count(*) from underway.run") == 0
 
 
-def test_those_that_stay_where_they_are_keep_none_of_very_many_from_going_on(connection: Connection) -> None:
+def test_runs_that_cannot_be_redriven_do_not_hold_up_the_others(connection: Connection) -> None:
     insert(connection, unique_key="taken")
     many_failed(connection, 2500)
     connection.execute(
@@ -456,7 +456,9 @@ def test_those_that_stay_where_they_are_keep_none_of_very_many_from_going_on(con
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e999", "9" * 5000])
-def test_a_number_beyond_python_does_not_hide_other_letters(app: Underway, connection: Connection, number: str) -> None:
+def test_a_number_beyond_python_does_not_hide_other_dead_letters(
+    app: Underway, connection: Connection, number: str
+) -> None:
     failed(connection, input="1")
     failed(connection, input=number)
     assert sorted(str(letter.input) for letter in app.dead_letters("dead")) == sorted(["1", number])

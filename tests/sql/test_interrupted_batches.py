@@ -10,9 +10,10 @@ import psycopg
 import pytest
 from db import AGES_AGO, LANES, STEP, Connection, held_task, insert, insert_held, value
 from psycopg.rows import TupleRow
+from rosters import roster_of
 
 from underway.definition.manifest import Job, Manifest
-from underway.postgres import reconnecting as sessions
+from underway.postgres import reconnecting
 from underway.postgres.listener import Wakeup
 from underway.postgres.queries import statements
 from underway.postgres.reconnecting import STATEMENT_SECONDS, DatabaseUnavailable, ReconnectingConnection
@@ -29,7 +30,7 @@ from underway.supervisor.tasks.task import Task
 
 COUNT = 40
 FITTING = 3
-MOST_TURNS = 200  # only a few of them are interruptions
+MAX_TURNS = 200  # only a few of them are interruptions
 
 FINISHED = (
     "insert into underway.finished_run (id, created_at, expires_at, keep, attempts, crashes, releases, state, priority,"
@@ -42,7 +43,7 @@ SCHEDULE = (
 )
 
 
-class Narrow(ReconnectingConnection):
+class InterruptingConnection(ReconnectingConnection):
     """Interrupts statements with more than a few rows."""
 
     def __init__(self, conninfo: str) -> None:
@@ -63,7 +64,7 @@ class Side:
     """The dependencies of a supervisor's loops."""
 
     def __init__(self, database: str, owner: UUID) -> None:
-        self.work, self.leases = Narrow(database), Narrow(database)
+        self.work, self.leases = InterruptingConnection(database), InterruptingConnection(database)
         self.store = Store(self.work, self.leases, owner, "testhost")
         self.held = HeldTasks()
         self.pool: Any = SimpleNamespace(shortest_lease=lambda: 60.0)
@@ -107,8 +108,7 @@ def firing(side: Side) -> Turn:
         manifest = Manifest((Job("job", (STEP,)),))
 
     class WorkerPool:
-        class roster:
-            active = (Worker,)
+        roster = roster_of([Worker])
 
     pool: Any = WorkerPool
     return ScheduleLoop(side.work, pool, Signals()).turn
@@ -149,12 +149,12 @@ def in_line(connection: Connection) -> None:
         insert(connection, state="waiting", due_at=None, rank=AGES_AGO, concurrency_key=str(number))
 
 
-def lapsed(connection: Connection) -> None:
+def leases_expired(connection: Connection) -> None:
     for _ in range(COUNT):
         insert_held(connection, uuid4(), lease_expires_at=AGES_AGO)
 
 
-def expired(connection: Connection) -> None:
+def retention_passed(connection: Connection) -> None:
     for _ in range(COUNT):
         connection.execute(FINISHED, [uuid4()])
 
@@ -168,18 +168,18 @@ NONE_FINISHED = "select not exists (select from underway.finished_run)"
 ALL_FIRED = f"select count(*) > {COUNT} from underway.run"
 ALL_PROGRESS = f"select count(progress) = {COUNT} from underway.run"
 LOOPS = [
-    pytest.param(lapsed, reaping, NONE.format("in_progress"), id="reaper"),
+    pytest.param(leases_expired, reaping, NONE.format("in_progress"), id="reaper"),
     pytest.param(waiting, promoting, NONE.format("waiting"), id="promoter"),
     pytest.param(waiting_with_keys, promoting, NONE.format("waiting"), id="promoter, with keys"),
     pytest.param(in_line, sweeping, NONE.format("waiting"), id="sweep"),
-    pytest.param(expired, expiring, NONE_FINISHED, id="retention"),
+    pytest.param(retention_passed, expiring, NONE_FINISHED, id="retention"),
     pytest.param(a_schedule, firing, ALL_FIRED, id="schedules"),
     pytest.param(pending, renewing, ALL_PROGRESS, id="leases"),
 ]
 
 
 @pytest.mark.parametrize(("prepare", "loop", "is_done"), LOOPS)
-def test_a_loop_gets_everything_done_although_only_a_few_rows_pass_at_a_time(
+def test_a_loop_completes_although_only_a_few_rows_pass_at_a_time(
     database: str,
     connection: Connection,
     prepare: Callable[[Connection], object],
@@ -191,7 +191,7 @@ def test_a_loop_gets_everything_done_although_only_a_few_rows_pass_at_a_time(
     async def play() -> None:
         side = Side(database, uuid4())
         turn = loop(side)
-        for _ in range(MOST_TURNS):
+        for _ in range(MAX_TURNS):
             try:
                 await turn()
             except DatabaseUnavailable:
@@ -207,20 +207,22 @@ def test_a_loop_gets_everything_done_although_only_a_few_rows_pass_at_a_time(
     asyncio.run(play())
 
 
-def test_a_statement_may_be_given_more_time_than_its_session(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sessions._SETTINGS, "statement_timeout", "50ms")
+def test_a_statement_may_have_a_longer_timeout_than_its_connection(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(reconnecting._SETTINGS, "statement_timeout", "50ms")
     monkeypatch.setitem(statements(), "sleep", "select pg_sleep(0.5), current_setting('statement_timeout')")
     monkeypatch.setitem(statements(), "deadline", "select current_setting('statement_timeout')")
 
     async def play() -> None:
-        session = ReconnectingConnection(database)
+        connection = ReconnectingConnection(database)
         with pytest.raises(DatabaseUnavailable, match="statement timeout"):
-            await session.fetch("sleep")
-        ((_, during),) = await session.fetch("sleep", seconds=2 * STATEMENT_SECONDS)
+            await connection.fetch("sleep")
+        ((_, during),) = await connection.fetch("sleep", seconds=2 * STATEMENT_SECONDS)
         assert during == "20s"
-        assert await session.fetch("deadline") == [("50ms",)]
-        assert session.opened == 1
-        assert (await session.open()).info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        await session.close()
+        assert await connection.fetch("deadline") == [("50ms",)]
+        assert connection.opened == 1
+        assert (await connection.open()).info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        await connection.close()
 
     asyncio.run(play())

@@ -1,4 +1,4 @@
-"""Four supervisors' stores race for hundreds of keys and are killed meanwhile; their own journal is the witness."""
+"""Four supervisors' stores race for hundreds of keys while some are killed; their journal shows what happened."""
 
 import random
 import subprocess
@@ -15,8 +15,8 @@ CLAIMER = SUPPORT / "key_claimer.py"
 CLAIMERS, KILLS, WAVES = 4, 4, 100
 WAVE_SECONDS = 0.02
 
-# A run has its slot from its first start, through retries, crashes and steps, to the end that was committed.
-AT_WORK = """
+# A run holds its slot from its first start, through retries, crashes and steps, until its committed end.
+EXECUTING = """
     with held as (
         select concurrency_key as key, concurrency_limit, min(at) filter (where event = 'started') as since,
             max(at) filter (where event = 'ended' and token = last_token) as until
@@ -27,22 +27,22 @@ AT_WORK = """
     )
     select key, concurrency_limit, since, 1 + (
         select count(*) from held o where o.key = h.key and o.since < h.since and o.until > h.since
-    ) as at_work
+    ) as executing
     from held h
 """
 OVERTAKEN = """
     select count(*) from (
-        select run, lag(run) over (partition by concurrency_key order by min(at)) as before
+        select run, lag(run) over (partition by concurrency_key order by min(at)) as previous
         from journal join underway.finished_run r on r.id = run
         where event = 'started' and concurrency_limit = 1
         group by run, concurrency_key
     ) starts
-    where before > run
+    where previous > run
 """
 
 
 def enqueue(connection: Connection, keys: int, numbers: range) -> None:
-    """Ids in the order of enqueueing, three runs of a key behind one another; every third key has two slots."""
+    """IDs in the order of enqueueing, three runs of a key in a row; every third key has two slots."""
     connection.execute(
         """insert into underway.run (id, queue, job, step, state, keep, due_at, rank, concurrency_key,
             concurrency_limit, max_crashes, input)
@@ -62,7 +62,7 @@ def start(database: str, seed: int) -> subprocess.Popen[bytes]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("keys", "runs"), [(500, 1500), (8, 500)], ids=["five hundred keys", "eight hot keys"])
-def test_keys_are_never_exceeded_and_nobody_is_overtaken(database: str, keys: int, runs: int) -> None:
+def test_limits_of_keys_are_never_exceeded_and_no_run_is_overtaken(database: str, keys: int, runs: int) -> None:
     rng = random.Random(keys)
     wave = runs // WAVES
     with psycopg.connect(database, autocommit=True) as connection:
@@ -71,7 +71,7 @@ def test_keys_are_never_exceeded_and_nobody_is_overtaken(database: str, keys: in
         running = [start(database, seed) for seed in range(CLAIMERS)]
         try:
             eventually(lambda: value(connection, "select exists (select from journal)"))
-            # While runs come in, most keys are free now and then, and several are ready to give the slot away.
+            # With runs arriving in waves, most keys are free now and then, and several claimers may grant the slot.
             for number in range(1, WAVES):
                 enqueue(connection, keys, range(number * wave + 1, (number + 1) * wave + 1))
                 time.sleep(rng.uniform(0, 2 * WAVE_SECONDS))
@@ -87,10 +87,10 @@ def test_keys_are_never_exceeded_and_nobody_is_overtaken(database: str, keys: in
                 process.kill()
                 process.wait()
         assert left == []
-        held = connection.execute(AT_WORK).fetchall()
+        held = connection.execute(EXECUTING).fetchall()
         assert len(held) == wave * WAVES
         assert [row for row in held if row[3] > row[1]] == []
-        assert max(row[3] for row in held) == 2, "two slots are both used"
+        assert max(row[3] for row in held) == 2, "both slots of a key are used"
         assert value(connection, OVERTAKEN) == 0
 
 

@@ -1,4 +1,4 @@
-"""Templates of keys: the same text, or the same refusal, in Python and in SQL."""
+"""Key templates: the same key, or the same refusal, in Python and in SQL."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from underway.payload import codec
 
 
 def in_sql(connection: Connection, template: str, payload: str) -> str | None:
-    """What SQL makes of it; None for a refusal."""
+    """The key that SQL renders; None for a refusal."""
     try:
         filled: str = value(connection, "select underway.render_key(%s, %s::json)", [template, payload])
     except psycopg.Error as error:
@@ -49,7 +49,9 @@ def in_python(template: str, payload: str) -> str | None:
         ("[{id}]", '{"id": ""}', "[]"),
     ],
 )
-def test_a_key_is_a_text_with_fields_filled_in(connection: Connection, template: str, payload: str, key: str) -> None:
+def test_a_key_is_its_template_with_the_fields_filled_in(
+    connection: Connection, template: str, payload: str, key: str
+) -> None:
     assert in_python(template, payload) == key
     assert in_sql(connection, template, payload) == key
 
@@ -78,7 +80,7 @@ def test_a_key_is_a_text_with_fields_filled_in(connection: Connection, template:
         ),
     ],
 )
-def test_an_input_that_makes_no_key_is_refused_with_the_reason(
+def test_an_input_that_gives_no_valid_key_is_refused_with_the_reason(
     connection: Connection, template: str, payload: str, message: str
 ) -> None:
     with pytest.raises(PayloadError) as raised:
@@ -91,13 +93,13 @@ def test_an_input_that_makes_no_key_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("number", ["1e3", "1E3", "10e-1", "1.0", "-0.0", "1e400", "1e131071"])
-def test_only_digits_are_an_integer(connection: Connection, number: str) -> None:
+def test_a_number_with_a_point_or_an_exponent_is_not_an_integer(connection: Connection, number: str) -> None:
     assert in_python("{id}", f'{{"id": {number}}}') is None
     assert in_sql(connection, "{id}", f'{{"id": {number}}}') is None
 
 
 @pytest.mark.parametrize("template", ["", "{", "}", "{}", "a{b", "{a}}", "{{a}}", "{.a}", "{a.}", "{a..b}"])
-def test_what_is_no_template_is_refused_in_sql_too(connection: Connection, template: str) -> None:
+def test_an_invalid_template_is_refused_in_sql(connection: Connection, template: str) -> None:
     with pytest.raises(psycopg.Error) as refused:
         connection.execute("select underway.render_key(%s, '{}')", [template])
     assert refused.value.sqlstate == "UW002"

@@ -1,4 +1,4 @@
-"""Notifications on a session that is used for statements too: heard between them and during them, always."""
+"""Notifications on a connection that also runs statements: they are heard between and during statements."""
 
 import asyncio
 import time
@@ -18,47 +18,47 @@ from underway.postgres.reconnecting import DatabaseUnavailable, ReconnectingConn
 SOON = 20.0
 
 
-class Listening:
-    """A session that listens, and what it has heard so far."""
+class Listener:
+    """A connection that listens, and the number of notifications it has heard."""
 
     def __init__(self, database: str) -> None:
-        self.session = ReconnectingConnection(database)
+        self.connection = ReconnectingConnection(database)
         self.heard = 0
-        self._came = asyncio.Event()
-        self.wakeup = Wakeup(self.session, self._hear)
+        self._arrived = asyncio.Event()
+        self.wakeup = Wakeup(self.connection, self._hear)
 
     def _hear(self, payload: str) -> None:
         self.heard += 1
-        self._came.set()
+        self._arrived.set()
 
     async def hears(self, seconds: float = SOON) -> bool:
-        """Whether something comes in time, from now on."""
-        self._came.clear()
+        """Whether a notification arrives within `seconds` from now."""
+        self._arrived.clear()
         try:
-            await asyncio.wait_for(self._came.wait(), seconds)
+            await asyncio.wait_for(self._arrived.wait(), seconds)
         except TimeoutError:
             return False
         return True
 
     async def pid(self) -> int:
-        return (await self.session.open()).info.backend_pid
+        return (await self.connection.open()).info.backend_pid
 
 
-def listen(database: str, play: Callable[[Listening], Awaitable[None]], *, opened: bool = False) -> None:
-    """Subscribe, play, close. With `opened` the session has a connection before anybody wants to hear of it."""
+def listen(database: str, play: Callable[[Listener], Awaitable[None]], *, opened: bool = False) -> None:
+    """Subscribe, play, close. With `opened` the connection is open before the subscription."""
 
     async def main() -> None:
-        listening = Listening(database)
+        listening = Listener(database)
         if opened:
-            listening.session = ReconnectingConnection(database)
-            await listening.session.open()
-            listening.wakeup = Wakeup(listening.session, listening._hear)
+            listening.connection = ReconnectingConnection(database)
+            await listening.connection.open()
+            listening.wakeup = Wakeup(listening.connection, listening._hear)
         try:
             await listening.wakeup.subscribe()
-            assert listening.wakeup.listening, "its echo has come"
+            assert listening.wakeup.listening, "the echo has arrived"
             await play(listening)
         finally:
-            await listening.session.close()
+            await listening.connection.close()
 
     asyncio.run(main())
 
@@ -69,46 +69,46 @@ def notify(connection: Connection) -> None:
 
 @pytest.mark.parametrize("opened", [False, True], ids=["opened by listening", "opened before"])
 def test_a_notification_between_statements_is_heard(database: str, connection: Connection, opened: bool) -> None:
-    async def play(listening: Listening) -> None:
+    async def play(listening: Listener) -> None:
         for _ in range(3):
-            coming = asyncio.ensure_future(listening.hears())
+            arrival = asyncio.ensure_future(listening.hears())
             await asyncio.sleep(0)
             notify(connection)
-            assert await coming
+            assert await arrival
 
     listen(database, play, opened=opened)
 
 
 @pytest.mark.parametrize("opened", [False, True], ids=["opened by listening", "opened before"])
 def test_a_notification_during_a_statement_is_heard(database: str, connection: Connection, opened: bool) -> None:
-    """The statement waits for a lock while it comes: only the driver reads the connection then."""
+    """While the statement waits for a lock, only the driver reads the connection."""
 
-    async def play(listening: Listening) -> None:
-        with psycopg.connect(database) as stranger:
-            # A supervisor's statements wait for no row; this lock is on the table.
-            stranger.execute("lock table underway.supervisor")
+    async def play(listening: Listener) -> None:
+        with psycopg.connect(database) as other_session:
+            # Supervisor statements do not wait for row locks, so this lock is on the table.
+            other_session.execute("lock table underway.supervisor")
             pid, before = await listening.pid(), listening.heard
-            statement = asyncio.ensure_future(listening.session.fetch("forget_supervisors"))
+            statement = asyncio.ensure_future(listening.connection.fetch("forget_supervisors"))
             waits = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
             while not value(connection, waits, [pid]):
                 await asyncio.sleep(0.001)
             notify(connection)
             await asyncio.sleep(0)
             assert not statement.done()
-            stranger.rollback()
+            other_session.rollback()
         await statement
         assert listening.heard > before or await listening.hears()
 
     listen(database, play, opened=opened)
 
 
-def test_nothing_is_missed_under_a_stream_of_statements(database: str, connection: Connection) -> None:
-    """Whichever side of the statement's end a notification comes to."""
+def test_no_notification_is_missed_during_a_stream_of_statements(database: str, connection: Connection) -> None:
+    """A notification may arrive before or after the end of a statement."""
 
-    async def play(listening: Listening) -> None:
+    async def play(listening: Listener) -> None:
         for _ in range(300):
             before = listening.heard
-            statement = asyncio.ensure_future(listening.session.fetch("stop_requested", {"id": uuid4()}))
+            statement = asyncio.ensure_future(listening.connection.fetch("stop_requested", {"id": uuid4()}))
             await asyncio.to_thread(notify, connection)
             await statement
             assert listening.heard > before or await listening.hears()
@@ -116,21 +116,21 @@ def test_nothing_is_missed_under_a_stream_of_statements(database: str, connectio
     listen(database, play)
 
 
-def test_its_own_echo_is_no_news(database: str) -> None:
-    async def play(listening: Listening) -> None:
-        # Once for what may have been missed before; a nonce that came back is not counted.
+def test_the_listeners_own_echo_is_not_counted(database: str) -> None:
+    async def play(listening: Listener) -> None:
+        # One for notifications that may have been missed before; a nonce that came back is not counted.
         assert listening.heard == 1
         await listening.wakeup.subscribe()
         assert listening.heard == 1
-        assert listening.session.opened == 1
+        assert listening.connection.opened == 1
 
     listen(database, play)
 
 
-def test_a_connection_that_breaks_while_it_is_idle_is_noticed_at_once_and_listened_to_again(
+def test_a_connection_that_breaks_while_idle_wakes_its_loop_and_listens_again(
     database: str, connection: Connection
 ) -> None:
-    async def play(listening: Listening) -> None:
+    async def play(listening: Listener) -> None:
         for turn in (1, 2, 3):
             paused = asyncio.ensure_future(listening.wakeup.rest(60))
             await asyncio.sleep(0)
@@ -138,14 +138,14 @@ def test_a_connection_that_breaks_while_it_is_idle_is_noticed_at_once_and_listen
             await asyncio.wait_for(paused, SOON)  # not after a minute
             before = listening.heard
             await listening.wakeup.subscribe()
-            assert listening.session.opened == turn + 1
+            assert listening.connection.opened == turn + 1
             assert listening.wakeup.listening
-            assert listening.heard == before + 1  # whatever came while nobody listened
-            coming = asyncio.ensure_future(listening.hears())
+            assert listening.heard == before + 1  # for notifications that may have been missed meanwhile
+            arrival = asyncio.ensure_future(listening.hears())
             await asyncio.sleep(0)
             notify(connection)
-            assert await coming
-        # And nothing is left over: it rests as long as it is told.
+            assert await arrival
+        # No wake-up is left over: it rests for the full time.
         begun = time.monotonic()
         await listening.wakeup.rest(0.2)
         assert time.monotonic() - begun >= 0.19
@@ -153,28 +153,28 @@ def test_a_connection_that_breaks_while_it_is_idle_is_noticed_at_once_and_listen
     listen(database, play)
 
 
-def test_a_connection_that_breaks_under_a_statement_is_listened_to_again(database: str, connection: Connection) -> None:
-    async def play(listening: Listening) -> None:
-        with psycopg.connect(database) as stranger:
-            stranger.execute("lock table underway.supervisor")
+def test_a_connection_that_breaks_during_a_statement_listens_again(database: str, connection: Connection) -> None:
+    async def play(listening: Listener) -> None:
+        with psycopg.connect(database) as other_session:
+            other_session.execute("lock table underway.supervisor")
             pid = await listening.pid()
-            statement = asyncio.ensure_future(listening.session.fetch("forget_supervisors"))
+            statement = asyncio.ensure_future(listening.connection.fetch("forget_supervisors"))
             while not value(connection, "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s", [pid]):
                 await asyncio.sleep(0.001)
             assert value(connection, "select pg_terminate_backend(%s, 10000)", [pid])
             with pytest.raises(DatabaseUnavailable):
                 await statement
         await listening.wakeup.subscribe()
-        coming = asyncio.ensure_future(listening.hears())
+        arrival = asyncio.ensure_future(listening.hears())
         await asyncio.sleep(0)
         notify(connection)
-        assert await coming
+        assert await arrival
 
     listen(database, play)
 
 
-class Swallowing(Proxy):
-    """TCP is content: it takes all that it is sent, and passes nothing on."""
+class SwallowingProxy(Proxy):
+    """Accepts all data, as TCP would acknowledge it, and forwards none."""
 
     swallows = False
 
@@ -182,41 +182,39 @@ class Swallowing(Proxy):
         return b"" if self.swallows else data
 
 
-def test_who_hears_nothing_for_longer_than_any_statement_takes_hangs_up(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_whose_statement_gets_no_answer_is_closed(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnecting, "ANSWER_SECONDS", 0.0)
 
-    async def ask(proxy: Swallowing) -> None:
-        asking = ReconnectingConnection(proxy.url)
-        await asking.fetch("clock")
+    async def play(proxy: SwallowingProxy) -> None:
+        client = ReconnectingConnection(proxy.url)
+        await client.fetch("clock")
         proxy.swallows = True
         with pytest.raises(DatabaseUnavailable, match="closed"):
-            await asking.fetch("clock", seconds=0.3)
+            await client.fetch("clock", seconds=0.3)
         proxy.swallows = False
-        assert await asking.fetch("clock"), "on a new connection"
-        await asking.close()
+        assert await client.fetch("clock"), "on a new connection"
+        await client.close()
 
-    proxy = Swallowing(database, "be late")
+    proxy = SwallowingProxy(database, "be late")
     with proxy:
-        asyncio.run(asyncio.wait_for(ask(proxy), 20))
+        asyncio.run(asyncio.wait_for(play(proxy), 20))
 
 
 @pytest.mark.parametrize("how", ["cancelled by the server", "refused for its data"])
-def test_a_statement_that_fails_leaves_the_session_with_its_ears(
-    database: str, connection: Connection, how: str
-) -> None:
-    """Its connection is good, and is not opened anew: so nobody will listen again."""
+def test_a_connection_still_listens_after_a_failed_statement(database: str, connection: Connection, how: str) -> None:
+    """The connection is not reopened, so there is no new subscription."""
 
-    async def play(listening: Listening) -> None:
+    async def play(listening: Listener) -> None:
         pid = await listening.pid()
         if how == "refused for its data":
             with pytest.raises(psycopg.DataError):
-                await listening.session.fetch("promote_runs", {"limit": "no number", "since": 0, "passing_over": 0})
+                await listening.connection.fetch(
+                    "promote_runs", {"limit": "not a number", "since": 0, "passing_over": 0}
+                )
         else:
-            with psycopg.connect(database) as stranger:
-                stranger.execute("lock table underway.supervisor")
-                statement = asyncio.ensure_future(listening.session.fetch("forget_supervisors"))
+            with psycopg.connect(database) as other_session:
+                other_session.execute("lock table underway.supervisor")
+                statement = asyncio.ensure_future(listening.connection.fetch("forget_supervisors"))
                 waits = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
                 while not value(connection, waits, [pid]):
                     await asyncio.sleep(0.001)
@@ -224,40 +222,36 @@ def test_a_statement_that_fails_leaves_the_session_with_its_ears(
                 with pytest.raises(DatabaseUnavailable):
                     await statement
         assert await listening.pid() == pid
-        coming = asyncio.ensure_future(listening.hears())
+        arrival = asyncio.ensure_future(listening.hears())
         await asyncio.sleep(0)
         notify(connection)
-        assert await coming
+        assert await arrival
 
     listen(database, play)
 
 
-def test_a_session_that_rests_is_not_ended_by_what_a_role_says_of_idle_ones(
-    database: str, connection: Connection
-) -> None:
+def test_an_idle_connection_is_not_ended_by_idle_session_timeout(database: str, connection: Connection) -> None:
     name = sql.Identifier(connection.info.dbname)
     connection.execute(sql.SQL("alter database {} set idle_session_timeout = '50ms'").format(name))
     with_one = "select count(*) from pg_stat_activity where pid = %s"
 
     async def rest() -> None:
-        paused = ReconnectingConnection(database)
-        await paused.open()
+        idle = ReconnectingConnection(database)
+        await idle.open()
         try:
             with psycopg.connect(database) as other:
                 while value(connection, with_one, [other.info.backend_pid]):
                     await asyncio.sleep(0.01)
-            await paused.fetch("clock")
-            assert paused.opened == 1
+            await idle.fetch("clock")
+            assert idle.opened == 1
         finally:
-            await paused.close()
+            await idle.close()
 
     asyncio.run(asyncio.wait_for(rest(), 20))
 
 
-def test_a_statement_is_not_ended_by_what_a_role_says_of_long_transactions(
-    database: str, connection: Connection
-) -> None:
-    """That ends the whole session. The parameter is unknown before PostgreSQL 17."""
+def test_a_statement_is_not_ended_by_transaction_timeout(database: str, connection: Connection) -> None:
+    """The timeout would end the whole session. It is unknown before PostgreSQL 17."""
     name = sql.Identifier(connection.info.dbname)
     connection.execute(sql.SQL("alter database {} set transaction_timeout = '50ms'").format(name))
 
@@ -272,27 +266,27 @@ def test_a_statement_is_not_ended_by_what_a_role_says_of_long_transactions(
 
     asyncio.run(asyncio.wait_for(take_long(), 20))
     pids = "select count(*) from pg_stat_activity where application_name = 'underway'"
-    assert value(connection, pids) == 0, "the first of its two connections is closed"
+    assert value(connection, pids) == 0, "the first connection, which found the timeout, is closed too"
 
 
-def test_two_who_need_a_connection_at_once_share_one(database: str, connection: Connection) -> None:
-    """One that was opened twice would be held, and never closed, by nobody."""
+def test_concurrent_users_of_a_connection_open_it_once(database: str, connection: Connection) -> None:
+    """A second connection would never be closed."""
     backends = "select count(*) from pg_stat_activity where application_name = 'two at once'"
 
     async def main() -> None:
-        listening = Listening(psycopg.conninfo.make_conninfo(database, application_name="two at once"))
+        listening = Listener(psycopg.conninfo.make_conninfo(database, application_name="two at once"))
         try:
             await asyncio.gather(
                 listening.wakeup.subscribe(),
-                *(listening.session.fetch("stop_requested", {"id": uuid4()}) for _ in range(3)),
+                *(listening.connection.fetch("stop_requested", {"id": uuid4()}) for _ in range(3)),
             )
-            assert listening.session.opened == 1
+            assert listening.connection.opened == 1
             assert value(connection, backends) == 1
-            coming = asyncio.ensure_future(listening.hears())
+            arrival = asyncio.ensure_future(listening.hears())
             await asyncio.sleep(0)
             notify(connection)
-            assert await coming
+            assert await arrival
         finally:
-            await listening.session.close()
+            await listening.connection.close()
 
     asyncio.run(main())

@@ -1,4 +1,4 @@
-"""Migrations: from nothing, again, all at once, too old, too new, and by people who may not."""
+"""Migrations: of an empty database, repeated, concurrent, too old, too new, and without privileges."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ ALL = [migration.full_name for migration in KNOWN]
 
 
 def run_cli(*arguments: str, database: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The command underway as a user starts it."""
+    """Runs the command `underway`."""
     environment = {name: text for name, text in os.environ.items() if not name.endswith("DATABASE_URL")}
     if database is not None:
         environment["UNDERWAY_DATABASE_URL"] = database
@@ -58,18 +58,18 @@ def empty(empty_database: str) -> Iterator[Connection]:
 # The files
 
 
-def test_migrations_are_numbered_without_gaps_and_say_which_code_they_allow() -> None:
+def test_migrations_are_numbered_without_gaps_and_state_the_oldest_code() -> None:
     assert [migration.version for migration in KNOWN] == list(range(1, len(KNOWN) + 1))
     assert all(1 <= migration.oldest_code <= migration.version for migration in KNOWN)
 
 
-def test_a_definition_comes_after_those_that_it_names() -> None:
+def test_a_definition_comes_after_those_that_it_uses() -> None:
     names = [definition.name for definition in migrate.definitions()]
     assert names.index("views/stranded_lane") < names.index("views/stranded")
     assert names.index("functions/cancel_runs") < names.index("functions/cancel")
 
 
-def test_each_definition_creates_what_its_file_is_named_after() -> None:
+def test_each_definition_creates_the_object_that_its_file_is_named_after() -> None:
     for definition in migrate.definitions():
         kind, name = definition.name.split("/")
         assert re.findall(r"^create .*", definition.sql, re.MULTILINE)[0].startswith(
@@ -78,10 +78,10 @@ def test_each_definition_creates_what_its_file_is_named_after() -> None:
         assert len(re.findall(r"^create ", definition.sql, re.MULTILINE)) == 1
 
 
-# From nothing, and again
+# First and repeated migrations
 
 
-def test_an_empty_database_gets_the_schema_and_a_history_of_its_own(empty_database: str) -> None:
+def test_an_empty_database_gets_the_schema_and_its_history(empty_database: str) -> None:
     with psycopg.connect(empty_database) as connection:
         assert migrate.migrate(connection) == ALL
     with psycopg.connect(empty_database) as connection:
@@ -93,7 +93,7 @@ def test_an_empty_database_gets_the_schema_and_a_history_of_its_own(empty_databa
         assert value(connection, "select count(*) from pg_class where relnamespace = 'public'::regnamespace") == 0
 
 
-def test_a_second_migration_finds_nothing_to_do_and_changes_nothing(connection: Connection) -> None:
+def test_a_second_migration_changes_nothing(connection: Connection) -> None:
     def catalog() -> list[tuple[Any, ...]]:
         return connection.execute(
             "select oid, relname, xmin::text from pg_class where relnamespace = 'underway'::regnamespace order by oid"
@@ -104,7 +104,7 @@ def test_a_second_migration_finds_nothing_to_do_and_changes_nothing(connection: 
     assert (catalog(), history(connection)) == before
 
 
-def test_the_schema_works_on_the_oldest_postgres_too(any_database: str) -> None:
+def test_the_schema_works_on_the_oldest_postgres(any_database: str) -> None:
     with psycopg.connect(any_database) as connection:
         assert migrate.migrate(connection) == []
         assert len(history(connection)) == len(ALL)
@@ -113,8 +113,8 @@ def test_the_schema_works_on_the_oldest_postgres_too(any_database: str) -> None:
 @pytest.mark.parametrize("path", ["", "public, pg_temp", '"$user", elsewhere'])
 def test_the_search_path_is_neither_used_nor_changed(empty: Connection, path: str) -> None:
     empty.execute("create schema elsewhere")
-    # Somebody else's tables of the same names, first in the path.
-    empty.execute("create table elsewhere.run (mine int); create table elsewhere.migration (version int)")
+    # Other tables with the same names, first in the path.
+    empty.execute("create table elsewhere.run (other int); create table elsewhere.migration (version int)")
     empty.execute("select set_config('search_path', %s, false)", [path])
     migrate.migrate(empty)
     assert value(empty, "show search_path") == path
@@ -122,13 +122,13 @@ def test_the_search_path_is_neither_used_nor_changed(empty: Connection, path: st
     assert value(empty, "select count(*) from underway.run") == 0
 
 
-def test_rows_as_dicts_do_not_confuse_it(empty_database: str) -> None:
+def test_the_row_factory_of_the_connection_does_not_matter(empty_database: str) -> None:
     with psycopg.connect(empty_database, row_factory=dict_row) as connection:
         assert migrate.migrate(connection) == ALL
         assert migrate.migrate(connection) == []
 
 
-def test_in_the_callers_transaction_it_is_the_caller_who_commits(empty_database: str) -> None:
+def test_in_the_callers_transaction_only_the_caller_commits(empty_database: str) -> None:
     with psycopg.connect(empty_database) as connection:
         connection.execute("create table theirs ()")
         assert migrate.migrate(connection) == ALL
@@ -159,7 +159,7 @@ def test_an_upgrade_applies_only_what_is_missing(connection: Connection, monkeyp
 
 
 def changed(name: str) -> Callable[[], tuple[migrate.Definition, ...]]:
-    """The definitions of a release in which this one has another text."""
+    """The definitions of a release that has changed the text of this one."""
     definitions = tuple(
         migrate.Definition(name, f"{definition.sql}\n-- changed") if definition.name == name else definition
         for definition in migrate.definitions()
@@ -206,8 +206,8 @@ def test_older_code_does_not_replace_newer_definitions(connection: Connection, m
 
 
 @pytest.mark.parametrize("level", [r"read\ committed", r"repeatable\ read", "serializable"])
-def test_of_many_that_start_at_once_one_applies_and_all_succeed(empty_database: str, level: str) -> None:
-    """Whatever level the database, the role or the connection string has for a default."""
+def test_one_of_many_concurrent_migrations_applies_and_all_succeed(empty_database: str, level: str) -> None:
+    """At any default isolation level of the database, the role or the connection string."""
     starters = 8
     url = make_conninfo(empty_database, options=f"-c default_transaction_isolation={level}")
     barrier = threading.Barrier(starters)
@@ -231,7 +231,7 @@ def test_of_many_that_start_at_once_one_applies_and_all_succeed(empty_database: 
     assert sorted(applied, key=len) == [[]] * (starters - 1) + [ALL]
 
 
-def test_it_may_take_longer_than_a_transaction_of_its_role(empty_database: str, empty: Connection) -> None:
+def test_a_migration_may_take_longer_than_transaction_timeout(empty_database: str, empty: Connection) -> None:
     name = sql.Identifier(empty.info.dbname)
     empty.execute(sql.SQL("alter database {} set transaction_timeout = '50ms'").format(name))
     empty.commit()
@@ -244,12 +244,12 @@ def test_it_may_take_longer_than_a_transaction_of_its_role(empty_database: str, 
     end.join()
 
 
-# A schema that does not fit
+# Incompatible schemas
 
 Change = Callable[[Connection], None]
 
 
-def _forget_all(connection: Connection) -> None:
+def _drop_schema(connection: Connection) -> None:
     connection.execute("drop schema underway cascade")
 
 
@@ -269,16 +269,16 @@ def _newer(connection: Connection) -> None:
     )
 
 
-MISFITS = [
-    pytest.param(_forget_all, SchemaMissing, "underway migrate", id="missing"),
+INCOMPATIBLE = [
+    pytest.param(_drop_schema, SchemaMissing, "underway migrate", id="missing"),
     pytest.param(_no_history, SchemaMissing, "underway migrate", id="without history"),
     pytest.param(_older, SchemaTooOld, "underway migrate", id="too old"),
     pytest.param(_newer, SchemaTooNew, "install the newer version", id="too new"),
 ]
 
 
-@pytest.mark.parametrize(("change", "expected", "advice"), MISFITS)
-def test_a_schema_that_does_not_fit_is_refused_with_advice(
+@pytest.mark.parametrize(("change", "expected", "advice"), INCOMPATIBLE)
+def test_an_incompatible_schema_is_refused_with_advice(
     database: str,
     connection: Connection,
     change: Callable[[Connection], None],
@@ -308,8 +308,8 @@ def test_a_schema_that_does_not_fit_is_refused_with_advice(
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-def test_a_database_that_cannot_store_any_text_is_refused(server: str, encoding: str) -> None:
-    """Such a database could not store an error with an emoji: the run was quarantined without a trace of it."""
+def test_a_database_whose_encoding_is_not_utf8_is_refused(server: str, encoding: str) -> None:
+    """(Such a database could not store an error with an emoji: the run was quarantined without a trace of it.)"""
     name = sql.Identifier(f"other_{uuid4().hex}")
     advice = f"the encoding of the database is {encoding}, .* encoding 'UTF8' template template0"
     with psycopg.connect(server, autocommit=True) as superuser:
@@ -333,7 +333,7 @@ def test_a_database_that_cannot_store_any_text_is_refused(server: str, encoding:
             superuser.execute(sql.SQL("drop database {} with (force)").format(name))
 
 
-def test_code_that_is_too_old_does_not_migrate_either(connection: Connection) -> None:
+def test_code_that_is_too_old_does_not_migrate(connection: Connection) -> None:
     _newer(connection)
     before = history(connection)
     with pytest.raises(SchemaTooNew):
@@ -347,7 +347,7 @@ def test_a_newer_schema_that_allows_this_code_is_used(connection: Connection) ->
     assert migrate.migrate(connection) == []
 
 
-def test_asking_for_the_schema_leaves_the_callers_transaction_usable(empty: Connection) -> None:
+def test_reading_a_missing_history_leaves_the_callers_transaction_usable(empty: Connection) -> None:
     empty.execute("create table theirs ()")
     assert client_queries.applied_migrations(empty) is None
     assert value(empty, "select count(*) from theirs") == 0
@@ -362,7 +362,7 @@ def test_the_command_migrates_once_and_says_so(empty_database: str) -> None:
     assert (second.returncode, second.stdout, second.stderr) == (0, "the schema is up to date\n", "")
 
 
-def test_the_command_says_what_is_wrong_without_a_traceback(database: str, connection: Connection) -> None:
+def test_the_command_reports_an_error_without_a_traceback(database: str, connection: Connection) -> None:
     _newer(connection)
     result = run_cli("migrate", database=database)
     assert result.returncode == 1
@@ -389,7 +389,7 @@ SECRET = "open-sesame"
         pytest.param(f"postgresql://me:{SECRET}@no-such-host.invalid/shop", id="unknown host"),
         pytest.param(f"postgresql://me:{SECRET}@127.0.0.1:notaport/shop", id="bad port"),
         pytest.param(f"postgresql://me:{SECRET}@127.0.0.1:1/shop?nonsense={SECRET}", id="bad option"),
-        pytest.param(f"postgresql//me:{SECRET}@127.0.0.1/shop", id="no URL"),
+        pytest.param(f"postgresql//me:{SECRET}@127.0.0.1/shop", id="not a URL"),
         pytest.param(f"host=127.0.0.1 password='{SECRET}", id="open quote"),
     ],
 )
@@ -406,7 +406,7 @@ def test_an_error_never_shows_the_password(url: str, by: str) -> None:
 
 
 @pytest.fixture
-def stranger(database: str, connection: Connection) -> Iterator[str]:
+def restricted_role(database: str, connection: Connection) -> Iterator[str]:
     """The URL of a role that may use the schema, but create nothing in this database."""
     role = sql.Identifier("underway_reader")
     connection.execute(sql.SQL("drop role if exists {}").format(role))
@@ -418,20 +418,20 @@ def stranger(database: str, connection: Connection) -> Iterator[str]:
     connection.execute(sql.SQL("drop role {}").format(role))
 
 
-def test_a_role_that_may_create_nothing_can_find_that_there_is_nothing_to_do(stranger: str) -> None:
-    with psycopg.connect(stranger) as connection:
+def test_a_role_without_create_may_migrate_a_schema_that_is_up_to_date(restricted_role: str) -> None:
+    with psycopg.connect(restricted_role) as connection:
         assert migrate.migrate(connection) == []
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("create schema another")
-    result = run_cli("migrate", database=stranger)
+    result = run_cli("migrate", database=restricted_role)
     assert (result.returncode, result.stdout) == (0, "the schema is up to date\n")
 
 
-def test_a_role_that_may_create_nothing_is_told_so_when_there_is_something(
-    stranger: str, connection: Connection
+def test_a_role_without_create_is_refused_when_a_migration_is_missing(
+    restricted_role: str, connection: Connection
 ) -> None:
     connection.execute("drop schema underway cascade")
-    result = run_cli("migrate", database=stranger)
+    result = run_cli("migrate", database=restricted_role)
     assert result.returncode == 1
     assert "permission denied" in result.stderr
     assert "Traceback" not in result.stderr
@@ -441,28 +441,30 @@ def test_a_role_that_may_create_nothing_is_told_so_when_there_is_something(
 
 
 @pytest.fixture
-def one_is_missing(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def outdated_database(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A database that lacks the newest migration, which changes a table."""
     new = migrate.Migration(NEWEST + 1, "more", 1, "alter table underway.run add column more int")
     monkeypatch.setattr(migrate, "migrations", lambda: (*KNOWN, new))
     return database
 
 
-def test_a_migration_that_has_to_wait_lets_others_in(one_is_missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_waits_for_a_lock_lets_others_through(
+    outdated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A statement that needs a table for which a migration waits must wait behind the migration."""
     monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "500ms")
     with (
-        psycopg.connect(one_is_missing) as reader,
-        psycopg.connect(one_is_missing, autocommit=True) as worker,
+        psycopg.connect(outdated_database) as reader,
+        psycopg.connect(outdated_database, autocommit=True) as worker,
     ):
         reader.execute("select count(*) from underway.run")  # and stays open, like a dump
         applied: list[str] = []
 
-        def bring_up() -> None:
-            with psycopg.connect(one_is_missing) as connection:
+        def upgrade() -> None:
+            with psycopg.connect(outdated_database) as connection:
                 applied.extend(migrate.migrate(connection))
 
-        migrating = threading.Thread(target=bring_up)
+        migrating = threading.Thread(target=upgrade)
         migrating.start()
         waiting = "select count(*) from pg_locks where not granted and relation = 'underway.run'::regclass"
         eventually(lambda: value(worker, waiting))
@@ -473,11 +475,13 @@ def test_a_migration_that_has_to_wait_lets_others_in(one_is_missing: str, monkey
     assert applied == [f"{NEWEST + 1:04d}_more"]
 
 
-def test_a_migration_that_waits_in_vain_says_so(one_is_missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_cannot_lock_its_tables_says_so(
+    outdated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(migrate, "_TRIES", 2)
     monkeypatch.setattr(migrate, "_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "50ms")
-    with psycopg.connect(one_is_missing) as reader, psycopg.connect(one_is_missing) as connection:
+    with psycopg.connect(outdated_database) as reader, psycopg.connect(outdated_database) as connection:
         reader.execute("select count(*) from underway.runs")
         with pytest.raises(SchemaError, match=r"migration not applied: .* pg_stat_activity"):
             migrate.migrate(connection)

@@ -1,4 +1,4 @@
-"""Who enqueues wakes a supervisor that has nothing to do and serves the queue, and pays no NOTIFY for anybody else."""
+"""An enqueue notifies idle supervisors that serve the queue, and does not pay for a NOTIFY otherwise."""
 
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
@@ -42,19 +42,19 @@ def client(database: str) -> Iterator[Underway]:
 
 @pytest.fixture
 def heard(database: str, connection: Connection) -> Iterator[Callable[[], list[str]]]:
-    """The queues that were notified since it was last asked."""
+    """Returns the queues that were notified since the last call."""
     with psycopg.connect(database, autocommit=True) as listener:
         listener.execute("listen underway")
 
         def heard() -> list[str]:
-            # Whatever came before this one has come when it does.
+            # Notifications arrive in order: when this one is here, so are the earlier ones.
             connection.execute("select pg_notify('underway', 'the last')")
             payloads: list[str] = []
             for notify in listener.notifies(timeout=10):
                 if notify.payload == "the last":
                     return payloads
                 payloads.append(notify.payload)
-            raise AssertionError("nothing is heard at all")
+            raise AssertionError("no notification arrived")
 
         yield heard
 
@@ -97,7 +97,7 @@ def _step_hands_over(database: str, connection: Connection) -> None:
     with_store(database, hand_over, OURS)
 
 
-def _key_is_passed_on(database: str, connection: Connection) -> None:
+def _key_is_granted(database: str, connection: Connection) -> None:
     key = {"queue": "ours", "concurrency_key": "key"}
     held, _ = insert_held(connection, OURS, holds_key=True, **key)
     insert(connection, state="waiting", due_at=None, **key)
@@ -116,7 +116,7 @@ def _delayed_run_is_promoted(database: str, connection: Connection) -> None:
     with_store(database, promote, OURS)
 
 
-# Every way in which there comes to be work in the queue `ours`.
+# Every way in which the queue `ours` gets work.
 WAYS: dict[str, Callable[[str, Connection], Any]] = {
     "enqueue": lambda database, connection: plain.enqueue(1),
     "enqueue with a key": lambda database, connection: keyed.enqueue(1),
@@ -126,23 +126,23 @@ WAYS: dict[str, Callable[[str, Connection], Any]] = {
     "a step enqueues": _step_enqueues,
     "a step hands over": _step_hands_over,
     "a delayed run is promoted": _delayed_run_is_promoted,
-    "a key is passed on": _key_is_passed_on,
+    "a key is granted": _key_is_granted,
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_who_serves_the_queue_is_woken_and_nobody_else(
+def test_only_an_idle_supervisor_that_serves_the_queue_is_notified(
     client: Underway, database: str, connection: Connection, heard: Callable[[], list[str]], way: str
 ) -> None:
-    for queues, woken in (({"theirs"}, False), ({"ours", "theirs"}, True), (set[str](), False), (None, True)):
+    for queues, notified in (({"theirs"}, False), ({"ours", "theirs"}, True), (set[str](), False), (None, True)):
         declare_idle(database, queues)
         heard()
         WAYS[way](database, connection)
-        assert heard() == (["ours"] if woken else []), queues
+        assert heard() == (["ours"] if notified else []), queues
         connection.execute("delete from underway.run")
 
 
-def test_who_is_busy_is_not_woken(
+def test_a_busy_supervisor_is_not_notified(
     client: Underway, database: str, connection: Connection, heard: Callable[[], list[str]]
 ) -> None:
     declare_idle(database, {"ours"})
@@ -151,10 +151,10 @@ def test_who_is_busy_is_not_woken(
     assert heard() == []
 
 
-def test_a_supervisor_of_an_older_version_is_woken_for_every_queue(
+def test_a_supervisor_of_an_older_version_is_notified_for_every_queue(
     client: Underway, database: str, connection: Connection, heard: Callable[[], list[str]]
 ) -> None:
-    """It says nothing of queues, neither when it comes nor when it goes idle."""
+    """It does not state its queues, neither when it registers nor when it goes idle."""
     connection.execute(
         """insert into underway.supervisor (id, host, pid, app, lanes)
         values (%(id)s, 'host', 1, 'app', '[]')
@@ -167,7 +167,7 @@ def test_a_supervisor_of_an_older_version_is_woken_for_every_queue(
     assert heard() == ["ours", "ours"]
 
 
-def test_a_client_of_an_older_version_wakes_who_idles(
+def test_a_client_of_an_older_version_notifies_idle_supervisors(
     client: Underway, database: str, connection: Connection, heard: Callable[[], list[str]]
 ) -> None:
     declare_idle(database, {"ours"})
@@ -191,7 +191,7 @@ for queue in {queues}:
 def test_a_queue_that_is_new_to_an_idle_supervisor_is_notified(
     connection: Connection, database: str, tmp_path: Path, start_supervisor: Callable[..., Supervisor]
 ) -> None:
-    """Its workers come back with newer code, as they do after a crash in the midst of a deployment."""
+    """Its workers restart with newer code, as after a crash during a deployment."""
     file = tmp_path / "served.py"
     file.write_text(APP.format(queues=["first"]))
     supervisor = start_supervisor(f"{file}:app", "--procs", "1")

@@ -1,4 +1,4 @@
-"""The online phase of a migration: outside of transactions, resumable after a kill, while supervisors are at work."""
+"""The online phase of a migration: outside of transactions, resumable after a kill, while supervisors run."""
 
 import re
 import signal
@@ -56,7 +56,7 @@ def test_no_migration_after_the_first_locks_a_large_table_for_an_index() -> None
         assert "concurrently" not in statements or name.endswith(".online"), name
 
 
-def test_an_online_phase_belongs_to_a_migration_and_consists_of_what_can_be_repeated() -> None:
+def test_an_online_phase_belongs_to_a_migration_and_can_be_repeated() -> None:
     names = {migration.full_name for migration in KNOWN}
     assert {name.removesuffix(".online") for name in read("migrations") if name.endswith(".online")} <= names
     for migration in KNOWN:
@@ -75,7 +75,7 @@ def test_a_new_database_needs_no_online_phase(empty_database: str) -> None:
         assert value(connection, ONLINE_AT)
 
 
-# On one that is in use
+# On a database in use
 
 
 def test_an_upgrade_runs_the_online_phase_after_its_commit(first_only: str) -> None:
@@ -102,7 +102,7 @@ def test_in_the_callers_transaction_the_online_phase_is_left_to_the_next_call(fi
         assert index_is_valid(connection) is True
 
 
-def test_of_many_that_start_at_once_one_runs_the_online_phase(first_only: str) -> None:
+def test_one_of_many_concurrent_migrations_runs_the_online_phase(first_only: str) -> None:
     barrier = threading.Barrier(4)
     applied: list[str] = []
 
@@ -137,22 +137,22 @@ def building(database: str) -> Iterator[tuple[subprocess.Popen[bytes], Connectio
                 process.kill()
 
 
-# A migrator asks for the lock again and again, and is idle in between.
+# A waiting migrator tries the lock repeatedly, and is idle in between.
 WAITING = "select pid from pg_stat_activity where query like '%pg_try_advisory_lock%' and state = 'idle'"
 BUILDER = "select pid from pg_stat_activity where query like '%create index concurrently%' and pid <> pg_backend_pid()"
 
 
-def test_a_killed_migrator_is_waited_for_while_its_server_process_builds_on(first_only: str) -> None:
+def test_a_migration_waits_for_the_backend_of_a_killed_migrator(first_only: str) -> None:
     applied: list[str] = []
 
-    def again() -> None:
+    def migrate_again() -> None:
         with psycopg.connect(first_only) as connection:
             applied.extend(migrate.migrate(connection))
 
     with building(first_only) as (process, connection):
         process.send_signal(signal.SIGKILL)
         process.wait()
-        second = threading.Thread(target=again)
+        second = threading.Thread(target=migrate_again)
         second.start()
         eventually(lambda: connection.execute(WAITING).fetchone())
         assert second.is_alive()
@@ -163,7 +163,7 @@ def test_a_killed_migrator_is_waited_for_while_its_server_process_builds_on(firs
         assert value(connection, ONLINE_AT)
 
 
-def test_an_index_that_was_left_half_built_is_built_again(first_only: str) -> None:
+def test_a_half_built_index_is_built_again(first_only: str) -> None:
     with building(first_only) as (process, connection):
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -212,7 +212,7 @@ with psycopg.connect(sys.argv[1]) as connection:
 """
 
 
-def test_a_backfill_goes_on_after_a_kill_and_leaves_no_locked_row_out(database: str, connection: Connection) -> None:
+def test_a_backfill_resumes_after_a_kill_and_skips_no_locked_row(database: str, connection: Connection) -> None:
     for _ in range(1000):
         insert(connection)
     changed = "select count(*) from underway.run where priority = 1"
@@ -240,7 +240,7 @@ def test_a_file_is_split_into_its_statements() -> None:
     assert first.inside_transaction == "create index a on underway.run (id)"
 
 
-def test_the_app_runs_online_phases_too(first_only: str) -> None:
+def test_app_migrate_runs_online_phases(first_only: str) -> None:
     app = Underway(first_only)
     try:
         assert app.migrate() == [KNOWN[1].full_name, PHASE]

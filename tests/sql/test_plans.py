@@ -1,6 +1,6 @@
-"""How Postgres executes the supervisor's statements: by index, whatever else is in the table, known to it or not.
+"""Postgres executes the supervisor's statements by index, whatever the table holds, with or without statistics.
 
-A plan that reads the backlog shows in no other test, and makes every claim a hundred times dearer.
+No other test detects a plan that reads the backlog, which makes every claim a hundred times slower.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ Plan = dict[str, Any]
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s")
 
 
-class Explaining(ReconnectingConnection):
-    """A supervisor's session, which asks Postgres for the plan of each statement in place of its rows.
+class ExplainingConnection(ReconnectingConnection):
+    """A supervisor's connection that fetches the plan of each statement instead of its rows.
 
-    Like a supervisor's, its statements are prepared when they are first used and keep the plan they got then.
+    As on a supervisor's connection, statements are prepared at their first use and keep that plan.
     """
 
     def __init__(self, conninfo: str, options: str = "") -> None:
@@ -178,12 +178,12 @@ USES: dict[str, Callable[[Store, list[tuple[str, int]]], Awaitable[object]]] = {
 
 def nodes(plan: Plan) -> Iterator[Plan]:
     yield plan
-    for below in plan.get("Plans", []):
-        yield from nodes(below)
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
 
 
 def load(connection: Connection, count: int, columns: str, values: str) -> None:
-    """Many runs at once; `n` numbers them."""
+    """Inserts many runs; `n` is the number of each."""
     connection.execute(
         f"insert into underway.run (id, queue, step, keep, due_at, rank, input, {columns}) "
         f"select gen_random_uuid(), 'default', 'step', '1 day', now(), now() - n * interval '1 s', '{{}}', {values} "
@@ -192,7 +192,7 @@ def load(connection: Connection, count: int, columns: str, values: str) -> None:
 
 
 def load_keyed(connection: Connection, count: int, values: str) -> None:
-    """Many runs in line for keys, a due time of their own each."""
+    """Inserts many runs in line for keys, each with its own due time."""
     connection.execute(
         f"insert into underway.run (id, queue, step, keep, rank, input, job, state, due_at, concurrency_key) "
         f"select gen_random_uuid(), 'default', 'step', '1 day', now() - n * interval '1 s', '{{}}', {values} "
@@ -201,7 +201,7 @@ def load_keyed(connection: Connection, count: int, values: str) -> None:
 
 
 def fill(connection: Connection) -> None:
-    """A backlog of everything."""
+    """Inserts a backlog of runs of every kind."""
     load(connection, 10_000, "job, state", "'job' || n % 40, 'pending'")
     load(connection, 10_000, "job, state", "'job' || n % 40, 'waiting'")
     load(connection, 2_000, "job, state, crashes", "'job' || n % 40, 'pending', 1")
@@ -211,7 +211,7 @@ def fill(connection: Connection) -> None:
     load(connection, 2_000, "job, state, owner, lease_expires_at, token", held)
 
 
-async def explain_all(store: Store, batch: list[tuple[str, int]], *sessions: Explaining) -> dict[str, Plan]:
+async def explain_all(store: Store, batch: list[tuple[str, int]], *sessions: ExplainingConnection) -> dict[str, Plan]:
     for use in USES.values():
         await use(store, batch)
     plans: dict[str, Plan] = {}
@@ -222,17 +222,17 @@ async def explain_all(store: Store, batch: list[tuple[str, int]], *sessions: Exp
 
 
 def check_plans(plans: dict[str, Plan], when: object) -> None:
-    # The lanes of a claim, and its suspects, come in the order of an index of their own.
+    # A claim reads its lanes and its suspects each in the order of their own index.
     probes = [node["Index Name"] for node in nodes(plans["claim_tasks"]) if node.get("Alias") in ("p", "p_1")]
     assert sorted(probes) == ["run_lane", "run_suspect"]
-    # One candidate after the other is locked: what another claim has taken meanwhile is looked at again alone.
+    # Candidates are locked one by one: a candidate that another claim has changed is rechecked alone.
     (locking,) = [node for node in nodes(plans["claim_tasks"]) if node["Node Type"] == "LockRows"]
     assert re.fullmatch(r"\(ctid = \w+\.ctid\)", locking["Plans"][0].get("TID Cond", ""))
     for name, plan in plans.items():
         reading = [node for node in nodes(plan) if node.get("Relation Name") in ("run", "attempt", "finished_run")]
         kinds = {node["Node Type"] for node in reading} - {"ModifyTable"}
         assert kinds <= {"Index Scan", "Index Only Scan", "Tid Scan"}, (when, name, kinds)
-        # By a condition: an index can also be read from end to end, which is no better.
+        # By a condition: reading an index from end to end costs as much as reading the table.
         for node in reading:
             if node["Node Type"].startswith("Index"):
                 partial = ("run_in_progress", "run_waiting", "run_cancel_requested", "run_key_due")
@@ -240,35 +240,35 @@ def check_plans(plans: dict[str, Plan], when: object) -> None:
 
 
 def test_no_statement_reads_through_the_runs(any_database: str) -> None:
-    """Neither with a plan from when the table was empty, nor with one made later, with statistics or without."""
+    """Neither with a plan made for the empty table nor with a later one, with or without statistics."""
     query = "select id::text, token from underway.run where state = 'in_progress' order by random() limit %s"
 
-    async def at_all_times(connection: Connection) -> None:
-        old, new = Explaining(any_database), Explaining(any_database)
+    async def explain_before_and_after(connection: Connection) -> None:
+        old, new = ExplainingConnection(any_database), ExplainingConnection(any_database)
         old_store, new_store = (Store(session, session, US, "testhost") for session in (old, new))
         try:
             check_plans(await explain_all(old_store, [(str(uuid4()), 1)], old), "empty")
             fill(connection)
-            for known in ("never analysed", "analysed"):
-                if known == "analysed":
+            for statistics in ("never analysed", "analysed"):
+                if statistics == "analysed":
                     connection.execute("analyze underway.run")
                 for size in (1, 200):
                     batch = connection.execute(query, [size]).fetchall()
-                    check_plans(await explain_all(old_store, batch, old), (known, size, "old session"))
-                    check_plans(await explain_all(new_store, batch, new), (known, size, "new session"))
+                    check_plans(await explain_all(old_store, batch, old), (statistics, size, "old session"))
+                    check_plans(await explain_all(new_store, batch, new), (statistics, size, "new session"))
         finally:
             await old.close()
             await new.close()
 
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute("alter table underway.run set (autovacuum_enabled = off)")
-        asyncio.run(at_all_times(connection))
+        asyncio.run(explain_before_and_after(connection))
 
 
 @pytest.mark.parametrize("analysed", [False, True], ids=["never analysed", "analysed"])
-def test_a_claim_touches_as_many_pages_beside_a_hundred_times_the_backlog(any_database: str, analysed: bool) -> None:
+def test_a_claim_touches_few_pages_beside_a_hundred_times_the_backlog(any_database: str, analysed: bool) -> None:
     async def touched(connection: Connection) -> list[int]:
-        session = Explaining(any_database, ", analyze, buffers")
+        session = ExplainingConnection(any_database, ", analyze, buffers")
         pages = []
         try:
             for backlog in (300, 29_700):
@@ -287,13 +287,13 @@ def test_a_claim_touches_as_many_pages_beside_a_hundred_times_the_backlog(any_da
         connection.execute("alter table underway.run set (autovacuum_enabled = off)")
         few, many = asyncio.run(touched(connection))
     assert many <= 1.5 * few
-    assert many <= MOST_PAGES
+    assert many <= MAX_PAGES
 
 
 @pytest.mark.parametrize("analysed", [False, True], ids=["never analysed", "analysed"])
-def test_stranded_lanes_are_found_with_one_probe_for_each_lane(any_database: str, analysed: bool) -> None:
+def test_stranded_lanes_are_found_with_one_probe_per_lane(any_database: str, analysed: bool) -> None:
     async def touched(connection: Connection) -> int:
-        session = Explaining(any_database, ", analyze, buffers")
+        session = ExplainingConnection(any_database, ", analyze, buffers")
         try:
             load(connection, 50_000, "job, state", "'job' || n % 10, 'pending'")
             if analysed:
@@ -311,11 +311,11 @@ def test_stranded_lanes_are_found_with_one_probe_for_each_lane(any_database: str
         assert asyncio.run(touched(connection)) < 200
 
 
-def test_thirty_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_database: str) -> None:
-    """Neither of claims nor of promoters, nor of whoever passes the key on, however many wait for it."""
+def test_thirty_thousand_runs_in_line_for_one_key_delay_no_statement(any_database: str) -> None:
+    """Neither claims nor promotions nor the grant of the key read more pages."""
 
     async def touched(connection: Connection) -> dict[str, list[int]]:
-        session = Explaining(any_database, ", analyze, buffers")
+        session = ExplainingConnection(any_database, ", analyze, buffers")
         store = Store(session, session, US, "testhost")
         pages: dict[str, list[int]] = {}
         try:
@@ -325,7 +325,7 @@ def test_thirty_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_databas
                 await store.claim(LANES, 50, candidates=50, suspects=1)
                 await store.promote(1000)
                 await store.sweep_keys(("", ""), 500)
-                # The holder ends by hand, and its key is passed on.
+                # The holder is deleted, and its key is granted.
                 connection.execute("delete from underway.run where holds_key")
                 store.locked_keys = {("default", "one key")}
                 await store.join_key_queue(1000)
@@ -341,10 +341,10 @@ def test_thirty_thousand_runs_in_line_for_one_key_are_in_nobodys_way(any_databas
         pages = asyncio.run(touched(connection))
     for name, (few, many) in pages.items():
         assert many <= 1.5 * few + 30, (name, few, many)
-        assert many <= MOST_PAGES, (name, few, many)
+        assert many <= MAX_PAGES, (name, few, many)
 
 
-def test_a_cancel_by_concurrency_key_reads_the_runs_with_the_key_only(any_database: str) -> None:
+def test_a_cancel_by_concurrency_key_reads_only_the_runs_with_the_key(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         load(connection, 20_000, "job, state, concurrency_key, holds_key", "'job', 'pending', 'key' || n % 5000, true")
         connection.execute("analyze underway.run")
@@ -373,8 +373,8 @@ def test_the_known_labels_cost_one_probe_each(any_database: str) -> None:
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 50
 
 
-def test_what_has_left_is_in_nobodys_way_while_a_snapshot_is_held(any_database: str) -> None:
-    """Neither in that of the promoter nor of retention: they can begin behind the dead entries of what was due."""
+def test_dead_rows_delay_no_statement_while_a_snapshot_is_held(any_database: str) -> None:
+    """The promoter and retention can start behind the dead index entries of rows that were due."""
     waiting = (
         "insert into underway.run (id, job, step, queue, state, keep, due_at, rank, input) select gen_random_uuid(),"
     )
@@ -389,7 +389,7 @@ def test_what_has_left_is_in_nobodys_way_while_a_snapshot_is_held(any_database: 
 
     async def touched(connection: Connection) -> dict[str, int]:
         since = value(connection, "select extract(epoch from now())::float8")
-        session = Explaining(any_database, ", analyze, buffers")
+        session = ExplainingConnection(any_database, ", analyze, buffers")
         try:
             for name in ("seconds_until_due", "promote_runs", "join_key_queue", "expire_runs"):
                 given = {"since": since, "limit": 500, "passing_over": 0, "queues": [], "keys": []}
@@ -398,9 +398,9 @@ def test_what_has_left_is_in_nobodys_way_while_a_snapshot_is_held(any_database: 
             await session.close()
         return {name: plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for name, plan in session.plans.items()}
 
-    with psycopg.connect(any_database, autocommit=True) as connection, psycopg.connect(any_database) as stranger:
-        stranger.execute("set transaction isolation level repeatable read")
-        stranger.execute("select from underway.run")
+    with psycopg.connect(any_database, autocommit=True) as connection, psycopg.connect(any_database) as other_session:
+        other_session.execute("set transaction isolation level repeatable read")
+        other_session.execute("select from underway.run")
         for table, insert in (("run", waiting), ("finished_run", finished)):
             connection.execute(f"{insert} from generate_series(1, 20000)")
             connection.execute(f"delete from underway.{table}")
@@ -408,20 +408,20 @@ def test_what_has_left_is_in_nobodys_way_while_a_snapshot_is_held(any_database: 
     assert max(pages.values()) < 50, pages
 
 
-# For a claim of 50 it is 11 to 15 a run: to find it, for the new row version, and for that one's index entries.
-MOST_PAGES = 1000
+# A claim of 50 touches 11 to 15 per run: to find it, and to write a new row version and its index entries.
+MAX_PAGES = 1000
 
 
 @pytest.mark.parametrize("held", [8, 64])
 def test_renewals_touch_no_index(any_database: str, held: int) -> None:
-    """Heap-only updates: an index over the lease would make every one of them an insert into all indexes."""
+    """They are heap-only updates: with an index on the lease, each would insert into all indexes."""
     turns = 20
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute("alter table underway.run set (autovacuum_enabled = off)")
         load(connection, held, "job, state", "'job', 'pending'")
         batch = [(run.run, run.token) for run in claim(any_database, held, owner=US)]
         assert len(batch) == held
-        # Right after a claim of many some still have to find a page with room for a second version of each run.
+        # Right after a large claim, some runs still move to a page with room for a second row version.
         asyncio.run(_renew_often(any_database, US, batch, 4))
         before = _settled_updates(connection, 5 * held)
         asyncio.run(_renew_often(any_database, US, batch, turns))
@@ -433,20 +433,18 @@ async def _renew_often(database: str, owner: UUID, batch: list[tuple[str, int]],
     async with open_store(database, owner) as store:
         for _ in range(turns):
             assert len(await store.renew([Renewal(run, token, 60.0, None) for run, token in batch])) == len(batch)
-    # A backend reports its counts at the latest when it ends, which it has been told to just now.
+    # A backend reports its counts at the latest when it ends, and it is ending now.
 
 
 def _settled_updates(connection: Connection, updates: int) -> int:
-    """How many of this many updates were heap-only, once Postgres has counted them all."""
+    """The number of heap-only updates, once Postgres has counted all `updates`."""
     query = "select n_tup_upd = %s from pg_stat_user_tables where relid = 'underway.run'::regclass"
     eventually(lambda: value(connection, query, [updates]))
     return int(value(connection, "select n_tup_hot_upd from pg_stat_user_tables where relname = 'run'"))
 
 
 @pytest.mark.parametrize("analysed", [False, True], ids=["never analysed", "analysed"])
-def test_the_few_that_did_not_succeed_are_listed_without_a_look_at_the_others(
-    any_database: str, analysed: bool
-) -> None:
+def test_unsuccessful_runs_are_listed_without_reading_the_others(any_database: str, analysed: bool) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute("alter table underway.finished_run set (autovacuum_enabled = off)")
         connection.execute(
@@ -457,14 +455,14 @@ def test_the_few_that_did_not_succeed_are_listed_without_a_look_at_the_others(
         )
         if analysed:
             connection.execute("analyze underway.finished_run")
-        for state, job in (("failed", None), ("cancelled", None), ("failed", "job"), ("failed", "nobody")):
+        for state, job in (("failed", None), ("cancelled", None), ("failed", "job"), ("failed", "unknown")):
             given = {"state": state, "job": job, "queue": None, "stranded": False, "limit": 20}
             whole = {"live": 0, "finished": 0, "unsuccessful": inspection.SEARCH_LIMIT}
             explain = sql.SQL("explain (analyze, buffers, format json) ")
             row = connection.execute(explain + sql.SQL(statements()["list_runs"]), {**given, **whole}).fetchone()
             assert row is not None
             plan = row[0][0]["Plan"]
-            assert plan["Actual Rows"] == (0 if job == "nobody" else 1)
+            assert plan["Actual Rows"] == (0 if job == "unknown" else 1)
             assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 20
             assert len(inspection.list_runs(connection, state=state, job=job, limit=20)) == plan["Actual Rows"]
             assert inspection.all_looked_at(connection, state)

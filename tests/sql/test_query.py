@@ -1,4 +1,4 @@
-"""Queries: one definition, run alike on a sync and on an async connection."""
+"""Queries: one definition that runs on sync and on async connections."""
 
 import asyncio
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def run_async(database: str, bound: BoundQuery[T], autocommit: bool = True) -> T
     return asyncio.run(run())
 
 
-both = pytest.mark.parametrize("run", [run_sync, run_async], ids=["sync", "async"])
+sync_and_async = pytest.mark.parametrize("run", [run_sync, run_async], ids=["sync", "async"])
 
 
 def pause_steps(*names: str) -> QuerySteps[int]:
@@ -54,7 +54,7 @@ pause_all = atomic_query(pause_steps)
 
 @query
 def explained() -> QuerySteps[None]:
-    """Fails, and knows why."""
+    """Fails with an explanation."""
     try:
         yield Statement("pause_queue", {"queue": None})
     except psycopg.errors.NotNullViolation as error:
@@ -63,19 +63,19 @@ def explained() -> QuerySteps[None]:
 
 @query
 def recovered() -> QuerySteps[int]:
-    """Fails, and goes on."""
+    """Continues after a failed statement."""
     with suppress(psycopg.errors.NotNullViolation):
         yield Statement("pause_queue", {"queue": None})
     return (yield from pause_each.steps("after"))
 
 
 @query
-def commits_alone() -> QuerySteps[bool]:
-    ((alone,),) = yield COMMITS_EACH_STATEMENT
-    return bool(alone)
+def commits_each_statement() -> QuerySteps[bool]:
+    ((answer,),) = yield COMMITS_EACH_STATEMENT
+    return bool(answer)
 
 
-@both
+@sync_and_async
 def test_a_query_and_its_converted_answer(run: Run[Any], database: str, connection: Connection) -> None:
     assert run(database, pause_each.bind("a", "b"), True) == 2
     assert run(database, pause_each.bind("c").then(str), True) == "1"
@@ -83,8 +83,8 @@ def test_a_query_and_its_converted_answer(run: Run[Any], database: str, connecti
     assert value(connection, PAUSED) == ["a", "b", "c"]
 
 
-@both
-def test_an_error_reaches_the_query_which_may_explain_it(run: Run[Any], database: str, connection: Connection) -> None:
+@sync_and_async
+def test_an_error_reaches_the_query_which_may_handle_it(run: Run[Any], database: str, connection: Connection) -> None:
     with pytest.raises(KeyError, match="no name") as raised:
         run(database, explained.bind(), True)
     assert isinstance(raised.value.__cause__, psycopg.errors.NotNullViolation)
@@ -96,7 +96,7 @@ def test_an_error_reaches_the_query_which_may_explain_it(run: Run[Any], database
     assert value(connection, PAUSED) == ["a", "after"]
 
 
-@both
+@sync_and_async
 def test_an_atomic_query_takes_effect_as_a_whole(run: Run[Any], database: str, connection: Connection) -> None:
     def refuse(_: int) -> None:
         raise KeyError
@@ -109,14 +109,14 @@ def test_an_atomic_query_takes_effect_as_a_whole(run: Run[Any], database: str, c
     assert value(connection, PAUSED) is None
 
 
-@both
-def test_whether_each_statement_commits(run: Run[Any], database: str) -> None:
-    assert run(database, commits_alone.bind(), True) is True
-    assert run(database, commits_alone.bind(), False) is False
+@sync_and_async
+def test_a_query_learns_whether_each_statement_commits(run: Run[Any], database: str) -> None:
+    assert run(database, commits_each_statement.bind(), True) is True
+    assert run(database, commits_each_statement.bind(), False) is False
 
 
-@both
-def test_without_a_schema(run: Run[Any], empty_database: str) -> None:
+@sync_and_async
+def test_a_missing_schema_is_reported(run: Run[Any], empty_database: str) -> None:
     with pytest.raises(SchemaMissing):
         run(empty_database, pause_each.bind("a"), True)
 

@@ -1,4 +1,4 @@
-"""The roles of docs/security.md: what each may do, and that it may do nothing else."""
+"""The roles of docs/security.md: each may do what the page says, and nothing else."""
 
 import re
 import signal
@@ -26,7 +26,7 @@ Denied = psycopg.errors.InsufficientPrivilege
 PAGE = (ROOT / "docs" / "security.md").read_text()
 BLOCKS = re.findall(r"^```sql\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 ROLES = ("underway_owner", "underway_enqueuer", "underway_client", "underway_reader")
-# Each table, and a column of it that anyone could write.
+# Each table, with a column that an attempted write names.
 TABLES = {
     "run": "input",
     "finished_run": "error",
@@ -40,12 +40,12 @@ TABLES = {
     "definition": "hash",
 }
 EXECUTABLE = {"enqueue", "status"}
-# They compute, and touch nothing.
+# They compute and access no table.
 HARMLESS = {"checked_duration", "place_run", "render_key", "keeps_key", "payload"}
 
 
 def grants(role: str, names: dict[str, str]) -> str:
-    """The page's block for a role, on names of this test's own: roles belong to the whole server."""
+    """The page's SQL for a role, with names of this test's own: roles belong to the whole server."""
     block: str
     (block,) = [block for block in BLOCKS if f"create role {role} " in block]
     for name, own in names.items():
@@ -64,9 +64,9 @@ class Roles(NamedTuple):
 
 @pytest.fixture
 def roles(empty_database: str) -> Iterator[Roles]:
-    """The page's grants executed, a schema that belongs to the page's owner, and some runs in it."""
-    mark = f"_{uuid4().hex[:8]}"
-    names = {role: role + mark for role in ROLES}
+    """Executes the page's grants, migrates as the page's owner, and registers jobs."""
+    suffix = f"_{uuid4().hex[:8]}"
+    names = {role: role + suffix for role in ROLES}
     with psycopg.connect(empty_database, autocommit=True) as superuser:
         superuser.execute(grants(ROLES[0], names))
         urls = [make_conninfo(empty_database, user=name) for name in names.values()]
@@ -120,12 +120,12 @@ def refused_tables(connection: Connection, verb: str) -> set[str]:
 
 
 def refused_functions(connection: Connection, owner: str) -> set[str]:
-    """Of all functions of the schema, those that refuse to do anything for this role."""
+    """The functions of the schema whose call is denied to this role."""
     with connect(owner) as own:
         functions = own.execute(
             "select proname, proargtypes::regtype[]::text[] from pg_proc where pronamespace = 'underway'::regnamespace"
         ).fetchall()
-        some = {
+        values = {
             "uuid": value(own, "select id from underway.run where state = 'pending' limit 1"),
             "uuid[]": own.execute("select array_agg(id) from underway.run").fetchone()[0],  # type: ignore[index]
             "text": "1", "text[]": ["default"], "json": "{}", "jsonb": "{}", "integer": 1, "bigint": 10**15,
@@ -135,17 +135,17 @@ def refused_functions(connection: Connection, owner: str) -> set[str]:
         }  # fmt: skip
     refused = set()
     for name, types in functions:
-        casts = sql.SQL(", ").join(sql.SQL("{}::{}").format(sql.Literal(some[kind]), sql.SQL(kind)) for kind in types)
+        casts = sql.SQL(", ").join(sql.SQL("{}::{}").format(sql.Literal(values[kind]), sql.SQL(kind)) for kind in types)
         try:
             connection.execute(sql.SQL("select {}({})").format(sql.Identifier("underway", name), casts))
         except Denied:
             refused.add(name)
         except psycopg.Error:
-            continue  # not for lack of rights
+            continue  # an error, but not a denial
     return refused
 
 
-def test_an_enqueuer_enqueues_and_learns_how_it_went(roles: Roles) -> None:
+def test_an_enqueuer_may_enqueue_and_read_statuses(roles: Roles) -> None:
     with connect(roles.enqueuer) as connection:
         run = value(connection, "select underway.enqueue('orders', '{\"id\": 1}', priority => 3, unique_key => 'k')")
         assert value(connection, "select underway.enqueue('orders', '{\"id\": 1}', unique_key => 'k')") == run
@@ -158,7 +158,7 @@ def test_an_enqueuer_enqueues_and_learns_how_it_went(roles: Roles) -> None:
         assert value(connection, "select underway.status(%s)", [run]) == "cancelled"
 
 
-def test_an_enqueuer_can_do_nothing_else(roles: Roles) -> None:
+def test_an_enqueuer_may_do_nothing_else(roles: Roles) -> None:
     run_in_every_state(roles.owner)
     with connect(roles.enqueuer) as connection:
         for verb in ("select", "insert", "update", "delete", "truncate"):
@@ -169,7 +169,7 @@ def test_an_enqueuer_can_do_nothing_else(roles: Roles) -> None:
         with pytest.raises(Denied):
             connection.execute("select nextval('underway.token')")
         with pytest.raises(Denied):
-            connection.execute("create table underway.mine ()")
+            connection.execute("create table underway.other ()")
         allowed = EXECUTABLE | HARMLESS
         assert not refused_functions(connection, roles.owner) & allowed
         everything = {
@@ -177,14 +177,13 @@ def test_an_enqueuer_can_do_nothing_else(roles: Roles) -> None:
                 "select proname from pg_proc where pronamespace = 'underway'::regnamespace"
             )
         }  # fmt: skip
-        # grant_keys does nothing where no key is free, and says so to everybody; its update is refused below.
         assert refused_functions(connection, roles.owner) == everything - allowed
     with connect(roles.owner) as owner:
         assert value(owner, "select count(*) from underway.run where cancel_requested") == 0
         assert value(owner, "select count(*) from underway.finished_run") == 1
 
 
-def test_a_client_is_python_that_enqueues_and_waits(roles: Roles) -> None:
+def test_a_client_may_enqueue_and_wait_from_python(roles: Roles) -> None:
     with using_database(clients.app, roles.client):
         run = clients.echoes.enqueue(1)
         clients.echoes.enqueue_many([2, 3], unique_key="u")
@@ -197,21 +196,21 @@ def test_a_client_is_python_that_enqueues_and_waits(roles: Roles) -> None:
         assert refused_tables(connection, "insert") == set(TABLES) - {"run"}
 
 
-def test_a_reader_sees_all_and_writes_nothing(roles: Roles) -> None:
+def test_a_reader_may_read_everything_and_write_nothing(roles: Roles) -> None:
     run = run_in_every_state(roles.owner)
-    looks = (
+    reads = (
         "list --json", "list --stranded", f"show {run} --json", f"attempts {run}", "queues", "supervisors",
         "schedules", "dead-letters", "dead-letters lost",
     )  # fmt: skip
-    acts = (
+    writes = (
         f"cancel {run}", "pause default", "resume default", "shutdown --all", "redrive --label lost",
         "discard --label lost", "cancel --job job",
     )  # fmt: skip
-    answers = {line: underway(*line.split(), database=roles.reader) for line in (*looks, *acts)}
-    for line in looks:
+    answers = {line: underway(*line.split(), database=roles.reader) for line in (*reads, *writes)}
+    for line in reads:
         assert answers[line].returncode == 0, answers[line]
     assert '"secret"' in answers[f"show {run} --json"].stdout
-    for line in acts:
+    for line in writes:
         assert answers[line].returncode == 1, answers[line]
         assert "permission denied" in answers[line].stderr
         assert "Traceback" not in answers[line].stderr
@@ -223,14 +222,14 @@ def test_a_reader_sees_all_and_writes_nothing(roles: Roles) -> None:
             connection.execute("select underway.enqueue('orders', '{}')")
 
 
-def test_what_migrations_add_later_a_reader_sees_too(roles: Roles) -> None:
+def test_a_reader_may_read_tables_that_migrations_add_later(roles: Roles) -> None:
     with connect(roles.owner) as owner:
         owner.execute("create table underway.added_later ()")
     with connect(roles.reader) as reader:
         reader.execute("select * from underway.added_later")
 
 
-def test_supervisors_need_no_superuser(
+def test_supervisors_do_not_need_a_superuser(
     roles: Roles, start_supervisor: Callable[..., Supervisor], tmp_path: Path
 ) -> None:
     with connect(roles.owner) as owner:
@@ -263,18 +262,18 @@ owned = app.job("owned").step(work)
 
 
 def test_an_owner_may_end_the_backend_of_a_killed_step(roles: Roles) -> None:
-    """And is not kept from it by a stranger whose session bears the same name."""
+    """A session of another role with the same application_name does not prevent it."""
     transaction = StepTransactions(roles.owner, uuid4(), "testhost")
-    with psycopg.connect(roles.reader, application_name=transaction_name(4711)) as stranger:
+    with psycopg.connect(roles.reader, application_name=transaction_name(4711)) as other_session:
         connection = transaction.begin(4711)
         with_store(roles.owner, lambda store: store.terminate([4711]))
         with pytest.raises(psycopg.OperationalError):
             connection.execute("select 1")
-        stranger.execute("select 1")
+        other_session.execute("select 1")
     transaction.close()
 
 
-def test_a_schema_that_was_made_for_its_owner_is_migrated_without_the_right_to_make_one(empty_database: str) -> None:
+def test_a_schema_created_for_its_owner_is_migrated_without_create_rights(empty_database: str) -> None:
     owner = f"underway_given_{uuid4().hex[:8]}"
     with connect(empty_database) as superuser:
         superuser.execute(f"create role {owner} login; create schema underway authorization {owner}")
@@ -283,7 +282,7 @@ def test_a_schema_that_was_made_for_its_owner_is_migrated_without_the_right_to_m
         superuser.execute(f"drop owned by {owner} cascade; drop role {owner}")
 
 
-# Functions that work with their owner's rights
+# Security definer functions
 
 
 def functions(connection: Connection) -> list[tuple[Any, ...]]:
@@ -300,14 +299,14 @@ def test_every_function_pins_its_search_path_and_executes_no_text(connection: Co
     for name, definer, settings, source, parsed, public in found:
         assert parsed or "search_path=pg_catalog, pg_temp" in settings, name
         assert not re.search(r"\bexecute\b", source, re.IGNORECASE), name
-        assert not (definer and public), f"{name} is for everybody"
-        # What is not in pg_catalog is named with its schema.
+        assert not (definer and public), f"public may execute {name}"
+        # Objects outside pg_catalog are named with their schema.
         tables = re.findall(r"\b(?:from|join|into|update)\s+([a-z_.]+)", source)
         known = {table for table in tables if table in TABLES}
         assert not known, f"{name} names {known} without the schema"
 
 
-def test_nobody_can_slip_tables_or_functions_under_an_enqueue(roles: Roles, empty_database: str) -> None:
+def test_an_enqueue_uses_no_tables_or_functions_of_its_caller(roles: Roles, empty_database: str) -> None:
     with connect(empty_database) as superuser:
         superuser.execute("create schema evil; grant all on schema evil to public; grant temp on database {} to public"
                           .format(value(superuser, "select quote_ident(current_database())")))  # fmt: skip
@@ -336,7 +335,7 @@ def test_nobody_can_slip_tables_or_functions_under_an_enqueue(roles: Roles, empt
 
 
 @pytest.mark.parametrize("text", ["'; drop table underway.run; --", "a'b\"c\\d", "$$", "%s {id} %I"])
-def test_texts_stay_texts(roles: Roles, text: str) -> None:
+def test_texts_are_never_executed(roles: Roles, text: str) -> None:
     with connect(roles.enqueuer) as connection:
         with pytest.raises(psycopg.errors.Error, match="underway knows no job"):
             connection.execute("select underway.enqueue(%s, '{}')", [text])
@@ -346,7 +345,7 @@ def test_texts_stay_texts(roles: Roles, text: str) -> None:
         assert value(owner, "select unique_key from underway.run") == key
 
 
-def test_the_page_names_every_function_as_it_is(connection: Connection) -> None:
+def test_every_function_that_the_page_names_exists(connection: Connection) -> None:
     for block in BLOCKS:
         for signature in re.findall(r"on function (\S+\(.*?\)) to", block):
             assert value(connection, "select to_regprocedure(%s) is not null", [signature]), signature

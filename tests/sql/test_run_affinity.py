@@ -1,4 +1,4 @@
-"""Runs that stay with their supervisor from one step to the next: the fence, who may stay, answers that are lost."""
+"""Run affinity: a commit claims the next step for its own supervisor. The fence, which runs are kept, lost answers."""
 
 import asyncio
 from datetime import timedelta
@@ -42,7 +42,7 @@ async def keep(store: Store, run: str, token: int, policy: Policy | None = KEPT,
     return await store.continue_([go_on(run, token, **more)], [], [policy])
 
 
-def now(connection: Connection, run: str) -> dict[str, Any]:
+def live_row(connection: Connection, run: str) -> dict[str, Any]:
     row = row_of(connection, "run", run)
     assert row is not None
     return row
@@ -51,31 +51,31 @@ def now(connection: Connection, run: str) -> dict[str, Any]:
 # What the store writes
 
 
-def test_a_run_that_stays_is_claimed_anew_under_the_policy_of_its_next_step(any_database: str) -> None:
+def test_a_kept_run_is_claimed_under_the_policy_of_its_next_step(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         counters = {"attempt_number": 4, "attempts": 2, "crashes": 1, "releases": 3}
         run, token = insert_held(
             connection, US, **counters, max_crashes=2, progress='{"done": 1}', rank=AGES_AGO, due_at=AGES_AGO
         )
-        before = now(connection, run)
+        before = live_row(connection, run)
 
         async def hand_over() -> dict[int, int | None]:
             async with open_store(any_database, US) as store:
                 return await keep(store, run, token, queue="other", priority=0, ran_number=5)
 
         tokens = asyncio.run(hand_over())
-        row = now(connection, run)
+        row = live_row(connection, run)
         assert tokens == {token: row["token"]}
         assert row["token"] > token
         assert (row["state"], row["owner"], row["max_crashes"]) == ("in_progress", str(US), 7)
         assert (row["step"], row["queue"], row["input"], row["progress"]) == ("next", "other", {"n": 2}, None)
         assert {name: row[name] for name in counters} == dict.fromkeys(counters, 0)
         assert 30 < value(connection, LEASE, [run]) <= 45
-        # It keeps its place in line, for whoever has to claim it after us.
+        # It keeps its place in line in case another supervisor has to claim it.
         assert (row["due_at"], row["rank"]) == (before["due_at"], before["due_at"])
         attempt = row_of(connection, "attempt", run)
         assert attempt is not None
-        # The attempt that ended is noted under the token it ran under, not under the next one.
+        # The attempt that ended is recorded under its own token, not under the next one.
         assert (attempt["token"], attempt["attempt_number"], attempt["step"]) == (token, 5, "step")
 
 
@@ -83,7 +83,7 @@ def test_after_the_hand_over_only_the_new_token_writes(any_database: str) -> Non
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, old = insert_held(connection, US)
 
-        async def play_it() -> None:
+        async def scenario() -> None:
             async with open_store(any_database, US) as store:
                 new = (await keep(store, run, old))[old]
                 assert new is not None
@@ -101,13 +101,13 @@ def test_after_the_hand_over_only_the_new_token_writes(any_database: str) -> Non
                 assert newer > new
                 assert await store.finish([finish(run, newer)], []) == {newer}
 
-        asyncio.run(play_it())
+        asyncio.run(scenario())
         tokens = connection.execute("select token, step from underway.attempt order by token").fetchall()
         assert [step for _, step in tokens] == ["step", "next", "next"]
         assert [token for token, _ in tokens] == sorted({token for token, _ in tokens})
 
 
-def test_the_supervisor_of_another_cannot_keep_it(any_database: str) -> None:
+def test_another_supervisor_cannot_keep_a_run(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(connection, US)
         before = dump(connection)
@@ -133,7 +133,7 @@ def test_tokens_that_were_swapped_keep_neither_run(any_database: str) -> None:
         assert dump(connection) == before
 
 
-def test_of_one_group_some_stay_and_some_do_not_each_under_its_own_policy(any_database: str) -> None:
+def test_a_group_may_keep_some_of_its_runs_each_under_its_own_policy(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         held = [insert_held(connection, US) for _ in range(5)]
         policies = [None, KEPT, None, Policy(lease=timedelta(seconds=900), max_crashes=1), KEPT]
@@ -143,7 +143,7 @@ def test_of_one_group_some_stay_and_some_do_not_each_under_its_own_policy(any_da
                 return await store.continue_([go_on(*key) for key in held], [], policies)
 
         tokens = asyncio.run(hand_over())
-        rows = [now(connection, run) for run, _ in held]
+        rows = [live_row(connection, run) for run, _ in held]
         assert tokens == {
             token: None if policy is None else row["token"]
             for (_, token), policy, row in zip(held, policies, rows, strict=True)
@@ -159,7 +159,7 @@ def test_of_one_group_some_stay_and_some_do_not_each_under_its_own_policy(any_da
                 assert lease - 20 < value(connection, LEASE, [run]) <= lease
 
 
-def test_a_run_that_stays_wakes_nobody_and_one_that_goes_wakes_those_who_idle(database: str) -> None:
+def test_idle_supervisors_are_notified_only_of_runs_that_are_not_kept(database: str) -> None:
     with (
         psycopg.connect(database, autocommit=True) as connection,
         psycopg.connect(database, autocommit=True) as listener,
@@ -180,7 +180,7 @@ def test_a_run_that_stays_wakes_nobody_and_one_that_goes_wakes_those_who_idle(da
         assert heard == ["goes", "the last"]
 
 
-def test_a_run_of_which_cancellation_was_requested_does_not_stay(database: str, connection: Connection) -> None:
+def test_a_run_with_a_cancel_request_is_not_kept(database: str, connection: Connection) -> None:
     run, token = insert_held(connection, US, cancel_requested=True)
 
     async def hand_over() -> dict[int, int | None]:
@@ -188,14 +188,14 @@ def test_a_run_of_which_cancellation_was_requested_does_not_stay(database: str, 
             return await keep(store, run, token)
 
     assert asyncio.run(hand_over()) == {}
-    assert now(connection, run)["step"] == "step"
+    assert live_row(connection, run)["step"] == "step"
 
 
-def test_what_stayed_and_was_lost_is_taken_back_like_any_other(database: str, connection: Connection) -> None:
-    """By the policy it was kept under, and against whoever kept it."""
+def test_a_kept_run_is_reaped_when_its_lease_expires(database: str, connection: Connection) -> None:
+    """Under the policy of the step for which it was kept. Its late owner can no longer write."""
     run, token = insert_held(connection, US)
 
-    async def lapse() -> None:
+    async def expire() -> None:
         async with open_store(database, US) as store:
             new = (await keep(store, run, token, policy=Policy(max_crashes=2)))[token]
             assert new is not None
@@ -204,15 +204,15 @@ def test_what_stayed_and_was_lost_is_taken_back_like_any_other(database: str, co
             assert await store.reap(10) == [(run, new, "failed")]
             assert await store.finish([finish(run, new)], []) == set()
 
-    asyncio.run(lapse())
+    asyncio.run(expire())
     rows = connection.execute("select step, outcome from underway.attempt order by token").fetchall()
     assert rows == [("step", "succeeded"), ("next", "lost")]
 
 
-# Who stays
+# Which runs are kept
 
 
-def test_the_next_step_stays_when_there_is_a_worker_for_it(any_database: str) -> None:
+def test_the_next_step_is_kept_when_there_is_a_worker_for_it(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run = insert(connection, crashes=1, attempts=2, attempt_number=3)
         old: list[int] = []
@@ -222,7 +222,7 @@ def test_the_next_step_stays_when_there_is_a_worker_for_it(any_database: str) ->
 
         committing = play(any_database, script, workers=1, lanes=SERVED)
         (task,) = committing.stayed
-        row = now(connection, run)
+        row = live_row(connection, run)
         assert list(committing.held) == [task]
         assert (row["state"], row["owner"], row["token"]) == ("in_progress", str(committing.owner), task.token)
         assert task.token > old[0]
@@ -234,7 +234,7 @@ def test_the_next_step_stays_when_there_is_a_worker_for_it(any_database: str) ->
         assert attempts_of(connection, run) == [("succeeded", 4)]
 
 
-def test_as_many_stay_as_there_are_places(database: str, connection: Connection) -> None:
+def test_no_more_runs_are_kept_than_there_is_free_capacity(database: str, connection: Connection) -> None:
     batch = [insert(connection) for _ in range(5)]
 
     async def script(committing: Committing) -> None:
@@ -246,22 +246,22 @@ def test_as_many_stay_as_there_are_places(database: str, connection: Connection)
     states = connection.execute("select state, count(*) from underway.run group by state").fetchall()
     assert dict(states) == {"in_progress": 2, "pending": 3}
     kept = {task.run for task in committing.stayed}
-    assert {run for run in batch if now(connection, run)["state"] == "in_progress"} == kept
+    assert {run for run in batch if live_row(connection, run)["state"] == "in_progress"} == kept
     assert {task.token for task in committing.held} == {task.token for task in committing.stayed}
 
 
 @pytest.mark.parametrize(
     ("workers", "lanes", "following"),
     [
-        pytest.param(0, SERVED, NEXT, id="no place"),
-        pytest.param(3, {}, NEXT, id="no lane"),
+        pytest.param(0, SERVED, NEXT, id="no free capacity"),
+        pytest.param(3, {}, NEXT, id="lane not served"),
         pytest.param(3, {Lane("default", "another job", "next"): NEXT_STEP}, NEXT, id="another job's step"),
         pytest.param(3, SERVED, NEXT._replace(queue="elsewhere"), id="another queue"),
         pytest.param(3, SERVED, NEXT._replace(step="unknown"), id="another step"),
         pytest.param(3, SERVED, NEXT._replace(delay=60.0), id="delayed"),
     ],
 )
-def test_the_next_step_does_not_stay(
+def test_the_next_step_is_not_kept(
     database: str, connection: Connection, workers: int, lanes: dict[Lane, Step], following: NextStep
 ) -> None:
     run = insert(connection)
@@ -270,7 +270,7 @@ def test_the_next_step_does_not_stay(
         committing.submit(run, ending="next", following=following)
 
     committing = play(database, script, workers=workers, lanes=lanes)
-    row = now(connection, run)
+    row = live_row(connection, run)
     assert (row["state"], row["owner"], row["lease_expires_at"]) == (
         "waiting" if following.delay else "pending",
         None,
@@ -280,8 +280,8 @@ def test_the_next_step_does_not_stay(
     assert committing.continued == [following.delay]
 
 
-def test_a_step_that_is_to_be_tried_again_does_not_stay(database: str, connection: Connection) -> None:
-    """Neither without a delay: another supervisor may have more luck with it."""
+def test_a_step_to_be_repeated_is_not_kept(database: str, connection: Connection) -> None:
+    """Not even without a delay: another supervisor may have more luck with it."""
     retried, released = insert(connection), insert(connection)
     lanes = {LANE: Step("step", policy=KEPT), **SERVED}
 
@@ -291,66 +291,66 @@ def test_a_step_that_is_to_be_tried_again_does_not_stay(database: str, connectio
 
     committing = play(database, script, workers=3, lanes=lanes)
     assert (len(committing.held), committing.stayed) == (0, [])
-    assert (now(connection, retried)["state"], now(connection, released)["state"]) == ("waiting", "pending")
+    assert (live_row(connection, retried)["state"], live_row(connection, released)["state"]) == ("waiting", "pending")
 
 
-def test_the_dispatch_expects_those_that_may_stay_while_it_is_not_known(database: str, connection: Connection) -> None:
-    """Or a claim that is under way beside the commit would fetch others for the same workers."""
+def test_capacity_is_reserved_for_runs_that_an_open_commit_may_keep(database: str, connection: Connection) -> None:
+    """Otherwise a claim beside the commit would fetch other runs for the same workers."""
     run = insert(connection)
-    seen: list[int] = []
+    capacities: list[int] = []
 
     async def script(committing: Committing) -> None:
-        async def look(moment: str, pid: int) -> None:
-            seen.append(committing.dispatch.free_capacity())
+        async def record(moment: str, pid: int) -> None:
+            capacities.append(committing.dispatch.free_capacity())
 
-        committing.work.cut = look
+        committing.work.cut = record
         assert committing.dispatch.free_capacity() == 2
         committing.submit(run, ending="next")
 
     committing = play(database, script, workers=2, lanes=SERVED)
-    assert seen == [1, 1]
-    assert committing.dispatch.free_capacity() == 2  # the stub does not put what stayed in line
+    assert capacities == [1, 1]
+    assert committing.dispatch.free_capacity() == 2  # the stub does not queue the kept run
 
 
 # Answers that are lost
 
 
-def lose() -> None:
+def raise_connection_lost() -> None:
     raise DatabaseUnavailable("server closed the connection unexpectedly")
 
 
-def test_when_the_answer_of_a_hand_over_is_lost_its_run_is_given_back_and_nobody_is_charged(any_database: str) -> None:
+def test_a_kept_run_whose_answer_was_lost_is_released_without_a_crash(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         batch = [insert(connection) for _ in range(3)]
 
         async def lose_answer(moment: str, pid: int) -> None:
             if moment == "after":
-                # What the server thinks now: it stays with us, under a token of which we never hear.
+                # In the database the runs are ours, under tokens that we never receive.
                 assert value(connection, "select count(*) from underway.run where state = 'in_progress'") == 3
-                lose()
+                raise_connection_lost()
 
         async def script(committing: Committing) -> None:
             committing.work.cut = lose_answer
             for run in batch:
                 committing.submit(run, ending="next", spawned=[spawn()])
 
-        async def give_back(committing: Committing) -> None:
+        async def release(committing: Committing) -> None:
             assert committing.unknown > 0
             assert committing.stayed == []
-            assert not committing.held  # so that the runs are not among what is known
+            assert not committing.held  # so that the runs are not among the known ones
             await committing.store.release_unknown(committing.held.runs())
 
-        committing = play(any_database, script, workers=3, lanes=SERVED, then=give_back)
+        committing = play(any_database, script, workers=3, lanes=SERVED, then=release)
         assert committing.commits.outcomes == {"succeeded": 3}
         assert value(connection, "select count(*) from underway.run where job = 'child'") == 3
         for run in batch:
             assert attempts_of(connection, run) == [("succeeded", 1)]
-            row = now(connection, run)
+            row = live_row(connection, run)
             assert (row["state"], row["step"], row["owner"], row["lease_expires_at"]) == ("pending", "next", None, None)
             assert (row["releases"], row["crashes"], row["attempts"], row["attempt_number"]) == (1, 0, 0, 0)
 
 
-def test_a_hand_over_that_did_not_take_effect_is_repeated_and_its_run_stays(any_database: str) -> None:
+def test_a_hand_over_that_did_not_take_effect_is_repeated_and_its_run_kept(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run = insert(connection)
 
@@ -367,48 +367,46 @@ def test_a_hand_over_that_did_not_take_effect_is_repeated_and_its_run_stays(any_
         assert committing.unknown == 0
         (task,) = committing.stayed
         assert list(committing.held) == [task]
-        assert (now(connection, run)["state"], now(connection, run)["token"]) == ("in_progress", task.token)
+        assert (live_row(connection, run)["state"], live_row(connection, run)["token"]) == ("in_progress", task.token)
         assert attempts_of(connection, run) == [("succeeded", 1)]
 
 
-def test_what_is_given_back_while_the_answer_is_still_out_is_not_the_run_itself(
-    database: str, connection: Connection
-) -> None:
-    """Between the loss and the repetition the run is held under its old token: nobody gives it back over our heads."""
+def test_a_run_is_not_released_before_its_commit_is_repeated(database: str, connection: Connection) -> None:
+    """Between the lost answer and the repetition the run is held under its old token."""
     run = insert(connection)
 
     async def script(committing: Committing) -> None:
         async def lose_answer(moment: str, pid: int) -> None:
             if moment == "after":
                 await committing.store.release_unknown(committing.held.runs())
-                assert now(connection, run)["state"] == "in_progress"
-                lose()
+                assert live_row(connection, run)["state"] == "in_progress"
+                raise_connection_lost()
 
         committing.work.cut = lose_answer
         committing.submit(run, ending="next")
 
-    async def give_back(committing: Committing) -> None:
+    async def release(committing: Committing) -> None:
         await committing.store.release_unknown(committing.held.runs())
 
-    committing = play(database, script, workers=1, lanes=SERVED, then=give_back)
+    committing = play(database, script, workers=1, lanes=SERVED, then=release)
     assert committing.unknown == 1
-    assert now(connection, run)["state"] == "pending"
+    assert live_row(connection, run)["state"] == "pending"
     assert attempts_of(connection, run) == [("succeeded", 1)]
 
 
-def test_a_run_that_was_kept_and_whose_row_is_then_locked_is_kept_once_it_is_free(any_database: str) -> None:
+def test_a_run_whose_row_is_locked_is_kept_once_it_is_unlocked(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         stuck, free = insert(connection), insert(connection)
 
         async def script(committing: Committing) -> None:
-            with psycopg.connect(any_database) as stranger:
-                stranger.execute("select from underway.run where id = %s for update", [stuck])
+            with psycopg.connect(any_database) as other_session:
+                other_session.execute("select from underway.run where id = %s for update", [stuck])
                 committing.submit(stuck, ending="next")
                 committing.submit(free, ending="next")
                 while not committing.stayed:
                     await asyncio.sleep(0.001)
                 assert [task.run for task in committing.stayed] == [free]
-                stranger.rollback()
+                other_session.rollback()
 
         committing = play(any_database, script, workers=2, lanes=SERVED)
         assert [task.run for task in committing.stayed] == [free, stuck]
@@ -419,7 +417,7 @@ def test_a_run_that_was_kept_and_whose_row_is_then_locked_is_kept_once_it_is_fre
 
 
 @pytest.mark.parametrize("payload", [b'"\x00"', b'"\xff"', b"{"], ids=repr)
-def test_one_payload_that_cannot_be_stored_keeps_no_other_from_staying(
+def test_a_payload_that_cannot_be_stored_does_not_affect_other_kept_runs(
     database: str, connection: Connection, payload: bytes
 ) -> None:
     bad, good = insert(connection), insert(connection)
@@ -432,5 +430,5 @@ def test_one_payload_that_cannot_be_stored_keeps_no_other_from_staying(
     assert [task.run for task in committing.stayed] == [good]
     assert {task.token for task in committing.held} == {task.token for task in committing.stayed}
     assert attempts_of(connection, bad) == [("failed", 1)]
-    assert (now(connection, bad)["state"], now(connection, bad)["step"]) == ("waiting", "step")
+    assert (live_row(connection, bad)["state"], live_row(connection, bad)["step"]) == ("waiting", "step")
     assert committing.dispatch.free_capacity() == 2

@@ -1,4 +1,4 @@
-"""Any sequence of what supervisors and clients do to runs, compared with a model of a few lines.
+"""Random sequences of what supervisors and clients do to runs, compared with a small model.
 
 Two supervisors share a database; each may be late, forget, or lose its leases. Hypothesis looks for an order of
 events after which tables and model differ.
@@ -33,16 +33,16 @@ from underway.wire.messages import NextStep
 T = TypeVar("T")
 
 STEPS = ("one", "two", "three")
-MOST_ATTEMPTS, MOST_CRASHES = 3, 2
-# So long that no run becomes due by itself while an example is played.
+MAX_ATTEMPTS, MAX_CRASHES = 3, 2
+# Long enough that no run becomes due by itself during an example.
 HOUR = timedelta(hours=1)
 POLICY = Policy(
-    retry=RetryPolicy(max_attempts=MOST_ATTEMPTS, initial_interval=HOUR, max_interval=HOUR), max_crashes=MOST_CRASHES
+    retry=RetryPolicy(max_attempts=MAX_ATTEMPTS, initial_interval=HOUR, max_interval=HOUR), max_crashes=MAX_CRASHES
 )
 LANES = Lanes((Lane("default", "job", step), POLICY) for step in STEPS)
 OWNERS = (uuid4(), uuid4())
 
-# Those for which the model has no arithmetic of its own do not differ from one that is here.
+# To the model, each observation that is left out is the same as one of these.
 UNSUCCESSFUL = (
     Observation.RETRY,
     Observation.FAIL,
@@ -56,7 +56,7 @@ picks = st.integers(min_value=0, max_value=10_000)
 
 
 class Key(NamedTuple):
-    """What entitles a supervisor to write."""
+    """What a supervisor must present to write a run."""
 
     owner: UUID
     run: str
@@ -96,22 +96,22 @@ class ModelRun:
         self.number += 1
         self.recorded.append((STEPS[self.step], self.number, outcome))
 
-    def end(self, seen: Observation) -> None:
-        """The rules of DESIGN.md, promise 7, once more and independently."""
+    def end(self, observation: Observation) -> None:
+        """Promise 7, implemented independently."""
         self.owner = None
         if self.cancel_requested:
-            seen = Observation.CANCELLED
-        outcome, charge = VERDICTS[seen]
-        if seen is not Observation.NEVER_STARTED:
+            observation = Observation.CANCELLED
+        outcome, charge = VERDICTS[observation]
+        if observation is not Observation.NEVER_STARTED:
             self.record(outcome)
-        if seen is Observation.DONE:
+        if observation is Observation.DONE:
             self.state = "succeeded"
-        elif seen is Observation.NEXT:
+        elif observation is Observation.NEXT:
             self.state = "pending"
             self.step += 1
             self.input += 1
             self.number = self.attempts = self.crashes = self.releases = 0
-        elif seen is Observation.CANCELLED:
+        elif observation is Observation.CANCELLED:
             self.state = "cancelled"
         elif charge is Charge.RELEASE:
             self.state = "pending"
@@ -120,13 +120,13 @@ class ModelRun:
             self.crash()
         else:
             self.attempts += 1
-            used_up = charge is Charge.FAILURE or self.attempts >= MOST_ATTEMPTS
+            used_up = charge is Charge.FAILURE or self.attempts >= MAX_ATTEMPTS
             self.state = "failed" if used_up else "waiting"
 
     def crash(self) -> None:
         self.owner = None
         self.crashes += 1
-        self.state = "failed" if self.crashes >= MOST_CRASHES else "waiting"
+        self.state = "failed" if self.crashes >= MAX_CRASHES else "waiting"
 
 
 class World:
@@ -138,8 +138,8 @@ class World:
         self.session = ReconnectingConnection(database)
         self.stores = {owner: Store(self.session, self.session, owner, "testhost") for owner in OWNERS}
 
-    def run(self, asked: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(asked)
+    def run(self, steps: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(steps)
 
 
 class RunMachine(RuleBasedStateMachine):
@@ -153,9 +153,9 @@ class RunMachine(RuleBasedStateMachine):
         self.stale: list[tuple[Key, Task]] = []
         self.newest_token = 0
 
-    # What clients do
+    # Clients
 
-    # Few runs: what happens to one run one after the other is where the states are.
+    # Few runs, so that many events happen to each.
     @precondition(lambda self: sum(not run.finished for run in self.model.values()) < 3)
     @rule(delayed=st.booleans(), priority=st.integers(-2, 2))
     def enqueue(self, delayed: bool, priority: int) -> None:
@@ -165,9 +165,9 @@ class RunMachine(RuleBasedStateMachine):
         self.model[str(run)] = ModelRun(str(run), "waiting" if delayed else "pending")
 
     @precondition(lambda self: len(self.model) > 2)
-    @rule(pick=picks, once_in_a_while=st.sampled_from([*[False] * 7, True]))
-    def cancel(self, pick: int, once_in_a_while: bool) -> None:
-        if not once_in_a_while:
+    @rule(pick=picks, rarely=st.sampled_from([*[False] * 7, True]))
+    def cancel(self, pick: int, rarely: bool) -> None:
+        if not rarely:
             return
         run = list(self.model.values())[pick % len(self.model)]
         possible = not run.finished and not run.cancel_requested
@@ -177,7 +177,7 @@ class RunMachine(RuleBasedStateMachine):
         elif possible:
             run.cancel_requested = True
 
-    # What supervisors do
+    # Supervisors
 
     @precondition(lambda self: any(run.state == "pending" for run in self.model.values()))
     @rule(owner=st.sampled_from(OWNERS), tasks=st.integers(1, 4), suspects=st.integers(0, 1))
@@ -201,15 +201,17 @@ class RunMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(pick=picks, endings=st.lists(ENDINGS, min_size=1, max_size=3), late=st.booleans())
     def commit(self, pick: int, endings: list[Observation], late: bool) -> None:
-        """One group commit of a supervisor, perhaps with an ending in it that comes too late."""
+        """One group commit of a supervisor, perhaps with an outcome that comes too late."""
         keys = list(self.held)
         owner = keys[pick % len(keys)].owner
         ended = dict(zip([key for key in keys if key.owner == owner], endings, strict=False))
-        if refused := [self._row(self.held[key], seen) for key, seen in ended.items() if self._cancelled(key)]:
+        if refused := [
+            self._row(self.held[key], observation) for key, observation in ended.items() if self._cancelled(key)
+        ]:
             assert self._write(owner, refused) == set()
         rows = [
-            self._row(self.held[key], Observation.CANCELLED if self._cancelled(key) else seen)
-            for key, seen in ended.items()
+            self._row(self.held[key], Observation.CANCELLED if self._cancelled(key) else observation)
+            for key, observation in ended.items()
         ]
         if late and self.stale:
             key, task = self.stale[pick % len(self.stale)]
@@ -217,52 +219,52 @@ class RunMachine(RuleBasedStateMachine):
                 rows.append(self._row(task, endings[-1]))
         expected = {key.token for key in ended}
         assert self._write(owner, rows) == expected
-        for key, seen in ended.items():
-            # A job's last step cannot go on.
+        for key, observation in ended.items():
+            # The last step of a job has no next step.
             last = self.model[key.run].step == len(STEPS) - 1
-            self.model[key.run].end(Observation.DONE if last and seen is Observation.NEXT else seen)
-            self._let_go(key)
+            self.model[key.run].end(Observation.DONE if last and observation is Observation.NEXT else observation)
+            self._mark_stale(key)
 
     @precondition(lambda self: self.held)
     @rule(owner=st.sampled_from(OWNERS))
     def renew(self, owner: UUID) -> None:
-        mine = [key for key in self.held if key.owner == owner]
-        if mine:
-            renewals = [Renewal(key.run, key.token, 60.0, None) for key in mine]
+        owned = [key for key in self.held if key.owner == owner]
+        if owned:
+            renewals = [Renewal(key.run, key.token, 60.0, None) for key in owned]
             renewed = self.world.run(self.world.stores[owner].renew(renewals))
-            assert renewed == {key.run for key in mine if not self._cancelled(key)}
+            assert renewed == {key.run for key in owned if not self._cancelled(key)}
 
     @precondition(lambda self: self.held)
     @rule(owner=st.sampled_from(OWNERS), remembered=st.integers(0, 2))
     def forget(self, owner: UUID, remembered: int) -> None:
-        """The answer of a claim was lost: the supervisor gives back what it does not know."""
-        mine = [key for key in self.held if key.owner == owner]
-        self.world.run(self.world.stores[owner].release_unknown([key.run for key in mine[:remembered]]))
-        for key in mine[remembered:]:
+        """The answer of a claim was lost: the supervisor releases the runs that it does not know."""
+        owned = [key for key in self.held if key.owner == owner]
+        self.world.run(self.world.stores[owner].release_unknown([key.run for key in owned[:remembered]]))
+        for key in owned[remembered:]:
             if self._cancelled(key):
                 continue
             self.model[key.run].end(Observation.NEVER_STARTED)
-            self._let_go(key)
+            self._mark_stale(key)
 
     @precondition(lambda self: self.held)
     @rule(picked=st.lists(picks, min_size=1, max_size=3), by=st.sampled_from(OWNERS))
-    def lapse_and_reap(self, picked: list[int], by: UUID) -> None:
+    def expire_and_reap(self, picked: list[int], by: UUID) -> None:
         keys = list(self.held)
-        lapsed = {keys[pick % len(keys)] for pick in picked}
+        expired = {keys[pick % len(keys)] for pick in picked}
         query = "update underway.run set lease_expires_at = now() - interval '1 s' where id = any(%s::uuid[])"
-        self.world.connection.execute(query, [[key.run for key in lapsed]])
+        self.world.connection.execute(query, [[key.run for key in expired]])
         reaped = self.world.run(self.world.stores[by].reap(100))
-        for key in lapsed:
+        for key in expired:
             run = self.model[key.run]
             if run.cancel_requested:
                 run.end(Observation.CANCELLED)
             else:
                 run.record("lost")
                 run.crash()
-            self._let_go(key)
-        ends = {key: run.state if (run := self.model[key.run]).finished else None for key in lapsed}
+            self._mark_stale(key)
+        ends = {key: run.state if (run := self.model[key.run]).finished else None for key in expired}
         assert set(reaped) == {(key.run, key.token, end) for key, end in ends.items()}
-        # A crash waits seconds only, and an example may take as long.
+        # A crash backs off for seconds only, and an example may take as long.
         self.world.connection.execute(
             "update underway.run set due_at = due_at + interval '1 hour' where state = 'waiting'"
         )
@@ -281,34 +283,34 @@ class RunMachine(RuleBasedStateMachine):
     def waiting(self) -> list[ModelRun]:
         return [run for run in self.model.values() if run.state == "waiting"]
 
-    # What must have no effect
+    # Writes that must have no effect
 
     @precondition(lambda self: self.stale)
-    @rule(pick=picks, seen=ENDINGS)
-    def write_late(self, pick: int, seen: Observation) -> None:
+    @rule(pick=picks, observation=ENDINGS)
+    def write_late(self, pick: int, observation: Observation) -> None:
         key, task = self.stale[pick % len(self.stale)]
-        assert self._write(key.owner, [self._row(task, seen)]) == set()
+        assert self._write(key.owner, [self._row(task, observation)]) == set()
         store = self.world.stores[key.owner]
         assert self.world.run(store.renew([Renewal(key.run, key.token, 60.0, '"late"')])) == set()
 
     @precondition(lambda self: len(self.held) > 1)
-    @rule(owner=st.sampled_from(OWNERS), seen=ENDINGS)
-    def write_with_swapped_tokens(self, owner: UUID, seen: Observation) -> None:
+    @rule(owner=st.sampled_from(OWNERS), observation=ENDINGS)
+    def write_with_swapped_tokens(self, owner: UUID, observation: Observation) -> None:
         tasks = [task for key, task in self.held.items() if key.owner == owner]
         if len(tasks) > 1:
-            rows = [self._row(task, seen) for task in tasks]
+            rows = [self._row(task, observation) for task in tasks]
             tokens = [row.token for row in rows]
             swapped = [row._replace(token=token) for row, token in zip(rows, tokens[1:] + tokens[:1], strict=True)]
             assert self._write(owner, swapped) == set()
 
     @precondition(lambda self: self.held)
-    @rule(pick=picks, seen=ENDINGS)
-    def write_as_another(self, pick: int, seen: Observation) -> None:
+    @rule(pick=picks, observation=ENDINGS)
+    def write_as_another_supervisor(self, pick: int, observation: Observation) -> None:
         key = list(self.held)[pick % len(self.held)]
         (other,) = set(OWNERS) - {key.owner}
-        assert self._write(other, [self._row(self.held[key], seen)]) == set()
+        assert self._write(other, [self._row(self.held[key], observation)]) == set()
 
-    # What always holds
+    # Invariants
 
     @invariant()
     def tables_and_model_agree(self) -> None:
@@ -341,12 +343,12 @@ class RunMachine(RuleBasedStateMachine):
         assert gaps.fetchall() == []
 
     @invariant()
-    def only_what_is_in_progress_has_an_owner_and_a_lease(self) -> None:
-        odd = self.world.connection.execute(
+    def only_runs_in_progress_have_an_owner_and_a_lease(self) -> None:
+        inconsistent = self.world.connection.execute(
             "select id, state from underway.run "
             "where num_nonnulls(owner, lease_expires_at) <> case state when 'in_progress' then 2 else 0 end"
         )
-        assert odd.fetchall() == []
+        assert inconsistent.fetchall() == []
 
     def _rows(self, query: str) -> dict[str, tuple[Any, ...]]:
         return {row[0]: row[1:] for row in self.world.connection.execute(query)}
@@ -354,16 +356,16 @@ class RunMachine(RuleBasedStateMachine):
     def _cancelled(self, key: Key) -> bool:
         return self.model[key.run].cancel_requested
 
-    def _row(self, task: Task, seen: Observation) -> FinishRun | AdvanceRun:
-        started = None if seen is Observation.NEVER_STARTED else ago(0.5)
-        attempt = Attempt(VERDICTS[seen].outcome, error="what happened", started=started)
+    def _row(self, task: Task, observation: Observation) -> FinishRun | AdvanceRun:
+        started = None if observation is Observation.NEVER_STARTED else ago(0.5)
+        attempt = Attempt(VERDICTS[observation].outcome, error="what happened", started=started)
         index = STEPS.index(task.lane.step)
-        if seen in (Observation.NEXT, Observation.DONE):
+        if observation in (Observation.NEXT, Observation.DONE):
             following = None
-            if seen is Observation.NEXT and index + 1 < len(STEPS):
+            if observation is Observation.NEXT and index + 1 < len(STEPS):
                 following = NextStep(STEPS[index + 1], "default", 0, 0.0, 60.0)
             return succeed(task, attempt, following, b"%d" % (int(task.input) + 1))
-        row = decide(task, seen, attempt, random.Random(0))
+        row = decide(task, observation, attempt, random.Random(0))
         if isinstance(row, AdvanceRun) and row.delay:
             return row._replace(delay=HOUR.total_seconds())
         return row
@@ -377,11 +379,11 @@ class RunMachine(RuleBasedStateMachine):
             written |= self.world.run(store.continue_(continuing, [])).keys()
         return written
 
-    def _let_go(self, key: Key) -> None:
+    def _mark_stale(self, key: Key) -> None:
         self.stale.append((key, self.held.pop(key)))
 
 
-def test_runs_do_what_the_model_says(database: str) -> None:
+def test_runs_follow_the_model(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection, asyncio.Runner() as runner:
         RunMachine.world = World(database, connection, runner)
         try:

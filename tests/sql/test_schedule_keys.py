@@ -1,4 +1,4 @@
-"""What a schedule enqueues has keys like any run; and a finished run still knows its schedule, for when it goes on."""
+"""The runs of a schedule have keys like any run, and a finished run keeps its schedule for a redrive."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -67,7 +67,7 @@ JOBS: list[tuple[Jobs, Any]] = [
 
 
 @pytest.mark.parametrize(("job", "given"), JOBS, ids=lambda job: getattr(job, "name", ""))
-def test_a_slot_enqueues_the_very_run_that_enqueue_does(
+def test_a_slot_enqueues_the_same_run_as_enqueue(
     any_database: str, bind: Callable[[Underway], Underway], job: Jobs, given: Any
 ) -> None:
     bind(scheduled.app).database.named = any_database
@@ -87,7 +87,7 @@ def test_a_slot_enqueues_the_very_run_that_enqueue_does(
 
 
 @pytest.mark.parametrize("given", [{}, {"site": {"number": 7}}, {"site": {"number": 7, "name": []}}])
-def test_the_call_says_that_a_key_cannot_be_filled(app: Underway, given: dict[str, Any]) -> None:
+def test_an_input_that_cannot_fill_a_key_is_refused(app: Underway, given: dict[str, Any]) -> None:
     with pytest.raises(PayloadError, match=r"the key '\{site\.") as error:
         scheduled.both.schedule("@daily", given)
     with pytest.raises(PayloadError) as as_enqueued:
@@ -96,7 +96,7 @@ def test_the_call_says_that_a_key_cannot_be_filled(app: Underway, given: dict[st
     assert app.schedules() == []
 
 
-def test_a_live_run_under_the_unique_key_stays_and_the_slot_is_spent(firing: Firing) -> None:
+def test_a_slot_is_skipped_while_a_run_with_its_unique_key_is_live(firing: Firing) -> None:
     connection = firing.connection
     live = scheduled.unique.enqueue(Site(7))
     schedule_due(firing, scheduled.unique, Site(7))
@@ -106,11 +106,11 @@ def test_a_live_run_under_the_unique_key_stays_and_the_slot_is_spent(firing: Fir
     assert firing.read("unique").next_at == first + MINUTE
     assert live.cancel()
     assert fire(firing, scheduled.unique) == 1
-    assert fire(firing, scheduled.unique) == 0, "now its own run is live"
+    assert fire(firing, scheduled.unique) == 0, "the schedule's own run is live now"
     assert slots_of(connection) == [first + MINUTE]
 
 
-def test_missed_slots_are_one_run_under_a_unique_key_and_a_line_under_another(firing: Firing) -> None:
+def test_missed_slots_give_one_run_with_a_unique_key_and_all_with_a_concurrency_key(firing: Firing) -> None:
     connection = firing.connection
     schedule_due(firing, scheduled.unique, Site(7), catch_up="all")
     first = firing.read("unique").next_at
@@ -123,14 +123,12 @@ def test_missed_slots_are_one_run_under_a_unique_key_and_a_line_under_another(fi
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_a_slot_waits_while_the_unique_key_is_undecided_but_the_supervisor_does_not(
-    firing: Firing, database: str, end: str
-) -> None:
+def test_a_slot_stays_due_while_an_open_transaction_has_its_unique_key(firing: Firing, database: str, end: str) -> None:
     schedule_due(firing, scheduled.unique, Site(7))
     before = firing.read("unique")
     with psycopg.connect(database) as caller:
         scheduled.unique.enqueue(Site(7), conn=caller)
-        assert fire(firing, scheduled.unique) is None  # a statement that waits is given up, and raises
+        assert fire(firing, scheduled.unique) is None  # a statement that waits is given up and raises
         assert firing.read("unique").next_at == before.next_at
         getattr(caller, end)()
     assert fire(firing, scheduled.unique) == (1 if end == "rollback" else 0)
@@ -138,7 +136,7 @@ def test_a_slot_waits_while_the_unique_key_is_undecided_but_the_supervisor_does_
     assert firing.read("unique").next_at == before.next_at + MINUTE
 
 
-def test_a_key_that_todays_code_cannot_fill_leaves_the_slot_due(firing: Firing) -> None:
+def test_a_stored_input_that_cannot_fill_the_key_leaves_the_slot_due(firing: Firing) -> None:
     schedule_due(firing, scheduled.unique, Site(7))
     firing.connection.execute("update underway.schedule set input = '{}'")
     before = firing.read("unique")
@@ -165,8 +163,8 @@ def test_supervisors_fire_schedules_with_keys(
         eventually(lambda: value(connection, finished) == ["line"])
         caller.rollback()
     eventually(lambda: value(connection, finished) == ["line", "undecided"])
-    assert supervisor.log.count("needs the field number") == 1, "said once, not at every look"
-    assert "interrupted" not in supervisor.log, "the connection is good"
+    assert supervisor.log.count("needs the field number") == 1, "logged once, not at every turn"
+    assert "interrupted" not in supervisor.log, "the connection is not to blame"
 
 
 # Finished and redriven
@@ -177,7 +175,7 @@ def test_a_redriven_run_is_a_live_run_of_its_schedule(firing: Firing, database: 
     schedule_due(firing, scheduled.numbers, Site(7), overlap=False)
     of_schedule = {"job": "numbers", "schedule": "default", "scheduled_at": AGES_AGO}
     failed, token = insert_held(connection, US, **of_schedule)
-    lapsed, _ = insert_held(connection, US, lease_expires_at=AGES_AGO, crashes=2, **of_schedule)
+    expired, _ = insert_held(connection, US, lease_expires_at=AGES_AGO, crashes=2, **of_schedule)
     plain, plain_token = insert_held(connection, US, job="numbers")
 
     async def end(store: Store) -> None:
@@ -187,9 +185,9 @@ def test_a_redriven_run_is_a_live_run_of_its_schedule(firing: Firing, database: 
 
     with_store(database, end, US)
     assert admin_queries.redrive(connection, UUID(plain))
-    assert fire(firing, scheduled.numbers) == 1, "no schedule had enqueued it"
+    assert fire(firing, scheduled.numbers) == 1, "no schedule had enqueued the live run"
     connection.execute("truncate underway.run")
-    for run in (failed, lapsed):
+    for run in (failed, expired):
         slot = value(connection, "select scheduled_at from underway.finished_run where id = %s", [run])
         assert admin_queries.redrive(connection, UUID(run))
         assert [(live["id"], live["scheduled_at"]) for live in runs_of(connection)] == [(UUID(run), slot)]

@@ -1,4 +1,4 @@
-"""The schema that a migrated database has, compared with schema.txt: no change to it is made by accident."""
+"""The schema of a migrated database, compared with schema.txt, so that no change happens by accident."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from db import Connection
 from schema_text import describe
 
 SNAPSHOT = Path(__file__).with_name("schema.txt")
-HOW = "if the change is intended, write the snapshot anew: WRITE_SCHEMA=1 python -m pytest tests/sql/test_schema.py"
+HOW = "if the change is intended, rewrite the snapshot: WRITE_SCHEMA=1 python -m pytest tests/sql/test_schema.py"
 
 
-def test_the_schema_is_the_one_in_the_snapshot(connection: Connection) -> None:
+def test_the_schema_equals_its_snapshot(connection: Connection) -> None:
     found = describe(connection)
     if os.environ.get("WRITE_SCHEMA"):
         SNAPSHOT.write_text(found)

@@ -53,7 +53,7 @@ def run(connection: Connection, row_id: UUID) -> tuple[Any, ...]:
 
 
 def enqueued(connection: Connection, call: str, parameters: Any = None) -> UUID:
-    """The id that this call of underway.enqueue returned."""
+    """The ID that this call of underway.enqueue returns."""
     found = connection.execute(f"select {call}", parameters).fetchone()
     assert found is not None
     assert isinstance(found[0], UUID)
@@ -63,7 +63,7 @@ def enqueued(connection: Connection, call: str, parameters: Any = None) -> UUID:
 DEFAULTS = ("default", "pending", 0, timedelta(0), timedelta(days=14))
 
 
-def test_after_underway_sync(any_database: str) -> None:
+def test_sync_registers_the_jobs_of_an_app(any_database: str) -> None:
     done = sync(any_database)
     assert done.returncode == 0, done.stderr
     assert "registered orders\n" in done.stdout
@@ -75,14 +75,14 @@ def test_after_underway_sync(any_database: str) -> None:
         assert run(connection, new) == ("orders", "keep_order", *DEFAULTS, {"number": 1})
 
 
-def test_defaults_are_the_registered_ones(sql: Connection) -> None:
+def test_defaults_come_from_the_registered_job(sql: Connection) -> None:
     assert run(sql, enqueued(sql, "underway.enqueue('looking')")) == ("looking", "looks_around", *DEFAULTS, None)
     placed = enqueued(sql, "underway.enqueue('placed', '[1, 2]')")
     keep = timedelta(days=3, seconds=1.5)
     assert run(sql, placed) == ("placed", "echo", "slow", "waiting", -7, timedelta(minutes=-7), keep, [1, 2])
 
 
-def test_sync_again_brings_new_defaults(sql: Connection, app: Underway) -> None:
+def test_a_second_sync_updates_the_defaults(sql: Connection, app: Underway) -> None:
     changed = sql.execute("update underway.job set queue = 'old', priority = 9 where name = 'orders'")
     assert changed.rowcount == 1
     assert run(sql, enqueued(sql, "underway.enqueue('orders', '1')"))[2] == "old"
@@ -90,7 +90,7 @@ def test_sync_again_brings_new_defaults(sql: Connection, app: Underway) -> None:
     assert run(sql, enqueued(sql, "underway.enqueue('orders', '1')"))[2] == "default"
 
 
-def test_arguments_of_a_run(sql: Connection) -> None:
+def test_arguments_replace_the_defaults(sql: Connection) -> None:
     new = enqueued(
         sql, "underway.enqueue('orders', '{}', delay => interval '1 hour', priority => 5, keep => interval '1 day')"
     )
@@ -98,14 +98,14 @@ def test_arguments_of_a_run(sql: Connection) -> None:
     assert run(sql, new) == ("orders", "keep_order", "default", "waiting", 5, minutes, timedelta(days=1), {})
     ((due,),) = sql.execute("select due_at - clock_timestamp() from underway.run").fetchall()
     assert timedelta(minutes=59) < due <= timedelta(hours=1)
-    # zero is a value, and replaces what was registered
+    # zero replaces a default too
     now = enqueued(sql, "underway.enqueue('placed', '1', delay => interval '0', priority => 0)")
     assert run(sql, now)[2:6] == ("slow", "pending", 0, timedelta(0))
     for priority in (-32768, 32767):
         assert run(sql, enqueued(sql, "underway.enqueue('orders', '1', priority => %s)", [priority]))[4] == priority
 
 
-def test_by_position_and_by_name(sql: Connection) -> None:
+def test_arguments_by_position_and_by_name(sql: Connection) -> None:
     enqueued(sql, "underway.enqueue('orders', '1', interval '1 s', 2, interval '3 days')")
     enqueued(sql, "underway.enqueue(job => 'orders', input => '1')")
     enqueued(sql, "underway.enqueue(%s, %s, %s, %s, %s)", ["orders", "1", timedelta(1), 2, timedelta(3)])
@@ -121,7 +121,7 @@ def test_a_missing_input_is_null(sql: Connection) -> None:
         assert sql.execute("select input::text from underway.run where id = %s", [new]).fetchone() == ("null",)
 
 
-def test_an_unknown_job_is_a_clear_error(sql: Connection) -> None:
+def test_an_unknown_job_is_refused_with_advice(sql: Connection) -> None:
     with pytest.raises(psycopg.Error) as raised:
         enqueued(sql, "underway.enqueue('it''s none', '{}')")
     assert raised.value.sqlstate == "UW001"
@@ -134,9 +134,9 @@ def test_an_unknown_job_is_a_clear_error(sql: Connection) -> None:
     assert raised.value.diag.message_primary == "underway knows no job <NULL>"
 
 
-NO_DURATIONS = [
+INVALID_DURATIONS = [
     *("-1 microsecond", "-1 day", "365000 days 1 microsecond", "8760001 hours", "1014 years", "293000 years"),
-    # one part undoes the other
+    # one part cancels the other
     *("292000 years -105110000 days", "-292000 years 105130000 days"),
     *("2400000000 hours -99990000 days", "100000000 days -2399000000 hours"),
 ]
@@ -147,11 +147,11 @@ NO_DURATIONS = [
     [
         ("priority => 32768", "UW002"),
         ("priority => -32769", "UW002"),
-        *((f"{option} => interval '{value}'", "UW002") for option in ("delay", "keep") for value in NO_DURATIONS),
-        ("input => 'no json'", "22P02"),
+        *((f"{option} => interval '{value}'", "UW002") for option in ("delay", "keep") for value in INVALID_DURATIONS),
+        ("input => 'not json'", "22P02"),
     ],
 )
-def test_bad_values_are_refused(sql: Connection, argument: str, sqlstate: str) -> None:
+def test_invalid_values_are_refused(sql: Connection, argument: str, sqlstate: str) -> None:
     with pytest.raises(psycopg.Error) as raised:
         enqueued(sql, f"underway.enqueue('orders', {argument})")
     assert raised.value.sqlstate == sqlstate
@@ -161,7 +161,7 @@ def test_bad_values_are_refused(sql: Connection, argument: str, sqlstate: str) -
 @pytest.mark.parametrize(
     "large",
     [
-        pytest.param("to_jsonb(repeat('x', 8388607))", id="a byte too much"),
+        pytest.param("to_jsonb(repeat('x', 8388607))", id="a byte too long"),
         # 1e131071 is stored in a few bytes but printed with 131,072 digits. The second array exceeds the largest text.
         pytest.param("(select jsonb_agg('1e131071'::jsonb) from generate_series(1, 100))", id="13 MB in 2 kB"),
         pytest.param("(select jsonb_agg('1e131071'::jsonb) from generate_series(1, 9000))", id="1.2 GB in 160 kB"),
@@ -177,15 +177,15 @@ def test_an_input_that_is_too_large_as_text_is_refused(sql: Connection, large: s
         assert raised.value.sqlstate == "UW005"
         assert "bytes as JSON text, and at most 8388608 are allowed" in str(raised.value)
     assert sql.execute("select count(*) from underway.run").fetchone() == (0,)
-    most = enqueued(sql, "underway.enqueue('echoes', to_jsonb(repeat('x', 8388606)))")
+    largest = enqueued(sql, "underway.enqueue('echoes', to_jsonb(repeat('x', 8388606)))")
     size = "select input_bytes, octet_length(input::text) from underway.run where id = %s"
-    assert sql.execute(size, [most]).fetchone() == (8388608, 8388608)
+    assert sql.execute(size, [largest]).fetchone() == (8388608, 8388608)
 
 
 @pytest.mark.parametrize("option", ["delay", "keep"])
 @pytest.mark.parametrize("value", ["infinity", "-infinity"])
-def test_for_ever_is_no_duration(sql: Connection, option: str, value: str) -> None:
-    with pytest.raises(psycopg.Error) as raised:  # before PostgreSQL 17 it is no interval at all
+def test_infinity_is_not_a_duration(sql: Connection, option: str, value: str) -> None:
+    with pytest.raises(psycopg.Error) as raised:  # before PostgreSQL 17 it is not an interval
         enqueued(sql, f"underway.enqueue('orders', {option} => interval '{value}')")
     assert raised.value.sqlstate == ("UW002" if sql.info.server_version >= 170000 else "22007")
 
@@ -202,7 +202,7 @@ def test_a_run_of_the_longest_durations_can_end(sql: Connection) -> None:
         assert sql.execute("select underway.cancel(%s)", [new]).fetchone() == (True,)
 
 
-def test_it_belongs_to_the_callers_transaction(sql: Connection) -> None:
+def test_enqueue_is_part_of_the_callers_transaction(sql: Connection) -> None:
     with sql.transaction(force_rollback=True):
         enqueued(sql, "underway.enqueue('orders', '1')")
     with sql.transaction():
@@ -235,7 +235,7 @@ def test_the_callers_settings_do_not_matter(sql: Connection) -> None:
     sql.execute(
         "set search_path = ''; set datestyle = 'SQL, DMY'; set intervalstyle = 'iso_8601'; set timezone = 'UTC+9'"
     )
-    sql.execute("create temp table run (id int)")  # nor do tables of theirs that have our names
+    sql.execute("create temp table run (id int)")  # nor does a table of the caller with one of our names
     sql.execute("set search_path = pg_temp, public")
     new = enqueued(sql, "underway.enqueue('placed', '1')")
     assert sql.execute("select step from underway.run where id = %s", [new]).fetchone() == ("echo",)
@@ -258,7 +258,7 @@ def test_a_notification_only_when_a_supervisor_is_idle(sql: Connection, any_data
             sql.execute("update underway.supervisor set idle = %s", [idle])
             for call in calls.values():
                 call()
-                # one of our own behind it: whatever came before this has come when it does
+                # notifications arrive in order: when this one is here, so are the earlier ones
                 sql.execute("notify underway, 'mark'")
                 heard = []
                 for notify in listener.notifies(timeout=10):
@@ -274,7 +274,9 @@ def enqueue_twice(connection: Connection) -> None:
         enqueued(connection, "underway.enqueue('placed', '2')")
 
 
-def test_end_to_end(sql: Connection, any_database: str, app: Underway, tmp_path: Path) -> None:
+def test_a_supervisor_executes_runs_enqueued_from_sql(
+    sql: Connection, any_database: str, app: Underway, tmp_path: Path
+) -> None:
     order = enqueued(sql, "underway.enqueue('orders', %s::jsonb)", ['{"number": 7, "note": "x"}'])
     strange = enqueued(sql, "underway.enqueue(%s, to_jsonb(%s::text))", [STRANGE, STRANGE])
     without = enqueued(sql, "underway.enqueue('looking')")
@@ -284,7 +286,7 @@ def test_end_to_end(sql: Connection, any_database: str, app: Underway, tmp_path:
         assert handle(app, order).result(20) == Order(7, "x")
         assert handle(app, strange).result(20) == STRANGE
         assert handle(app, without).result(20)["job"] == "looking"
-        # an input that does not fit is known once a worker has looked at it
+        # only a worker finds that an input does not fit its type
         failed = handle(app, misfit)
         while not (attempts := failed.attempts()):
             assert failed.status() is not Status.SUCCEEDED

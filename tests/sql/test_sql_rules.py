@@ -1,4 +1,4 @@
-"""Rules that every SQL file of the package keeps."""
+"""Rules that every SQL file of the package follows."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def texts() -> Iterator[tuple[str, str]]:
             yield f"{folder}/{file.name}", file.read_text()
 
 
-def test_every_statement_that_inserts_a_run_takes_its_place_from_place_run() -> None:
+def test_every_insert_of_a_run_uses_place_run() -> None:
     inserting = {name: len(re.findall(r"insert into underway\.run\b", text)) for name, text in texts()}
     placing = {name: text.count("underway.place_run(") for name, text in texts()}
     assert sum(inserting.values()) == 6
@@ -61,7 +61,7 @@ def test_place_run_is_inlined(any_connection: Connection) -> None:
         ("1 hour", True, "waiting", False, False),
     ],
 )
-def test_where_a_run_is_placed(
+def test_the_place_of_a_run(
     connection: Connection, delay: str, needs_key: bool, state: str, is_due: bool, has_rank: bool
 ) -> None:
     place = "underway.place_run(now(), %s::interval, 7, %s)"
@@ -72,7 +72,7 @@ def test_where_a_run_is_placed(
 
 @pytest.mark.parametrize("columns", ["due_at = null", "rank = null"])
 def test_a_run_that_can_be_claimed_has_a_place_in_line(connection: Connection, columns: str) -> None:
-    """Without one, no claim and no promoter would ever find it."""
+    """Without one, no claim and no promoter would find it."""
     insert = "insert into underway.run (id, job, step, queue, keep, due_at, rank, state, input) values"
     connection.execute(f"{insert} (gen_random_uuid(), 'job', 'step', 'default', '1 day', now(), now(), 'pending', '1')")
     for state in ("pending", "waiting"):
@@ -80,8 +80,8 @@ def test_a_run_that_can_be_claimed_has_a_place_in_line(connection: Connection, c
             connection.execute(f"update underway.run set {columns}, state = '{state}'")
 
 
-def test_every_function_and_view_says_what_it_does(connection: Connection) -> None:
-    silent = """
+def test_every_function_table_and_view_has_a_comment(connection: Connection) -> None:
+    uncommented = """
         select proname from pg_proc
         where pronamespace = 'underway'::regnamespace and obj_description(oid, 'pg_proc') is null
         union all
@@ -89,7 +89,7 @@ def test_every_function_and_view_says_what_it_does(connection: Connection) -> No
         where relnamespace = 'underway'::regnamespace and relkind in ('r', 'v')
             and obj_description(oid, 'pg_class') is null
     """
-    assert value(connection, f"select array_agg(proname) from ({silent}) s") is None
+    assert value(connection, f"select array_agg(proname) from ({uncommented}) s") is None
 
 
 def test_lines_are_at_most_120_characters_long() -> None:

@@ -1,5 +1,6 @@
-"""The connection is killed before and after every statement that decides about a run: nothing is lost, nothing happens
-twice, and the work goes on by itself.
+"""The connection is killed before and after every statement that decides about a run (promises 1 and 3).
+
+Nothing is lost, nothing happens twice, and the work resumes by itself.
 """
 
 import asyncio
@@ -37,8 +38,8 @@ POLICY = Policy(lease=timedelta(seconds=2))
 Cut = tuple[str, str]  # a statement, and a moment
 
 
-class Cutting:
-    """Kills the connection at each of these statements, one after the other, whichever session sends it next."""
+class ConnectionCutter:
+    """Kills the connection at each of these statements in turn, whichever session sends it next."""
 
     def __init__(self, connection: Connection, sessions: Sequence[Interrupted], cuts: Sequence[Cut]) -> None:
         self._connection = connection
@@ -68,7 +69,7 @@ class Cutting:
 
 
 def kill(connection: Connection, pid: int) -> None:
-    """Returns when that backend is gone."""
+    """Returns when the backend is gone."""
     assert value(connection, "select pg_terminate_backend(%s, 10000)", [pid])
 
 
@@ -76,7 +77,7 @@ def kill(connection: Connection, pid: int) -> None:
 
 
 class Case(NamedTuple):
-    """A statement; what has to be cut off for it to be sent at all; and whether it is sent while steps run."""
+    """A statement, the cuts without which it is not sent, and whether it is sent while steps run."""
 
     statement: str
     first: tuple[Cut, ...] = ()
@@ -109,49 +110,49 @@ CASES = [
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("case", CASES, ids=[" ".join([*(cut[0] for cut in c.first), c.statement]) for c in CASES])
-def test_a_statement_cut_off_changes_nothing_in_the_end(
+def test_a_statement_that_is_cut_off_does_not_change_the_results(
     database: str, connection: Connection, case: Case, moment: str
 ) -> None:
-    lapsed = []
+    expired = []
     if case.statement in ("reap_runs", "terminate_transactions"):
-        lapsed.append(insert_held(connection, by=uuid4(), lease_expires_at=AGES_AGO)[0])
+        expired.append(insert_held(connection, by=uuid4(), lease_expires_at=AGES_AGO)[0])
     keyed = insert(connection, state="waiting", concurrency_key="key", concurrency_limit=1)
-    runs = [insert(connection), insert(connection, state="waiting"), keyed, *lapsed]
+    runs = [insert(connection), insert(connection, state="waiting"), keyed, *expired]
 
     async def script(serving: Serving) -> None:
         serve_under(POLICY, serving)
-        cutting = Cutting(connection, [serving.work, serving.leases], [*case.first, (case.statement, moment)])
-        await work(serving, connection, len(runs), lambda: case.while_running and bool(cutting.left))
-        await all_cut(cutting)
+        cutter = ConnectionCutter(connection, [serving.work, serving.leases], [*case.first, (case.statement, moment)])
+        await work(serving, connection, len(runs), lambda: case.while_running and bool(cutter.left))
+        await all_cut(cutter)
 
     assert serve(database, script, workers=len(runs))
     assert value(connection, "select count(*) from underway.run where job <> 'child'") == 0
     children = connection.execute("select input from underway.run where job = 'child'").fetchall()
-    assert sorted(child[0] for child in children) == sorted([*runs, *runs]), "one of each step"
+    assert sorted(child[0] for child in children) == sorted([*runs, *runs]), "one child of each step"
     for run in runs:
         finished = row_of(connection, "finished_run", run)
         assert finished is not None
         assert (finished["state"], finished["attempts"]) == ("succeeded", 0)
         reaped = [("lost", 1), ("succeeded", 2), ("succeeded", 1)]
-        assert attempts_of(connection, run) == (reaped if run in lapsed else [("succeeded", 1), ("succeeded", 1)])
+        assert attempts_of(connection, run) == (reaped if run in expired else [("succeeded", 1), ("succeeded", 1)])
 
 
-async def all_cut(cutting: Cutting) -> None:
-    """Some are only sent when there is nothing else to do."""
+async def all_cut(cutter: ConnectionCutter) -> None:
+    """Waits until every cut is made: some statements are sent only when there is nothing else to do."""
     async with asyncio.timeout(10):
-        while cutting.left:
+        while cutter.left:
             await asyncio.sleep(0.005)
 
 
 def serve_under(policy: Policy, serving: Serving) -> None:
     lanes = {lane: Step(step.name, policy=policy) for lane, step in LANES.items()}
-    serving.silent.roster.lanes = serving.silent.roster.claimable = lanes
+    serving.silent.roster.lanes = lanes
     for worker in serving.silent.roster.active:
         worker.lanes = lanes
 
 
 async def work(serving: Serving, connection: Connection, runs: int, hold: Callable[[], bool]) -> None:
-    """As workers, until so many runs have ended: each step enqueues a child, and none ends while it is held."""
+    """Plays the workers until this many runs have ended: each step enqueues a child, and waits while `hold()`."""
     async with asyncio.timeout(20):
         while value(connection, "select count(*) from underway.finished_run") < runs:
             for worker in serving.silent.roster.active:
@@ -166,28 +167,28 @@ async def work(serving: Serving, connection: Connection, runs: int, hold: Callab
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("statement", ["continue_runs", "deregister_supervisor"])
-def test_a_release_cut_off_gives_back_all_the_same(
+def test_a_release_that_is_cut_off_takes_effect_nevertheless(
     database: str, connection: Connection, statement: str, moment: str
 ) -> None:
-    """By a supervisor that stops, of a task that its worker has not begun."""
+    """A supervisor that stops releases a task that its worker has not started."""
     run = insert(connection)
-    cuttings = []
+    cutters = []
 
     async def script(serving: Serving) -> None:
         (task,) = await serving.all_running(1)
         task.started_at = None
-        cuttings.append(Cutting(connection, [serving.work, serving.leases], [(statement, moment)]))
+        cutters.append(ConnectionCutter(connection, [serving.work, serving.leases], [(statement, moment)]))
 
     assert serve(database, script)
-    assert cuttings[0].left == []
+    assert cutters[0].left == []
     row = now(connection, run)
     assert is_free(row)
     assert (row["attempt_number"], row["releases"]) == (0, 1)
     assert attempts_of(connection, run) == []
 
 
-def test_a_lease_counts_from_when_its_claim_could_be_sent(database: str, connection: Connection) -> None:
-    """Not from when it was wanted, in the middle of an outage: its task would be killed as soon as it began."""
+def test_a_lease_counts_from_the_sending_of_its_claim(database: str, connection: Connection) -> None:
+    """A lease counted from the first try, during an outage, would expire as soon as its task started."""
 
     async def script(serving: Serving) -> None:
         serve_under(Policy(lease=timedelta(seconds=1)), serving)
@@ -203,10 +204,10 @@ def test_a_lease_counts_from_when_its_claim_could_be_sent(database: str, connect
     assert serve(database, script)
 
 
-def test_after_an_outage_others_have_time_to_come_back_before_they_are_reaped(
+def test_after_an_outage_others_have_time_to_reconnect_before_they_are_reaped(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lease, and what they may wait between two tries."""
+    """They have a lease and the longest pause between two attempts to connect."""
     monkeypatch.setattr(reap, "LONGEST_PAUSE", 1.5)
 
     async def script(serving: Serving) -> None:
@@ -222,25 +223,23 @@ def test_after_an_outage_others_have_time_to_come_back_before_they_are_reaped(
         async with asyncio.timeout(20):
             while now(connection, run)["crashes"] == 0:
                 await asyncio.sleep(0.005)
-        assert time.monotonic() - back > 1.4, "nobody was reaped before"
+        assert time.monotonic() - back > 1.4, "the run was reaped too early"
 
     assert serve(database, script)
 
 
-def test_after_a_lock_on_the_table_others_have_a_lease_to_release_what_they_could_not_renew(
-    database: str, connection: Connection
-) -> None:
-    """The connections stay, and the reaper stands in the queue before those who have something to write."""
+def test_after_a_table_lock_others_have_a_lease_to_release_their_tasks(database: str, connection: Connection) -> None:
+    """The connections survive, and the reaper waits in the lock queue ahead of the other supervisors."""
     lease, other = 0.3, uuid4()
 
     async def script(serving: Serving) -> None:
         serve_under(Policy(lease=timedelta(seconds=lease)), serving)
         until = sql.SQL(f"clock_timestamp() + interval '{lease} s'")
-        with psycopg.connect(database) as stranger:
+        with psycopg.connect(database) as other_session:
             run, token = insert_held(connection, by=other, lease_expires_at=until)
-            stranger.execute("lock table underway.run in access exclusive mode")
+            other_session.execute("lock table underway.run in access exclusive mode")
             await asyncio.sleep(2.5 * lease)
-            stranger.rollback()
+            other_session.rollback()
         await asyncio.sleep(lease / 3)
         async with open_store(database, other) as store:
             release = go_on(run, token, step=LANE.step, payload=None, attempt=Attempt("released", started=ago(1.0)))
@@ -255,17 +254,17 @@ def test_after_a_lock_on_the_table_others_have_a_lease_to_release_what_they_coul
     ]
 
 
-def test_a_run_that_cannot_be_filed_keeps_no_other_from_being_taken_back(database: str, connection: Connection) -> None:
+def test_a_run_that_cannot_be_filed_keeps_no_other_from_being_reaped(database: str, connection: Connection) -> None:
     """Inserted directly: runs with maximal counters, and a run that is already finished and gets no second row."""
-    serving_none = {"queue": "none", "lease_expires_at": AGES_AGO}
-    most = 2_000_000_000
+    unserved = {"queue": "none", "lease_expires_at": AGES_AGO}
+    maximum = 2_000_000_000
     finished = insert(connection)
     assert client_queries.cancel(connection, UUID(finished))
-    filed, _ = insert_held(connection, uuid4(), id=finished, **serving_none, crashes=9, max_crashes=1)
+    filed, _ = insert_held(connection, uuid4(), id=finished, **unserved, crashes=9, max_crashes=1)
     others = [
-        insert_held(connection, uuid4(), **serving_none, attempt_number=most)[0],
-        insert_held(connection, uuid4(), **serving_none, crashes=most, max_crashes=most)[0],
-        insert_held(connection, uuid4(), **serving_none)[0],
+        insert_held(connection, uuid4(), **unserved, attempt_number=maximum)[0],
+        insert_held(connection, uuid4(), **unserved, crashes=maximum, max_crashes=maximum)[0],
+        insert_held(connection, uuid4(), **unserved)[0],
     ]
 
     async def script(serving: Serving) -> None:
@@ -274,19 +273,19 @@ def test_a_run_that_cannot_be_filed_keeps_no_other_from_being_taken_back(databas
                 await asyncio.sleep(0.005)
 
     assert serve(database, script)
-    taken_back = {run for (run,) in connection.execute("select run_id::text from underway.attempt")}
-    assert taken_back == {filed, *others}
+    reaped = {run for (run,) in connection.execute("select run_id::text from underway.attempt")}
+    assert reaped == {filed, *others}
     assert client_queries.status(connection, UUID(filed)) == "cancelled"
 
 
-def test_a_statement_that_waits_for_a_lock_on_a_table_is_ended_by_its_own_lock_timeout(database: str) -> None:
-    """The others on its connection have their turn, and whoever waited knows that nobody could do anything."""
+def test_a_statement_that_waits_for_a_table_lock_is_ended_by_its_lock_timeout(database: str) -> None:
+    """Other statements on its connection get their turn, and the supervisor learns that none could write."""
 
     async def ask() -> None:
         async with open_store(database) as store:
             await store.reap(1)
-            with psycopg.connect(database) as stranger:
-                stranger.execute("lock table underway.run in share mode")
+            with psycopg.connect(database) as other_session:
+                other_session.execute("lock table underway.run in share mode")
                 with pytest.raises(DatabaseUnavailable, match="lock timeout"):
                     await store.rehearse_renewal()
             assert store._work.opened == 1
@@ -295,8 +294,8 @@ def test_a_statement_that_waits_for_a_lock_on_a_table_is_ended_by_its_own_lock_t
     asyncio.run(ask())
 
 
-def test_a_full_queue_of_notifications_is_nobodys_data() -> None:
-    """Some stranger listens in a transaction that he does not end, and others notify him: gigabytes, or what is set."""
+def test_a_full_notification_queue_makes_the_database_unavailable() -> None:
+    """A session listens in a transaction that it never ends, so notifications pile up to the configured limit."""
 
     async def ask(url: str) -> None:
         async with open_store(url) as store:
@@ -307,18 +306,18 @@ def test_a_full_queue_of_notifications_is_nobodys_data() -> None:
     with cluster_folder() as folder:
         cluster = Cluster(folder, settings={**SETTINGS, "max_notify_queue_pages": "64"})
         cluster.start()
-        with migrated_database(cluster.url("postgres"), "full") as url, psycopg.connect(url) as stranger:
-            stranger.execute("listen anything")
-            stranger.commit()
-            stranger.execute("select 1")
-            with psycopg.connect(url, autocommit=True) as others, suppress(psycopg.errors.ProgramLimitExceeded):
+        with migrated_database(cluster.url("postgres"), "full") as url, psycopg.connect(url) as other_session:
+            other_session.execute("listen anything")
+            other_session.commit()
+            other_session.execute("select 1")
+            with psycopg.connect(url, autocommit=True) as notifier, suppress(psycopg.errors.ProgramLimitExceeded):
                 while True:
-                    others.execute("select pg_notify('x', repeat('x', 7000) || n) from generate_series(1, 9) n")
+                    notifier.execute("select pg_notify('x', repeat('x', 7000) || n) from generate_series(1, 9) n")
             asyncio.run(ask(url))
 
 
-def test_what_a_standby_that_was_behind_has_in_our_name_is_given_back(database: str, connection: Connection) -> None:
-    """Free of charge, but not before the worker is dead that has it under a token which the standby never saw."""
+def test_after_a_failover_a_run_that_the_standby_has_as_ours_is_released(database: str, connection: Connection) -> None:
+    """It is released without a crash, once the worker is dead that runs it under a token unknown to the standby."""
     run = insert(connection)
 
     async def script(serving: Serving) -> None:
@@ -340,10 +339,10 @@ def test_what_a_standby_that_was_behind_has_in_our_name_is_given_back(database: 
     assert attempts_of(connection, run) == [("succeeded", 1)]
 
 
-def test_what_is_ours_without_our_knowing_is_looked_for_on_each_new_connection(
+def test_runs_that_we_own_unknowingly_are_released_on_each_new_connection(
     database: str, connection: Connection
 ) -> None:
-    """A standby that was behind knows of runs that we have ended since."""
+    """A lagging standby still has runs that we have ended."""
 
     async def script(serving: Serving) -> None:
         while not value(connection, "select count(*) from underway.supervisor where idle"):
@@ -359,8 +358,8 @@ def test_what_is_ours_without_our_knowing_is_looked_for_on_each_new_connection(
 
 @asynccontextmanager
 async def away(session: Interrupted) -> AsyncIterator[None]:
-    """Its server is gone, for this session alone."""
-    at, session._conninfo = session._conninfo, "host=127.0.0.1 port=1"  # where nobody listens
+    """The server is unreachable for this session alone."""
+    at, session._conninfo = session._conninfo, "host=127.0.0.1 port=1"  # a closed port
     await session.close()
     yield
     session._conninfo = at
@@ -371,7 +370,7 @@ async def away(session: Interrupted) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("ending", ["next", "done"])
-def test_a_steps_own_transaction_cut_off_at_any_statement_commits_once(
+def test_a_steps_transaction_that_is_cut_off_at_any_statement_commits_once(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, ending: str, moment: str
 ) -> None:
     step = Step("step", policy=Policy(retry=RetryPolicy(max_attempts=2, initial_interval=timedelta(milliseconds=1))))
@@ -379,7 +378,7 @@ def test_a_steps_own_transaction_cut_off_at_any_statement_commits_once(
     connection.execute("create table effect (run uuid)")
     for trip in range(20):
         run = insert(connection)
-        cut = CutTrip(connection, trip, moment)
+        cut = RoundTripCut(connection, trip, moment)
         with monkeypatch.context() as patch:
             patch.setattr(StepConnection, "wait", cut.wait)
             play(database, partial(run_step, database=database, run=run, ending=ending), step=step)
@@ -397,16 +396,16 @@ def test_a_steps_own_transaction_cut_off_at_any_statement_commits_once(
         assert [outcome for outcome, _ in attempts_of(connection, run)][-1] == "succeeded"
         assert value(connection, "select count(*) from underway.run where input::text = %s", [f'"{run}"']) == 1
         connection.execute("delete from underway.run")
-        if cut.trips <= trip:  # the whole transaction was shorter
+        if cut.trips <= trip:  # the whole transaction has fewer round trips
             break
     first_success = outcomes.index("succeeded")
     assert outcomes == ["failed"] * first_success + ["succeeded"] * (len(outcomes) - first_success)
-    # begin, effect, whose transaction it is, the hand-over, and COMMIT itself, which is the one that decides
+    # begin, effect, transaction_token, the hand-over, and COMMIT, which decides
     assert first_success == (5 if moment == "before" else 4)
 
 
-class CutTrip:
-    """In place of `StepConnection.wait`, through which all goes that talks to the server: kills at the nth time."""
+class RoundTripCut:
+    """Replaces `StepConnection.wait`, which every round trip passes through, and kills the connection at the nth."""
 
     def __init__(self, connection: Connection, trip: int, moment: str) -> None:
         self._connection = connection
@@ -433,7 +432,7 @@ class CutTrip:
 
 
 async def run_step(committing: Committing, database: str, run: str, ending: str) -> None:
-    """As a worker runs it and its supervisor hears of it."""
+    """Runs the step as a worker does, and reports its outcome as its supervisor does."""
     task = committing.task(run)
     child = spawn(f'"{run}"', parent=task.token)
 

@@ -10,7 +10,7 @@ import pytest
 from apps import extremes
 from db import Connection, insert, insert_held, open_store, value
 from harness import Supervisor, eventually
-from test_plans import Explaining
+from test_plans import ExplainingConnection
 
 from underway import Status, Underway
 from underway.ids import new_id
@@ -24,12 +24,12 @@ ATTEMPT = (
 )
 
 
-def migrated(database: str) -> None:
+def recover_by_migration(database: str) -> None:
     with psycopg.connect(database) as connection:
         assert migrate.migrate(connection) == []
 
 
-def supervised(database: str) -> None:
+def recover_by_supervisor(database: str) -> None:
     async def main() -> None:
         async with open_store(database) as store:
             await store.stop_requested()
@@ -37,45 +37,45 @@ def supervised(database: str) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("bring_up", [migrated, supervised])
-@pytest.mark.parametrize("known", ["pending", "in progress", "attempt"])
+@pytest.mark.parametrize("recover", [recover_by_migration, recover_by_supervisor])
+@pytest.mark.parametrize("source", ["pending", "in progress", "attempt"])
 def test_the_next_token_is_greater_than_those_of_the_rows(
-    any_database: str, bring_up: Callable[[str], None], known: str
+    any_database: str, recover: Callable[[str], None], source: str
 ) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
-        if known == "attempt":
+        if source == "attempt":
             connection.execute(ATTEMPT, [new_id(), 2000])
-        elif known == "pending":
+        elif source == "pending":
             insert(connection, token=2000)
         else:
             insert_held(connection, new_id(), token=2000)
         connection.execute(FORGET)
-        bring_up(any_database)
+        recover(any_database)
         token = value(connection, NEXT)
         assert token > 2000
-        bring_up(any_database)
-        assert value(connection, NEXT) == token + 1, "no further than it has to"
+        recover(any_database)
+        assert value(connection, NEXT) == token + 1, "no further than necessary"
 
 
-@pytest.mark.parametrize("bring_up", [migrated, supervised])
-def test_a_token_that_was_never_drawn_does_not_end_the_sequence(
-    database: str, connection: Connection, bring_up: Callable[[str], None]
+@pytest.mark.parametrize("recover", [recover_by_migration, recover_by_supervisor])
+def test_a_token_that_was_never_drawn_does_not_exhaust_the_sequence(
+    database: str, connection: Connection, recover: Callable[[str], None]
 ) -> None:
     insert(connection, token=2**63 - 1)
     connection.execute(ATTEMPT, [new_id(), 2**63 - 1])
     insert(connection, token=2000)
     connection.execute(FORGET)
-    bring_up(database)
+    recover(database)
     assert 2000 < value(connection, NEXT) < 2**62
 
 
-def test_tokens_go_forwards_only(connection: Connection) -> None:
+def test_the_token_sequence_only_advances(connection: Connection) -> None:
     connection.execute("select underway.advance_token_sequence(500)")
     connection.execute("select underway.advance_token_sequence(400)")
     assert value(connection, NEXT) == 501
 
 
-def test_a_second_attempt_is_recorded_on_a_server_that_has_no_sequence(
+def test_a_second_attempt_is_recorded_on_a_server_without_the_sequence(
     connection: Connection, bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
 ) -> None:
     """(It had the token of the first attempt, and the step was repeated until its crashes were used up.)"""
@@ -94,7 +94,7 @@ def test_a_second_attempt_is_recorded_on_a_server_that_has_no_sequence(
     ]
 
 
-def test_the_largest_token_is_not_looked_for_among_all(any_database: str) -> None:
+def test_the_largest_token_is_found_without_reading_every_row(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         connection.execute(
             "insert into underway.attempt (run_id, token, attempt_number, finished_at, step, outcome)"
@@ -108,7 +108,7 @@ def test_the_largest_token_is_not_looked_for_among_all(any_database: str) -> Non
         connection.execute("analyze underway.run, underway.attempt")
 
         async def touched() -> Any:
-            session = Explaining(any_database, ", analyze, buffers")
+            session = ExplainingConnection(any_database, ", analyze, buffers")
             try:
                 await session.fetch("recover_tokens")
             finally:

@@ -1,4 +1,4 @@
-"""unique_key: while a run of the job has the key, whoever enqueues gets that run."""
+"""unique_key: while a live run of the job has the key, an enqueue returns that run."""
 
 import threading
 from collections import Counter
@@ -55,12 +55,12 @@ def test_the_key_is_free_once_the_run_has_ended(connection: Connection) -> None:
     assert second != first
 
 
-def test_a_key_is_the_jobs_own(connection: Connection) -> None:
+def test_jobs_do_not_share_unique_keys(connection: Connection) -> None:
     runs = [keyed.imports.enqueue({"account": 7}), keyed.free.enqueue({}, unique_key="7")]
     assert [run.created for run in runs] == [True, True]
 
 
-def test_a_key_for_one_run_in_python_and_sql(connection: Connection) -> None:
+def test_a_unique_key_given_at_enqueue_in_python_and_sql(connection: Connection) -> None:
     first = keyed.free.enqueue({"a": 1}, unique_key="k{a}")
     assert not keyed.free.enqueue({"b": 1}, unique_key="k1").created
     assert in_sql(connection, "free", '{"b": 1}', ", unique_key => 'k1'") == first.id
@@ -95,37 +95,37 @@ def test_in_bulk_each_value_gets_its_run(connection: Connection) -> None:
     assert len(stored) == len(set(accounts))
 
 
-def test_enqueue_belongs_to_the_callers_transaction(connection: Connection, database: str) -> None:
+def test_enqueue_is_part_of_the_callers_transaction(connection: Connection, database: str) -> None:
     enqueueing: list[Callable[[psycopg.Connection[Any]], object]] = [
-        lambda mine: keyed.imports.enqueue_many([{"account": 1}, {"account": 2}], conn=mine),
-        lambda mine: keyed.imports.enqueue({"account": 3}, conn=mine),
-        lambda mine: keyed.free.enqueue_many([{}, {}], conn=mine),
+        lambda caller: keyed.imports.enqueue_many([{"account": 1}, {"account": 2}], conn=caller),
+        lambda caller: keyed.imports.enqueue({"account": 3}, conn=caller),
+        lambda caller: keyed.free.enqueue_many([{}, {}], conn=caller),
     ]
-    with psycopg.connect(database) as mine:
+    with psycopg.connect(database) as caller:
         for enqueue in enqueueing:
-            enqueue(mine)  # also as the first statement of the transaction
-            mine.rollback()
+            enqueue(caller)  # also as the first statement of the transaction
+            caller.rollback()
     assert value(connection, "select count(*) from underway.run") == 0
 
 
 @pytest.mark.parametrize("by", ["python", "sql", "bulk"])
-def test_sixteen_racing_sessions_make_one_run_per_key(database: str, connection: Connection, by: str) -> None:
+def test_sixteen_racing_sessions_create_one_run_per_key(database: str, connection: Connection, by: str) -> None:
     sessions, accounts = 16, list(range(15))
     barrier = threading.Barrier(sessions)
 
     def race(number: int) -> list[tuple[int, UUID, bool]]:
-        with psycopg.connect(database, autocommit=True) as mine:
+        with psycopg.connect(database, autocommit=True) as caller:
             order = sorted(accounts, key=lambda account: (account * 7 + number * 5) % 16)
             barrier.wait(20)
             if by == "bulk":
-                runs = keyed.imports.enqueue_many(({"account": account} for account in order), conn=mine)
+                runs = keyed.imports.enqueue_many(({"account": account} for account in order), conn=caller)
                 return [(account, run.id, run.created) for account, run in zip(order, runs, strict=True)]
             made = []
             for account in order:
                 if by == "sql":
-                    made.append((account, in_sql(mine, "imports", f'{{"account": {account}}}'), False))
+                    made.append((account, in_sql(caller, "imports", f'{{"account": {account}}}'), False))
                 else:
-                    run = keyed.imports.enqueue({"account": account}, conn=mine)
+                    run = keyed.imports.enqueue({"account": account}, conn=caller)
                     made.append((account, run.id, run.created))
             return made
 
@@ -141,37 +141,39 @@ def test_sixteen_racing_sessions_make_one_run_per_key(database: str, connection:
         assert creators == Counter(accounts)
 
 
-def test_keys_that_end_meanwhile_are_enqueued_again(database: str, connection: Connection) -> None:
-    """Whoever enqueues may be told of a run that ends just then; a key that nobody holds must not be the answer."""
+def test_an_enqueue_returns_a_run_even_if_the_run_with_the_key_ends_meanwhile(
+    database: str, connection: Connection
+) -> None:
+    """The returned run may just be ending, but an enqueue always returns one."""
     ended = threading.Event()
 
     def cancel_all() -> None:
-        with psycopg.connect(database, autocommit=True) as mine:
+        with psycopg.connect(database, autocommit=True) as caller:
             while not ended.is_set():
-                mine.execute("delete from underway.run")
+                caller.execute("delete from underway.run")
 
     canceller = threading.Thread(target=cancel_all)
     canceller.start()
     try:
-        with psycopg.connect(database, autocommit=True) as mine:
+        with psycopg.connect(database, autocommit=True) as caller:
             for _ in range(200):
-                assert keyed.imports.enqueue({"account": 1}, conn=mine).id
-                assert in_sql(mine, "imports", '{"account": 1}')
+                assert keyed.imports.enqueue({"account": 1}, conn=caller).id
+                assert in_sql(caller, "imports", '{"account": 1}')
     finally:
         ended.set()
         canceller.join()
 
 
-def test_an_open_transaction_with_the_key_decides_first(database: str, connection: Connection) -> None:
-    with ThreadPoolExecutor(1) as pool, psycopg.connect(database) as mine:
-        first = keyed.imports.enqueue({"account": 1}, conn=mine)
+def test_an_enqueue_waits_for_an_open_transaction_with_the_key(database: str, connection: Connection) -> None:
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database) as caller:
+        first = keyed.imports.enqueue({"account": 1}, conn=caller)
         waiting = pool.submit(lambda: keyed.imports.enqueue({"account": 1}))
         blocked = (
             "select exists (select from pg_stat_activity "
             "where wait_event_type = 'Lock' and datname = current_database())"
         )
         eventually(lambda: value(connection, blocked))
-        mine.commit()
+        caller.commit()
         assert waiting.result(20) == first
         assert not waiting.result().created
 
@@ -184,7 +186,7 @@ def test_a_run_keeps_its_unique_key_through_its_steps(start_supervisor: Callable
     assert keyed.same.enqueue({"account": 1}, unique_key="once").created
 
 
-def test_a_step_cannot_enqueue_a_unique_run_without_a_transaction_of_its_own() -> None:
+def test_cx_enqueue_refuses_a_job_with_a_unique_key() -> None:
     from underway.worker.logging_setup import PLAIN_LOGS
     from underway.worker.step_context import Services, StepContext
 

@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from committing import NEXT, NEXT_LANE, Interrupted, attempts_of
 from db import LANE, Connection, ago, insert, row_of, value
+from rosters import roster_of
 
 from underway.definition.manifest import Job, Lane, Manifest, Policy, Step
 from underway.postgres import admin_queries
@@ -24,7 +25,6 @@ from underway.supervisor.tasks import dispatch
 from underway.supervisor.tasks.ended import Ended
 from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation, decide
-from underway.supervisor.workers.roster import Roster
 from underway.wire import messages as wire
 
 # Longer than any of these tests: what a lapse would take back counts as stuck.
@@ -41,9 +41,11 @@ class SilentWorker:
     pid = 7
     ready = True
     most_pipelined = 1_000
+    generation = 0
 
     def __init__(self) -> None:
         self.lanes = LANES
+        self.killing = False
         self.manifest = Manifest((Job(LANE.job, STEPS),))
         self.tasks: dict[int, Task] = {}
         self.revoked: set[int] = set()
@@ -74,16 +76,6 @@ class SilentGuardian:
     def stand_down(self) -> None: ...
 
 
-class SilentRoster(Roster):
-    claimable: dict[Lane, Step] = LANES
-
-    def __init__(self, workers: int) -> None:
-        super().__init__(workers)
-        active: list[Any] = self.active
-        active += [SilentWorker() for _ in range(workers)]
-        self.lanes = LANES
-
-
 class SilentPool:
     listener: Any = None
     guardian = SilentGuardian()
@@ -91,7 +83,7 @@ class SilentPool:
     trouble = ""
 
     def __init__(self, workers: int) -> None:
-        self.roster = SilentRoster(workers)
+        self.roster = roster_of([SilentWorker() for _ in range(workers)], LANES)
         self.descendants = self
 
     def stop_booting(self) -> None: ...

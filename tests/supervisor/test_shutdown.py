@@ -147,7 +147,7 @@ def test_term_while_the_database_is_down(
     eventually(lambda: busy.status() is Status.IN_PROGRESS)
     doomed.app.close()
     cluster.stop("immediate")
-    supervisor.until("the database is away")
+    supervisor.until("cannot connect to the database, trying again")
     supervisor.send(signal.SIGTERM)
     # Its running step is over in 3 s, the last try to write takes 10.
     assert supervisor.wait(25) == 1

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from db import LANE, LANES, STEP, Connection, ago, held_task
 from psycopg.rows import TupleRow
+from rosters import roster_of
 
 from underway.definition.manifest import Lane, Step
 from underway.postgres.reconnecting import STATEMENT_SECONDS, ReconnectingConnection
@@ -62,10 +63,9 @@ class IdleWorker:
         self.most_pipelined = 1_000
 
 
-class IdleCrew:
+class IdlePool:
     def __init__(self, workers: int, lanes: dict[Lane, Step]) -> None:
-        self.active = [IdleWorker() for _ in range(workers)]
-        self.lanes = lanes
+        self.roster = roster_of([IdleWorker() for _ in range(workers)], lanes)
 
 
 class Committing:
@@ -83,8 +83,8 @@ class Committing:
         self.continued: list[float] = []
         self.stayed: list[Task] = []
         self.unknown = 0
-        crew: Any = IdleCrew(workers, lanes or {})
-        self.dispatch = Dispatch(crew, self.held)
+        pool: Any = IdlePool(workers, lanes or {})
+        self.dispatch = Dispatch(pool, self.held)
         signals = Signals()
         signals.run_pending.connect(lambda: self.continued.append(0.0))
         signals.run_due_in.connect(self.continued.append)

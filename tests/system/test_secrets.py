@@ -185,7 +185,7 @@ def test_a_supervisor_at_work_tells_it_nowhere(
             assert not told(arguments), arguments
         # The server goes and comes back: what is said of that does not tell it either.
         guarded.stop("immediate")
-        supervisor.until("the database is away")
+        supervisor.until("cannot connect to the database, trying again")
         guarded.start()
         basic.app.close()
         assert basic.numbers.enqueue(2).result(timeout=30) == 2

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+from rosters import roster_of
 
 from underway.definition.manifest import Lane, Step
 from underway.guardian import lease_clock
@@ -19,7 +20,6 @@ from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation
 from underway.supervisor.workers.limits import LEASE_MARGIN, Limits
 from underway.supervisor.workers.process import WorkerProcess
-from underway.supervisor.workers.roster import Roster
 from underway.wire import messages as wire
 
 LANE = Lane("queue", "job", "step")
@@ -76,9 +76,7 @@ class StubGuardian:
 class StubPool:
     def __init__(self, *workers: StubWorker) -> None:
         self.guardian = StubGuardian()
-        self.roster = Roster(len(workers))
-        active: list[Any] = self.roster.active
-        active += workers
+        self.roster = roster_of(workers)
 
 
 def on(*workers: StubWorker) -> Dispatch:

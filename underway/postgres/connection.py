@@ -1,12 +1,12 @@
-"""From the name of a database to connections of ours."""
+"""The connection string of a database, and its label for people."""
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from underway.errors import InvalidOption
 
-# A server that is gone is noticed within seconds, also when nothing answers any more (a cut cable, a black hole):
-# the kernel's own defaults take a quarter of an hour, far longer than any lease.
+# Detect a dead server within seconds, even if no packet comes back (a cut cable, a dropped route). The kernel's
+# defaults take a quarter of an hour, far longer than any lease.
 _PARAMETERS: dict[str, str | int] = {
     "application_name": "underway",
     "target_session_attrs": "read-write",
@@ -19,25 +19,25 @@ _PARAMETERS: dict[str, str | int] = {
 
 
 def conninfo(database: str) -> str:
-    """What to connect with. Starts the embedded Postgres if that is what `database` names.
+    """The connection string to use. Starts the embedded Postgres if `database` names it.
 
-    Settings that the caller gave win over ours, but for the encoding. Raises InvalidOption for a text that is no
-    connection string; the message does not repeat it, since it may hold a password.
+    The caller's settings override ours, except the encoding. Raises InvalidOption if `database` is not a connection
+    string; the message does not contain it, because it may hold a password.
     """
     if database == "embedded:":
-        from underway.postgres import embedded  # psycopg users without the wheel never come here
+        from underway.postgres import embedded  # imported here, because most users do not have the wheel
 
         database = embedded.url()
     try:
         given = conninfo_to_dict(database)
-        if not database.strip():  # libpq would take it for a server on this host
+        if not database.strip():  # libpq would connect to a server on this host
             raise psycopg.ProgrammingError
     except psycopg.ProgrammingError:
         raise InvalidOption(
             "invalid database: expected a connection string (postgresql://user@host/name or key=value) or embedded:"
         ) from None
-    # A role, a database or PGCLIENTENCODING may have any. Under SQL_ASCII psycopg returns bytes for text: the first
-    # claim ended the supervisor.
+    # A role, a database or PGCLIENTENCODING may set another encoding. With SQL_ASCII psycopg returns bytes for text.
+    # (The first claim ended the supervisor.)
     return make_conninfo("", **{**_PARAMETERS, **given, "client_encoding": "utf8"})
 
 

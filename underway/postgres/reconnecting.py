@@ -1,4 +1,4 @@
-"""One connection of a supervisor that comes back by itself."""
+"""A connection of a supervisor that reconnects by itself."""
 
 import asyncio
 import contextlib
@@ -30,62 +30,65 @@ STATEMENT_SECONDS = 10.0
 ANSWER_SECONDS = 2.0
 # Between two tries to open a connection.
 LONGEST_PAUSE = 5.0
-# Maximum interval between two warnings with the same reason. A schema that is too new remains so until an operator
+# Maximum interval between two warnings with the same reason. A schema that is too new stays too new until an operator
 # acts.
 _LONGEST_SILENCE = 60.0
-# After a statement that the server has refused, as long as it does.
+# Pauses after a statement that the server has refused; they grow while it refuses.
 _LEAST_PAUSE = 0.2
 _MOST_PAUSE = 2.0
 _SETTINGS = {
     "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
-    # No statement of ours waits for a row; whatever else it waits for is a lock on a table, which may last for an hour.
-    # It had better ask again, and let others on its connection do so too, than stand in line: a reaper that did was let
-    # in before those who were to release what they could not renew, and charged them with crashes.
+    # Our statements never wait for a row lock, so they can only wait for a table lock, which may last for an hour.
+    # Retrying is better than waiting in the lock queue, because other statements need the connection too. (A reaper in
+    # the queue got the lock before supervisors that had to release runs they could not renew. It charged their runs
+    # with crashes.)
     "lock_timeout": "1s",
-    # A role may have one; ours rest between two looks.
+    # A role may have one, and our connections are idle between two polls.
     "idle_session_timeout": "0",
     "default_transaction_isolation": "read\\ committed",
-    # Whatever else a role's own path holds, and anybody may have put there: our statements name what is ours.
+    # A role's own search path may contain objects of other users. Our statements qualify every name.
     "search_path": "pg_catalog,pg_temp",
-    # psycopg reads no other style, and a database may have any for its default.
+    # psycopg reads only these styles, and a database may have others as its default.
     "datestyle": "ISO",
     "intervalstyle": "postgres",
     # All digits of a float: with fewer, the database's clock was minutes off, and leases were reaped while they ran.
     "extra_float_digits": "1",
-    # Right after a bulk load, before the first ANALYZE, the planner prefers a bitmap scan and a sort of the whole
-    # backlog to the index that has the order already: 422 ms instead of 0.6.
+    # After a bulk load and before the first ANALYZE, the planner prefers a bitmap scan and a sort of the whole backlog
+    # to the index that is already in order: 422 ms instead of 0.6.
     "enable_bitmapscan": "off",
     "enable_seqscan": "off",
-    # Planned once, not at each execution: planning a commit takes four times as long as committing one attempt. What
-    # makes generic plans a trap here is a nested loop over the arrays, quadratic in a plan that expects ten rows; with
-    # the scans above and this one switched off only one plan is left, whatever the table held when it was made.
+    # Plan once, not at each execution: planning a commit takes four times as long as committing one attempt. The danger
+    # of a generic plan is a nested loop over the arrays: the planner expects ten rows, and with more the loop is
+    # quadratic. Without nested loops and the scans above only one plan is left, whatever the table held when it was
+    # planned.
     "plan_cache_mode": "force_generic_plan",
     "enable_nestloop": "off",
-    # Up to PostgreSQL 17 a scan that is switched off but needed all the same counts as so dear that the statement is
+    # Up to PostgreSQL 17, a disabled scan that is the only possible one has such a high cost that the statement is
     # compiled first: 650 ms for each commit instead of 2.
     "jit": "off",
 }
-# Since PostgreSQL 17, and whoever does not know it refuses the connection: so only where somebody has set it. What is
-# shorter than the deadline above would otherwise end, with the whole session, each statement that takes so long.
+# Older servers than PostgreSQL 17 refuse a connection with this setting, so it is sent only where a timeout is set. A
+# timeout that is shorter than STATEMENT_SECONDS would end the whole session together with a long statement.
 _NO_TRANSACTION_TIMEOUT = {"transaction_timeout": "0"}
 
-# The parameters are to blame: repeating the statement with them would fail for ever.
+# The parameters are to blame: repeating the statement with them would always fail.
 _DATA_ERRORS = (
     psycopg.DataError,
     psycopg.IntegrityError,
     psycopg.errors.ProgramLimitExceeded,
     psycopg.errors.StatementTooComplex,
 )
-# Where a full queue of notifications is found, since a stranger listens in a transaction that he does not end. Its code
-# is that of a limit, but no statement's data is to blame: attempts were failed for it, and the supervisor ended.
+# The source of the error "too many notifications in the NOTIFY queue": a session listens in a transaction that it does
+# not end. The error has the code of a program limit, but the data is not to blame. (It failed attempts, and ended the
+# supervisor.)
 _NOTIFYING = "PreCommit_Notify"
-# The connection is good, this statement had bad luck. Anything else (a standby that was promoted elsewhere, a server
-# shutting down) wants a new connection.
+# The connection still works; only this statement failed. After other errors (another standby was promoted, the server
+# shuts down) a new connection is needed.
 _TRANSIENT_ERRORS = (
     psycopg.errors.QueryCanceled,
     psycopg.errors.LockNotAvailable,
     psycopg.errors.TransactionRollback,
-    psycopg.errors.OutOfMemory,  # above all of shared memory: all the server's sessions together have too many locks
+    psycopg.errors.OutOfMemory,  # usually of shared memory: all sessions of the server together hold too many locks
 )
 
 
@@ -94,13 +97,12 @@ class DatabaseUnavailable(Exception):
 
 
 class ReconnectingConnection:
-    """Runs statements one at a time on a connection that is opened, and opened again, when it is needed.
+    """Runs statements one at a time on a connection that is opened, and reopened, when it is needed.
 
-    Statements are prepared at their first use. Behind a pooler that is not possible, and they are planned each time.
+    Statements are prepared at their first use. Behind a pooler this is impossible, and they are planned each time.
 
-    `on_notify` is given the payload of each notification, whether it comes between statements or with one; `on_broken`
-    is called when the connection breaks while nobody uses it; `on_open` may say something on each new connection before
-    anybody else does.
+    `on_notify` is called with the payload of each notification. `on_broken` is called when the connection breaks while
+    it is idle. `on_open` is called with each new connection before its first statement.
     """
 
     def __init__(self, conninfo: str) -> None:
@@ -111,19 +113,19 @@ class ReconnectingConnection:
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self._lock = asyncio.Lock()
         self._watched: int | None = None
-        self._pauses: dict[str, float] = {}  # how long to wait when this statement fails once more
-        self.opened = 0  # how often: whoever keeps state in the session compares this
-        self.sent_at = 0.0  # when the latest statement left, monotonic: it may have waited for a connection
+        self._pauses: dict[str, float] = {}  # how long to pause when this statement fails again
+        self.opened = 0  # how often; callers compare it to detect that their session state is gone
+        self.sent_at = 0.0  # when the latest statement was sent (monotonic), after any wait for a connection
         self.leased_from = 0.0  # the same instant on the lease clock
 
     async def open(self) -> psycopg.AsyncConnection[TupleRow]:
         """The connection; if it is closed, make one attempt to open it.
 
-        Raises DatabaseAway. If the schema does not fit, raises SchemaError only if this session was never open before,
-        and DatabaseAway later, because a restore makes the schema disappear temporarily. (A restore ended all
+        Raises DatabaseUnavailable. If the schema does not fit, raises SchemaError at the first connection only, and
+        DatabaseUnavailable later, because a restore makes the schema disappear temporarily. (A restore ended all
         supervisors with exit code 4.)
         """
-        async with self._lock:  # two who find it closed must not open one each
+        async with self._lock:  # two callers that find it closed must not both open one
             return await self._open()
 
     async def _open(self) -> psycopg.AsyncConnection[TupleRow]:
@@ -155,7 +157,7 @@ class ReconnectingConnection:
         return connection
 
     async def _connect(self) -> psycopg.AsyncConnection[TupleRow]:
-        """Settings go with the start of the connection, never with SET: a pooler would pass them on to strangers."""
+        """Settings are sent when the connection starts, never with SET: a pooler would leave them to other clients."""
         try:
             connection = await self._connect_with(_SETTINGS)
             if await _limits_transactions(connection):
@@ -165,7 +167,7 @@ class ReconnectingConnection:
         except psycopg.OperationalError as error:
             if "unsupported startup parameter" not in str(error):
                 raise
-            log.warning("a pooler refuses our settings (%s), going on without", ", ".join(_SETTINGS))
+            log.warning("a pooler refuses these settings, continuing without them: %s", ", ".join(_SETTINGS))
             return await _connect(self._conninfo, prepare_threshold=None)
 
     async def _connect_with(self, settings: Mapping[str, str]) -> psycopg.AsyncConnection[TupleRow]:
@@ -178,8 +180,8 @@ class ReconnectingConnection:
     ) -> list[TupleRow]:
         """Rows of a named statement. Waits indefinitely for a connection, then at most `seconds` for the statement.
 
-        Raises DatabaseAway if the connection breaks or the server refuses, and psycopg.Error if the parameters cannot
-        be stored.
+        Raises DatabaseUnavailable if the connection breaks or the server refuses, and psycopg.Error if the parameters
+        cannot be stored.
         """
         try:
             rows = await self._execute(statements()[statement], parameters, seconds)
@@ -198,7 +200,7 @@ class ReconnectingConnection:
             connection = await self._open_patiently()
             self._unwatch()
             self.sent_at, self.leased_from = time.monotonic(), lease_clock.now()
-            patience = asyncio.get_running_loop().call_later(seconds + ANSWER_SECONDS, _hang_up, connection)
+            deadline = asyncio.get_running_loop().call_later(seconds + ANSWER_SECONDS, _hang_up, connection)
             try:
                 if seconds <= STATEMENT_SECONDS:
                     return await _rows(connection, sql, parameters)
@@ -208,14 +210,14 @@ class ReconnectingConnection:
                     await self.close()
                 raise
             finally:
-                patience.cancel()
+                deadline.cancel()
                 self._watch()
 
     async def _pause_after(self, statement: str) -> None:
-        """Whatever the caller does next, a statement that fails at once must not spin.
+        """Keep a statement that fails at once from being repeated in a tight loop.
 
-        Ever longer while it fails and others may not: a disk is full, a grant is gone. (A commit that could not be
-        written was sent, and said to have been interrupted, seven times a second.)
+        The pause grows while this statement fails, even if others succeed: the disk may be full, or a grant missing. (A
+        commit that could not be written was sent, and logged as interrupted, seven times a second.)
         """
         pause = self._pauses.get(statement, _LEAST_PAUSE)
         self._pauses[statement] = min(2 * pause, _MOST_PAUSE)
@@ -228,10 +230,10 @@ class ReconnectingConnection:
                 return await self._open()
             except DatabaseUnavailable as error:
                 if str(error) != said or time.monotonic() >= silent_until:
-                    log.warning("the database is away, trying again in %.1f s: %s", pause, error)
+                    log.warning("cannot connect to the database, trying again in %.1f s: %s", pause, error)
                     said, silent_until = str(error), time.monotonic() + silence
                     silence = min(silence * 2, _LONGEST_SILENCE)
-                # Jitter: a fleet that lost its database together must not come back in step.
+                # Jitter: supervisors that lost the database together must not all reconnect at the same instant.
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
                 pause = min(pause * 2, LONGEST_PAUSE)
 
@@ -244,7 +246,7 @@ class ReconnectingConnection:
     # Between statements
 
     def _watch(self) -> None:
-        """Hear notifications while nothing is executed; while something is, the driver reads them."""
+        """Read notifications between statements; during a statement, the driver reads them."""
         if self.on_notify is not None and self._connection is not None and not self._connection.closed:
             self._watched = self._connection.fileno()
             asyncio.get_running_loop().add_reader(self._watched, self._on_readable, self._connection)
@@ -255,7 +257,7 @@ class ReconnectingConnection:
             self._watched = None
 
     def _on_readable(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
-        # First of all: a connection found broken closes its descriptor, and the next one may get the same.
+        # Before anything else: a broken connection closes its descriptor, and the next connection may reuse its number.
         self._unwatch()
         try:
             connection.pgconn.consume_input()
@@ -286,14 +288,14 @@ async def _rows_in_longer(
     parameters: Mapping[str, Any] | None,
     seconds: float,
 ) -> list[TupleRow]:
-    """Rows of a statement with its own timeout, set for its transaction: a pooler would share a session's setting."""
+    """Rows of a statement with its own timeout, set for one transaction because a pooler shares session settings."""
     async with connection.transaction():
         await connection.execute(statements()["set_deadline"], {"deadline": f"{seconds:.0f}s"})
         return await _rows(connection, sql, parameters)
 
 
 def _hang_up(connection: psycopg.AsyncConnection[TupleRow]) -> None:
-    """Let a statement that waits for its answer find the connection closed."""
+    """Shut the connection down, so that a statement that waits for its answer fails."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
         end.shutdown(socket.SHUT_RDWR)
 

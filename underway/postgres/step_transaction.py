@@ -1,4 +1,4 @@
-"""The transaction of a step: what `cx.tx` gives, and how the hand-over becomes the last thing in it."""
+"""The transaction of a step: the connection behind `cx.tx`, and the hand-over as its last statement."""
 
 import contextlib
 import os
@@ -23,12 +23,12 @@ _NO_INTERRUPTS = contextlib.nullcontext()
 
 
 def transaction_name(token: int) -> str:
-    """What pg_stat_activity calls the transaction of an attempt, as its application_name."""
+    """The application_name of an attempt's session in pg_stat_activity."""
     return f"underway {token}"
 
 
 class StepConnection(psycopg.Connection[tuple[Any, ...]]):
-    """Lent to a step for the length of one transaction, which is not the step's to end."""
+    """Lent to a step for one transaction, which the step must not end."""
 
     returned = False
 
@@ -46,18 +46,18 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
         )
 
     def close(self) -> None:
-        if not self.returned and os.getpid() == self._pid:  # otherwise it belongs to the next step, or to the parent
+        if not self.returned and os.getpid() == self._pid:  # else it belongs to the next step, or to the parent process
             super().close()
 
     def cursor(self, *args: Any, **options: Any) -> Any:
-        self._refuse_child()  # before the lock, which a thread of the parent may have held at the fork
+        self._refuse_child()  # before taking the lock: a thread of the parent may have held it at the fork
         return super().cursor(*args, **options)
 
     def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
-        """All that talks to the server comes through here."""
+        """Every exchange with the server passes through this method."""
         self._refuse_child()
         if self.returned:
-            raise InsideStep("this connection was lent to an attempt that has ended; take cx.tx anew in each step")
+            raise InsideStep("this connection was lent to an attempt that has ended; read cx.tx again in each step")
         return super().wait(gen, *args, **options)
 
     def _refuse_child(self) -> None:
@@ -68,23 +68,23 @@ class StepConnection(psycopg.Connection[tuple[Any, ...]]):
                 "the step's own process, or open a separate connection in the child"
             )
 
-    def anew(self) -> "StepConnection":
-        """The same session for the next step. A thread that this one has left behind must not write into it there."""
-        with self.lock:  # held by a thread for each thing it says to the server
+    def renewed(self) -> "StepConnection":
+        """The same session as a new object for the next step. A thread that this step has left cannot use it."""
+        with self.lock:  # a thread holds it during each exchange with the server
             self.returned = True
         fresh = StepConnection(self.pgconn)
-        fresh._prepared = self._prepared  # the session has them still
+        fresh._prepared = self._prepared  # the session still has them
         fresh.prepare_threshold = None
         return fresh
 
     def __del__(self, *_: Any) -> None:
-        """Without psycopg's warning: the session goes on in another one's hands, or goes with its worker."""
+        """Without psycopg's warning: another object uses the session, or it ends with the worker."""
 
 
 class StepTransactions:
-    """Those of one worker, one after the other, on a connection that stays open and is opened again when it broke.
+    """The step transactions of one worker, one at a time, on a connection that stays open and is reopened if it breaks.
 
-    It hands over in the name of the supervisor that owns the runs.
+    Hand-overs are written in the name of the supervisor, which owns the runs.
     """
 
     def __init__(self, conninfo: str, owner: UUID, host: str) -> None:
@@ -94,9 +94,9 @@ class StepTransactions:
         self._connection: StepConnection | None = None
 
     def begin(self, token: int) -> StepConnection:
-        """Raises psycopg.OperationalError if there is no connection to be had."""
+        """Raises psycopg.OperationalError if it cannot connect."""
         if self._connection is not None and self._connection.info.transaction_status == TransactionStatus.IDLE:
-            with contextlib.suppress(psycopg.OperationalError):  # it broke while nobody used it
+            with contextlib.suppress(psycopg.OperationalError):  # it broke while it was idle
                 return self._begin_on(self._connection, token)
         self.close()
         self._connection = StepConnection.connect(self._conninfo, prepare_threshold=None)
@@ -115,11 +115,11 @@ class StepTransactions:
         spawned: list[dict[str, Any]],
         interruptible: AbstractContextManager[None] = _NO_INTERRUPTS,
     ) -> None:
-        """Hand over, and commit that with what the step has written.
+        """Hand over, and commit the hand-over together with the step's writes.
 
-        If this raises, nothing is committed, but for a connection that breaks during COMMIT itself: then only the
-        attempt's row can tell. `interruptible` is entered while the hand-over waits for another transaction. Raises
-        Fail if the step itself made the hand-over impossible.
+        If this raises, nothing is committed, unless the connection breaks during COMMIT: then only the attempt row
+        tells. `interruptible` is entered while the hand-over waits for another transaction. Raises Fail if the step
+        itself made the hand-over impossible.
         """
         self._check(row.token)
         if isinstance(row, FinishRun):
@@ -155,7 +155,7 @@ class StepTransactions:
         )
 
     def rehearse(self, token: int) -> None:
-        """Refuse what `commit` would refuse, deferred constraints among it; then roll back."""
+        """Raise what `commit` would raise, also for deferred constraints; then roll back."""
         try:
             self._check(token)
             assert self._connection is not None
@@ -164,7 +164,7 @@ class StepTransactions:
             self.roll_back()
 
     def _check(self, token: int) -> None:
-        """Whether what the step wrote is still in the transaction that was begun for it, and can be committed."""
+        """Raise unless the transaction that was begun for the step is still open and can be committed."""
         assert self._connection is not None
         status = self._connection.info.transaction_status
         if self._connection.closed:
@@ -183,7 +183,7 @@ class StepTransactions:
             )
 
     def roll_back(self) -> None:
-        """Whatever state it is in; never raises."""
+        """Roll back in any state. Never raises."""
         if self._connection is None:
             return
         if self._connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
@@ -195,24 +195,24 @@ class StepTransactions:
             self.close()
 
     def close(self) -> None:
-        """A query of an interrupted step may go on for the moment: our supervisor will terminate its backend."""
+        """A query of an interrupted step may continue for a moment, until the supervisor terminates its session."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def _rest(self) -> None:
-        """What a step has changed about the session is not the next one's."""
+        """Undo the step's changes to the session, and take it away from the step."""
         assert self._connection is not None
-        self._connection = self._connection.anew()
+        self._connection = self._connection.renewed()
         try:
             self._connection.autocommit = True
             OwnClientCursor(self._connection).execute(statements()["forget_step"])
             self._connection.autocommit = False
-        except psycopg.Error:  # among them that of a thread that was quicker, and has begun something
+        except psycopg.Error:  # also if a thread of the step has begun a transaction meanwhile
             self._connection.close()
 
     def _fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """Planned for these very parameters: a plan for any may have been made while the table was empty."""
+        """Not prepared: a generic plan may have been made while the table was empty."""
         assert self._connection is not None
         with OwnCursor(self._connection) as cursor:
             return cursor.execute(statements()[statement], parameters, prepare=False).fetchall()

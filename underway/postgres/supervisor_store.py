@@ -1,4 +1,4 @@
-"""What a supervisor asks of Postgres, statement by statement. Every write of an attempt is fenced in its SQL."""
+"""All statements of a supervisor, one method each. Every write of an attempt is fenced in its SQL."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
@@ -18,7 +18,7 @@ from underway.postgres.transitions import AdvanceRun, FinishRun, continue_parame
 
 _FIRST = UUID(int=0)
 ANY_SIZE = 2**62
-# A due time is taken when the run is written, and may be over when that is committed: hardly ever by more than this.
+# A due time is computed when the run is written, and may have passed when the run is committed; by at most this.
 _LATE_SECONDS = 1.0
 
 
@@ -45,12 +45,12 @@ class Renewal(NamedTuple):
 
 
 class Lanes:
-    """Lanes with the policies they are claimed under, and how far each has been claimed.
+    """Lanes with the policies they are claimed under, and a cursor for each: the last run that was claimed.
 
-    Every run that leaves a lane leaves a dead entry at its head, which stays until the next vacuum, and as long as
-    some old snapshot lives: three minutes of one took a claim from 2 to 68 ms. So a claim may begin behind the last
-    run that was claimed, the lane's cursor. What came to stand before a cursor since (a retry, a release, a higher
-    priority) is found by a claim that begins at the start of the lane.
+    Each claimed run leaves a dead index entry at the start of its lane until the next vacuum, and a vacuum cannot
+    remove entries that an old snapshot may see. (A snapshot of three minutes slowed a claim down from 2 to 68 ms.) So a
+    claim may begin behind the cursor. Runs that have been placed before the cursor since then (a retry, a release, a
+    higher priority) are found by a claim that begins at the start of the lane.
     """
 
     def __init__(self, lanes: Iterable[tuple[Lane, Policy]]) -> None:
@@ -70,13 +70,13 @@ class Lanes:
         return {**self._columns, **(self._starts if from_start else self._cursors)}
 
     def advance_cursor(self, lane: int, rank: float, run: str) -> None:
-        """This run is the last one claimed of a lane, which is named by its index."""
+        """Move the cursor of a lane, given by its index, to this run."""
         self._cursors["cursors"][lane] = rank
         self._cursors["cursor_ids"][lane] = run
 
 
 class Store:
-    """One supervisor's view of the queue. `work` commits; `leases` claims and renews, beside it and never behind it."""
+    """One supervisor's view of the queue. `work` commits; `leases` claims and renews, and never waits for a commit."""
 
     def __init__(self, work: ReconnectingConnection, leases: ReconnectingConnection, owner: UUID, host: str) -> None:
         self._work = work
@@ -109,7 +109,7 @@ class Store:
         """Claim up to `tasks` runs in the order of their ranks.
 
         Their inputs together have at most `size` bytes; a single larger run is claimed alone. Unless `from_start`, each
-        lane is read only from its mark on.
+        lane is read only from its cursor on.
         """
         limits = {"tasks": tasks, "candidates": candidates, "suspects": suspects, "size": size}
         parameters = {**lanes.columns(from_start=from_start), "owner": self._owner, **limits}
@@ -125,7 +125,7 @@ class Store:
 
     @property
     def claim_sent_at(self) -> float:
-        """When the claim that has just returned was sent."""
+        """When the latest claim was sent."""
         return self._leases.sent_at
 
     @property
@@ -135,7 +135,7 @@ class Store:
 
     @property
     def commit_sent_at(self) -> float:
-        """When a hand-over left, or whatever else commits were waiting for."""
+        """When the latest statement on the connection for commits was sent."""
         return self._work.sent_at
 
     @property
@@ -146,7 +146,7 @@ class Store:
     async def finish(
         self, rows: Sequence[FinishRun], spawned: list[dict[str, Any]], *, seconds: float = STATEMENT_SECONDS
     ) -> set[int]:
-        """Commit these and return the tokens for which the fence held; the others are locked by somebody or lost."""
+        """Commit these and return the tokens for which the fence held; the other runs are locked or lost."""
         parameters = finish_parameters(rows, spawned, self._owner, self._host)
         done = await self._work.fetch("finish_runs", parameters, seconds=seconds)
         self._note_locked_keys(done)
@@ -160,10 +160,10 @@ class Store:
         *,
         seconds: float = STATEMENT_SECONDS,
     ) -> dict[int, int | None]:
-        """Like finish, for runs that go on.
+        """Like finish, for runs that move to a next step.
 
-        A run for which `keep` has a policy stays ours, claimed anew under it: the new token is returned with the old.
-        A run that goes to a step with a concurrency key cannot stay.
+        A run for which `keep` has a policy is claimed again at once, under that policy: its new token is returned with
+        the old one. A run whose next step has a concurrency key cannot be claimed again at once.
         """
         parameters = continue_parameters(rows, spawned, self._owner, self._host, keep)
         done = await self._work.fetch("continue_runs", parameters, seconds=seconds)
@@ -178,10 +178,7 @@ class Store:
         return bool(rows)
 
     async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> dict[tuple[str, int], bool]:
-        """Which of these runs are still ours, with their tokens, and whether somebody has cancelled them.
-
-        Asked on the connection that the caller uses.
-        """
+        """Which of these runs this supervisor still owns, as (run, token), and whether each has been cancelled."""
         session = self._leases if on_leases else self._work
         rows = await session.fetch("owned_runs", {"ids": UUIDs(runs), "owner": self._owner})
         return {(run, token): cancelled for run, token, cancelled in rows}
@@ -189,14 +186,14 @@ class Store:
     async def recorded(
         self, attempts: Sequence[tuple[str, int]], *, on_leases: bool = False
     ) -> dict[tuple[str, int], str]:
-        """The outcomes of those that are written already."""
+        """The outcomes of those of these attempts that have been written."""
         session = self._leases if on_leases else self._work
         ids, tokens = zip(*attempts, strict=True)
         rows = await session.fetch("recorded_attempts", {"ids": UUIDs(ids), "tokens": Int8s(tokens)})
         return {(run, token): outcome for run, token, outcome in rows}
 
     async def renew(self, renewals: Sequence[Renewal]) -> set[str]:
-        """Extend leases; the runs not returned are locked by somebody or lost."""
+        """Extend leases. Returns the renewed runs; the others are locked or lost."""
         ids, tokens, leases, progress = zip(*renewals, strict=True)
         parameters = {
             "ids": UUIDs(ids),
@@ -208,7 +205,7 @@ class Store:
         return {run for (run,) in await self._leases.fetch("renew_leases", parameters)}
 
     async def release_unknown(self, known: Collection[str]) -> None:
-        """Give back what is ours without our knowing: all but these runs."""
+        """Release all runs that this supervisor owns, except those that it knows."""
         claimed = await self._leases.fetch("claimed_runs", {"owner": self._owner})
         unknown = [(run, token) for run, token in claimed if run not in known]
         if unknown:
@@ -217,38 +214,38 @@ class Store:
             await self._leases.fetch("release_unknown", parameters)
 
     async def cancel_requests(self) -> list[tuple[str, int, int, int]]:
-        """Run, token, attempts and crashes of each run of ours that somebody has cancelled.
+        """Run, token, attempts and crashes of each cancelled run of this supervisor.
 
-        Asked behind the claims, on their connection: whatever one of those has taken is known when this returns.
+        Sent on the connection of the claims: when it returns, the runs of all earlier claims are known.
         """
         rows = await self._leases.fetch("cancel_requests", {"owner": self._owner})
         return [(run, token, attempts, crashes) for run, token, attempts, crashes in rows]
 
     async def paused_queues(self) -> Set[str]:
-        """The names of the paused queues, read on the connection of the claims, as cancel_requests is."""
+        """The names of the paused queues. Sent on the connection of the claims, as cancel_requests is."""
         return {queue for (queue,) in await self._leases.fetch("paused_queues")}
 
     async def rehearse_renewal(self) -> float:
-        """Raises DatabaseAway when nobody can renew a lease, even if there is none to renew; else the time it was."""
+        """The database's time. Raises DatabaseUnavailable if leases cannot be renewed, even if there are none."""
         rows = await self._work.fetch("rehearse_renewal")
         return float(rows[0][0])
 
     async def reap(
         self, limit: int, expired_by: float | None = None, *, passing_over: int = 0
     ) -> list[tuple[str, int, str | None]]:
-        """Take back what has expired, by now or that time: (run, token, final state if that was its end) of each.
+        """Take back runs whose leases have expired, by now or by `expired_by`: (run, token, final state or None).
 
-        Raises psycopg.Error if one of them holds what cannot be written; the first so many are passed over.
+        Raises psycopg.Error if the data of one of them cannot be written. The first `passing_over` are skipped.
         """
         parameters = {"limit": limit, "expired_by": expired_by, "passing_over": passing_over}
         rows = await self._work.fetch("reap_runs", parameters)
         self._note_locked_keys(rows)
         return [(run, token, final) for run, token, final, _ in rows]
 
-    # Like reap, these raise psycopg.Error if a row's data is refused; `passing_over` skips that number of rows.
+    # Like reap, these raise psycopg.Error if a row's data is refused, and skip the first `passing_over` rows.
 
     async def expire(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
-        """Remove so many finished runs whose keep has passed; unless `from_start`, only those behind the last ones."""
+        """Remove up to `limit` expired finished runs; unless `from_start`, begin after the last one removed."""
         since = -math.inf if from_start else self._expired_since
         rows = await self._work.fetch("expire_runs", {"limit": limit, "since": since, "passing_over": passing_over})
         self._expired_since = max((expires_at for (expires_at,) in rows), default=since)
@@ -260,9 +257,9 @@ class Store:
         return len(await self._work.fetch("promote_runs", parameters))
 
     async def join_key_queue(self, limit: int, *, from_start: bool = True, passing_over: int = 0) -> int:
-        """Let due runs get in line for their keys; pass on these keys and those that were locked.
+        """Put due runs in line for their keys, and grant these keys and those that were locked before.
 
-        Returns how many it looked at: if none, nothing has become pending.
+        Returns the number of runs examined; if it is 0, no run has become pending.
         """
         since = -math.inf if from_start else self._due_since
         locked, self.locked_keys = self.locked_keys, set()
@@ -273,7 +270,7 @@ class Store:
         return int(rows[0][0]) if rows else 0
 
     async def sweep_keys(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
-        """Pass on free keys among so many behind `after`; returns where to go on, ("", "") when that was the end."""
+        """Grant free keys among the next `limit` keys after `after`. Returns the last one, or ("", "") at the end."""
         rows = await self._work.fetch("sweep_keys", {"queue": after[0], "key": after[1], "limit": limit})
         self._note_locked_keys(rows)
         queue, key, _ = rows[0] if rows else (None, None, None)
@@ -288,9 +285,9 @@ class Store:
                 return
 
     async def seconds_until_due(self, *, from_start: bool = True) -> float | None:
-        """Unless `from_start` only of runs that were not yet due at the last look, or hardly.
+        """None if no run waits. Unless `from_start`, runs that were due at the last call are not considered.
 
-        Of those before it there are only dead entries: all that have waited since the last vacuum. See Lanes.
+        Their index entries are mostly dead ones, of all runs that have waited since the last vacuum. See Lanes.
         """
         since = -math.inf if from_start else self._due_since
         seconds: float | None
@@ -303,7 +300,7 @@ class Store:
         return bool(rows[0][0])
 
     async def terminate(self, tokens: Iterable[int]) -> None:
-        """End the backends in which these attempts' own transactions are still open."""
+        """Terminate the server processes in which the `cx.tx` transactions of these attempts are still open."""
         await self._leases.fetch("terminate_transactions", {"names": Texts(map(transaction_name, tokens))})
 
     async def register(self, *, pid: int, app: str, lanes: Iterable[Lane] = (), trouble: str = "") -> None:
@@ -327,7 +324,7 @@ class Store:
         await self._work.fetch("register_queue", {"name": name, "dead_letter": dead_letter})
 
     async def stranded_lanes(self) -> list[Lane]:
-        """Where runs have been pending for a minute that no living supervisor serves."""
+        """The lanes with runs that have been pending for a minute and that no live supervisor serves."""
         return [Lane(*row) for row in await self._work.fetch("long_stranded_lanes")]
 
     async def stop_requested(self) -> bool:
@@ -343,7 +340,7 @@ class Store:
         return bool(rows[0][0])
 
     async def set_idle(self, idle: bool, queues: Iterable[str] | None = None) -> None:
-        """While idle, work in these queues is notified; in all of them if none are named."""
+        """While a supervisor is idle, it is notified of work in these queues, or in all if `queues` is None."""
         named = None if queues is None else Texts(sorted(queues))
         await self._work.fetch("set_idle", {"id": self._owner, "idle": idle, "queues": named})
 

@@ -1,4 +1,4 @@
-"""Databases that come and go with a test, and time that passes in them."""
+"""Databases that are created and dropped with a test, and time that the test advances."""
 
 import time
 from collections.abc import Iterator
@@ -18,33 +18,33 @@ _EMPTY_SECONDS = 5.0
 
 @contextmanager
 def database(server: str, name: str, *, template: str | None = None) -> Iterator[str]:
-    """The URL of a new database in place of any of that name; dropped at the end, whoever is connected to it."""
-    name_of_it = sql.Identifier(name)
+    """The URL of a new database, which replaces any of that name. At the end it is dropped, even if it is in use."""
+    identifier = sql.Identifier(name)
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database if exists {} with (force)").format(name_of_it))
+        connection.execute(sql.SQL("drop database if exists {} with (force)").format(identifier))
         source = _copied(connection, template) if template else sql.SQL("")
-        connection.execute(sql.SQL("create database {} {}").format(name_of_it, source))
+        connection.execute(sql.SQL("create database {} {}").format(identifier, source))
         try:
             yield make_conninfo(server, dbname=name)
         finally:
             _empty(connection, name)
-            connection.execute(sql.SQL("drop database if exists {} with (force)").format(name_of_it))
+            connection.execute(sql.SQL("drop database if exists {} with (force)").format(identifier))
 
 
 def _copied(connection: psycopg.Connection[Any], template: str) -> sql.Composable:
-    """File by file where nothing is synced: half the work of page by page, but its checkpoints wait for the disk."""
+    """Copy file by file if fsync is off: half the work of copying pages, but its checkpoints wait for the disk."""
     source = sql.SQL("template {}").format(sql.Identifier(template))
     synced = connection.execute("show fsync").fetchone() == ("on",)
-    if synced or connection.info.server_version < 150000:  # which knows no other way
+    if synced or connection.info.server_version < 150000:  # older servers have no strategies
         return source
     return source + sql.SQL(" strategy file_copy")
 
 
 def _empty(connection: psycopg.Connection[Any], name: str) -> None:
-    """Wait until nobody is connected to it.
+    """Wait until no session is connected to the database.
 
-    Postgres itself looks for that ten times a second only: of the 70 ms that a drop took, 60 were spent asleep, beside
-    a session that had been closed just now and was gone in one.
+    Postgres polls for this only ten times a second: a drop took 70 ms, and slept for 60 of them although the last
+    session was gone after one.
     """
     deadline = time.monotonic() + _EMPTY_SECONDS
     while fetch(connection, "end_sessions", {"database": name}) and time.monotonic() < deadline:

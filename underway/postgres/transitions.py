@@ -1,7 +1,7 @@
-"""How an attempt ends, as the rows and parameters of the fenced statements that write it.
+"""The rows and parameters of the fenced statements that write the end of an attempt.
 
-Two write them: a supervisor for many attempts at once, and a worker for the one that used `cx.tx`, in the transaction
-of its step. Both must write the very same, so it is built here.
+A supervisor runs them for many attempts at once; a worker runs them for an attempt that used `cx.tx`, in the
+transaction of its step. Both must write the same, so the parameters are built here.
 """
 
 import time
@@ -17,10 +17,10 @@ from underway.wire.messages import NextStep
 
 
 class Attempt(NamedTuple):
-    """What the attempt row will say.
+    """The content of an attempt row.
 
-    Times are instants of our monotonic clock; Postgres is told how long ago they were. `started` is None for a task
-    that never was, `ended` None for now.
+    Times are on this host's monotonic clock; Postgres is told how long ago they were. `started` is None for a task that
+    was never started, `ended` is None for now.
     """
 
     outcome: str
@@ -45,7 +45,7 @@ class FinishRun(NamedTuple):
 
 
 class AdvanceRun(NamedTuple):
-    """The run goes on: at its next step with `payload`, or at the same step with what it has (queue is None)."""
+    """The run continues: at its next step with `payload`, or at the same step with the stored input (queue is None)."""
 
     run: str
     token: int
@@ -67,7 +67,7 @@ class AdvanceRun(NamedTuple):
 
 
 class AttemptRef(Protocol):
-    """An attempt as it was claimed; supervisor and worker each have their own view of it."""
+    """An attempt as it was claimed. The supervisor and the worker each have their own class for it."""
 
     @property
     def run(self) -> str: ...
@@ -134,7 +134,7 @@ def continue_parameters(
     host: str,
     keep: Sequence[Policy | None] | None = None,
 ) -> dict[str, Any]:
-    """For continue_runs. A run for which `keep` has a policy stays with its supervisor, claimed anew under it."""
+    """For continue_runs. A run for which `keep` has a policy is claimed again at once, by its supervisor."""
     keep = [None] * len(rows) if keep is None else keep
     columns = dict(zip(AdvanceRun._fields, zip(*rows, strict=True), strict=True))
     return {
@@ -164,7 +164,7 @@ def continue_parameters(
 
 
 def _attempt_columns(notes: Iterable[Attempt]) -> dict[str, Any]:
-    """Postgres' clock decides: it is told how long ago things happened, not when."""
+    """Only Postgres' clock counts, so instants are sent as the number of seconds since then."""
     outcomes, errors, started, ended, pids, cpu_seconds, peak_rss = zip(*notes, strict=True)
     now = time.monotonic()
     return {

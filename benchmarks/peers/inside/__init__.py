@@ -1,6 +1,6 @@
-"""What runs in a peer's own environment, one module for each: the harness talks to it through __main__.
+"""What runs in a peer's own environment, one module per peer. The harness talks to it through __main__.
 
-Everything a process needs to know comes in its environment, as some queues start workers that import the app anew.
+All parameters are environment variables, because some queues start workers that import the app again.
 """
 
 import json
@@ -11,22 +11,22 @@ DATABASE, REDIS, OPTIONS = "UNDERWAY_PEERS_DATABASE", "UNDERWAY_PEERS_REDIS", "U
 
 
 class Queue(Protocol):
-    """What the harness wants of a queue. A module with these functions is one."""
+    """What the harness needs of a queue. A module with these functions implements it."""
 
     def prepare(self) -> None:
-        """Make what the queue needs in its empty database."""
+        """Create what the queue needs in an empty database."""
 
     def enqueue(self, task: str, values: list[int]) -> None:
-        """As fast as the queue knows how. `task` is a key of TASKS."""
+        """Enqueue in the fastest way that the queue offers. `task` is a key of TASKS."""
 
-    def left(self) -> int:
-        """The number of tasks that the queue has not finished."""
+    def unfinished(self) -> int:
+        """The number of unfinished tasks in the queue."""
 
     def finished_at(self) -> float | None:
-        """When the queue recorded the last end, in seconds since the epoch, by its own account; None if it has none."""
+        """When the queue recorded the last end, in seconds since the epoch; None if it records no times."""
 
-    def work(self) -> None:
-        """Be a worker, until killed."""
+    def run_worker(self) -> None:
+        """Run a worker until it is killed."""
 
 
 def database() -> str:
@@ -38,7 +38,7 @@ def redis() -> str:
 
 
 def options() -> dict[str, Any]:
-    """Those of the setting under which the queue is measured, and `rescue`, the seconds after which it may take a task
-    from a worker of which nothing is heard."""
+    """The options of the setting that is measured, and `rescue`: the seconds after which the queue may retry the tasks
+    of an unresponsive worker."""
     found: dict[str, Any] = json.loads(os.environ[OPTIONS])
     return found

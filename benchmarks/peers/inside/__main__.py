@@ -1,6 +1,6 @@
 """python -m benchmarks.peers.inside NAME client|worker
 
-A client reads a request a line, {"do": ..., ...}, and answers each with a line, {"answer": ...} or {"error": ...}.
+A client reads one request per line, {"action": ..., ...}, and replies with a line {"result": ...} or {"error": ...}.
 """
 
 import importlib
@@ -12,10 +12,10 @@ import time
 import traceback
 from typing import Any, cast
 
-from benchmarks.peers import tape
+from benchmarks.peers import event_log
 from benchmarks.peers.inside import Queue
 
-# Between single tasks, uneven: nothing periodic on either side may fall into step with it.
+# Random pauses between tasks, so that they do not synchronize with anything periodic.
 _PAUSES = (0.02, 0.05)
 
 
@@ -23,34 +23,34 @@ def main() -> None:
     name, role = sys.argv[1:]
     queue = cast(Queue, importlib.import_module(f"benchmarks.peers.inside.{name}_app"))
     if role == "worker":
-        queue.work()
+        queue.run_worker()
     else:
         _serve(queue)
 
 
 def _serve(queue: Queue) -> None:
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is not an answer
+    os.dup2(2, 1)  # what a library prints must not be read as a reply
     for line in sys.stdin:
         try:
-            reply = {"answer": _answer(queue, **json.loads(line))}
+            reply = {"result": _call(queue, **json.loads(line))}
         except Exception as problem:
             traceback.print_exc()
             reply = {"error": f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"}
         print(json.dumps(reply), file=replies, flush=True)
 
 
-def _answer(queue: Queue, do: str, **about: Any) -> Any:
-    if do == "trickle":
-        return _trickle(queue, **about)
-    return getattr(queue, do)(**about)
+def _call(queue: Queue, action: str, **arguments: Any) -> Any:
+    if action == "enqueue_one_by_one":
+        return _enqueue_one_by_one(queue, **arguments)
+    return getattr(queue, action)(**arguments)
 
 
-def _trickle(queue: Queue, count: int) -> None:
-    """Enqueue no-ops one at a time, each time noting when the call was made."""
+def _enqueue_one_by_one(queue: Queue, count: int) -> None:
+    """Enqueue no-ops one at a time, and record the time of each call."""
     for value in range(count):
         time.sleep(random.uniform(*_PAUSES))
-        tape.mark(tape.CALLED, value)
+        event_log.record(event_log.CALLED, value)
         queue.enqueue("nothing", [value])
 
 

@@ -6,7 +6,7 @@ from redis import Redis
 from benchmarks.peers.inside import options, redis, tasks
 
 _setting = options()
-# How often it looks for what a dead worker has not acknowledged; every tenth time is the default.
+# How often celery restores the unacknowledged tasks of a dead worker; by default only every tenth check does so.
 _RESTORE_SECONDS = 5
 
 app = Celery("peers", broker=redis())
@@ -27,7 +27,7 @@ _redis = Redis.from_url(redis())
 
 
 def prepare() -> None:
-    """It makes its queue when the first task comes."""
+    """Nothing to do: celery creates its queue with the first task."""
 
 
 def enqueue(task: str, values: list[int]) -> None:
@@ -36,7 +36,7 @@ def enqueue(task: str, values: list[int]) -> None:
             perform.apply_async((task, value), producer=producer)
 
 
-def left() -> int:
+def unfinished() -> int:
     return int(_redis.llen("celery")) + int(_redis.hlen("unacked"))
 
 
@@ -44,7 +44,7 @@ def finished_at() -> float | None:
     return None
 
 
-def work() -> None:
+def run_worker() -> None:
     app.worker_main(
         ["worker", "--pool", "prefork", "--concurrency", str(_setting["concurrency"]), "--loglevel", "WARNING",
          "--without-gossip", "--without-mingle"]

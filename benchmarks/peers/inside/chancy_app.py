@@ -9,7 +9,7 @@ from chancy.plugins.recovery import Recovery
 
 from benchmarks.peers.inside import database, options, postgres, tasks
 
-# How often it sees to leadership and to what dead workers have left.
+# How often chancy checks the leadership and recovers the jobs of dead workers.
 _POLL_SECONDS = 5
 
 
@@ -57,20 +57,20 @@ def enqueue(task: str, values: list[int]) -> None:
         pass
 
 
-def left() -> int:
+def unfinished() -> int:
     return postgres.count("chancy_jobs where state in ('pending', 'running', 'retrying')")
 
 
 def finished_at() -> float | None:
-    """Its completed_at is when the worker saw the end, up to seconds before it writes that down."""
+    """None: completed_at is when the worker saw the end, up to seconds before it is recorded."""
     return None
 
 
-def work() -> None:
-    asyncio.run(_work())
+def run_worker() -> None:
+    asyncio.run(_run_worker())
 
 
-async def _work() -> None:
+async def _run_worker() -> None:
     rescue = options()["rescue"]
     async with (
         _chancy() as chancy,

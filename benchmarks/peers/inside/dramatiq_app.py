@@ -1,4 +1,4 @@
-"""dramatiq: processes with threads on Redis. It acknowledges a message when its task has ended."""
+"""dramatiq: processes with threads on Redis. A message is acknowledged after its task has ended."""
 
 import sys
 
@@ -22,7 +22,7 @@ _redis = Redis.from_url(redis())
 
 
 def prepare() -> None:
-    """It makes its queue when the first message comes."""
+    """Nothing to do: dramatiq creates its queue with the first message."""
 
 
 def enqueue(task: str, values: list[int]) -> None:
@@ -30,7 +30,7 @@ def enqueue(task: str, values: list[int]) -> None:
         perform.send(task, value)
 
 
-def left() -> int:
+def unfinished() -> int:
     # The hash holds a message from enqueue to acknowledgement.
     return int(_redis.hlen("dramatiq:default.msgs"))
 
@@ -39,6 +39,6 @@ def finished_at() -> float | None:
     return None
 
 
-def work() -> None:
+def run_worker() -> None:
     sys.argv = ["dramatiq", __name__, "--processes", str(_setting["processes"]), "--threads", str(_setting["threads"])]
     sys.exit(main())

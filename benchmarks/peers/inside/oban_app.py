@@ -1,4 +1,4 @@
-"""oban: jobs in the event loop of one process, which is what `oban start` is."""
+"""oban: jobs in the event loop of one process, as `oban start` runs them."""
 
 import asyncio
 
@@ -10,11 +10,11 @@ from psycopg.types.json import set_json_dumps, set_json_loads
 
 from benchmarks.peers.inside import database, options, postgres, tasks
 
-# As its command line does.
+# As oban's command line does.
 set_json_dumps(orjson.dumps)
 set_json_loads(orjson.loads)
 
-# How often it looks for jobs that have been executing for too long.
+# How often oban looks for jobs that have been executing for too long.
 _LIFELINE_SECONDS = 5
 
 _loop = uvloop.new_event_loop()
@@ -50,7 +50,7 @@ def enqueue(task: str, values: list[int]) -> None:
     _loop.run_until_complete(send())
 
 
-def left() -> int:
+def unfinished() -> int:
     return postgres.count("oban_jobs where completed_at is null")
 
 
@@ -58,11 +58,11 @@ def finished_at() -> float | None:
     return postgres.latest("completed_at", "oban_jobs")
 
 
-def work() -> None:
-    uvloop.run(_work())
+def run_worker() -> None:
+    uvloop.run(_run_worker())
 
 
-async def _work() -> None:
+async def _run_worker() -> None:
     setting = options()
     lifeline = {"interval": _LIFELINE_SECONDS, "rescue_after": setting["rescue"]}
     pool = await Oban.create_pool(database())

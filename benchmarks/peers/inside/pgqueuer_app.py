@@ -1,4 +1,4 @@
-"""pgqueuer: everything in the event loop of one process, as in its own benchmark: asyncpg, uvloop, a batch of jobs."""
+"""pgqueuer: jobs in the event loop of one process, with asyncpg, uvloop and batches, as in its own benchmark."""
 
 import asyncio
 import json
@@ -13,8 +13,8 @@ from pgqueuer.queries import Queries
 
 from benchmarks.peers.inside import database, options, tasks
 
-# How often an idle worker looks for jobs of which it was not notified, those of a dead worker among them.
-_LOOK_SECONDS = 5
+# How often an idle worker polls for jobs without a notification, such as those of a dead worker.
+_POLL_SECONDS = 5
 
 _loop = uvloop.new_event_loop()
 _opened: list[asyncpg.Connection] = []
@@ -47,7 +47,7 @@ def enqueue(task: str, values: list[int]) -> None:
     _loop.run_until_complete(send())
 
 
-def left() -> int:
+def unfinished() -> int:
     return int(_value("select count(*) from pgqueuer"))
 
 
@@ -65,18 +65,18 @@ def _value(query: str) -> Any:
     return _loop.run_until_complete(ask())
 
 
-def work() -> None:
-    uvloop.run(_work())
+def run_worker() -> None:
+    uvloop.run(_run_worker())
 
 
-async def _work() -> None:
+async def _run_worker() -> None:
     setting = options()
     pgq = PgQueuer.from_asyncpg_connection(await asyncpg.connect(database()))
 
     @pgq.entrypoint("perform")
     async def perform(job: Job) -> None:
         task, value = json.loads(job.payload or b"")
-        if setting["threads"]:  # what its documentation says to do with code that blocks
+        if setting["threads"]:  # what its documentation recommends for blocking code
             await asyncio.to_thread(tasks.perform, task, value)
         else:
             tasks.perform(task, value)
@@ -85,5 +85,5 @@ async def _work() -> None:
         batch_size=setting["batch_size"],
         max_concurrent_tasks=setting["max_concurrent_tasks"],
         heartbeat_timeout=timedelta(seconds=setting["rescue"]),
-        dequeue_timeout=timedelta(seconds=_LOOK_SECONDS),
+        dequeue_timeout=timedelta(seconds=_POLL_SECONDS),
     )

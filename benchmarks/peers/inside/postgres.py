@@ -1,4 +1,4 @@
-"""Two questions to the queue's database, for the queues that are on psycopg."""
+"""Two queries of the queue's database, for the queues that use psycopg."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from benchmarks.peers.inside import database
 
 
 def count(rows: str) -> int:
-    """Of rows, as they stand after `from`."""
+    """Count rows; `rows` is what follows `from` in the query."""
     return int(_value(f"select count(*) from {rows}"))
 
 
 def latest(column: str, rows: str) -> float | None:
-    """In seconds since the epoch; None if there is none."""
+    """The latest time in this column, in seconds since the epoch; None without rows."""
     moment: float | None = _value(f"select extract(epoch from max({column}))::float8 from {rows}")
     return moment
 

@@ -1,4 +1,4 @@
-"""procrastinate: sync tasks run in a thread, async ones in the worker's event loop."""
+"""procrastinate: synchronous tasks run in a thread, asynchronous ones in the worker's event loop."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from procrastinate import App, JobContext, PsycopgConnector
 
 from benchmarks.peers.inside import database, options, postgres, tasks
 
-# Often enough that looking for stalled jobs is not what one waits for; "seconds" is the documented sixth field.
+# Every 5 seconds, so that the check for stalled jobs adds little delay. The sixth field is seconds, as documented.
 _STALLED_CRON = "* * * * * */5"
 
 app = App(connector=PsycopgConnector(conninfo=database()))
@@ -27,7 +27,7 @@ async def perform_in_loop(task: str, value: int) -> None:
 @app.periodic(cron=_STALLED_CRON)
 @app.task(queueing_lock="retry_stalled_jobs", pass_context=True)
 async def retry_stalled_jobs(context: JobContext, timestamp: int) -> None:
-    """As its documentation has it."""
+    """As its documentation recommends."""
     manager = context.app.job_manager
     for job in await manager.get_stalled_jobs(seconds_since_heartbeat=options()["rescue"]):
         await manager.retry_job(job)
@@ -43,7 +43,7 @@ def enqueue(task: str, values: list[int]) -> None:
     app.configure_task(name).batch_defer(*({"task": task, "value": value} for value in values))
 
 
-def left() -> int:
+def unfinished() -> int:
     return postgres.count("procrastinate_jobs where status in ('todo', 'doing') and task_name like 'perform%'")
 
 
@@ -51,12 +51,12 @@ def finished_at() -> float | None:
     return postgres.latest("at", "procrastinate_events where type = 'succeeded'")
 
 
-def work() -> None:
+def run_worker() -> None:
     logging.getLogger(procrastinate.__name__).setLevel(logging.WARNING)
-    asyncio.run(_work())
+    asyncio.run(_run_worker())
 
 
-async def _work() -> None:
+async def _run_worker() -> None:
     setting = options()
     async with app.open_async():
         await app.run_worker_async(

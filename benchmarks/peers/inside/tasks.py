@@ -1,29 +1,29 @@
-"""The work, the same in every queue."""
+"""The tasks, the same in every queue."""
 
 import time
 
 from benchmarks import work
-from benchmarks.peers import tape
+from benchmarks.peers import event_log
 
-# Long enough to be found in progress by a kill, short enough that a hundred are done in seconds.
+# Long enough that a kill finds some in progress, short enough that a hundred take only seconds.
 _HOLD_SECONDS = 0.1
 
 
 def nothing(value: int) -> None:
-    tape.mark(tape.STARTED, value)
+    event_log.record(event_log.STARTED, value)
     work.nothing(value)
 
 
 def burn(milliseconds: int) -> None:
-    tape.mark(tape.STARTED, milliseconds)
+    event_log.record(event_log.STARTED, milliseconds)
     work.burn(milliseconds)
-    tape.mark(tape.ENDED, milliseconds)
+    event_log.record(event_log.ENDED, milliseconds)
 
 
 def hold(value: int) -> None:
-    tape.mark(tape.STARTED, value)
+    event_log.record(event_log.STARTED, value)
     time.sleep(_HOLD_SECONDS)
-    tape.mark(tape.ENDED, value)
+    event_log.record(event_log.ENDED, value)
 
 
 TASKS = {task.__name__: task for task in (nothing, burn, hold)}

@@ -40,7 +40,7 @@ def enqueue(task: str, values: list[int]) -> None:
         _jobs[task].enqueue_many(values)
 
 
-def left() -> int:
+def unfinished() -> int:
     return postgres.count("underway.run")
 
 
@@ -48,7 +48,7 @@ def finished_at() -> float | None:
     return postgres.latest("finished_at", "underway.finished_run")
 
 
-def work() -> None:
+def run_worker() -> None:
     procs = str(options()["procs"])
     arguments = ["-m", "underway.cli.supervisor", "benchmarks.peers.inside.underway_app:app", "--procs", procs]
     os.execv(sys.executable, [sys.executable, *arguments])

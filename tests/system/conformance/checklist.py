@@ -17,13 +17,13 @@ _SECTIONS: dict[str, list[Line]] = {
     "migrations": [
         held(
             "sanity_check_run_migrations",
-            "test_migrate::test_an_empty_database_gets_the_schema_and_a_history_of_its_own",
+            "test_migrate::test_an_empty_database_gets_the_schema_and_its_history",
             "test_migrate::test_the_search_path_is_neither_used_nor_changed",
         ),
     ],
     "task and retry policy": [
         held("task_execution_success", "test_end_to_end::test_runs_flow_through_typed_steps"),
-        held("task_execution_failure", "test_client::test_what_becomes_of_runs"),
+        held("task_execution_failure", "test_client::test_results_attempts_and_errors_of_runs"),
         held(
             "retry_policy_defaults",
             "test_public_api::test_the_retry_policys_defaults",
@@ -35,10 +35,10 @@ _SECTIONS: dict[str, list[Line]] = {
         held("build_queue", "test_dead_letters::test_a_queue_is_registered_and_changed_and_stays_paused"),
         held(
             "build_queue_with_dlq",
-            "test_dead_letters::test_a_declaration_is_checked",
+            "test_dead_letters::test_the_declaration_of_a_queue_is_checked",
             "test_dead_letters::test_a_queue_is_registered_and_changed_and_stays_paused",
         ),
-        held("enqueue_task", "test_client::test_enqueue_on_a_connection_of_the_apps_own"),
+        held("enqueue_task", "test_client::test_enqueue_on_the_apps_own_connection"),
         held(
             "enqueue_task_with_retry",
             "conformance/test_enqueue::test_policies_are_read_at_the_claim_and_not_at_enqueue",
@@ -51,14 +51,18 @@ _SECTIONS: dict[str, list[Line]] = {
             "test_limits::test_a_timeout_interrupts_the_step_which_may_clean_up",
             why=_READ_AT_CLAIM,
         ),
-        held("enqueue_task_with_ttl", "test_client::test_placement_is_the_steps"),
-        held("enqueue_task_with_delay", "test_client::test_placement_is_the_steps"),
-        held("enqueue_task_with_heartbeat", "test_claims::test_a_claim_says_what_the_row_says", why=_READ_AT_CLAIM),
+        held("enqueue_task_with_ttl", "test_client::test_a_run_is_placed_by_the_options_of_its_step"),
+        held("enqueue_task_with_delay", "test_client::test_a_run_is_placed_by_the_options_of_its_step"),
+        held(
+            "enqueue_task_with_heartbeat",
+            "test_claims::test_a_claim_returns_the_columns_of_its_row",
+            why=_READ_AT_CLAIM,
+        ),
         held(
             "enqueue_task_with_concurrency_key",
-            "test_concurrency_keys::test_enqueue_stands_in_line_and_takes_no_lock",
+            "test_concurrency_keys::test_enqueue_waits_in_line_and_takes_no_lock",
         ),
-        held("enqueue_task_with_priority", "test_client::test_placement_is_the_steps"),
+        held("enqueue_task_with_priority", "test_client::test_a_run_is_placed_by_the_options_of_its_step"),
         held(
             "enqueue_after",
             "conformance/test_enqueue::test_what_is_given_for_one_run_replaces_what_the_step_says",
@@ -67,7 +71,7 @@ _SECTIONS: dict[str, list[Line]] = {
         held(
             "enqueue_many_with_delay",
             "test_client::test_enqueue_many_keeps_the_order",
-            "test_client::test_placement_is_the_steps",
+            "test_client::test_a_run_is_placed_by_the_options_of_its_step",
             "conformance/test_enqueue::test_what_is_given_for_one_run_replaces_what_the_step_says",
         ),
         held(
@@ -77,12 +81,12 @@ _SECTIONS: dict[str, list[Line]] = {
         ),
     ],
     "dequeue and state changes": [
-        held("dequeue_task", "test_claims::test_a_claim_says_what_the_row_says"),
-        held("concurrent_dequeue", "test_claims::test_many_claimers_share_all_runs_and_none_is_claimed_twice"),
+        held("dequeue_task", "test_claims::test_a_claim_returns_the_columns_of_its_row"),
+        held("concurrent_dequeue", "test_claims::test_concurrent_claims_take_every_run_exactly_once"),
         held("dequeue_from_empty_queue", "conformance/test_claim::test_an_empty_table_gives_nothing"),
         held(
             "mark_task_in_progress",
-            "test_claims::test_a_claim_says_what_the_row_says",
+            "test_claims::test_a_claim_returns_the_columns_of_its_row",
             "test_group_commit::test_an_attempt_that_never_started_leaves_no_row",
             why="the attempt's row is written once, at its end",
         ),
@@ -92,23 +96,23 @@ _SECTIONS: dict[str, list[Line]] = {
         held("retry_delay_is_respected", "conformance/test_claim::test_a_retry_counts_and_waits_from_the_attempts_end"),
         held(
             "mark_task_cancelled",
-            "test_cancel::test_a_run_in_progress_is_marked_once_and_its_supervisor_is_told",
-            "test_cancel::test_an_ending_that_comes_after_the_cancel_closes_the_run_as_cancelled",
+            "test_cancel::test_a_run_in_progress_is_marked_once_and_supervisors_are_notified",
+            "test_cancel::test_an_outcome_after_the_cancel_ends_the_run_as_cancelled",
         ),
         held("mark_task_succeeded", "test_end_to_end::test_runs_flow_through_typed_steps"),
         held(
             "mark_task_failed",
-            "test_client::test_what_becomes_of_runs",
+            "test_client::test_results_attempts_and_errors_of_runs",
             "test_verdict::test_a_failure_fails_the_run_at_once",
         ),
         held(
             "update_task_failure",
             "conformance/test_claim::test_a_retry_counts_and_waits_from_the_attempts_end",
-            "test_client::test_what_becomes_of_runs",
+            "test_client::test_results_attempts_and_errors_of_runs",
         ),
         held(
             "move_task_to_dlq",
-            "test_dead_letters::test_only_what_failed_for_good_is_labelled",
+            "test_dead_letters::test_only_runs_that_failed_for_good_are_labelled",
             "test_dead_letters::test_from_failure_to_redrive",
             why="a label on the finished run; its attempts stay where they are",
         ),
@@ -132,12 +136,12 @@ _SECTIONS: dict[str, list[Line]] = {
         ),
         held(
             "verify_attempt_rows_for_failure",
-            "test_client::test_what_becomes_of_runs",
+            "test_client::test_results_attempts_and_errors_of_runs",
             "conformance/test_claim::test_what_has_ended_is_not_claimed_again",
         ),
         held(
             "verify_attempt_rows_for_cancelled",
-            "test_cancel::test_a_running_step_is_interrupted_and_its_run_goes_no_further",
+            "test_cancel::test_a_running_step_is_interrupted_and_its_run_ends_there",
             "conformance/test_claim::test_what_has_ended_is_not_claimed_again",
         ),
         held(
@@ -146,14 +150,14 @@ _SECTIONS: dict[str, list[Line]] = {
         ),
     ],
     "leases and fencing": [
-        held("dequeue_stale_task", "test_claims::test_a_lapsed_lease_is_a_crash_and_backs_off"),
+        held("dequeue_stale_task", "test_claims::test_an_expired_lease_counts_as_a_crash_and_backs_off"),
         held(
             "stale_exhausted_task_is_terminalized",
-            "test_claims::test_the_last_crash_that_is_allowed_quarantines_the_run",
+            "test_claims::test_reaching_max_crashes_quarantines_the_run",
         ),
         held(
             "stale_exhausted_task_moves_to_dlq",
-            "test_dead_letters::test_only_what_failed_for_good_is_labelled",
+            "test_dead_letters::test_only_runs_that_failed_for_good_are_labelled",
         ),
         held(
             "stale_terminalization_fences_late_mark_succeeded",
@@ -161,16 +165,16 @@ _SECTIONS: dict[str, list[Line]] = {
         ),
         held(
             "task_row_update_fenced_after_reclaim",
-            "test_claims::test_a_reaped_run_refuses_its_late_owner_and_serves_the_next",
+            "test_claims::test_a_reaped_run_refuses_its_late_owner_and_accepts_the_next",
             "test_fence::test_only_the_right_token_of_our_own_running_attempt_writes",
         ),
     ],
     "worker": [
         held("process_next_task", "test_end_to_end::test_runs_flow_through_typed_steps"),
-        held("process_retries", "test_client::test_what_becomes_of_runs"),
+        held("process_retries", "test_client::test_results_attempts_and_errors_of_runs"),
         held(
             "fenced_attempts_ignore_stale_workers",
-            "test_claims::test_a_reaped_run_refuses_its_late_owner_and_serves_the_next",
+            "test_claims::test_a_reaped_run_refuses_its_late_owner_and_accepts_the_next",
             "test_supervisor_death::test_a_supervisor_that_was_stopped_for_too_long_changes_nothing",
         ),
         held(
@@ -181,7 +185,7 @@ _SECTIONS: dict[str, list[Line]] = {
         held(
             "heartbeat_stops_after_task_completion",
             "test_limits::test_a_step_that_holds_the_gil_for_three_leases_runs_once",
-            "test_claims::test_what_was_committed_while_it_was_renewed_is_not_lost",
+            "test_claims::test_a_task_committed_during_its_renewal_is_not_lost",
             "conformance/test_scenarios::test_nothing_is_renewed_when_a_step_has_ended",
         ),
         held(
@@ -206,7 +210,7 @@ _SECTIONS: dict[str, list[Line]] = {
         held("wait_until_future_time", "test_service::test_a_slot_needs_no_poll", why=_SLEEPS),
     ],
     "workflow basics": [
-        held("one_step", "test_client::test_enqueue_on_a_connection_of_the_apps_own"),
+        held("one_step", "test_client::test_enqueue_on_the_apps_own_connection"),
         held("one_step_named", "test_job::test_methods_callable_objects_and_partials_are_steps"),
         held("one_step_with_state", "test_state::test_a_state_is_made_once_in_each_worker_and_kept"),
         held("one_step_with_state_named", "test_state::test_a_state_is_made_once_in_each_worker_and_kept"),
@@ -215,10 +219,10 @@ _SECTIONS: dict[str, list[Line]] = {
             "test_state::test_a_state_is_made_once_in_each_worker_and_kept",
             why="each worker process has its own",
         ),
-        held("one_step_enqueue", "test_client::test_enqueue_on_a_connection_of_the_apps_own"),
+        held("one_step_enqueue", "test_client::test_enqueue_on_the_apps_own_connection"),
         held(
             "one_step_context_attributes",
-            "test_client::test_what_becomes_of_runs",
+            "test_client::test_results_attempts_and_errors_of_runs",
             "test_attempts::test_each_step_sees_its_own_run_deadline_and_log",
             "test_public_api::test_what_a_step_sees",
             why="a step is known by its name; it has no index",
@@ -235,7 +239,7 @@ _SECTIONS: dict[str, list[Line]] = {
         held("multi_step_with_state", "test_state::test_a_state_is_made_once_in_each_worker_and_kept"),
         held(
             "multi_step_retry_policy",
-            "test_run_affinity::test_of_one_group_some_stay_and_some_do_not_each_under_its_own_policy",
+            "test_run_affinity::test_a_group_may_keep_some_of_its_runs_each_under_its_own_policy",
             "test_examples::test_a_failing_email_does_not_render_the_receipt_again",
             why="one row and one id for all steps of a run",
         ),
@@ -246,7 +250,7 @@ _SECTIONS: dict[str, list[Line]] = {
         held(
             "step_task_config",
             "test_job::test_manifest_of_defaults_and_of_all_options",
-            "test_client::test_placement_is_the_steps",
+            "test_client::test_a_run_is_placed_by_the_options_of_its_step",
         ),
         held(
             "step_config_is_per_workflow_run",
@@ -267,7 +271,7 @@ _SECTIONS: dict[str, list[Line]] = {
         no_place("call_suspends_and_persists_activity_intent", f"{_NO_ACTIVITIES}; nothing is ever parked"),
         held(
             "emit_not_persisted_on_retryable_failure",
-            "test_client::test_children_exist_if_their_parent_succeeded",
+            "test_client::test_runs_enqueued_by_a_step_exist_only_if_the_step_succeeded",
             why=_NO_ACTIVITIES,
         ),
         held(
@@ -281,7 +285,7 @@ _SECTIONS: dict[str, list[Line]] = {
         held("call_suspends_then_resumes", "test_end_to_end::test_runs_flow_through_typed_steps", why=_NO_ACTIVITIES),
         held(
             "runtime_does_not_claim_unregistered_activity_calls_on_shared_queue",
-            "test_claims::test_lanes_that_nobody_here_serves_are_left_alone",
+            "test_claims::test_runs_of_lanes_that_are_not_served_are_left_alone",
             "test_stepping::test_a_run_goes_on_where_its_next_queue_is_served",
             why=_NO_ACTIVITIES,
         ),
@@ -305,11 +309,11 @@ _GAPS: list[Line] = [
         "test_limits::test_a_timeout_interrupts_the_step_which_may_clean_up",
         "test_limits::test_what_does_not_heed_the_interrupt_is_killed",
     ),
-    held("fatal error path", "test_client::test_what_becomes_of_runs"),
-    held("unique violation of keys", "test_unique_keys::test_sixteen_racing_sessions_make_one_run_per_key"),
+    held("fatal error path", "test_client::test_results_attempts_and_errors_of_runs"),
+    held("unique violation of keys", "test_unique_keys::test_sixteen_racing_sessions_create_one_run_per_key"),
     held(
         "advisory-lock contention",
-        "test_concurrency_keys::test_a_key_whose_lock_a_stranger_holds_delays_its_own_runs_only",
+        "test_concurrency_keys::test_a_locked_key_delays_only_its_own_runs",
     ),
     held("dead letters by way of the worker", "test_dead_letters::test_from_failure_to_redrive"),
     held("scheduler: dispatch", "test_schedules::test_every_step_and_attempt_knows_its_slot"),
@@ -329,12 +333,12 @@ _GAPS: list[Line] = [
     ),
     held(
         "delay of a transition",
-        "test_client::test_what_becomes_of_runs",
+        "test_client::test_results_attempts_and_errors_of_runs",
         "test_transactions::test_a_delay_counts_from_the_hand_over",
     ),
     held(
         "cancel in other states",
-        "test_cancel::test_a_running_step_is_interrupted_and_its_run_goes_no_further",
+        "test_cancel::test_a_running_step_is_interrupted_and_its_run_ends_there",
         "test_claims::test_cancelling_a_run_that_is_not_running_closes_it_at_once",
         "test_client::test_cancel_while_it_runs_or_afterwards",
     ),

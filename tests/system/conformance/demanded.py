@@ -32,14 +32,14 @@ DEMANDED: dict[str, Line] = {
         "the fence matrix",
         "test_fence::test_only_the_right_token_of_our_own_running_attempt_writes",
         "test_fence::test_in_one_batch_with_all_others_only_the_right_cell_writes",
-        "test_fence::test_what_asks_for_no_token_writes_in_its_situations_only",
+        "test_fence::test_a_statement_without_a_token_writes_only_in_its_situations",
         "test_transactions::test_only_the_right_token_of_our_own_running_attempt_hands_over",
     ),
     "6": held(
         "the connection cut before and after every statement",
-        "test_statement_cuts::test_a_statement_cut_off_changes_nothing_in_the_end",
-        "test_statement_cuts::test_a_release_cut_off_gives_back_all_the_same",
-        "test_statement_cuts::test_a_steps_own_transaction_cut_off_at_any_statement_commits_once",
+        "test_statement_cuts::test_a_statement_that_is_cut_off_does_not_change_the_results",
+        "test_statement_cuts::test_a_release_that_is_cut_off_takes_effect_nevertheless",
+        "test_statement_cuts::test_a_steps_transaction_that_is_cut_off_at_any_statement_commits_once",
         "test_group_commit::test_a_commit_cut_off_by_a_lost_connection_counts_once",
     ),
     "7": held(
@@ -52,7 +52,7 @@ DEMANDED: dict[str, Line] = {
         "failover with synchronous_commit on and off",
         "test_failover::test_a_synchronous_standby_is_promoted_and_the_old_primary_comes_back",
         "test_failover::test_an_asynchronous_standby_that_was_behind_is_promoted",
-        "test_claims::test_a_server_that_has_forgotten_the_last_tokens_does_not_give_them_out_again",
+        "test_claims::test_a_server_that_lost_the_last_tokens_does_not_reuse_them",
     ),
     "9": held(
         "workers that hold the GIL for three leases",
@@ -111,8 +111,8 @@ DEMANDED: dict[str, Line] = {
     ),
     "18": held(
         "many claimers, keys, priorities",
-        "test_claims::test_many_claimers_share_all_runs_and_none_is_claimed_twice",
-        "test_key_races::test_keys_are_never_exceeded_and_nobody_is_overtaken",
+        "test_claims::test_concurrent_claims_take_every_run_exactly_once",
+        "test_key_races::test_limits_of_keys_are_never_exceeded_and_no_run_is_overtaken",
         "test_claims::test_one_unit_of_priority_is_worth_one_minute_of_waiting",
         "test_claims::test_runs_are_claimed_in_the_order_of_their_rank",
         why="16 claimers and 10,000 runs; keys beside it, by four processes that are killed meanwhile; an order is "
@@ -120,11 +120,11 @@ DEMANDED: dict[str, Line] = {
     ),
     "19": held(
         "no two statements wait for each other",
-        "test_deadlocks::test_the_hunt_finds_a_deadlock",
-        "test_deadlocks::test_the_statements_that_matter_most_never_wait_for_each_other",
-        "test_deadlocks::test_no_two_statements_ever_wait_for_each_other",
-        "test_deadlocks::test_no_statement_of_a_supervisor_waits_for_a_strangers_lock",
-        "test_deadlocks::test_code_that_names_jobs_in_another_order_is_synced_at_the_same_time",
+        "test_deadlocks::test_an_interleaving_finds_a_deadlock",
+        "test_deadlocks::test_the_most_important_statements_do_not_deadlock",
+        "test_deadlocks::test_no_two_statements_deadlock",
+        "test_deadlocks::test_no_statement_of_a_supervisor_waits_for_another_sessions_lock",
+        "test_deadlocks::test_concurrent_syncs_of_jobs_in_different_orders_do_not_deadlock",
     ),
     "20": held(
         "a clock that is an hour wrong, or is set",
@@ -133,7 +133,7 @@ DEMANDED: dict[str, Line] = {
     ),
     "21": held(
         "LISTEN: terminated, half open, lost; no busy loop",
-        "test_listener::test_a_connection_that_breaks_while_it_is_idle_is_noticed_at_once_and_listened_to_again",
+        "test_listener::test_a_connection_that_breaks_while_idle_wakes_its_loop_and_listens_again",
         "test_connections::test_a_connection_that_is_half_open_is_given_up_and_the_work_found",
         "test_lost_notifications::test_work_whose_notification_is_lost_is_found_by_the_poll",
         "conformance/test_scenarios::test_whatever_fails_at_once_makes_no_busy_loop",
@@ -146,10 +146,10 @@ DEMANDED: dict[str, Line] = {
     ),
     "23": held(
         "enqueue is part of the caller's transaction",
-        "test_callers_transaction::test_rolled_back_means_gone_committed_means_there",
-        "test_callers_transaction::test_committed_means_woken",
+        "test_callers_transaction::test_runs_exist_only_after_the_callers_commit",
+        "test_callers_transaction::test_supervisors_are_notified_at_the_commit",
         "test_client::test_enqueue_many_is_all_or_nothing",
-        "test_unique_keys::test_sixteen_racing_sessions_make_one_run_per_key",
+        "test_unique_keys::test_sixteen_racing_sessions_create_one_run_per_key",
     ),
     "24": held(
         "a step's writes that Postgres refuses",
@@ -165,12 +165,12 @@ DEMANDED: dict[str, Line] = {
     ),
     "26": held(
         "runs against a model",
-        "test_run_model::test_runs_do_what_the_model_says",
+        "test_run_model::test_runs_follow_the_model",
         why="a job is a chain: there is no graph to fan in",
     ),
     "27": held(
         "old code works on while the schema is expanded",
-        "test_migrate::test_a_migration_that_has_to_wait_lets_others_in",
+        "test_migrate::test_a_migration_that_waits_for_a_lock_lets_others_through",
         "test_migrate::test_a_newer_schema_that_allows_this_code_is_used",
         why="nothing has been released: there is no older code yet that could work beside newer code",
     ),
@@ -179,7 +179,7 @@ DEMANDED: dict[str, Line] = {
         "test_chaos::test_soak",
         "test_long_soak::test_nothing_grows_in_an_hour",
         "test_plans::test_no_statement_reads_through_the_runs",
-        "test_plans::test_a_claim_touches_as_many_pages_beside_a_hundred_times_the_backlog",
+        "test_plans::test_a_claim_touches_few_pages_beside_a_hundred_times_the_backlog",
     ),
     "29": held(
         "connections at scale",

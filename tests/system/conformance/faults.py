@@ -13,7 +13,7 @@ WEAK_POINTS: dict[str, Line] = {
     "A1": no_place("a wake-up that comes too early parks a run for ever", _NO_ACTIVITIES),
     "A2": held(
         "waiting rows that nobody ever looks at",
-        "test_concurrency_keys::test_a_sweep_finds_a_free_key_that_nobody_passed_on",
+        "test_concurrency_keys::test_a_sweep_grants_a_key_that_became_free_unnoticed",
         "test_control::test_runs_that_no_living_supervisor_serves_are_stranded",
         why="what waits is due at some time, or in line for a key over which somebody sweeps",
     ),
@@ -31,7 +31,7 @@ WEAK_POINTS: dict[str, Line] = {
     "A5": held("the ttl deletes what has not been done", "conformance/test_claim::test_a_live_run_outlives_its_keep"),
     "A6": held(
         "a step's key keeps out the run's own next step",
-        "test_concurrency_keys::test_two_steps_with_the_same_key_hand_over_without_letting_go",
+        "test_concurrency_keys::test_a_run_keeps_a_key_that_its_next_step_shares",
     ),
     "A7": held(
         "no failover of the scheduler",
@@ -51,19 +51,19 @@ WEAK_POINTS: dict[str, Line] = {
     ),
     "A10": held(
         "a cancel that the next step does not heed",
-        "test_cancel::test_a_running_step_is_interrupted_and_its_run_goes_no_further",
-        "test_cancel::test_a_next_step_that_stayed_is_stopped_under_its_new_token",
-        "test_run_affinity::test_a_run_of_which_cancellation_was_requested_does_not_stay",
+        "test_cancel::test_a_running_step_is_interrupted_and_its_run_ends_there",
+        "test_cancel::test_a_next_step_claimed_by_the_same_commit_is_stopped_under_its_new_token",
+        "test_run_affinity::test_a_run_with_a_cancel_request_is_not_kept",
     ),
     "A11": held(
         "steps that are renamed, moved or removed kill their runs",
-        "test_client::test_runs_of_a_renamed_step_are_taken_over",
-        "test_claims::test_lanes_that_nobody_here_serves_are_left_alone",
+        "test_client::test_runs_at_the_old_name_of_a_step_resume",
+        "test_claims::test_runs_of_lanes_that_are_not_served_are_left_alone",
         "test_control::test_a_supervisor_warns_of_them_and_says_what_it_serves",
     ),
     "A12": held(
         "no error text of what fails at once",
-        "test_client::test_what_becomes_of_runs",
+        "test_client::test_results_attempts_and_errors_of_runs",
         "test_dead_letters::test_from_failure_to_redrive",
     ),
     "A13": held(
@@ -93,19 +93,19 @@ WEAK_POINTS: dict[str, Line] = {
     ),
     "B5": held(
         "a lock that is not obtained burns an attempt",
-        "test_concurrency_keys::test_a_key_whose_lock_a_stranger_holds_delays_its_own_runs_only",
+        "test_concurrency_keys::test_a_locked_key_delays_only_its_own_runs",
         "conformance/test_claim::test_a_key_is_its_queues_own",
     ),
     "B6": held(
         "what crashes again and again is run for ever",
         "test_worker_deaths::test_a_run_that_keeps_killing_is_quarantined_with_evidence",
-        "test_claims::test_the_last_crash_that_is_allowed_quarantines_the_run",
+        "test_claims::test_reaching_max_crashes_quarantines_the_run",
         why=_NO_ACTIVITIES,
     ),
     "B7": held(
         "late writes without a fence",
         "test_fence::test_only_the_right_token_of_our_own_running_attempt_writes",
-        "test_group_commit::test_a_lost_run_is_dropped_and_nothing_of_it_is_written",
+        "test_group_commit::test_nothing_of_a_lost_run_is_written",
     ),
     "B8": held(
         "two schedulers fire one slot",
@@ -149,8 +149,8 @@ WEAK_POINTS: dict[str, Line] = {
     ),
     "C8": held(
         "what was notified while nobody listened waits for a poll",
-        "test_listener::test_a_connection_that_breaks_while_it_is_idle_is_noticed_at_once_and_listened_to_again",
-        "test_listener::test_nothing_is_missed_under_a_stream_of_statements",
+        "test_listener::test_a_connection_that_breaks_while_idle_wakes_its_loop_and_listens_again",
+        "test_listener::test_no_notification_is_missed_during_a_stream_of_statements",
     ),
     "C9": held(
         "a statement that fails is repeated without a pause",
@@ -160,16 +160,16 @@ WEAK_POINTS: dict[str, Line] = {
     "D1": held(
         "a claim sorts the whole backlog",
         "test_plans::test_no_statement_reads_through_the_runs",
-        "test_plans::test_a_claim_touches_as_many_pages_beside_a_hundred_times_the_backlog",
+        "test_plans::test_a_claim_touches_few_pages_beside_a_hundred_times_the_backlog",
     ),
     "D2": held(
         "every claim sweeps first, without a bound",
-        "test_claims::test_reaping_is_bounded_and_goes_on_where_it_stopped",
+        "test_claims::test_reaping_is_bounded_and_the_next_turn_continues",
     ),
     "D3": held(
         "one row a claim, and two commits a step",
         "test_claims::test_a_claim_takes_no_more_than_it_asked_for",
-        "test_group_commit::test_more_than_one_group_is_committed_to_the_last",
+        "test_group_commit::test_several_groups_are_committed_completely",
         "test_service::test_the_next_step_needs_no_claim",
     ),
     "D4": held(
@@ -185,7 +185,7 @@ WEAK_POINTS: dict[str, Line] = {
     "D6": held(
         "a notification for each row",
         "test_sql_enqueue::test_a_notification_only_when_a_supervisor_is_idle",
-        "test_run_affinity::test_a_run_that_stays_wakes_nobody_and_one_that_goes_wakes_those_who_idle",
+        "test_run_affinity::test_idle_supervisors_are_notified_only_of_runs_that_are_not_kept",
     ),
     "D7": held(
         "connections grow with what runs",
@@ -198,7 +198,7 @@ WEAK_POINTS: dict[str, Line] = {
     ),
     "D9": held(
         "finished rows stay in the hot table",
-        "test_plans::test_a_claim_touches_as_many_pages_beside_a_hundred_times_the_backlog",
+        "test_plans::test_a_claim_touches_few_pages_beside_a_hundred_times_the_backlog",
         "conformance/test_enqueue::test_policies_are_read_at_the_claim_and_not_at_enqueue",
     ),
     # It breaks, or cannot be asked.
@@ -246,7 +246,7 @@ MENDED: dict[str, Line] = {
     "3": held(
         "#119: no fence",
         "test_fence::test_only_the_right_token_of_our_own_running_attempt_writes",
-        "test_claims::test_a_reaped_run_refuses_its_late_owner_and_serves_the_next",
+        "test_claims::test_a_reaped_run_refuses_its_late_owner_and_accepts_the_next",
     ),
     "4": held(
         "#121: new runs began where the last one stood",
@@ -267,8 +267,8 @@ MENDED: dict[str, Line] = {
     ),
     "8": held(
         "#139, #61: out of attempts and in progress for ever",
-        "test_claims::test_the_last_crash_that_is_allowed_quarantines_the_run",
-        "test_dead_letters::test_only_what_failed_for_good_is_labelled",
+        "test_claims::test_reaching_max_crashes_quarantines_the_run",
+        "test_dead_letters::test_only_runs_that_failed_for_good_are_labelled",
     ),
     "9": held(
         "#139: a late success turned failed into succeeded",
@@ -280,7 +280,7 @@ MENDED: dict[str, Line] = {
     ),
     "11": held(
         "#124: claims of what nobody here can do",
-        "test_claims::test_lanes_that_nobody_here_serves_are_left_alone",
+        "test_claims::test_runs_of_lanes_that_are_not_served_are_left_alone",
         "test_dispatch::test_a_task_goes_only_to_a_worker_whose_manifest_has_it",
     ),
     "12": no_place("#124: several unresolved calls in one step", _NO_ACTIVITIES),
@@ -292,7 +292,7 @@ MENDED: dict[str, Line] = {
     "15": held(
         "#142: attempts were counted anew each time, states not checked",
         "test_fence::test_only_the_right_token_of_our_own_running_attempt_writes",
-        "test_claims::test_a_claim_says_what_the_row_says",
+        "test_claims::test_a_claim_returns_the_columns_of_its_row",
     ),
     "16": held("#134: changes of a schedule were not seen", "test_schedules::test_a_running_supervisor_sees_changes"),
     "17": held(
@@ -303,8 +303,8 @@ MENDED: dict[str, Line] = {
     ),
     "18": held(
         "#142: two claimers used one attempt number",
-        "test_claims::test_tokens_grow_and_never_come_back",
-        "test_claims::test_many_claimers_share_all_runs_and_none_is_claimed_twice",
+        "test_claims::test_tokens_grow_and_are_never_reused",
+        "test_claims::test_concurrent_claims_take_every_run_exactly_once",
     ),
     "19": held("#107: a migration lost what was there", "test_migrate::test_an_upgrade_applies_only_what_is_missing"),
     "20": held(
@@ -312,7 +312,7 @@ MENDED: dict[str, Line] = {
         "test_control::test_one_supervisor_or_all_are_asked_to_stop_and_leave",
     ),
     # In its first line of releases.
-    "21": held("#64: the heartbeat was not stored", "test_claims::test_a_claim_says_what_the_row_says"),
+    "21": held("#64: the heartbeat was not stored", "test_claims::test_a_claim_returns_the_columns_of_its_row"),
     "22": held(
         "#63: heartbeats after the end", "conformance/test_scenarios::test_nothing_is_renewed_when_a_step_has_ended"
     ),
@@ -322,11 +322,13 @@ MENDED: dict[str, Line] = {
     ),
     "24": held(
         "#60: no limit to stale attempts",
-        "test_claims::test_the_last_crash_that_is_allowed_quarantines_the_run",
+        "test_claims::test_reaching_max_crashes_quarantines_the_run",
     ),
-    "25": held("#54: the end was written to all attempts", "test_client::test_what_becomes_of_runs"),
+    "25": held("#54: the end was written to all attempts", "test_client::test_results_attempts_and_errors_of_runs"),
     "26": held("#55: progress could not be seen", "test_output::test_progress_is_seen_while_a_step_runs"),
-    "27": held("#67: cancel locked nothing", "test_cancel::test_who_writes_at_that_moment_comes_first"),
+    "27": held(
+        "#67: cancel locked nothing", "test_cancel::test_a_cancel_waits_for_an_open_write_and_acts_on_its_result"
+    ),
     "28": held(
         "#26, #30: who was not the scheduler ended the job",
         "test_schedules::test_of_many_at_the_same_moment_one_fires",
@@ -336,16 +338,21 @@ MENDED: dict[str, Line] = {
         "the scheduler's lock outlived its holder",
         "test_schedules::test_every_slot_gives_one_run_however_often_supervisors_die",
     ),
-    "30": held("#69: claims looked at all queues", "test_claims::test_lanes_that_nobody_here_serves_are_left_alone"),
+    "30": held(
+        "#69: claims looked at all queues", "test_claims::test_runs_of_lanes_that_are_not_served_are_left_alone"
+    ),
     "31": no_place(
         "#68, #75: primary keys without the queue in front", "a run is found by its id; lanes have an index"
     ),
     "32": held(
         "#11, #21, #44: its migrations among the application's",
-        "test_migrate::test_an_empty_database_gets_the_schema_and_a_history_of_its_own",
+        "test_migrate::test_an_empty_database_gets_the_schema_and_its_history",
     ),
     # Not mended there.
-    "33": held("#131: is a key to serialise or to make unique", "test_concurrency_keys::test_both_kinds_of_key"),
+    "33": held(
+        "#131: is a key to serialise or to make unique",
+        "test_concurrency_keys::test_a_unique_key_and_a_concurrency_key_together",
+    ),
     "34": held("#132: keys of all queues were one", "conformance/test_claim::test_a_key_is_its_queues_own"),
     "35": held("#149: error types that cannot be named", "test_public_api::test_errors_are_one_tree"),
     "36": no_place("#150: trace context", "not promised"),

@@ -73,7 +73,7 @@ REQUIREMENTS: dict[str, Line] = {
     "R13": held(
         "a lost lease kills at once and drops the result",
         "test_supervisor_death::test_a_supervisor_that_was_stopped_for_too_long_changes_nothing",
-        "test_group_commit::test_a_lost_run_is_dropped_and_nothing_of_it_is_written",
+        "test_group_commit::test_nothing_of_a_lost_run_is_written",
     ),
     "R14": held(
         "every write of an attempt is fenced",
@@ -83,24 +83,24 @@ REQUIREMENTS: dict[str, Line] = {
     ),
     "R15": held(
         "claims charge nothing; reaper and claimers never both act",
-        "test_claims::test_a_claim_whose_answer_was_lost_is_given_back_without_charge",
-        "test_claims::test_many_claimers_share_all_runs_and_none_is_claimed_twice",
-        "test_run_model::test_runs_do_what_the_model_says",
+        "test_claims::test_a_claim_whose_answer_was_lost_is_released_without_a_crash",
+        "test_claims::test_concurrent_claims_take_every_run_exactly_once",
+        "test_run_model::test_runs_follow_the_model",
     ),
     "R16": held(
         "durable before forgotten; while the database is away results wait and claims stop",
         "test_shutdown::test_work_goes_on_by_itself_when_the_database_has_restarted",
-        "test_statement_cuts::test_a_statement_cut_off_changes_nothing_in_the_end",
-        "test_group_commit::test_a_locked_run_is_committed_once_it_is_unlocked_and_the_others_at_once",
+        "test_statement_cuts::test_a_statement_that_is_cut_off_does_not_change_the_results",
+        "test_group_commit::test_a_locked_run_is_committed_when_unlocked_and_the_others_at_once",
         "test_floods::test_results_that_cannot_leave_stop_the_workers",
         "test_dispatch::test_while_results_cannot_leave_nothing_is_handed_out_and_nothing_waits_behind",
     ),
     "R17": held(
         "a commit whose answer was lost is looked up, not repeated blindly",
         "test_group_commit::test_a_commit_cut_off_by_a_lost_connection_counts_once",
-        "test_group_commit::test_a_commit_that_took_effect_counts_even_if_its_run_went_on_meanwhile",
+        "test_group_commit::test_a_commit_that_took_effect_counts_even_if_its_run_has_moved_on",
         "test_transactions::test_an_answer_to_commit_that_is_lost_changes_nothing",
-        "test_statement_cuts::test_a_steps_own_transaction_cut_off_at_any_statement_commits_once",
+        "test_statement_cuts::test_a_steps_transaction_that_is_cut_off_at_any_statement_commits_once",
     ),
     "R18": held(
         "crashes are counted apart; quarantine with evidence",
@@ -154,10 +154,10 @@ REQUIREMENTS: dict[str, Line] = {
     "R24": held(
         "LISTEN is a hint",
         "test_lost_notifications::test_work_whose_notification_is_lost_is_found_by_the_poll",
-        "test_notify::test_who_serves_the_queue_is_woken_and_nobody_else",
-        "test_listener::test_a_connection_that_breaks_while_it_is_idle_is_noticed_at_once_and_listened_to_again",
+        "test_notify::test_only_an_idle_supervisor_that_serves_the_queue_is_notified",
+        "test_listener::test_a_connection_that_breaks_while_idle_wakes_its_loop_and_listens_again",
         "test_connections::test_a_connection_that_is_half_open_is_given_up_and_the_work_found",
-        "test_cancel::test_a_step_that_does_not_end_is_killed_after_a_grace_and_only_then_closed",
+        "test_cancel::test_a_step_that_ignores_the_interrupt_is_killed_before_its_run_is_closed",
         "test_sql_enqueue::test_a_notification_only_when_a_supervisor_is_idle",
     ),
     "R25": held(

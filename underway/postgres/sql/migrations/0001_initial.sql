@@ -84,7 +84,7 @@ comment on column underway.run.due_at is
     'when a promoter looks at a waiting run; null in the line for a key, because the key will be passed on to the run';
 comment on column underway.run.rank is
     'due_at - priority * 1 minute: the order in a lane, and in the line for a key; null until it joins that line';
-comment on column underway.run.attempt_number is 'attempts at this step that started and ended, whatever their outcome';
+comment on column underway.run.attempt_number is 'attempts at this step that started and ended, with any outcome';
 comment on column underway.run.attempts is 'failures and timeouts at this step: what the retry policy counts';
 comment on column underway.run.crashes is 'deaths of the process at this step: at max_crashes the run is quarantined';
 comment on column underway.run.holds_key is

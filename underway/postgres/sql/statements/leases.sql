@@ -20,12 +20,12 @@ select date_part('epoch', statement_timestamp());
 
 -- reap_runs: take back runs whose lease has expired; the crash that is counted for it may be their last
 --
--- The first crash is never the last: a supervisor that is killed loses hundreds of runs at once, most of which it had
--- not started. They become suspects, which are held one at a time, so that only the culprit is lost again.
+-- The first crash is never the last: a supervisor that is killed loses hundreds of runs at once, and had not started
+-- most of them. They become suspects, which are held one at a time, so that only the culprit is lost again.
 --
 -- A cancelled run is closed, because the supervisor that had to stop it is gone. Leases that have expired since the
 -- given instant are left for the next turn.
-with lapsed as materialized (
+with expired as materialized (
     select id, token, owner, priority, least(crashes, 1999999999) + 1 as crashes,
         least(attempt_number, 1999999999) + 1 as attempt_number,
         case when cancel_requested then 'cancelled' when crashes > 0 and crashes >= max_crashes - 1 then 'failed'
@@ -48,18 +48,18 @@ back as (
         owner = null,
         lease_expires_at = null,
         progress = null
-    from lapsed l
+    from expired l
     cross join lateral underway.place_run(
         now(), make_interval(secs => least(60, 2 ^ least(l.crashes - 1, 6))), l.priority, false
     ) placed
-    where r.id = any(array(select id from lapsed)) and r.id = l.id and r.token = l.token and l.final is null
+    where r.id = any(array(select id from expired)) and r.id = l.id and r.token = l.token and l.final is null
     returning r.id, r.token, r.attempt_number, r.step, l.owner
 ),
 -- The runs that end.
 ended as (
     delete from underway.run r
-    using lapsed l
-    where r.id = any(array(select id from lapsed)) and r.id = l.id and r.token = l.token and l.final is not null
+    using expired l
+    where r.id = any(array(select id from expired)) and r.id = l.id and r.token = l.token and l.final is not null
     returning r.*, l.final, case l.final when 'cancelled' then 'cancelled' else 'lost' end as outcome,
         r.attempts as final_attempts, case l.final when 'failed' then l.crashes else r.crashes end as final_crashes,
         case l.final when 'cancelled' then 'cancelled; its lease expired, its supervisor is gone'

@@ -1,32 +1,32 @@
-"""Where the CPU time of a measurement went: supervisor, workers, Postgres, this process."""
+"""The CPU time of a measurement, by process: supervisor, workers, Postgres, this process."""
 
 import os
 from collections.abc import Iterable
 
 import psutil
 
-from benchmarks.stage import Stage, Supervisor
+from benchmarks.testbed import Supervisor, Testbed
 
 
-class Shares:
-    """CPU seconds since construction, by whom they were used."""
+class CpuUsage:
+    """CPU seconds since construction, by kind of process."""
 
-    def __init__(self, stage: Stage, *supervisors: Supervisor) -> None:
-        self._stage = stage
+    def __init__(self, testbed: Testbed, *supervisors: Supervisor) -> None:
+        self._testbed = testbed
         self._supervisors = supervisors
         self._before = self._read()
 
     def _read(self) -> dict[str, float]:
-        postmaster, *backends = self._stage.postgres_processes()
+        postmaster, *backends = self._testbed.postgres_processes()
         return {
             "supervisor": _seconds(supervisor.process for supervisor in self._supervisors),
             "workers": _seconds(worker for supervisor in self._supervisors for worker in supervisor.workers()),
-            # What has ended meanwhile (an autovacuum worker) is in the postmaster's own account.
+            # A process that has exited, such as an autovacuum worker, counts in the postmaster's child times.
             "postgres": _seconds([postmaster, *backends]) + sum(postmaster.cpu_times()[2:4]),
             "benchmark": _seconds([psutil.Process(os.getpid())]),
         }
 
-    def taken(self) -> dict[str, float]:
+    def since_start(self) -> dict[str, float]:
         after = self._read()
         return {name: after[name] - before for name, before in self._before.items()}
 

@@ -1,11 +1,11 @@
-"""What a plot shows, as plain data: chosen in findings.py, drawn in drawing.py."""
+"""The content of a plot as plain data: findings.py selects it, drawing.py draws it."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Bar:
-    """`parts` are stacked in their order; a plain bar has one, without a name."""
+    """`parts` are stacked in order; a plain bar has a single part with an empty name."""
 
     label: str
     parts: dict[str, float]
@@ -23,7 +23,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Line:
-    """One value for each tick of its panel."""
+    """One value for each tick of the panel."""
 
     label: str
     values: list[float]
@@ -32,7 +32,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """One panel. Its points stand at even distances, with `ticks` as their names."""
+    """One panel. Its points are evenly spaced and labelled with `ticks`."""
 
     heading: str
     x_label: str
@@ -55,8 +55,8 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """`title` is what one is to remember; `subtitle` says what the numbers are."""
+class Plot:
+    """`title` states the finding; `subtitle` says what the numbers are."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""Results of benchmarks that nobody has measured."""
+"""Invented results of benchmarks."""
 
 import json
 from typing import Any

@@ -1,22 +1,21 @@
-"""Who is compared, in which settings, and why in these.
+"""The queues that are compared, their settings, and the reasons for these.
 
-Each queue has the settings that its own documentation recommends for the work at hand. For no-ops several may be
-worth a try; the best in the run is taken. For the rest there are as many processes as there are cores to burn.
-Rescue is what the kill is about: where a queue lets one say after how long it takes a task from a worker of which
-nothing is heard, all are told the same.
+Each queue has the settings that its own documentation recommends for the work. For no-ops, several settings may be
+tried; the best of the run counts. The other measures use one process per core. In the measure that kills the workers,
+all queues that can be configured so retry the tasks of an unresponsive worker after the same time, `rescue`.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-# As in all our figures, and as many as the machine has on which they are taken.
+# As in all other figures; also the number of cores of the machine that they come from.
 CORES = 2
 OURS = "underway"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """`commands`: worker commands started side by side. `workers`: processes in which tasks run."""
+    """`commands`: number of worker commands to start. `workers`: number of processes that run tasks."""
 
     text: str
     options: dict[str, Any]
@@ -26,7 +25,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Peer:
-    """`rate`: about how many no-ops a second to expect, so that a sample takes as long for each of them."""
+    """`rate`: the expected no-ops per second, so that samples of all peers take about the same time."""
 
     name: str
     durable: str
@@ -56,7 +55,7 @@ def _pgqueuer() -> Peer:
         options = {"batch_size": batch, "max_concurrent_tasks": None, "threads": False}
         return Setting(f"batch_size {batch}, {_of(processes)}", options, commands=processes, workers=processes)
 
-    # A process takes jobs while it is busy: two at most is the least it allows.
+    # A busy process also takes jobs; two at a time is the smallest limit that it accepts.
     steady = {"batch_size": 1, "max_concurrent_tasks": 2, "threads": True}
     return Peer(
         "pgqueuer",
@@ -79,8 +78,8 @@ def _oban() -> Peer:
         "yes",
         2700,
         (of(100, 1), of(100, CORES)),
-        of(2, CORES),  # one to run and one in hand
-        "lifeline rescue_after={rescue} s (300 by default), interval 5 s; a dead leader is missed after 30 s",
+        of(2, CORES),  # one running and one prefetched
+        "lifeline rescue_after={rescue} s (300 by default), interval 5 s; a dead leader is noticed after 30 s",
         note="on uvloop, as its command line is",
         python=(3, 12),
     )
@@ -92,7 +91,7 @@ def _chancy() -> Peer:
         text = f"Async executor, concurrency 100, {_of(processes)}"
         return Setting(text, options, commands=processes, workers=processes)
 
-    # By default a process is replaced after a hundred jobs, which a job of some milliseconds pays for dearly.
+    # By default a process is replaced after a hundred jobs, which is expensive for jobs of some milliseconds.
     steady = {"executor": "Process", "concurrency": CORES, "executor_options": {"maximum_jobs_per_worker": 100_000}}
     return Peer(
         "chancy",
@@ -101,7 +100,7 @@ def _chancy() -> Peer:
         (fast(1), fast(CORES)),
         Setting(f"Process executor, concurrency {CORES}", steady, workers=CORES),
         "heartbeat_timeout={rescue} s (90 by default), Leadership timeout {rescue} s, Recovery every 5 s",
-        note="eager_polling; ends are written down once a second",
+        note="eager_polling; completions are recorded once a second",
     )
 
 
@@ -110,14 +109,14 @@ def _procrastinate() -> Peer:
         options = {"concurrency": 30, "in_loop": True}
         return Setting(f"async task, concurrency 30, {_of(processes)}", options, commands=processes, workers=processes)
 
-    steady = {"concurrency": 2, "in_loop": False}  # one to run and one in hand
+    steady = {"concurrency": 2, "in_loop": False}  # one running and one prefetched
     return Peer(
         "procrastinate",
         "yes",
         500,
         (fast(1), fast(CORES)),
         Setting(f"sync task, concurrency 2, {_of(CORES)}", steady, commands=CORES, workers=CORES),
-        "stalled_worker_timeout={rescue} s and retry_stalled_jobs every 5 s (nothing by default)",
+        "stalled_worker_timeout={rescue} s and retry_stalled_jobs every 5 s (none by default)",
     )
 
 
@@ -130,7 +129,7 @@ def _celery() -> Peer:
         900,
         (Setting(f"prefork {CORES}, prefetch multiplier 128", fast, workers=CORES),),
         Setting(f"prefork {CORES}, prefetch multiplier 1, acks_late", steady, workers=CORES),
-        "visibility_timeout={rescue} s (3600 by default), looked at every 5 s, reject_on_worker_lost",
+        "visibility_timeout={rescue} s (3600 by default), checked every 5 s, reject_on_worker_lost",
         note="no results",
         redis=True,
     )
@@ -138,7 +137,7 @@ def _celery() -> Peer:
 
 def _dramatiq() -> Peer:
     def of(threads: int) -> Setting:
-        # One command in ten looks for the dead; with the default of one in a thousand an idle worker hardly does.
+        # One command in ten looks for dead workers; with the default, one in a thousand, an idle worker hardly does.
         options = {"processes": CORES, "threads": threads, "maintenance_chance": 100_000}
         return Setting(f"--processes {CORES} --threads {threads}", options, workers=CORES)
 
