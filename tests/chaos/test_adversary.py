@@ -68,7 +68,7 @@ def test_a_worker_that_was_stopped_while_idle_keeps_no_task(
     adversary.innocents.enqueue_many(range(10))
     eventually(lambda: states(connection) == {"succeeded": 10}, within=45)
     assert outcomes(connection) == {"succeeded": 10}
-    assert "it has not begun its next task within 10 s" in supervisor.log
+    assert "did not start its next task within 10 s" in supervisor.log
 
 
 def test_an_app_that_does_not_import_is_not_waited_for_by_its_threads(

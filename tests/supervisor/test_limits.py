@@ -58,7 +58,7 @@ def test_what_an_interrupted_step_has_started_does_not_outlive_it(
     started = [int(file.name) for file in tmp_path.iterdir() if file.name.isdigit()]
     assert len(started) == 2
     eventually(lambda: not any(map(psutil.pid_exists, started)))
-    assert "worker replaced: a step that was interrupted has left processes" in supervisor.log
+    assert "worker replaced: an interrupted step has left processes" in supervisor.log
     assert limits.calms.enqueue(1).wait(10) is Status.SUCCEEDED
 
 

@@ -72,7 +72,7 @@ def test_what_is_too_much_is_dropped_and_counted_where_it_is_missing(pipe: tuple
     *_, last, notice, after = _read_until(reader, "first of the second")
     kept = int(last.split()[0]) + 1
     assert kept < _LINES
-    assert notice == f"{2 * _LINES - kept + 2:,} log lines dropped: nobody reads them"
+    assert notice == f"{2 * _LINES - kept + 2:,} log lines dropped: the log was not read"
     assert after == "first of the second"
     handler.close()
 
@@ -85,7 +85,7 @@ raise ValueError("of ours")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=10, check=False)
     assert done.returncode == 1
-    assert re.match(r"\S+ CRITICA the supervisor ends, by a fault of its own\n    Traceback", done.stderr)
+    assert re.match(r"\S+ CRITICA the supervisor ends because of a bug\n    Traceback", done.stderr)
     assert done.stderr.endswith("ValueError: of ours\n")
 
 

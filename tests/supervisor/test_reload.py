@@ -121,7 +121,7 @@ def test_a_renamed_step_runs_on_old_workers_under_its_old_name(
     supervisor.until("worker replaced")
     # The spare does not boot, so the last old worker goes on; what the two get is claimed as the new code has it.
     app.write_text("nonsense")
-    supervisor.until("not reloaded: 1 of 2 workers go on with the old code")
+    supervisor.until("not reloaded: 1 of 2 workers still run the old code")
     connection.execute("update underway.job set step = 'wait' where name = 'renamed'")  # as an old client enqueues
     _enqueue(connection, "renamed", '"third"', '"third"')
     (stage / "second").touch()
@@ -161,7 +161,7 @@ def test_code_that_does_not_boot_leaves_the_old_running_and_says_so(
     supervisor = start("--procs", "2")
     rolling.write(app, "two", "1 / 0")
     supervisor.send(signal.SIGHUP)
-    supervisor.until("not reloaded: 2 of 2 workers go on with the old code")
+    supervisor.until("not reloaded: 2 of 2 workers still run the old code")
     assert "ZeroDivisionError: division by zero" in supervisor.log
     _enqueue(connection, "versions", *map(str, range(50)))
     eventually(lambda: states(connection) == {"succeeded": 50})

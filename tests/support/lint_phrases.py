@@ -11,7 +11,7 @@ from places import ROOT
 
 CLEAN = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples", "benchmarks"),
-    *("underway/cli", "underway/keys", "underway/postgres", "underway/schedule"),
+    *("underway/cli", "underway/keys", "underway/postgres", "underway/schedule", "underway/supervisor"),
     *("underway/errors.py", "underway/ids.py", "underway/printable.py"),
     *(
         "tests/docs/test_command_line_page.py",

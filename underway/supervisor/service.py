@@ -36,7 +36,7 @@ _CANCEL_SECONDS = 0.5
 
 
 class Service:
-    """A supervisor at work: a worker pool on one side, a database on the other."""
+    """Connects a worker pool with the database, through the loops."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Service:
         self._connect()
 
     def _connect(self) -> None:
-        """Who hears what."""
+        """Connect the signals to those that react to them."""
         signals, claims = self._signals, self._claims
         signals.run_pending.connect(claims.wake)
         signals.run_due_in.connect(self._promoter.wake)

@@ -14,7 +14,7 @@ from underway.guardian import script
 
 log = getLogger("underway.supervisor")
 
-# Short, because the path of a socket is limited to about a hundred characters, and Chromium's part takes forty.
+# Short, because the path of a socket is limited to about a hundred characters, and Chromium uses forty of them.
 _PREFIX = "underway-"
 _NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
 _OWNER = "supervisor"

@@ -36,7 +36,7 @@ class HumanFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line, what the line is about as its members."""
+    """One JSON object per line; the context is among its members."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -69,10 +69,10 @@ def _quoted(text: str) -> str:
 
 
 def configure(*, json: bool, level: int) -> None:
-    """Log to stderr, also what this process dies of, and what Python itself would write there: past the log it might
-    wait for a reader.
+    """Log to stderr, including the exceptions that Python itself would write there: outside of the log, a write might
+    block.
     """
-    # Started without a stderr: else the first socket that we open would get its number, and our log.
+    # Without a stderr, the first socket that we open would get its number, and the log.
     descriptor = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else sys.stderr.fileno()
     handler = LogWriter(descriptor)
     handler.setFormatter(JSONFormatter() if json else HumanFormatter())
@@ -80,10 +80,10 @@ def configure(*, json: bool, level: int) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     own = logging.getLogger("underway.supervisor")
-    sys.excepthook = lambda *error: own.critical("the supervisor ends, by a fault of its own", exc_info=error)
+    sys.excepthook = lambda *error: own.critical("the supervisor ends because of a bug", exc_info=error)
     sys.unraisablehook = lambda unraisable: own.error(
         "%s: %r",
-        unraisable.err_msg or "an error that nobody could be told of, in",
+        unraisable.err_msg or "exception ignored in",
         unraisable.object,
         exc_info=unraisable.exc_value,
     )

@@ -1,4 +1,4 @@
-"""Logs a line every ten seconds, if attempts have ended in them."""
+"""Logs a summary every ten seconds in which attempts have ended."""
 
 import asyncio
 import statistics
@@ -14,8 +14,8 @@ _SECONDS = 10.0
 async def summarise(
     outcomes: Counter[str], ends: Counter[str], commits: list[float], running: Callable[[], int]
 ) -> None:
-    """`outcomes` and `ends` (kills and lost runs) count from the start. `commits` has the duration of each commit, and
-    is cleared here.
+    """`outcomes` and `ends` (kills and lost runs) are totals since the start. `commits` has the durations of
+    commits, and is cleared after each summary.
     """
     before: Counter[str] = Counter()
     while True:

@@ -1,7 +1,7 @@
-"""Writes the log from a thread: whoever reads it, or no longer does, cannot hold up the supervisor.
+"""Writes the log from a thread, so that a slow or stuck reader cannot hold up the supervisor.
 
-A pipe that nobody empties blocks its writer for ever. (With `2>&1 | less` left open no lease was renewed any more, and
-all that ran was taken back.)
+A full pipe blocks its writer until it is read. (With `2>&1 | less` left open, leases were no longer renewed, and all
+running tasks were taken back.)
 """
 
 import contextlib
@@ -12,25 +12,25 @@ from queue import SimpleQueue
 from threading import Thread
 
 _MOST_WAITING = 4 * 1024 * 1024
-# While lines are dropped, none is taken until so much has been read: not one here and one there.
+# After a dropped line, all lines are dropped until half of the waiting bytes have been read: one gap, not many.
 _ENOUGH_READ = _MOST_WAITING // 2
-_END = b""  # as no line is
+_END = b""  # a line is never empty
 _AT_ONCE = 64 * 1024
 _LEAVING_SECONDS = 1.0
 
 
 class LogWriter(logging.Handler):
-    """Keeps the order of lines, and says where some are missing. `descriptor` may be shared, and is left as it is."""
+    """Keeps the order of lines, and marks gaps. `descriptor` may be shared, so its flags are not changed."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
         self._waiting: SimpleQueue[bytes] = SimpleQueue()
-        # Each is written by one side only, so that neither waits for a lock: bytes taken, lines refused by whoever
-        # logs; bytes done with, lines that could not be written by the thread.
+        # Each counter is written by one thread only, so no lock is needed. The logging threads count bytes taken and
+        # lines refused; the writing thread counts bytes processed and lines that could not be written.
         self._taken = self._refused = 0
         self._done = self._failed = 0
-        # A daemon: one that is stuck in its write must not keep the process from ending.
+        # A daemon, because a thread that is stuck in its write must not keep the process from ending.
         self._thread = Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
 
@@ -43,7 +43,7 @@ class LogWriter(logging.Handler):
     def close(self) -> None:
         """Called when the process ends. Leaves a reader a second to catch up."""
         if self._refused:
-            self._put(self._missing(self._refused, "nobody reads them"))
+            self._put(self._missing(self._refused, "the log was not read"))
         self._waiting.put(_END)
         self._thread.join(_LEAVING_SECONDS)
         super().close()
@@ -54,7 +54,7 @@ class LogWriter(logging.Handler):
             self._refused += line.count(b"\n")
             return
         if self._refused:
-            self._put(self._missing(self._refused, "nobody reads them"))
+            self._put(self._missing(self._refused, "the log was not read"))
             self._refused = 0
         self._put(line)
 
@@ -66,25 +66,25 @@ class LogWriter(logging.Handler):
         line = None
         while line != _END:
             text = line = self._waiting.get()
-            while line != _END and len(text) < _AT_ONCE and not self._waiting.empty():  # nobody else takes from it
+            while line != _END and len(text) < _AT_ONCE and not self._waiting.empty():
                 line = self._waiting.get()
                 text += line
             self._write(text)
             self._done += len(text)
 
     def _write(self, text: bytes) -> None:
-        """The disk may be full, the reader or the terminal gone: then there is nobody to tell, until it works again."""
+        """If the disk is full or the reader is gone, count the lines, and report them when writing works again."""
         if self._failed and not self._unwritten(self._missing(self._failed, "they could not be written")):
             self._failed = 0
         self._failed += self._unwritten(text).count(b"\n")
 
     def _unwritten(self, text: bytes) -> bytes:
-        """Write it; what could not be written."""
+        """Write the text. Returns what could not be written."""
         with contextlib.suppress(OSError):
             while text:
                 try:
                     text = text[os.write(self._descriptor, text) :]
-                except BlockingIOError:  # somebody else has made it so, for all who share it
+                except BlockingIOError:  # another process that shares the descriptor has made it non-blocking
                     select.select([], [self._descriptor], [])
         return text
 

@@ -17,7 +17,7 @@ from underway.supervisor.workers.pool import WorkerPool
 from underway.supervisor.workers.process import WorkerProcess
 from underway.wire import messages
 
-# What has waited this long behind a running task is revoked.
+# A task that has waited this long behind a running one is revoked.
 PATIENCE_SECONDS = 0.05
 MOST_CLAIMED = 1000
 # A task that has waited this long in the supervisor is released, so that other supervisors find it.

@@ -101,7 +101,7 @@ class HeldTasks:
         del self._tasks[task.token]
 
     def abandon(self, task: Task) -> None:
-        """The attempt cannot be recorded: leave the run to the reaper, or to whoever deleted it."""
+        """The attempt cannot be recorded: leave the run to the reaper, or it was deleted."""
         try:
             task.state = _ABANDON[task.state]
         except KeyError:

@@ -236,7 +236,7 @@ class ResultHandler:
         elif task.started_at is None:
             back = self._dispatch.take_back(worker)
         if task.token not in self._held:
-            return  # the worker's last messages said that its own transaction has committed
+            return  # the worker's last messages reported that the step's own transaction has committed
         self._held.lose(task)
         self._dispatch.add(other for other in back if other is not task)
         self.ends["lost"] += 1

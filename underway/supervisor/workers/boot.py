@@ -1,4 +1,4 @@
-"""Workers that have been started and not yet said hello, and slots that wait after a failure until they try again."""
+"""Workers that have been started but have not booted, and slots that wait after a failed boot."""
 
 import asyncio
 import os
@@ -19,13 +19,13 @@ _LONGEST_TROUBLE = 300
 
 
 class WorkerBoots:
-    """`trouble` says why workers do not come up, for as long as none has since. `start` makes a worker for a slot."""
+    """`trouble` is the reason of the latest failed boot, until a worker boots. `start` starts a worker for a slot."""
 
     def __init__(self, start: Callable[[int], WorkerProcess], rng: random.Random) -> None:
         self._start = start
         self._rng = rng
         self.trouble = ""
-        self._booting: dict[WorkerProcess, str] = {}  # with the error of those that have told theirs
+        self._booting: dict[WorkerProcess, str] = {}  # with the boot errors that have been reported
         self._pausing: dict[int, asyncio.TimerHandle] = {}
         self._failures: dict[int, int] = {}  # in a row, by slot
         self._stopped = False
@@ -47,7 +47,7 @@ class WorkerBoots:
         asyncio.get_running_loop().call_later(BOOT_SECONDS, self._give_up, worker)
 
     def _give_up(self, worker: WorkerProcess) -> None:
-        """A boot may take its time, but not for ever."""
+        """Kill a worker that is still booting."""
         if worker in self._booting:
             log.error("worker did not boot within %.0f s", BOOT_SECONDS, extra={"about": {"worker": worker.slot}})
             worker.kill(f"killed: it did not boot within {BOOT_SECONDS:.0f} s", last_words=LAST_WORDS_SECONDS)
@@ -58,19 +58,19 @@ class WorkerBoots:
             log.error("the app does not import:\n%s", self._booting[worker], extra={"about": {"worker": worker.slot}})
 
     def done(self, worker: WorkerProcess) -> None:
-        """It has booted."""
+        """The worker has booted."""
         del self._booting[worker]
         self.trouble = ""
         log.debug("worker booted", extra={"about": {"worker": worker.slot, "pid": worker.pid}})
 
     def died(self, worker: WorkerProcess) -> str:
-        """What is known of why."""
+        """The worker has died while booting. Returns what is known about the reason."""
         said = self._booting.pop(worker) or worker.output.evidence() or "no output"
         return f"{worker.kill_message or worker.exit_text}\n{said}"
 
     def failed(self, slot: int, why: str) -> None:
-        """Try again in 0.1, 0.2, 0.4, ... 30 s: for each slot by itself, so that one does not slow down the others,
-        and each time a fifth more or less, so that those that fail together drift apart.
+        """Try again in 0.1, 0.2, 0.4, ... 30 s. Each slot has its own back-off, and each pause is up to a fifth
+        longer or shorter, so that slots that fail together drift apart.
         """
         failures = self._failures[slot] = self._failures.get(slot, 0) + 1
         pause = min(_FIRST_PAUSE * 2.0 ** min(failures - 1, 20), _LONGEST_PAUSE) * self._rng.uniform(0.8, 1.2)
@@ -86,11 +86,11 @@ class WorkerBoots:
             self.begin(slot)
 
     def reset_backoff(self, slot: int) -> None:
-        """The last worker of this slot was of use: there is no reason to wait with the next."""
+        """The last worker of this slot has worked, so the next one may start at once."""
         self._failures.pop(slot, None)
 
     def end(self) -> None:
-        """Forget what failed, and end what has begun: it has read code that is no longer wanted."""
+        """The app is reloaded: forget failures, and kill booting workers, which have imported old code."""
         for worker in self:
             worker.kill()
         for timer in self._pausing.values():
@@ -99,13 +99,13 @@ class WorkerBoots:
         self._failures.clear()
 
     def stop(self) -> None:
-        """No more from here on."""
+        """Start no more workers."""
         self._stopped = True
 
 
 class BootError(Exception):
-    """The first worker did not come up; the message holds its traceback or its last output. `terminated` if it died of
-    a TERM, which may have been sent to us too.
+    """The first worker did not boot. The message has its traceback or its last output. `terminated` says whether it
+    died of a SIGTERM, which may have been sent to the supervisor too.
     """
 
     def __init__(self, message: str, *, terminated: bool) -> None:
@@ -114,9 +114,9 @@ class BootError(Exception):
 
 
 def working_folder() -> str | None:
-    """Where workers look for the app: here, by the name that the shell has for it.
+    """The current folder by the name that the shell has for it, with symbolic links; None if that is unknown.
 
-    A deployment moves a link to another folder; by the folder itself, reloaded workers would find the old release.
+    A deployment changes a link to another folder. By the real path, reloaded workers would import the old release.
     """
     named = os.environ.get("PWD", "")
     try:

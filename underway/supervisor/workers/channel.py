@@ -20,7 +20,7 @@ class WorkerChannel:
         self._socket = ours
         self._reader = frames.FrameReader()
         self._unsent = bytearray()
-        self._clogged = False  # the worker has not taken all that was sent
+        self._clogged = False  # the socket is full: the worker has not read everything
         self.hung_up = False  # the worker has closed its end, or has sent bytes that are not a message
 
     @property
@@ -74,7 +74,7 @@ class WorkerChannel:
         return size
 
     def watch(self, on_readable: Callable[[], None]) -> None:
-        """Call this when there is something to read."""
+        """Call `on_readable` whenever there is something to read."""
         if not self.hung_up:
             self._loop.add_reader(self._socket, on_readable)
 

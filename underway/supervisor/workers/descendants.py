@@ -1,4 +1,4 @@
-"""What hangs below a supervisor: the guardian, what workers have started, and orphans that nobody else collects."""
+"""The processes below a supervisor: the guardian, workers, what workers have started, and adopted orphans."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ log = getLogger("underway.supervisor")
 
 
 class Descendants:
-    """`mark` begins the marks of all workers; `workers` tells the processes that are no orphans."""
+    """`mark` is the prefix of all workers' marks. `workers` returns the process IDs of the living workers."""
 
     def __init__(self, mark: str, workers: Callable[[], set[int]]) -> None:
         self._workers = workers
@@ -24,23 +24,23 @@ class Descendants:
         self._killing: list[WorkerProcess] = []
         self._dead: list[WorkerProcess] = []
         self._struck: set[int] = set()  # workers that the guardian has killed, or is about to
-        self._spared: set[int] = set()  # resource trackers of dead workers, which have a short time to clean up
+        self._spared: set[int] = set()  # resource trackers of dead workers, which get a short time to clean up
         self.temporary = Temporary(mark)
         self.guardian = GuardianProcess(mark, self.temporary.folder, self.temporary.lock)
 
     def ignore_existing_children(self) -> None:
-        """Leave alone what is here by now: what a shell has left to us, as in `sidecar & exec underway-supervisor ...`,
-        or, where we are process 1 of a container, an embedded Postgres.
+        """Never kill the children that exist now: those of the shell before `exec underway-supervisor`, or an embedded
+        Postgres if the supervisor is process 1 of a container.
         """
         self._strangers = script.children_of(os.getpid()) - self._ours()
 
     def kill(self, worker: WorkerProcess) -> None:
-        """It, and all below it, in the loop's next turn."""
+        """Kill the worker and everything below it, in the event loop's next turn."""
         self._search_soon()
         self._killing.append(worker)
 
     def on_exit(self, worker: WorkerProcess) -> None:
-        """It has died. In the loop's next turn kill what it has left behind; then let it report its death."""
+        """The worker has died. In the event loop's next turn, kill what it has left behind, then report its death."""
         self._search_soon()
         self._dead.append(worker)
 
@@ -49,8 +49,8 @@ class Descendants:
             asyncio.get_running_loop().call_soon(self._search)
 
     def _search(self) -> None:
-        """One look at all processes for all of this turn. (Where 64 workers were killed each by itself, in a busy
-        machine, the loop stood still for 40 s: meanwhile all other leases expired too.)
+        """Search all processes once for all workers of this turn. (When 64 workers were killed one by one on a busy
+        machine, the event loop was blocked for 40 s, and all other leases expired too.)
         """
         killing, dead, self._killing, self._dead = self._killing, self._dead, [], []
         dead = [worker for worker in dead if worker.reap()]
@@ -62,7 +62,7 @@ class Descendants:
             )
             if dead:
                 self._kill_adopted(spared)
-        except OSError as error:  # with every descriptor in use, only what we know by its number is killed
+        except OSError as error:  # if all descriptors are in use, only the workers themselves are killed
             log.error("what workers have started may survive them: %s", error)
         self._spare(spared)
         self.reap_adopted()
@@ -105,20 +105,20 @@ class Descendants:
                 await asyncio.sleep(0.005)
 
     def _kill_adopted(self, spared: set[int]) -> None:
-        """What was re-parented to us: whatever a dead worker left behind that hid from the search.
+        """Kill the orphans that we have adopted: a dead worker's descendants that the search did not find.
 
-        Only a dead worker's orphans come to us, since living workers are subreapers themselves.
+        Living workers are subreapers themselves, so all orphans come from dead workers.
         """
         if orphans := script.children_of(os.getpid()) - self._ours() - self._strangers - self._spared - spared:
             script.kill_below([], orphans)
 
     def reap_adopted(self) -> None:
-        """Collect orphans that have died, or they stay as zombies."""
+        """Collect the exit status of dead orphans, which would otherwise stay as zombies."""
         ours = self._ours()
         with contextlib.suppress(ChildProcessError):
             while (exited := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
                 if exited.si_pid in ours:
-                    return  # its pidfd will tell; it hides the others, who are collected at the next tick
+                    return  # its pidfd reports it; the orphans behind it are collected at the next tick
                 os.waitpid(exited.si_pid, os.WNOHANG)
                 self._spared.discard(exited.si_pid)
 

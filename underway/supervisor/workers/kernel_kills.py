@@ -1,19 +1,19 @@
-"""Tells the kernel's kills for memory from other SIGKILLs: their number is kept by the memory cgroup we are in.
+"""Tells the kernel's kills for memory from other SIGKILLs, by the counter of the supervisor's memory cgroup.
 
-Workers are in the cgroup of their supervisor, which is what a container's memory limit is set on. Where there is no
-such cgroup, nobody knows why a worker was killed, and nothing is said.
+Workers are in the cgroup of their supervisor, on which a container's memory limit is set. Without such a cgroup, the
+cause of a SIGKILL is unknown.
 """
 
 import re
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
-# A kill is counted at once, but the end of a process with much memory takes a while.
+# The counter grows at once, but a process with much memory takes a while to die.
 _POLL_SECONDS = 5.0
 
 
 class KernelKills:
-    """A kill that was counted five or ten seconds ago at most explains the death of one worker."""
+    """A kill that was counted in the last five to ten seconds explains the death of one worker."""
 
     def __init__(self) -> None:
         self._counter = _counter()
@@ -21,14 +21,14 @@ class KernelKills:
         self._poll_at = 0.0
 
     def poll(self, now: float) -> None:
-        """Forget the kills of long ago: they were of processes that no death of a worker told of."""
+        """Forget earlier kills: they were of processes that are not workers."""
         if now >= self._poll_at:
             self._poll_at = now + _POLL_SECONDS
             self._explained = max(self._explained, self._last)
             self._last = self._counted()
 
     def explains_one(self) -> bool:
-        """Whether a worker that got a SIGKILL just now got it for memory."""
+        """Whether a worker that has just died of SIGKILL was killed by the kernel for memory."""
         if self._counted() <= self._explained:
             return False
         self._explained += 1
@@ -43,7 +43,7 @@ class KernelKills:
 
 
 def _counter() -> Path | None:
-    """memory.events in cgroup v2, memory.oom_control in v1; in a container our cgroup may be mounted as the root."""
+    """memory.events in cgroup v2, memory.oom_control in v1. In a container our cgroup may be mounted as the root."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

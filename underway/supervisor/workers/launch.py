@@ -46,7 +46,7 @@ def launch(spec: LaunchSpec) -> Launched:
     output, their_output = os.pipe()
     os.set_blocking(output, False)
     # -P: a types.py beside the app must not shadow the standard library's while the worker still imports that.
-    # exec, never fork: the child has none of our memory, locks or descriptors.
+    # exec, not fork: the child shares none of our memory, locks or descriptors.
     command = [sys.executable, "-P", "-m", "underway.worker", spec.app, str(theirs.fileno()), str(os.getpid())]
     # The worker need not send records that the supervisor would not log.
     command += [str(worker_log.getEffectiveLevel()), str(spec.slot).ljust(_ROOM_FOR_TITLE)]

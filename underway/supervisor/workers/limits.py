@@ -26,7 +26,7 @@ _KILLED = {
 LEASE_MARGIN = 0.05
 # A growing worker gets less time to write its stacks: at a gigabyte per second it grows by 10 MB.
 _HURRIED_WORDS_SECONDS = 0.01
-# A worker whose next task is at the head of its line reports at once that it has started it.
+# A worker reports the start of its next task at once; after this long it is considered stuck.
 BEGIN_SECONDS = 10.0
 
 
@@ -94,7 +94,7 @@ class Limits:
                 continue
             worker.drain()
             if worker.current is None and token in worker.tasks and not worker.killing:
-                log.error("killed: it has not begun its next task within %.0f s; that goes to another", BEGIN_SECONDS,
+                log.error("killed: did not start its next task within %.0f s; another worker gets it", BEGIN_SECONDS,
                           extra={"about": {"worker": worker.slot, "pid": worker.pid}})  # fmt: skip
                 worker.kill_between_tasks(last_words=LAST_WORDS_SECONDS)
 

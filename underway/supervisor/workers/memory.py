@@ -1,4 +1,4 @@
-"""How much memory hangs below each worker."""
+"""Measures the memory of each worker and its descendants."""
 
 import contextlib
 import os
@@ -10,16 +10,16 @@ import psutil
 from underway.guardian import script
 
 SAMPLE_SECONDS = 0.25
-# To find who is below a worker may take a pass over the whole process table, milliseconds on a busy host: done less
-# often than known processes are measured, and never for more than this share of a core.
+# Finding a worker's descendants may take a pass over the whole process table, milliseconds on a busy host. So it is
+# done less often than known processes are measured, and uses at most this share of a core.
 _SEARCH_SECONDS = 1.0
 _SEARCH_SHARE = 0.005
-# Nor do samples take more than this: those of 3,000 processes, which one step had started, took a sixth of a core.
+# The share of a core for samples. (Those of 3,000 processes, which one step had started, took a sixth of a core.)
 _SAMPLE_SHARE = 0.03
 
 
 class Memory:
-    """Resident bytes of processes with all that they have started, shared pages counted for each of them."""
+    """Resident bytes of processes with their descendants. Shared pages count for each process."""
 
     def __init__(self) -> None:
         self.pause = SAMPLE_SECONDS  # until the next sample should be taken
@@ -27,7 +27,7 @@ class Memory:
         self._below: dict[int, list[psutil.Process]] = {}
 
     def sample(self, pids: Iterable[int]) -> dict[int, int]:
-        """By process. What one has started less than a second ago may still be missing."""
+        """Bytes by process ID. Descendants that were started less than a second ago may be missing."""
         pids = list(pids)
         if not pids:
             return {}
@@ -55,7 +55,7 @@ def _search_below(pids: list[int]) -> dict[int, list[psutil.Process]]:
 
 
 def _scan() -> Callable[[int], Iterable[int]]:
-    """For kernels that keep no such lists."""
+    """For kernels without the list of children in /proc."""
     children: dict[int, list[int]] = {}
     for pid, parent in script.parents().items():
         children.setdefault(parent, []).append(pid)

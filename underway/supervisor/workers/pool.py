@@ -209,7 +209,7 @@ class WorkerPool:
             return
         self._boots.failed(worker.slot, why)
         if old := self.roster.old_count:
-            log.error("not reloaded: %d of %d workers go on with the old code", old, self.roster.size)
+            log.error("not reloaded: %d of %d workers still run the old code", old, self.roster.size)
 
     # Stopping
 

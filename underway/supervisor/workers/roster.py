@@ -64,7 +64,7 @@ class Roster:
         return min((step.policy.lease.total_seconds() for step in steps), default=_DEFAULT_LEASE)
 
     def earliest_lease_end(self) -> float:
-        """On the lease clock; infinity if no task is with a worker that may run it."""
+        """When the first lease of a worker's tasks expires, on the lease clock; infinity if there is none."""
         workers = (worker for worker in self.active if not worker.killing)
         return min((task.lease_deadline for worker in workers for task in worker.tasks.values()), default=math.inf)
 

@@ -12,7 +12,7 @@ from underway.supervisor.workers.recycle import WorkerUsage
 
 @dataclass(frozen=True, slots=True)
 class KillReason:
-    """The token of the task because of which a worker is killed, and what was observed of that task."""
+    """The token of the task that causes the kill, and the observation of that task."""
 
     token: int
     seen: str
