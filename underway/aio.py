@@ -29,7 +29,7 @@ from underway.client.run import PollBackoff, RunHandle
 from underway.client.run_state import Attempt, Status
 from underway.client.schedules import CatchUp, Schedule
 from underway.definition import options
-from underway.definition.loading import forbid_during_import
+from underway.definition.app_import import forbid_during_import
 from underway.definition.options import RunOptions
 from underway.errors import InvalidOption
 

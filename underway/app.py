@@ -23,7 +23,7 @@ from underway.client.registry import Registry
 from underway.client.run import Run
 from underway.client.schedules import Schedule
 from underway.definition import options
-from underway.definition.loading import forbid_during_import
+from underway.definition.app_import import forbid_during_import
 from underway.definition.manifest import Manifest
 from underway.errors import InvalidOption, JobDefinitionError, SupervisorFailed, UnderwayError
 

@@ -31,7 +31,7 @@ from underway import (
     aio,
 )
 from underway.client import current_step
-from underway.definition.loading import load
+from underway.definition.app_import import load
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]

@@ -142,7 +142,7 @@ def test_importing_an_app_schedules_nothing(call: str, database: str, tmp_path: 
         f"app = Underway({database!r})\n"
         f"job = app.job('job').step(step)\n{call}\n"
     )
-    program = "from underway.definition.loading import load; load('eager.py:app')"
+    program = "from underway.definition.app_import import load; load('eager.py:app')"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert "ImportSideEffect" in done.stderr
     assert "if __name__ == '__main__'" in done.stderr

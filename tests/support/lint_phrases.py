@@ -11,8 +11,7 @@ from places import ROOT
 
 CLEAN = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples", "benchmarks"),
-    *("underway/cli", "underway/keys", "underway/postgres", "underway/schedule", "underway/supervisor"),
-    *("underway/errors.py", "underway/ids.py", "underway/printable.py"),
+    "underway",
     *(
         "tests/docs/test_command_line_page.py",
         "tests/system/test_command_line_acts.py",

@@ -21,7 +21,7 @@ from underway.testing import drain, using_database
 Connection = psycopg.Connection[Any]
 
 # The only ways from a name to a thing, and where they may be: an APP that somebody gave to a command.
-THE_ONE_LOADER = "definition/loading.py"
+THE_ONE_LOADER = "definition/app_import.py"
 WHO_LOADS = {"worker/main.py", "cli/in_app/app.py"}
 # importlib.resources reads our own files, importlib.util.find_spec looks where the embedded wheel is.
 HARMLESS_IMPORTS = {"importlib.resources", "importlib.metadata"}
@@ -56,7 +56,7 @@ def test_nothing_is_resolved_by_name_but_an_app_that_was_given_to_a_command() ->
                 allowed = (module.path, called) == ("postgres/embedded.py", "find_spec")
                 assert allowed or module.path == THE_ONE_LOADER, module.path
             if called == "load" and module.path not in WHO_LOADS:
-                assert "underway.definition.loading" not in module.imports(), module.path
+                assert "underway.definition.app_import" not in module.imports(), module.path
 
 
 def test_attributes_are_taken_by_names_that_stand_in_the_source() -> None:

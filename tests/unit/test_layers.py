@@ -144,7 +144,7 @@ def test_commands_import_an_app_only_in_a_process_of_its_own() -> None:
     for module in MODULES:
         if module.folder == "cli" and not module.path.startswith(THE_PROCESS_THAT_IMPORTS_THE_APP):
             used = module.imports()
-            assert "underway.definition.loading" not in used, module.path
+            assert "underway.definition.app_import" not in used, module.path
             assert not {name for name in used if name.startswith("underway.cli.in_app.")} - RUNS_IT, module.path
 
 

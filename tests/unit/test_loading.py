@@ -9,7 +9,7 @@ import pytest
 from harness import Supervisor
 
 from underway import AppNotFound, ImportSideEffect, Underway
-from underway.definition.loading import forbid_during_import, load
+from underway.definition.app_import import forbid_during_import, load
 
 APP = "from underway import Context, Done, To, Underway\napp = Underway()\n"
 STEP = "def work(cx: Context) -> Done:\n    return To.done()\njob = app.job('job').step(work)\n"
@@ -79,7 +79,7 @@ def test_file_named_like_the_standard_library(folder: Path, name: str) -> None:
     assert isinstance(load(f"{name}.py:app"), Underway)
     # not one that was imported before, and not the app: others still need it
     program = (
-        f"from underway.definition.loading import load; load('{name}.py:app'); import {name}; print({name}.__file__)"
+        f"from underway.definition.app_import import load; load('{name}.py:app'); import {name}; print({name}.__file__)"
     )
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert str(folder) not in done.stdout

@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 from underway.client.registry import Registry
 from underway.client.run import Run, RunHandle
 from underway.definition import options
-from underway.definition.loading import forbid_during_import
+from underway.definition.app_import import forbid_during_import
 from underway.errors import InvalidOption
 from underway.ids import read_id
 from underway.payload import codec

@@ -14,8 +14,8 @@ from underway.client.current_step import current, refuse_inside_step
 from underway.client.registry import Registry
 from underway.client.run_state import Attempt, Status
 from underway.definition import options
+from underway.definition.app_import import forbid_during_import
 from underway.definition.job_definition import JobDefinition
-from underway.definition.loading import forbid_during_import
 from underway.definition.manifest import Placement
 from underway.definition.options import RunOptions
 from underway.errors import InsideStep, PayloadError, RunCancelled, RunFailed, RunNotFound

@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 
 from underway.client.run import Run, RunHandle
 from underway.definition import options
-from underway.definition.loading import forbid_during_import
+from underway.definition.app_import import forbid_during_import
 
 if TYPE_CHECKING:
     from underway.postgres.inspection import QuarantineRow

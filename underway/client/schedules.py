@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from underway.client.current_step import refuse_inside_step
 from underway.definition import options
+from underway.definition.app_import import forbid_during_import
 from underway.definition.job_definition import JobDefinition
-from underway.definition.loading import forbid_during_import
 from underway.errors import InvalidOption
 from underway.keys import template
 from underway.payload import codec

@@ -133,7 +133,7 @@ class _LocalSupervisor:
         return set(await self._store.continue_([row], spawned))
 
     async def release(self, task: Task) -> None:
-        """Give back what was claimed and not begun."""
+        """Release the tasks that were claimed and not started."""
         await self.write(task, decide(task, Observation.NEVER_STARTED, Attempt("released"), self._rng), [])
 
     async def close(self) -> None:

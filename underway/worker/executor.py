@@ -115,7 +115,7 @@ class Executor:
 
     def _failed(self, task: Assignment, error: BaseException) -> Outcome:
         outcome = outcome_of(error)
-        if outcome.ending != "interrupted" or message_of(error) == "timeout":  # a cancel or a shutdown is no failure
+        if outcome.ending != "interrupted" or message_of(error) == "timeout":  # a cancel or a shutdown is not a failure
             level = logging.WARNING if issubclass(type(error), Retry) else logging.ERROR
             self._logs.attempt_failed(task, error, level)
         return outcome

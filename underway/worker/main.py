@@ -7,7 +7,7 @@ import traceback
 from typing import NoReturn
 
 from underway.app import Underway
-from underway.definition.loading import load
+from underway.definition.app_import import load
 from underway.errors import AppNotFound
 from underway.text import shorten
 from underway.wire.messages import BootFailed, Hello

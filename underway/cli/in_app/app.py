@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from underway.app import Underway
 from underway.cli.errors import EXPECTED_ERRORS, error_message
 from underway.cli.in_app.process import DATABASE_OVERRIDE
-from underway.definition.loading import load
+from underway.definition.app_import import load
 
 
 @contextmanager
