@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from apps import basic, conforming
+from apps import basic, blocking
 from chaos_report import Count, Say
 from chaos_settings import MINUTE, SEED, stretched
 from db import Connection
@@ -122,9 +122,9 @@ def test_nobody_is_charged_for_a_lock_on_the_table_longer_than_a_lease(
     database: str, bind: Callable[[Underway], Underway], start_supervisor: Start, stage: Path
 ) -> None:
     """An ALTER TABLE, a VACUUM FULL: the connections stay, and no lease can be renewed."""
-    bind(conforming.app)
-    runs = [conforming.patient.enqueue(name) for name in ("a", "b", "c", "d")]
-    supervisors = [start_supervisor("conforming", "--procs", "2", env={"FOLDER": str(stage)}) for _ in range(2)]
+    bind(blocking.app)
+    runs = [blocking.patient.enqueue(name) for name in ("a", "b", "c", "d")]
+    supervisors = [start_supervisor("blocking", "--procs", "2", env={"FOLDER": str(stage)}) for _ in range(2)]
     eventually(lambda: len(list(stage.iterdir())) == len(runs))
     with psycopg.connect(database) as stranger:
         stranger.execute("lock table underway.run in access exclusive mode")

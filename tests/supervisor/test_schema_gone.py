@@ -7,7 +7,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from apps import conforming
+from apps import blocking
 from db import Connection, value
 from harness import Supervisor, eventually
 from psycopg import sql
@@ -26,11 +26,11 @@ WITHIN = 40.0  # less than the minute after which a supervisor writes its row an
 @pytest.fixture
 def supervisor(start_supervisor: Start, stage: Path, bind: Callable[[Underway], Underway]) -> Supervisor:
     """One with a run in progress."""
-    bind(conforming.app)
-    conforming.patient.enqueue("begun before")
-    supervisor = start_supervisor("conforming", "--procs", "2", env={"FOLDER": str(stage)})
+    bind(blocking.app)
+    blocking.patient.enqueue("begun before")
+    supervisor = start_supervisor("blocking", "--procs", "2", env={"FOLDER": str(stage)})
     eventually((stage / "begun before began").exists)
-    conforming.app.close()
+    blocking.app.close()
     return supervisor
 
 

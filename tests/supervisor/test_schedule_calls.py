@@ -1,4 +1,4 @@
-"""Schedules that are not there, and runs of one that are many."""
+"""Unscheduling a job without a schedule; several runs of one schedule."""
 
 from collections.abc import Callable
 
@@ -9,21 +9,23 @@ from harness import Supervisor, eventually
 from underway import Status, Underway
 
 
-def test_a_job_without_a_schedule(bind: Callable[[Underway], Underway], connection: Connection) -> None:
+def test_unschedule_returns_whether_the_job_had_a_schedule(
+    bind: Callable[[Underway], Underway], connection: Connection
+) -> None:
     app = bind(scheduled.app)
     scheduled.later.schedule("@daily")
     assert not scheduled.numbers.unschedule()
-    assert [schedule.job for schedule in app.schedules()] == ["later"], "nobody else's is touched"
+    assert [schedule.job for schedule in app.schedules()] == ["later"], "the other job's schedule stays"
     assert scheduled.later.unschedule()
     assert app.schedules() == []
     assert value(connection, "select count(*) from underway.schedule") == 0
     assert not scheduled.later.unschedule()
 
 
-def test_each_slot_has_a_run_of_its_own(
+def test_each_slot_has_its_own_run(
     bind: Callable[[Underway], Underway], connection: Connection, start_supervisor: Callable[..., Supervisor]
 ) -> None:
-    """Once all slots had the run id that was stored with the schedule: to cancel one was to cancel all."""
+    """With one run ID for all slots, cancelling one run would cancel all of them."""
     app = bind(scheduled.app)
     scheduled.later.schedule("* * * * *", catch_up="all")
     connection.execute("update underway.schedule set next_at = date_trunc('minute', now()) - interval '2 minutes'")

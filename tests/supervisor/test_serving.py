@@ -1,4 +1,4 @@
-"""With real supervisors: what must not go on, not stop, not grow and not spin."""
+"""A supervisor that serves for a long time: renewals, connections, memory, outages; no busy loops."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
-from apps import conforming
+from apps import blocking
 from db import Connection, value
 from harness import Supervisor, eventually, outcomes, states
 from psycopg import sql
@@ -22,26 +22,26 @@ OURS = "select pid from pg_stat_activity where datname = current_database() and 
 def start(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor], stage: Path
 ) -> Callable[..., Supervisor]:
-    """Start a supervisor of apps/conforming.py."""
-    bind(conforming.app)
-    return lambda *options: start_supervisor("conforming", *options, env={"FOLDER": str(stage)})
+    """Start a supervisor for apps/blocking.py."""
+    bind(blocking.app)
+    return lambda *options: start_supervisor("blocking", *options, env={"FOLDER": str(stage)})
 
 
-def test_nothing_is_renewed_when_a_step_has_ended(
+def test_a_lease_is_not_renewed_after_its_step_has_ended(
     connection: Connection, start: Callable[..., Supervisor], stage: Path
 ) -> None:
-    run = conforming.lasting.enqueue("end")
+    run = blocking.lasting.enqueue("end")
     start("--procs", "1")
     eventually((stage / "end began").exists)
     lease = "select lease_expires_at from underway.run"
     first = value(connection, lease)
     eventually(lambda: value(connection, lease) > first, what="the lease is renewed")
-    # No transaction is open as long as the step runs.
+    # No transaction is open while the step runs.
     open_ones = "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in%'"
     assert value(connection, open_ones) == 0
     (stage / "end").touch()
     eventually(lambda: run.status() is Status.WAITING)
-    # Two periods later the row is the very same, down to the transaction that wrote it.
+    # Two renewal periods later the row is unchanged, and was not written again.
     row = "select xmin::text, to_jsonb(r) from underway.run r"
     before = connection.execute(row).fetchall()
     assert before[0][1]["lease_expires_at"] is None
@@ -49,15 +49,15 @@ def test_nothing_is_renewed_when_a_step_has_ended(
     assert connection.execute(row).fetchall() == before
 
 
-def test_commits_that_have_to_wait_hold_up_no_renewal(
+def test_a_commit_that_waits_does_not_delay_renewals(
     database: str, connection: Connection, start: Callable[..., Supervisor], stage: Path
 ) -> None:
-    run = conforming.two.enqueue("late")
+    run = blocking.two.enqueue("late")
     supervisor = start("--procs", "2")
     eventually((stage / "late began").exists)
-    with psycopg.connect(database) as stranger:
-        stranger.execute("lock table underway.finished_run in access exclusive mode")
-        ended = conforming.numbers.enqueue(1)
+    with psycopg.connect(database) as other:
+        other.execute("lock table underway.finished_run in access exclusive mode")
+        ended = blocking.numbers.enqueue(1)
         waiting = "select count(*) from pg_locks where not granted and relation = 'underway.finished_run'::regclass"
         eventually(lambda: value(connection, waiting), what="a commit waits")
         end = time.monotonic() + 1.5  # leases long
@@ -71,30 +71,30 @@ def test_commits_that_have_to_wait_hold_up_no_renewal(
     assert "lease" not in supervisor.log
 
 
-def test_an_input_that_does_not_fit_is_a_failed_attempt(
+def test_an_input_of_the_wrong_type_is_a_failed_attempt(
     connection: Connection, start: Callable[..., Supervisor]
 ) -> None:
-    conforming.app.sync()
-    run = conforming.app.get_run(value(connection, "select underway.enqueue('numbers', '\"seven\"')"))
+    blocking.app.sync()
+    run = blocking.app.get_run(value(connection, "select underway.enqueue('numbers', '\"seven\"')"))
     start("--procs", "1")
     with pytest.raises(RunFailed, match="int"):
         run.result(10)
     assert [attempt.outcome for attempt in run.attempts()] == ["failed", "failed"]
-    assert conforming.numbers.enqueue(7).result(10) == 7
+    assert blocking.numbers.enqueue(7).result(10) == 7
 
 
-def test_a_flood_of_strange_notifications_leaves_nothing_behind(
+def test_a_flood_of_unknown_notifications_does_not_leak(
     connection: Connection, start: Callable[..., Supervisor]
 ) -> None:
     supervisor = start("--procs", "1")
-    assert conforming.numbers.enqueue(1).result(20) == 1
+    assert blocking.numbers.enqueue(1).result(20) == 1
     process = psutil.Process(supervisor.pid)
     flood = "select pg_notify('underway', %s || n) from generate_series(1, 2000) n"
 
     def after_a_flood() -> tuple[int, int]:
-        for strange in ("{", "", "x" * 500, '{"queue": 1}', "cancel\N{PILE OF POO}"):
-            connection.execute(flood, [strange])
-        assert conforming.numbers.enqueue(2).result(20) == 2
+        for unknown in ("{", "", "x" * 500, '{"queue": 1}', "cancel\N{PILE OF POO}"):
+            connection.execute(flood, [unknown])
+        assert blocking.numbers.enqueue(2).result(20) == 2
         return process.memory_info().rss, process.num_fds()
 
     before = after_a_flood()
@@ -104,21 +104,21 @@ def test_a_flood_of_strange_notifications_leaves_nothing_behind(
     assert "Traceback" not in supervisor.log
 
 
-def test_connections_do_not_grow_with_the_workers(
+def test_the_number_of_connections_does_not_depend_on_the_number_of_workers(
     connection: Connection, start: Callable[..., Supervisor], stage: Path
 ) -> None:
     start("--procs", "8")
-    runs = conforming.two.enqueue_many([f"{number}" for number in range(8)])
+    runs = blocking.two.enqueue_many([f"{number}" for number in range(8)])
     eventually(lambda: all((stage / f"{number} began").exists() for number in range(8)))
-    conforming.app.close()  # what this test itself has open
+    blocking.app.close()  # the connections of this test
     eventually(lambda: len(connection.execute(OURS).fetchall()) == 2)
     for number in range(8):
         (stage / f"{number}").touch()
     assert {run.wait(20) for run in runs} == {Status.SUCCEEDED}
 
 
-def test_each_start_has_an_identity_of_its_own(connection: Connection, start: Callable[..., Supervisor]) -> None:
-    """One that begins again with a known name takes over what its predecessor still runs, or is taken for it."""
+def test_each_start_has_a_new_supervisor_id(connection: Connection, start: Callable[..., Supervisor]) -> None:
+    """With a reused ID, a supervisor would own the runs of its predecessor, whose workers may still be alive."""
     found = set()
     for number in (1, 2):
         supervisor = start("--procs", "1")
@@ -130,7 +130,7 @@ def test_each_start_has_an_identity_of_its_own(connection: Connection, start: Ca
 
 
 @contextmanager
-def _table_away(server: str, database: str, connection: Connection) -> Iterator[None]:
+def _table_renamed(server: str, database: str, connection: Connection) -> Iterator[None]:
     connection.execute("alter table underway.run rename to run_away")
     yield
     connection.execute("alter table underway.run_away rename to run")
@@ -147,35 +147,35 @@ def _connections_forbidden(server: str, database: str, connection: Connection) -
 
 
 def _cut(connection: Connection) -> None:
-    """End the connections of all supervisors."""
+    """Terminate the connections of all supervisors."""
     connection.execute("select pg_terminate_backend(pid, 5000) from (" + OURS + ") ours")
 
 
-@pytest.mark.parametrize("away", [_table_away, _connections_forbidden], ids=["no table", "no connections"])
-def test_whatever_fails_at_once_makes_no_busy_loop(
-    away: Callable[..., object], server: str, database: str, connection: Connection, start: Callable[..., Supervisor]
+@pytest.mark.parametrize("outage", [_table_renamed, _connections_forbidden], ids=["no table", "no connections"])
+def test_statements_that_fail_at_once_cause_no_busy_loop(
+    outage: Callable[..., object], server: str, database: str, connection: Connection, start: Callable[..., Supervisor]
 ) -> None:
     supervisor = start("--procs", "1")
-    assert conforming.numbers.enqueue(1).result(20) == 1
-    conforming.app.close()
+    assert blocking.numbers.enqueue(1).result(20) == 1
+    blocking.app.close()
     process = psutil.Process(supervisor.pid)
-    with away(server, database, connection):  # type: ignore[attr-defined]
+    with outage(server, database, connection):  # type: ignore[attr-defined]
         lines, cpu = supervisor.log.count("\n"), sum(process.cpu_times()[:2])
         time.sleep(1.5)
         lines, cpu = supervisor.log.count("\n") - lines, sum(process.cpu_times()[:2]) - cpu
     assert cpu < 0.75
     assert 0 < lines < 200
     assert supervisor.process.poll() is None
-    assert conforming.numbers.enqueue(2).result(20) == 2
+    assert blocking.numbers.enqueue(2).result(20) == 2
 
 
-def test_schedules_outlive_the_database_and_end_with_a_stop(
+def test_schedules_fire_after_an_outage_but_not_after_a_stop(
     connection: Connection, start: Callable[..., Supervisor]
 ) -> None:
     schedule = "update underway.schedule set next_at = now() + interval '300 ms'"
     supervisor = start("--procs", "1")
     supervisor.until("serving")
-    conforming.numbers.schedule("0 0 1 1 *", 1)
+    blocking.numbers.schedule("0 0 1 1 *", 1)
     _cut(connection)
     connection.execute(schedule)
     eventually(lambda: states(connection) == {"succeeded": 1})

@@ -1,4 +1,4 @@
-"""Jobs for what the checklists of conformance/ ask. FOLDER is a folder."""
+"""Steps that block until a file appears in FOLDER."""
 
 import os
 import time

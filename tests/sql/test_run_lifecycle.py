@@ -1,4 +1,4 @@
-"""Claims, retries and ends, statement by statement."""
+"""The life of a run in SQL: claims, retries and ends, one statement at a time."""
 
 import random
 from datetime import timedelta
@@ -34,12 +34,12 @@ US = uuid4()
 FAILED = Attempt("failed", "oh", started=ago(600))
 
 
-def test_an_empty_table_gives_nothing(any_database: str) -> None:
+def test_a_claim_from_an_empty_table_returns_nothing(any_database: str) -> None:
     assert claim(any_database) == []
 
 
-def test_a_retry_counts_and_waits_from_the_attempts_end(any_database: str) -> None:
-    """Counted from the run's creation, or from the attempt's beginning, the wait was over before it began."""
+def test_the_backoff_of_a_retry_starts_when_the_attempt_ends(any_database: str) -> None:
+    """If it started at the run's creation or the attempt's start, it could be over before the attempt ends."""
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(connection, US, created_at=AGES_AGO, due_at=AGES_AGO, rank=AGES_AGO)
         back = go_on(
@@ -70,8 +70,8 @@ def test_a_retry_counts_and_waits_from_the_attempts_end(any_database: str) -> No
         assert (again.run, again.attempts, again.number) == (run, 1, 1)
 
 
-def test_retries_of_many_are_spread() -> None:
-    """A thousand that fail together must not come back together."""
+def test_retries_are_spread() -> None:
+    """A thousand runs that fail together must not be retried together."""
     rng, waits = random.Random(7), set()
     for number in range(1000):
         task = Task(
@@ -86,7 +86,7 @@ def test_retries_of_many_are_spread() -> None:
     assert 7.9 < max(waits) <= 8
 
 
-def test_the_attempts_of_a_run_stand_in_the_order_of_their_ends(database: str, connection: Connection) -> None:
+def test_attempts_are_listed_in_the_order_in_which_they_ended(database: str, connection: Connection) -> None:
     run = insert(connection)
 
     async def fail_twice(store: Store) -> None:
@@ -103,11 +103,11 @@ def test_the_attempts_of_a_run_stand_in_the_order_of_their_ends(database: str, c
     assert [(attempt[1], attempt[2], attempt[3]) for attempt in found] == [(1, "failed", "oh 1"), (2, "failed", "oh 2")]
     ends = connection.execute("select finished_at from underway.attempt order by attempt_number").fetchall()
     assert ends[0] < ends[1]
-    assert client_queries.status(connection, UUID(run)) == "in_progress", "and the third has left no row yet"
+    assert client_queries.status(connection, UUID(run)) == "in_progress", "the third attempt has no row yet"
 
 
 @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
-def test_what_has_ended_is_not_claimed_again(any_database: str, state: str) -> None:
+def test_a_finished_run_is_not_claimed_again(any_database: str, state: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(connection, US)
         if state == "cancelled":
@@ -118,7 +118,9 @@ def test_what_has_ended_is_not_claimed_again(any_database: str, state: str) -> N
             assert await store.finish([row], []) == {token}
             assert await store.finish([row], []) == set()
 
-        assert value(connection, "select count(*) from underway.attempt") == 0, "one row, written once, at the end"
+        assert value(connection, "select count(*) from underway.attempt") == 0, (
+            "an attempt is one row, written at its end"
+        )
         with_store(any_database, end, US)
         assert client_queries.status(connection, UUID(run)) == state
         assert claim(any_database) == []
@@ -127,7 +129,7 @@ def test_what_has_ended_is_not_claimed_again(any_database: str, state: str) -> N
 
 
 def test_a_quarantined_run_refuses_its_late_owner(any_database: str) -> None:
-    """A late success once turned failed into succeeded."""
+    """Promise 2."""
     with psycopg.connect(any_database, autocommit=True) as connection:
         run, token = insert_held(connection, US, lease_expires_at=AGES_AGO, crashes=1, max_crashes=2)
 
@@ -141,8 +143,8 @@ def test_a_quarantined_run_refuses_its_late_owner(any_database: str) -> None:
         assert connection.execute("select outcome from underway.attempt").fetchall() == [("lost",)]
 
 
-def test_a_live_run_outlives_its_keep(any_database: str) -> None:
-    """It counts from the end: once it deleted what was still waiting for its first attempt."""
+def test_retention_counts_from_the_end_of_a_run(any_database: str) -> None:
+    """Otherwise a run that still waits for its first attempt could be deleted. (Promise 1.)"""
     with psycopg.connect(any_database, autocommit=True) as connection:
         short = {"keep": timedelta(0), "created_at": AGES_AGO}
         live = [
@@ -162,7 +164,7 @@ def test_a_live_run_outlives_its_keep(any_database: str) -> None:
         assert {run for (run,) in left} == set(live)
 
 
-def test_a_key_is_its_queues_own(any_database: str) -> None:
+def test_each_queue_has_its_own_concurrency_keys(any_database: str) -> None:
     lanes = [Lane(queue, "job", "step") for queue in ("one", "two")]
     with psycopg.connect(any_database, autocommit=True) as connection:
         for lane in lanes * 2:
@@ -172,8 +174,7 @@ def test_a_key_is_its_queues_own(any_database: str) -> None:
         assert holders.fetchall() == [("one",), ("two",)]
 
 
-def test_cancelling_one_run_reads_no_other(connection: Connection) -> None:
-    """It once looked for the run's id in the text of all inputs."""
+def test_a_cancel_by_id_or_key_reads_no_other_run(connection: Connection) -> None:
     connection.execute(
         "insert into underway.run (id, job, step, queue, keep, due_at, rank, state, unique_key, input)"
         " select gen_random_uuid(), 'job', 'step', 'default', '1 day', now(), now(), 'pending', 'key ' || n, '{}'"

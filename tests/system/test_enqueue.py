@@ -1,4 +1,4 @@
-"""What is written at enqueue, and what is not."""
+"""What an enqueue stores in the run."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
-from apps import clients, conforming
+from apps import blocking, clients
 from db import LANE, Connection, claim, insert, row_of, value, with_store
 from harness import Supervisor, eventually
 
@@ -20,7 +20,7 @@ Start = Callable[..., Supervisor]
 
 
 def test_policies_are_read_at_the_claim_and_not_at_enqueue(any_database: str) -> None:
-    """So that a fix in code helps what is queued already."""
+    """So a fix in code applies to runs that are already queued."""
     us = uuid4()
     with psycopg.connect(any_database, autocommit=True) as connection:
         run = insert(connection)
@@ -37,35 +37,35 @@ def test_policies_are_read_at_the_claim_and_not_at_enqueue(any_database: str) ->
             with_store(any_database, lambda store: store.release_unknown([]), us)
 
 
-def test_what_is_given_for_one_run_replaces_what_the_step_says(
+def test_options_given_at_enqueue_override_those_of_the_step(
     bind: Callable[[Underway], Underway], connection: Connection
 ) -> None:
     bind(clients.app)
-    said: Any = {"delay": timedelta(minutes=5), "priority": 4, "keep": timedelta(days=15)}
-    for run in (clients.placed.enqueue(1, **said), *clients.placed.enqueue_many([1, 2, 3], **said)):
+    given: Any = {"delay": timedelta(minutes=5), "priority": 4, "keep": timedelta(days=15)}
+    for run in (clients.placed.enqueue(1, **given), *clients.placed.enqueue_many([1, 2, 3], **given)):
         columns = "queue, priority, keep, round(extract(epoch from due_at - created_at))"
         query = f"select {columns} from underway.run where id = %s"
         assert connection.execute(query, [run.id]).fetchall() == [("slow", 4, timedelta(days=15), 300)]
 
 
-def test_a_new_run_begins_at_the_first_step_whatever_others_are_doing(
+def test_a_new_run_begins_at_the_first_step_while_others_are_at_the_second(
     bind: Callable[[Underway], Underway], connection: Connection, start_supervisor: Start, stage: Path
 ) -> None:
-    """Once the step at which new runs begin was that of the run before, in one process."""
-    bind(conforming.app)
+    """A process that has just handled a second step must not place new runs there."""
+    bind(blocking.app)
 
     def placed(run: Run[Any]) -> tuple[Any, ...]:
         query = "select step, queue, priority, input, keep from underway.run where id = %s"
         (found,) = connection.execute(query, [run.id])
         return tuple(found)
 
-    runs = [conforming.two.enqueue("a")]
+    runs = [blocking.two.enqueue("a")]
     assert placed(runs[0]) == ("first", "one", 1, "a", timedelta(days=14))
-    supervisor = start_supervisor("conforming", "--procs", "1", env={"FOLDER": str(stage)})
+    supervisor = start_supervisor("blocking", "--procs", "1", env={"FOLDER": str(stage)})
     eventually((stage / "a began").exists)
     assert placed(runs[0]) == ("last", "two", 9, ["a"], timedelta(days=1))
-    runs += [conforming.two.enqueue("b"), *conforming.two.enqueue_many(["c"])]
-    runs.append(conforming.app.get_run(value(connection, "select underway.enqueue('two', '\"d\"')")))
+    runs += [blocking.two.enqueue("b"), *blocking.two.enqueue_many(["c"])]
+    runs.append(blocking.app.get_run(value(connection, "select underway.enqueue('two', '\"d\"')")))
     for run, name in zip(runs[1:], "bcd", strict=True):
         assert placed(run) == ("first", "one", 1, name, timedelta(days=14))
     for name in "abcd":
