@@ -34,10 +34,6 @@ US = uuid4()
 FAILED = Attempt("failed", "oh", started=ago(600))
 
 
-def test_a_claim_from_an_empty_table_returns_nothing(any_database: str) -> None:
-    assert claim(any_database) == []
-
-
 def test_the_backoff_of_a_retry_starts_when_the_attempt_ends(any_database: str) -> None:
     """If it started at the run's creation or the attempt's start, it could be over before the attempt ends."""
     with psycopg.connect(any_database, autocommit=True) as connection:
@@ -126,21 +122,6 @@ def test_a_finished_run_is_not_claimed_again(any_database: str, state: str) -> N
         assert claim(any_database) == []
         query = "select attempt_number, outcome, finished_at > started_at from underway.attempt"
         assert connection.execute(query).fetchall() == [(1, state, True)]
-
-
-def test_a_quarantined_run_refuses_its_late_owner(any_database: str) -> None:
-    """Promise 2."""
-    with psycopg.connect(any_database, autocommit=True) as connection:
-        run, token = insert_held(connection, US, lease_expires_at=AGES_AGO, crashes=1, max_crashes=2)
-
-        async def late(store: Store) -> None:
-            assert [final for _, _, final in await store.reap(10)] == ["failed"]
-            assert await store.finish([finish(run, token)], []) == set()
-            assert await store.continue_([go_on(run, token)], []) == {}
-
-        with_store(any_database, late, US)
-        assert client_queries.status(connection, UUID(run)) == "failed"
-        assert connection.execute("select outcome from underway.attempt").fetchall() == [("lost",)]
 
 
 def test_retention_counts_from_the_end_of_a_run(any_database: str) -> None:
