@@ -33,11 +33,11 @@ VERDICTS = {
 
 
 @pytest.mark.chaos
-def test_every_deed_is_charged_to_its_own_run_and_the_supervisor_goes_on(
+def test_every_scenario_is_charged_to_its_own_run(
     bind: Callable[[Underway], Underway], connection: Connection, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     bind(adversary.app)
-    assert VERDICTS.keys() == adversary.deeds.keys()
+    assert VERDICTS.keys() == adversary.scenarios.keys()
     runs, innocents = {}, []
     for how in random.Random(SEED).sample(sorted(VERDICTS), len(VERDICTS)):
         runs[how] = adversary.adversary.enqueue(how)

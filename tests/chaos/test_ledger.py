@@ -43,9 +43,9 @@ def disturb(database: str, connection: Connection, start: Start, count: Count, *
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(rng.uniform(0.05, 0.25))
-            (deed,) = rng.choices([kill_a_worker, cut_a_step, cut_a_supervisor, kill_a_supervisor], [8, 8, 3, 1])
-            deed(rng, connection, serving, start)
-            count(**{deed.__name__: 1}, peak_mib=max(supervisor.peak_mib for supervisor in serving))
+            (fault,) = rng.choices([kill_a_worker, cut_a_step, cut_a_supervisor, kill_a_supervisor], [8, 8, 3, 1])
+            fault(rng, connection, serving, start)
+            count(**{fault.__name__: 1}, peak_mib=max(supervisor.peak_mib for supervisor in serving))
         for supervisor in serving:
             supervisor.send(signal.SIGTERM)
         for supervisor in serving:

@@ -160,7 +160,7 @@ async def work(serving: Serving, connection: Connection, runs: int, hold: Callab
                     task.started_at = task.started_at or time.monotonic()
                     if not hold():
                         child = spawn(f'"{task.run}"')
-                        serving.succeed(task, goes_on=task.lane == LANE, spawned=[child])
+                        serving.succeed(task, has_next_step=task.lane == LANE, spawned=[child])
             serving.service._hand_out()
             await asyncio.sleep(0.005)
 
@@ -199,7 +199,7 @@ def test_a_lease_counts_from_the_sending_of_its_claim(database: str, connection:
             await asyncio.sleep(2.5)
         (task,) = await serving.all_running(1)
         assert task.lease_deadline > lease_clock.now()
-        serving.succeed(task, goes_on=False)
+        serving.succeed(task, has_next_step=False)
 
     assert serve(database, script)
 
@@ -245,7 +245,7 @@ def test_after_a_table_lock_others_have_a_lease_to_release_their_tasks(database:
             release = go_on(run, token, step=LANE.step, payload=None, attempt=Attempt("released", started=ago(1.0)))
             assert await store.continue_([release], [])
         (task,) = await serving.all_running(1)
-        serving.succeed(task, goes_on=False)
+        serving.succeed(task, has_next_step=False)
 
     assert serve(database, script)
     assert [outcome for (outcome,) in connection.execute("select outcome from underway.attempt order by token")] == [
@@ -333,7 +333,7 @@ def test_after_a_failover_a_run_that_the_standby_has_as_ours_is_released(databas
         (again,) = await serving.all_running(1)
         row = now(connection, run)
         assert (row["crashes"], row["attempts"], row["releases"]) == (0, 0, 1)
-        serving.succeed(again, goes_on=False)
+        serving.succeed(again, has_next_step=False)
 
     assert serve(database, script)
     assert attempts_of(connection, run) == [("succeeded", 1)]
@@ -351,7 +351,7 @@ def test_runs_that_we_own_unknowingly_are_released_on_each_new_connection(
         kill(connection, (await serving.leases.open()).info.backend_pid)
         (task,) = await serving.all_running(1)
         assert (task.run, task.crashes, now(connection, run)["releases"]) == (run, 0, 1)
-        serving.succeed(task, goes_on=False)
+        serving.succeed(task, has_next_step=False)
 
     assert serve(database, script)
 

@@ -17,7 +17,7 @@ Start = Callable[..., Supervisor]
 
 @pytest.fixture
 def start(bind: Callable[[Underway], Underway], start_supervisor: Start, tmp_path: Path) -> Start:
-    """Start a supervisor of apps/coroutines.py, whose steps leave their marks in tmp_path."""
+    """Start a supervisor for apps/coroutines.py, whose steps write files to tmp_path."""
     bind(coroutines.app)
     return lambda *options: start_supervisor("coroutines", *options, env={"FOLDER": str(tmp_path)})
 
@@ -31,7 +31,7 @@ def test_steps_of_both_kinds_in_one_chain_and_one_loop_per_worker(start: Start) 
     assert len({pid for _, _, pid in results}) == 1
 
 
-def test_a_timeout_is_an_interrupt_in_the_coroutine_whatever_it_does(start: Start, tmp_path: Path) -> None:
+def test_a_timeout_interrupts_a_coroutine_at_any_point(start: Start, tmp_path: Path) -> None:
     runs = {way: coroutines.interrupted.enqueue(way) for way in coroutines.ways}
     assert start("--procs", "3", "--until-idle").wait() == 0
     for way, run in runs.items():
@@ -39,7 +39,7 @@ def test_a_timeout_is_an_interrupt_in_the_coroutine_whatever_it_does(start: Star
         assert (attempt.outcome, run.status()) == ("timed_out", Status.FAILED), (way, attempt.error)
         assert "AsyncInterrupt: timeout" in (attempt.error or ""), way
         assert attempt.started_at is not None
-        # not before its time, and the cleanup had its loop
+        # not too early, and the event loop was available to the cleanup
         assert (attempt.finished_at - attempt.started_at).total_seconds() >= 0.4, way
         assert (tmp_path / way).read_text() == "Interrupt: timeout"
 
@@ -59,12 +59,12 @@ def test_a_coroutine_that_swallows_the_interrupt_is_killed(start: Start) -> None
     assert (attempt.error or "").startswith("the worker was killed: timeout")
 
 
-def test_a_shutdown_interrupts_a_coroutine_and_charges_nobody(
+def test_a_shutdown_interrupts_a_coroutine_without_a_charge(
     start: Start, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     run = coroutines.waiting.enqueue("told")
     supervisor = start("--procs", "1", "--grace", "0.2")
-    supervisor.until("waiting to be told")  # in progress it is before its first line
+    supervisor.until("waiting to be told")  # a run is in progress before its step's first line
     supervisor.send(signal.SIGTERM)
     supervisor.wait()
     assert (tmp_path / "told").read_text() == "shutdown"
@@ -77,7 +77,7 @@ def test_an_interrupt_never_hits_the_next_coroutine(start: Start, connection: ps
         coroutines.edges.enqueue(number)
         coroutines.calms.enqueue_many(range(5))
     assert start("--procs", "2", "--until-idle").wait(60) == 0
-    # Without a retry allowed, an interrupt that went astray would have failed somebody.
+    # No retry is allowed, so an interrupt of the wrong task would fail a run.
     failed = connection.execute(
         "select job, outcome from underway.runs r join underway.attempt a on a.run_id = r.id where state = 'failed'"
     ).fetchall()
@@ -95,7 +95,7 @@ def test_tasks_that_a_step_leaves_running_are_cancelled_and_logged(start: Start,
 
 def test_connections_of_the_async_client_outlive_the_step_that_opens_them(start: Start) -> None:
     supervisor = start("--procs", "1")
-    for connections in (0, 2):  # the second time it needs more of them than there are
+    for connections in (0, 2):  # the second time it needs more connections than are open
         assert coroutines.looking.enqueue(connections).result(20) == Status.IN_PROGRESS
     assert "tasks that it left running" not in supervisor.log
 
@@ -107,7 +107,7 @@ def test_an_interrupt_leaves_no_task_to_the_next_step(start: Start) -> None:
     assert coroutines.alone.enqueue().result(20) == 1
 
 
-def test_whatever_a_coroutine_raises_is_a_failed_attempt_and_the_loop_goes_on(start: Start) -> None:
+def test_any_exception_of_a_coroutine_fails_the_attempt_but_not_the_loop(start: Start) -> None:
     expected = {
         "SystemExit": "the step raised SystemExit: a step ends by returning",
         "SystemExit in a task": "the step raised SystemExit: a step ends by returning",
@@ -129,7 +129,7 @@ def test_whatever_a_coroutine_raises_is_a_failed_attempt_and_the_loop_goes_on(st
     assert coroutines.calms.enqueue(1).result(20) == 1
 
 
-def test_a_coroutine_is_inside_its_step_wherever_its_code_runs(
+def test_a_coroutine_counts_as_inside_its_step_in_tasks_and_threads(
     start: Start, connection: psycopg.Connection[Any]
 ) -> None:
     start("--procs", "1")

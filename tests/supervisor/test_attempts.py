@@ -1,4 +1,4 @@
-"""What a worker tells a step of its attempt, what it measures of it, and that one step has no hold on the next."""
+"""The context of an attempt, its measured usage, and the isolation of one step from the next."""
 
 import signal
 from collections.abc import Callable
@@ -74,11 +74,11 @@ def test_progress_is_that_of_the_run_that_reports_it(connection: Connection, sta
         for number, run in zip((11, 22), runs, strict=True)
     }
     eventually(lambda: progress() == expected)
-    # At its deadline it is interrupted, and what it hands over all the same is its own.
+    # It is interrupted at its deadline, and hands over nevertheless.
     assert [run.result(20) for run in runs] == [11, 22]
 
 
-# What it cost
+# Usage
 
 COSTS = {
     "nothing": 0.0,
@@ -89,10 +89,8 @@ COSTS = {
 }
 
 
-def test_an_attempt_costs_its_cpu_time_and_that_of_children_it_waited_for(
-    connection: Connection, start_supervisor: Start
-) -> None:
-    """One worker, and each after a costly one: nobody pays for the attempt before."""
+def test_cpu_seconds_include_children_that_were_waited_for(connection: Connection, start_supervisor: Start) -> None:
+    """In one worker, after an expensive attempt: its usage must not count for the next one."""
     hows = [how for each in COSTS for how in (each, "nothing")]
     runs = attempts.costs.enqueue_many(hows)
     assert start_supervisor("attempts", "--procs", "1", "--until-idle").wait(60) == 0
@@ -101,12 +99,12 @@ def test_an_attempt_costs_its_cpu_time_and_that_of_children_it_waited_for(
         (attempt,) = run.attempts()
         spent = connection.execute("select cpu_seconds from underway.attempt where run_id = %s", [run.id]).fetchone()
         assert spent is not None
-        # A child spends some on starting, too.
+        # Starting a child takes CPU time too.
         assert COSTS[how] - 0.01 <= spent[0] < COSTS[how] + 0.3, (how, spent)
         assert attempt.started_at is not None
 
 
-def test_no_attempt_costs_less_than_nothing(connection: Connection, start_supervisor: Start) -> None:
+def test_cpu_seconds_are_never_negative(connection: Connection, start_supervisor: Start) -> None:
     count = 2000
     attempts.costs.enqueue_many(["nothing"] * count)
     assert start_supervisor("attempts", "--procs", "2", "--until-idle").wait(60) == 0
@@ -117,16 +115,16 @@ def test_no_attempt_costs_less_than_nothing(connection: Connection, start_superv
     assert row == (count, True, True, True, True)
 
 
-# The signal
+# The interrupt's signal
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["on its own", "handed out together"])
+@pytest.mark.parametrize("together", [False, True], ids=["on its own", "pipelined"])
 @pytest.mark.parametrize("how", ["blocks", "ignores", "replaces"])
-def test_a_step_that_takes_the_signal_does_not_spare_the_next_its_interrupt(
+def test_a_step_that_replaces_the_handler_does_not_disable_later_interrupts(
     start_supervisor: Start, how: str, together: bool
 ) -> None:
-    """Also when both are in the worker's hands, and the next begins within microseconds."""
-    # Many quick ones teach the supervisor that these are short, so that it hands out many at once.
+    """Also if both are pipelined, and the next one starts within microseconds."""
+    # After many short attempts, the supervisor pipelines these tasks.
     before = attempts.fickles.enqueue_many(["is quick"] * (1000 if together else 0))
     _taking, long = attempts.fickles.enqueue_many([how, "is long"])
     supervisor = start_supervisor("attempts", "--procs", "1")

@@ -1,4 +1,4 @@
-"""Workers that do not boot: when it is tried again, and when it is given up."""
+"""Workers that do not boot: back-off and time limit."""
 
 import asyncio
 import random
@@ -17,7 +17,7 @@ from underway.supervisor.workers.boot import WorkerBoots
 
 
 def pauses(failures: int, slot: int = 1, *, boots: WorkerBoots) -> list[float]:
-    """How long it waits after each of so many failures in a row."""
+    """The pauses after this many consecutive failures."""
     loop = asyncio.get_running_loop()
     waits = []
     for _ in range(failures):
@@ -40,7 +40,7 @@ def test_each_failure_of_a_slot_doubles_its_pause_up_to_half_a_minute() -> None:
             expected = min(0.1 * 2**n, 30)
             assert 0.79 * expected < wait < 1.21 * expected
         assert len({round(wait, 3) for wait in waits[10:]}) > 5, "jitter"
-        # Another slot begins at the beginning, and so does this one after a worker that was of use, or a reload.
+        # Another slot has its own back-off, and this one is reset by a worker that has run a task, or by a reload.
         assert pauses(1, 2, boots=boots)[0] < 0.13
         boots.reset_backoff(1)
         assert pauses(1, boots=boots)[0] < 0.13
@@ -62,7 +62,7 @@ def test_trouble_is_one_line_that_postgres_can_store() -> None:
     asyncio.run(main())
 
 
-def test_an_import_that_hangs_is_given_up() -> None:
+def test_a_worker_whose_import_hangs_is_killed() -> None:
     program = f"""
 from underway.supervisor.logs import format
 from underway.supervisor.workers import boot
@@ -77,7 +77,7 @@ raise SystemExit(supervise(Settings("{APPS}/slow_boot.py:app", procs=1)))
 
 
 @pytest.mark.chaos
-def test_an_import_of_twenty_seconds_is_waited_for(
+def test_an_import_may_take_twenty_seconds(
     connection: psycopg.Connection[Any], start_supervisor: Callable[..., Supervisor]
 ) -> None:
     supervisor = start_supervisor("slow_boot", "--procs", "1", env={"SLOW_BOOT": "20"})

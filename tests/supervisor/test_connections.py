@@ -1,4 +1,4 @@
-"""How many connections supervisors take, and what becomes of one that has silently died."""
+"""The number of connections of supervisors, and the detection of dead ones."""
 
 import signal
 import threading
@@ -19,7 +19,7 @@ from underway.postgres.embedded import Cluster
 from underway.testing.database import using_database
 from underway.testing.servers import SETTINGS, cluster_folder
 
-# What a supervisor waits for an answer (session.py), the poll behind that, and what a busy machine adds.
+# The wait for an answer (reconnecting.py), the next poll, and a margin for a busy machine.
 FOUND_SECONDS = 12 + 1 + 5
 OURS = "select count(*)::int from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
 
@@ -70,12 +70,12 @@ def test_20_supervisors_start_together_at_a_server_for_100_connections(start_sup
 
 
 class HalfOpen(Proxy):
-    """Passes on everything but what belongs to connections from before `go_deaf`, which stay open in silence."""
+    """Connections that exist when `go_deaf` is called stay open, but no data passes on them any more."""
 
     def __init__(self, database: str) -> None:
         super().__init__(database, "be late")
-        self.done = True  # it lets all commits pass
-        # Not their numbers: a new thread may get that of one that has ended, and was deaf.
+        self.done = True  # all commits pass
+        # Threads, not their IDs, because a new thread may reuse the ID of one that has ended.
         self._deaf: set[threading.Thread] = set()
         self._threads: set[threading.Thread] = set()
 
@@ -83,12 +83,12 @@ class HalfOpen(Proxy):
         self._deaf = set(self._threads)
 
     def _passed_on(self, data: bytes, *, from_server: bool) -> bytes:
-        thread = threading.current_thread()  # that of the one connection
+        thread = threading.current_thread()  # one thread for each connection
         self._threads.add(thread)
         return b"" if thread in self._deaf else data
 
 
-def test_a_connection_that_is_half_open_is_given_up_and_the_work_found(
+def test_a_half_open_connection_is_replaced_and_its_work_is_found(
     bind: Bind, connection: Connection, database: str, start_supervisor: Start
 ) -> None:
     bind(basic.app)
@@ -102,9 +102,9 @@ def test_a_connection_that_is_half_open_is_given_up_and_the_work_found(
         cpu = sum(process.cpu_times()[:2])
         run = basic.numbers.enqueue(1)
         assert run.result(FOUND_SECONDS) == 1, supervisor.log
-        assert sum(process.cpu_times()[:2]) - cpu < 2, "it has not waited in a busy loop"
+        assert sum(process.cpu_times()[:2]) - cpu < 2, "no busy loop while waiting"
         assert len(run.attempts()) == 1
-        # It listens again: sooner than by the poll, most of the time.
+        # It listens again: most runs are found earlier than by the poll.
         eventually(lambda: value(connection, idle) == 1)
         time.sleep(1)
         seconds = []

@@ -1,4 +1,4 @@
-"""What people may ask for while supervisors run: pause and resume, shut down; what they keep and whom they warn of."""
+"""Control of running supervisors: pause, resume, shutdown, retention, and warnings of stranded runs."""
 
 import asyncio
 from collections.abc import Callable
@@ -38,7 +38,7 @@ US = uuid4()
 # Pause and resume
 
 
-def test_nothing_of_a_paused_queue_is_claimed(any_database: str) -> None:
+def test_runs_of_a_paused_queue_are_not_claimed(any_database: str) -> None:
     lanes = Lanes((Lane(queue, "job", "step"), POLICY) for queue in ("one", "two"))
     with psycopg.connect(any_database, autocommit=True) as connection:
         for crashes in (0, 1):
@@ -62,7 +62,7 @@ def test_pause_and_resume_are_part_of_the_callers_transaction(
         assert app.pause("one", conn=conn)
         assert value(connection, paused) is None
         conn.rollback()
-        assert app.pause("one", conn=conn), "it was taken back"
+        assert app.pause("one", conn=conn), "the first pause was rolled back"
         conn.commit()
         assert value(connection, paused) == ["one"]
         assert app.resume("one", conn=conn)
@@ -73,7 +73,7 @@ def test_pause_and_resume_are_part_of_the_callers_transaction(
         assert value(connection, paused) is None
 
 
-def test_pausing_a_queue_that_nothing_uses_is_possible_and_warned_of(
+def test_pausing_an_unused_queue_logs_a_warning(
     database: str, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = Underway(database)
@@ -97,7 +97,7 @@ def nothing(cx: Context) -> Done:
     return To.done()
 
 
-def test_a_next_step_does_not_stay_in_a_paused_queue(any_database: str) -> None:
+def test_a_next_step_in_a_paused_queue_is_not_claimed_by_its_hand_over(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         held = [insert_held(connection, US) for _ in range(2)]
         admin_queries.pause(connection, "paused")
@@ -115,7 +115,7 @@ def test_a_next_step_does_not_stay_in_a_paused_queue(any_database: str) -> None:
         ]  # fmt: skip
 
 
-def test_a_supervisor_goes_on_with_the_rest_and_begins_again_at_once(
+def test_other_queues_continue_and_a_resumed_queue_continues_at_once(
     bind: Callable[[Underway], Underway], connection: Connection, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     app = bind(basic.app)
@@ -132,7 +132,7 @@ def test_a_supervisor_goes_on_with_the_rest_and_begins_again_at_once(
 # Shutdown
 
 
-def test_one_supervisor_or_all_are_asked_to_stop_and_leave(
+def test_one_supervisor_or_all_stop_when_asked(
     connection: Connection, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     started = [start_supervisor("basic", "--procs", "1") for _ in range(3)]
@@ -154,7 +154,7 @@ def test_one_supervisor_or_all_are_asked_to_stop_and_leave(
     assert value(connection, "select count(*) from underway.stop_request") == 0
 
 
-def test_who_asks_in_a_long_transaction_holds_up_nobody(database: str, connection: Connection) -> None:
+def test_a_request_in_a_long_transaction_blocks_no_other_session(database: str, connection: Connection) -> None:
     async def play_it(store: Store) -> None:
         await store.register(pid=1, app="app")
         with psycopg.connect(database) as asking:
@@ -170,7 +170,7 @@ def test_who_asks_in_a_long_transaction_holds_up_nobody(database: str, connectio
     with_store(database, play_it, US)
 
 
-def test_a_supervisor_is_seen_to_live_while_nothing_can_be_written_to_the_runs(
+def test_a_supervisor_stays_visible_while_the_runs_are_locked(
     connection: Connection, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     """Otherwise a health probe would restart the supervisor, and lose its running steps, while an index is built."""
@@ -187,7 +187,7 @@ def test_a_supervisor_is_seen_to_live_while_nothing_can_be_written_to_the_runs(
 # Retention
 
 
-def test_finished_runs_leave_with_their_attempts_when_their_keep_has_passed(any_database: str) -> None:
+def test_expired_runs_are_removed_with_their_attempts(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         expired = [_finished(connection, "now() - interval '1 s'", minutes) for minutes in range(5)]
         kept, live = _finished(connection, "now() + interval '1 hour'", 1), insert(connection)
@@ -225,9 +225,7 @@ def _locked(database: str, run: str) -> psycopg.Connection[Any]:
     return connection
 
 
-def test_a_supervisor_removes_them_by_itself(
-    connection: Connection, start_supervisor: Callable[..., Supervisor]
-) -> None:
+def test_a_supervisor_removes_expired_runs(connection: Connection, start_supervisor: Callable[..., Supervisor]) -> None:
     for _ in range(1200):  # more than two batches
         insert(connection, keep=timedelta(0))
     client_queries.cancel_job(connection, LANE.job)
@@ -246,7 +244,7 @@ def _serving(database: str, lanes: list[Lane]) -> None:
     with_store(database, register)
 
 
-def test_runs_that_no_living_supervisor_serves_are_stranded(any_database: str) -> None:
+def test_runs_that_no_live_supervisor_serves_are_stranded(any_database: str) -> None:
     with psycopg.connect(any_database, autocommit=True) as connection:
         for step in ("a", "b", "c"):
             for minutes in range(3):
@@ -256,7 +254,7 @@ def test_runs_that_no_living_supervisor_serves_are_stranded(any_database: str) -
         insert_held(connection, US, step="e")
         every = [("default", "job", step) for step in "abc"] + [("default", "suspicious", "step")]
         assert _stranded(connection) == every
-        # The order of the names is no matter of chance: a lane with the same words in other places is not this one.
+        # Queue, job and step are not interchangeable: a lane with the same names in another order is a different one.
         _serving(any_database, [Lane("default", "job", "b"), Lane("job", "default", "a")])
         assert _stranded(connection) == [every[0], *every[2:]]
         assert value(connection, "select count(*) from underway.stranded") == 7
@@ -269,7 +267,7 @@ def _stranded(connection: Connection) -> list[tuple[str, ...]]:
     return [tuple(lane) for *lane, _ in admin_queries.stranded_lanes(connection)]
 
 
-def test_a_supervisor_warns_of_them_and_says_what_it_serves(
+def test_a_supervisor_warns_of_stranded_runs(
     connection: Connection, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     insert(connection, job="orders", step="price", due_at=AGES_AGO, input='{"number": 1}')

@@ -37,8 +37,8 @@ def witnesses(connection: Connection) -> int:
     return int(value(connection, "select count(*) from witness"))
 
 
-def test_two_that_cancel_each_other_in_their_own_transactions(start_supervisor: Start, tmp_path: Path) -> None:
-    """Postgres detects the deadlock and fails one of the two; the other one wins. Their timeout is 15 minutes."""
+def test_two_steps_that_cancel_each_others_runs_through_cx_tx(start_supervisor: Start, tmp_path: Path) -> None:
+    """Postgres detects the deadlock and fails one of them, long before their timeout of 15 minutes."""
     runs = {}
     for name, other in (("a", "b"), ("b", "a")):
         runs[name] = crossing.racing.enqueue(Rival(name, other, str(tmp_path)))
@@ -51,8 +51,8 @@ def test_two_that_cancel_each_other_in_their_own_transactions(start_supervisor: 
     assert "killed" not in supervisor.log
 
 
-def lock(stranger: Connection, run: Run[Any]) -> None:
-    stranger.execute("select from underway.run where id = %s for update", [run.id])
+def lock(other: Connection, run: Run[Any]) -> None:
+    other.execute("select from underway.run where id = %s for update", [run.id])
 
 
 def waits(connection: Connection) -> bool:
@@ -63,11 +63,11 @@ def waits(connection: Connection) -> bool:
     return bool(value(connection, waiting))
 
 
-def begin(start: Start, run: Run[Any], folder: Path, stranger: Connection, look: Connection) -> Supervisor:
-    """Start a supervisor whose step has returned, and whose hand-over waits for the stranger's lock."""
+def begin(start: Start, run: Run[Any], folder: Path, other: Connection, look: Connection) -> Supervisor:
+    """Start a supervisor whose step has returned, and whose hand-over waits for the other's lock."""
     supervisor = start("crossing", "--procs", "1", "--grace", "0.2")
     eventually(lambda: (folder / "here").exists())
-    lock(stranger, run)
+    lock(other, run)
     (folder / "go").touch()
     eventually(lambda: waits(look))
     return supervisor
@@ -77,8 +77,8 @@ def test_a_hand_over_that_waits_for_a_client_is_interrupted_by_its_timeout(
     database: str, connection: Connection, start_supervisor: Start, tmp_path: Path
 ) -> None:
     run = crossing.waiting.enqueue(str(tmp_path))
-    with psycopg.connect(database) as stranger:
-        supervisor = begin(start_supervisor, run, tmp_path, stranger, connection)
+    with psycopg.connect(database) as other:
+        supervisor = begin(start_supervisor, run, tmp_path, other, connection)
         supervisor.until("timed_out")
         eventually(lambda: not waits(connection))
     assert run.result(20) == 2
@@ -92,50 +92,48 @@ def test_a_hand_over_that_waits_for_a_client_is_interrupted_by_a_stop(
     database: str, connection: Connection, start_supervisor: Start, tmp_path: Path
 ) -> None:
     run = crossing.patient.enqueue(str(tmp_path))
-    with psycopg.connect(database) as stranger:
-        supervisor = begin(start_supervisor, run, tmp_path, stranger, connection)
+    with psycopg.connect(database) as other:
+        supervisor = begin(start_supervisor, run, tmp_path, other, connection)
         supervisor.send(signal.SIGTERM)
         eventually(lambda: not waits(connection))
     assert supervisor.wait() == ExitCode.KILLED_WORK
     assert ended(run) == ["released"]
 
 
-def test_a_hand_over_that_waits_for_a_client_goes_on_after_it(
+def test_a_hand_over_that_waits_for_a_client_continues_when_it_commits(
     database: str, connection: Connection, start_supervisor: Start, tmp_path: Path
 ) -> None:
     run = crossing.patient.enqueue(str(tmp_path))
-    with psycopg.connect(database) as stranger:
-        begin(start_supervisor, run, tmp_path, stranger, connection)
+    with psycopg.connect(database) as other:
+        begin(start_supervisor, run, tmp_path, other, connection)
     assert run.result(20) == 1
 
 
-def test_a_hand_over_that_waits_for_a_cancel_is_refused_after_it(
+def test_a_hand_over_that_waits_for_a_cancel_is_refused(
     database: str, connection: Connection, start_supervisor: Start, tmp_path: Path
 ) -> None:
     run = crossing.patient.enqueue(str(tmp_path))
-    with psycopg.connect(database) as stranger:
-        begin(start_supervisor, run, tmp_path, stranger, connection)
-        assert run.cancel(conn=stranger)
+    with psycopg.connect(database) as other:
+        begin(start_supervisor, run, tmp_path, other, connection)
+        assert run.cancel(conn=other)
     assert run.wait(20) is Status.CANCELLED
     assert ended(run) == ["cancelled"]
 
 
-@pytest.mark.parametrize("deed", ["own_by_handle", "own_by_id", "own_with_its_job"])
-def test_a_step_that_cancels_its_own_run_in_its_transaction_is_told_at_the_call(
-    connection: Connection, deed: str
-) -> None:
-    run = crossing.ending.enqueue(deed)
+@pytest.mark.parametrize("action", ["own_by_handle", "own_by_id", "own_with_its_job"])
+def test_cancelling_ones_own_run_through_cx_tx_raises_at_the_call(connection: Connection, action: str) -> None:
+    run = crossing.ending.enqueue(action)
     drain(crossing.ending)
     assert "(conn=cx.tx) inside a step of the same run (ending.end_oneself)" in errors(run)
     assert "raise Fail to end the run, or cancel it without conn=" in errors(run)
     assert (run.status() is Status.CANCELLED, witnesses(connection)) == (False, 0)
 
 
-@pytest.mark.parametrize("deed", ["own_by_key", "own_in_sql", "own_in_a_savepoint", "own_row", "own_row_deleted"])
-def test_what_is_seen_only_at_the_hand_over_fails_at_once(
-    connection: Connection, start_supervisor: Start, deed: str
+@pytest.mark.parametrize("action", ["own_by_key", "own_in_sql", "own_in_a_savepoint", "own_row", "own_row_deleted"])
+def test_a_change_of_the_own_row_found_at_the_hand_over_fails_the_run(
+    connection: Connection, start_supervisor: Start, action: str
 ) -> None:
-    run = crossing.ending.enqueue(deed, unique_key=deed)
+    run = crossing.ending.enqueue(action, unique_key=action)
     start_supervisor("crossing", "--procs", "1", "--until-idle").wait()
     assert (run.status(), ended(run)) == (Status.FAILED, ["failed"])
     assert "the step has cancelled its own run through cx.tx, or written to its row" in errors(run)
@@ -143,20 +141,20 @@ def test_what_is_seen_only_at_the_hand_over_fails_at_once(
     assert witnesses(connection) == 0
 
 
-@pytest.mark.parametrize("deed", ["own_priority", "own_undone", "own_redrive"])
-def test_what_leaves_the_run_in_its_hands_does_not_matter(
-    connection: Connection, start_supervisor: Start, deed: str
+@pytest.mark.parametrize("action", ["own_priority", "own_undone", "own_redrive"])
+def test_a_rolled_back_change_of_the_own_row_is_harmless(
+    connection: Connection, start_supervisor: Start, action: str
 ) -> None:
-    run = crossing.ending.enqueue(deed)
+    run = crossing.ending.enqueue(action)
     start_supervisor("crossing", "--procs", "1", "--until-idle").wait()
     assert (run.status(), ended(run), witnesses(connection)) == (Status.SUCCEEDED, ["succeeded"], 1)
 
 
-@pytest.mark.parametrize("deed", ["own_without_conn", "own_without_conn_and_return"])
+@pytest.mark.parametrize("action", ["own_without_conn", "own_without_conn_and_return"])
 def test_a_step_that_cancels_its_own_run_without_its_transaction_ends_as_cancelled(
-    connection: Connection, start_supervisor: Start, deed: str
+    connection: Connection, start_supervisor: Start, action: str
 ) -> None:
-    run = crossing.ending.enqueue(deed)
+    run = crossing.ending.enqueue(action)
     supervisor = start_supervisor("crossing", "--procs", "1", "--until-idle")
     supervisor.wait()
     assert (run.status(), ended(run), witnesses(connection)) == (Status.CANCELLED, ["cancelled"], 0)

@@ -13,7 +13,7 @@ from underway.testing.servers import temporary_cluster
 ALIASES = ("default", "kept", "checked")
 
 
-def test_a_restart_of_postgres_costs_an_attempt_at_most(tmp_path: Path) -> None:
+def test_a_restart_of_postgres_costs_at_most_one_attempt(tmp_path: Path) -> None:
     with temporary_cluster() as cluster:
         url = cluster.url("postgres")
         Underway(url).migrate()
@@ -33,7 +33,7 @@ def test_a_restart_of_postgres_costs_an_attempt_at_most(tmp_path: Path) -> None:
             supervisor.end()
 
 
-def test_a_connection_is_kept_as_long_as_django_is_told(
+def test_conn_max_age_is_respected(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
 ) -> None:
     bind(djangoing.app)
@@ -42,7 +42,7 @@ def test_a_connection_is_kept_as_long_as_django_is_told(
     assert {alias: len(pids) for alias, pids in sessions.items()} == {"default": 3, "kept": 1, "checked": 1}
 
 
-def test_a_failure_there_fails_nothing(
+def test_an_error_while_closing_connections_fails_no_attempt(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
 ) -> None:
     bind(djangoing.app)

@@ -112,7 +112,7 @@ def served(roles: Roles, start_supervisor: Start) -> Supervisor:
     return supervisor
 
 
-def neighbours_succeed(database: str, supervisor: Supervisor) -> None:
+def other_runs_succeed(database: str, supervisor: Supervisor) -> None:
     with using_database(extremes.app, database):
         runs = [*extremes.plain.enqueue_many(range(20)), *(extremes.keyed.enqueue(number) for number in range(5))]
         eventually(
@@ -125,7 +125,7 @@ def neighbours_succeed(database: str, supervisor: Supervisor) -> None:
 
 
 @pytest.mark.parametrize("granted", ["client", "table"])
-def test_no_row_harms_its_neighbours(roles: Roles, served: Supervisor, start_supervisor: Start, granted: str) -> None:
+def test_no_row_harms_other_runs(roles: Roles, served: Supervisor, start_supervisor: Start, granted: str) -> None:
     with connect(roles.owner) as owner, connect(roles.client) as client:
         columns: dict[str, list[Any]] = CLIENT
         bases: list[dict[str, Any]] = [PLAIN, KEYED]
@@ -138,19 +138,19 @@ def test_no_row_harms_its_neighbours(roles: Roles, served: Supervisor, start_sup
         supervisor = value(owner, "select id from underway.supervisor")
         answers = Counter(write(client, row, supervisor) for row in rows(columns, bases, str(done.id)))
         assert answers[None] > 100
-        # Values out of range, no JSON, too large for an index, an id or a unique key that is there already.
+        # Values out of range, invalid JSON, too large for an index, a duplicate ID or unique key.
         assert {(state or "")[:2] for state in answers} <= {"", "22", "23", "54"}, answers
-        neighbours_succeed(roles.owner, served)
+        other_runs_succeed(roles.owner, served)
         owner.execute("select underway.cancel_runs(array(select id from underway.run order by id limit 100))")
         owner.execute("select underway.cancel_runs(array(select id from underway.run))")
         another = start_supervisor("extremes", "--procs", "1", "--database", roles.owner)
-        neighbours_succeed(roles.owner, served)
-        neighbours_succeed(roles.owner, another)
+        other_runs_succeed(roles.owner, served)
+        other_runs_succeed(roles.owner, another)
         found = owner.execute("select state, result from underway.finished_run where id = %s", [done.id]).fetchone()
         assert found == ("succeeded", 1), "another run with its id has not replaced it"
 
 
-def test_no_call_of_the_enqueuer_harms_its_neighbours(roles: Roles, served: Supervisor) -> None:
+def test_no_call_by_the_enqueuer_harms_other_runs(roles: Roles, served: Supervisor) -> None:
     arguments: dict[str, list[Any]] = {
         "job": [*NAMES, "plain", "keyed"],
         "input": INPUTS,
@@ -180,7 +180,7 @@ def test_no_call_of_the_enqueuer_harms_its_neighbours(roles: Roles, served: Supe
                 answers[error.sqlstate] += 1
     assert answers[None] > 50
     assert {(state or "")[:2] for state in answers} <= {"", "UW", "22", "54"}, answers
-    neighbours_succeed(roles.owner, served)
+    other_runs_succeed(roles.owner, served)
 
 
 # Bad rows that the tables accept
@@ -204,7 +204,7 @@ def refuse(connection: Connection, table: str, what: str, bad: str) -> None:
     )
 
 
-def test_a_run_that_cannot_be_promoted_holds_up_no_other(
+def test_a_run_that_cannot_be_promoted_blocks_no_other_run(
     connection: Connection, start_supervisor: Start, database: str
 ) -> None:
     bad, *others = (insert(connection, **PLAIN | {"state": "waiting"}) for _ in range(4))
@@ -214,14 +214,14 @@ def test_a_run_that_cannot_be_promoted_holds_up_no_other(
     eventually(lambda: value(connection, succeeded, [others]) or supervisor.process.poll(), within=60)
     assert value(connection, succeeded, [others])
     assert supervisor.log.count("promotion: the database refuses the data of a row: no plain can be UPDATE") == 1
-    neighbours_succeed(database, supervisor)
+    other_runs_succeed(database, supervisor)
     assert value(connection, "select state from underway.run where id = %s", [bad]) == "waiting"
 
 
-def test_a_claim_that_is_always_refused_makes_no_busy_loop(
+def test_a_claim_that_is_always_refused_causes_no_busy_loop(
     connection: Connection, start_supervisor: Start, database: str
 ) -> None:
-    """As with a token sequence at its end. The supervisor asks at each poll, and serves when the cause is gone."""
+    """As with an exhausted token sequence. The supervisor asks at each poll, and serves when the cause is gone."""
     connection.execute("alter sequence underway.token maxvalue 2")
     connection.execute("select setval('underway.token', 2)")
     insert(connection, **PLAIN)
@@ -233,10 +233,10 @@ def test_a_claim_that_is_always_refused_makes_no_busy_loop(
     connection.execute("select pg_stat_clear_snapshot()")
     assert value(connection, claims) - before < 60  # a busy loop makes hundreds
     connection.execute("alter sequence underway.token no maxvalue")
-    neighbours_succeed(database, supervisor)
+    other_runs_succeed(database, supervisor)
 
 
-def test_a_run_that_cannot_be_taken_back_holds_up_no_other(connection: Connection, start_supervisor: Start) -> None:
+def test_a_run_that_cannot_be_reaped_blocks_no_other_run(connection: Connection, start_supervisor: Start) -> None:
     bad, *others = (
         insert_held(connection, uuid4(), job="plain", step="work", lease_expires_at=YESTERDAY)[0] for _ in range(4)
     )
@@ -248,7 +248,7 @@ def test_a_run_that_cannot_be_taken_back_holds_up_no_other(connection: Connectio
     assert supervisor.log.count("reaping: the database refuses the data of a row") == 1
 
 
-def test_a_run_that_cannot_be_removed_holds_up_no_other(connection: Connection, start_supervisor: Start) -> None:
+def test_a_run_that_cannot_be_removed_blocks_no_other_run(connection: Connection, start_supervisor: Start) -> None:
     runs = [insert(connection, **PLAIN) for _ in range(4)]
     connection.execute("select underway.cancel_runs(%s::uuid[])", [runs])
     connection.execute("update underway.finished_run set expires_at = now() - interval '1 hour'")
@@ -261,8 +261,8 @@ def test_a_run_that_cannot_be_removed_holds_up_no_other(connection: Connection, 
 
 
 @pytest.mark.parametrize("finishing", ["commit", "cancel"])
-def test_a_run_that_cannot_be_admitted_holds_up_its_own_key_only(any_database: str, finishing: str) -> None:
-    """The key is passed on in the commit of another run, which must succeed whatever the next run in line is."""
+def test_a_run_that_cannot_be_admitted_blocks_only_its_own_key(any_database: str, finishing: str) -> None:
+    """The key is granted in the commit of another run, which must succeed even if the next run in line is invalid."""
     with psycopg.connect(any_database, autocommit=True) as connection:
         keyed = {"concurrency_key": "key", "holds_key": True}
         done, token = insert_held(connection, OWNER, **keyed)
@@ -298,5 +298,5 @@ def test_an_input_that_no_worker_can_read_fails_its_own_run(
     )
     attempts = connection.execute("select outcome from underway.attempt where run_id = %s", [large]).fetchall()
     assert attempts == [("failed",)]
-    neighbours_succeed(database, supervisor)
+    other_runs_succeed(database, supervisor)
     assert "a worker died" not in supervisor.log

@@ -24,7 +24,7 @@ Connection = psycopg.Connection[Any]
 
 @pytest.fixture
 def start(bind: Callable[[Underway], Underway], start_supervisor: Start, stage: Path) -> Start:
-    """Start a supervisor of apps/forking.py with one worker."""
+    """Start a supervisor for apps/forking.py with one worker."""
     bind(forking.app)
     return lambda *options: start_supervisor("forking", "--procs", "1", *options, env={"FOLDER": str(stage)})
 
@@ -33,7 +33,7 @@ def start(bind: Callable[[Underway], Underway], start_supervisor: Start, stage: 
 
 
 @pytest.mark.parametrize("job", [forking.uses, forking.uses_async], ids=lambda job: job.name)
-def test_a_child_cannot_speak_for_its_step(
+def test_a_child_cannot_use_the_context_of_its_step(
     start: Start, connection: Connection, job: Job[str, Any, dict[str, str], Any]
 ) -> None:
     run = job.enqueue("of the step")
@@ -46,7 +46,7 @@ def test_a_child_cannot_speak_for_its_step(
     assert _results(connection, "notes") == ["of the step"]
 
 
-def test_a_connection_from_before_the_fork_is_the_parents(start: Start, connection: Connection) -> None:
+def test_a_connection_opened_before_the_fork_belongs_to_the_parent(start: Start, connection: Connection) -> None:
     connection.execute("create table written (text text)")
     runs = forking.connections.enqueue_many(["first", "second"])
     assert start("--until-idle").wait() == 0
@@ -59,7 +59,7 @@ def test_a_connection_from_before_the_fork_is_the_parents(start: Start, connecti
     assert [text for (text,) in written] == ["first after", "first before", "second after", "second before"]
 
 
-def test_a_context_is_not_passed_to_another_process(start: Start) -> None:
+def test_a_context_cannot_be_pickled(start: Start) -> None:
     run = forking.pickles.enqueue()
     start()
     assert run.result(30).startswith("InsideStep: cx cannot be passed to another process")
@@ -74,7 +74,9 @@ def test_a_context_ends_with_its_step(start: Start) -> None:
         assert error.startswith(f"InsideStep: {use} belongs to an attempt that has ended"), error
 
 
-def test_a_thread_is_given_no_run_that_never_exists(start: Start, connection: Connection, stage: Path) -> None:
+def test_a_thread_cannot_enqueue_a_run_after_its_step_has_ended(
+    start: Start, connection: Connection, stage: Path
+) -> None:
     run = forking.threads.enqueue()
     assert start("--until-idle").wait() == 0
     run.result()
@@ -90,7 +92,7 @@ def test_a_thread_is_given_no_run_that_never_exists(start: Start, connection: Co
 
 
 @pytest.mark.parametrize("job", [forking.returns, forking.returns_async], ids=lambda job: job.name)
-def test_a_child_that_comes_back_ends_there(
+def test_a_child_that_leaves_the_step_exits(
     start: Start, connection: Connection, stage: Path, job: Job[str, Never, int, None]
 ) -> None:
     connection.execute("create table written (text text)")
@@ -120,7 +122,7 @@ def test_a_child_of_a_state_factory_runs_no_step(start: Start, stage: Path) -> N
 
 
 @pytest.mark.parametrize("method", ["fork", "pool"])
-def test_what_a_child_logs_is_in_the_log(start: Start, method: str) -> None:
+def test_log_records_of_a_child_are_forwarded(start: Start, method: str) -> None:
     run = forking.logs.enqueue(method)
     supervisor = start("--until-idle", "--log-format", "json")
     assert supervisor.wait() == 0
@@ -142,9 +144,7 @@ def test_what_a_child_logs_is_in_the_log(start: Start, method: str) -> None:
 @given(
     st.integers(), st.text(), st.text(max_size=6000), st.binary(max_size=20).filter(lambda text: b"\x1e" not in text)
 )
-def test_a_record_is_one_line_that_the_kernel_writes_whole(
-    level: int, logger: str, message: str, before: bytes
-) -> None:
+def test_a_record_is_one_line_that_is_written_atomically(level: int, logger: str, message: str, before: bytes) -> None:
     line = _line(level, logger, message)
     assert len(line) <= child_record.LONGEST
     assert line.index(b"\n") == len(line) - 1
@@ -161,11 +161,11 @@ NO_RECORDS = [b"", b"{}", b"[1]", b'["1","a","b"]', b'[1e9,"a","b"]', b'[999,"a"
 
 
 @pytest.mark.parametrize("line", [b"plain", *(child_record.MARK + rest for rest in NO_RECORDS)])
-def test_any_other_line_is_output(line: bytes) -> None:
+def test_a_malformed_record_is_plain_output(line: bytes) -> None:
     assert child_record.find(line) is None
 
 
-def test_a_record_is_found_as_it_was() -> None:
+def test_a_record_survives_encoding_and_decoding() -> None:
     record = Record(30, "pages", "page 7\nin two lines")
     assert child_record.find(child_record.encode(record)) == (b"", record)
 

@@ -17,12 +17,12 @@ Looks = Job[None, Never, dict[str, str]]
 
 @pytest.fixture
 def start(bind: Callable[[Underway], Underway], start_supervisor: Start, stage: Path) -> Start:
-    """Start a supervisor of apps/leaving.py with one worker."""
+    """Start a supervisor for apps/leaving.py with one worker."""
     bind(leaving.app)
     return lambda *options: start_supervisor("leaving", "--procs", "1", *options, env={"STAGE": str(stage)})
 
 
-def test_each_task_finds_the_process_as_it_was(start: Start) -> None:
+def test_each_task_finds_the_original_process_state(start: Start) -> None:
     start()
     before = leaving.looks.enqueue().result(20)
     assert before["third"] == "41152.26"
@@ -33,7 +33,9 @@ def test_each_task_finds_the_process_as_it_was(start: Start) -> None:
 
 @pytest.mark.parametrize("leaves", [leaving.leaves, leaving.leaves_async], ids=lambda job: job.name)
 @pytest.mark.parametrize("looks", [leaving.looks, leaving.looks_async], ids=lambda job: job.name)
-def test_however_short_the_tasks_are(start: Start, leaves: Job[str, Any, int], looks: Looks) -> None:
+def test_the_process_state_is_restored_after_short_tasks_too(
+    start: Start, leaves: Job[str, Any, int], looks: Looks
+) -> None:
     before = looks.enqueue()
     found = []
     for what in leaving.SHORT * 20:
@@ -44,7 +46,7 @@ def test_however_short_the_tasks_are(start: Start, leaves: Job[str, Any, int], l
         assert run.result() == before.result(), what
 
 
-def test_what_a_state_factory_sets_in_context_variables_is_no_steps(start: Start) -> None:
+def test_context_variables_set_by_a_state_factory_do_not_reach_steps(start: Start) -> None:
     start()
     before = leaving.looks.enqueue().result(20)
     for job in (leaving.looks_with_state, leaving.looks_with_async_state):
@@ -62,8 +64,8 @@ def test_streams_that_a_step_has_closed_are_opened_again(start: Start, how: str)
     assert supervisor.log.count("INFO    heard") == 2
 
 
-def test_a_worker_that_cannot_be_restored_runs_nothing_more(start: Start, connection: psycopg.Connection[Any]) -> None:
-    before = leaving.writes.enqueue_many(range(200))  # short: so several are handed to the worker at once
+def test_a_worker_that_cannot_be_restored_runs_no_more_tasks(start: Start, connection: psycopg.Connection[Any]) -> None:
+    before = leaving.writes.enqueue_many(range(200))  # short, so several are pipelined
     spoiling = leaving.writes.enqueue(-1)
     behind = leaving.writes.enqueue_many(range(200))
     supervisor = start("--until-idle")
@@ -77,9 +79,7 @@ def test_a_worker_that_cannot_be_restored_runs_nothing_more(start: Start, connec
     assert "worker replaced: a step has lowered RLIMIT_FSIZE, which cannot be undone" in supervisor.log
 
 
-def test_each_one_is_replaced_when_all_runs_spoil_their_workers(
-    start: Start, connection: psycopg.Connection[Any]
-) -> None:
+def test_each_worker_is_replaced_if_every_run_taints_it(start: Start, connection: psycopg.Connection[Any]) -> None:
     runs = leaving.writes.enqueue_many([-1] * 6)
     supervisor = start("--until-idle")
     assert supervisor.wait(60) == 0

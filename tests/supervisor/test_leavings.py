@@ -20,7 +20,7 @@ Start = Callable[..., Supervisor]
 
 @pytest.fixture
 def start(start_supervisor: Start, bind: Callable[[Underway], Underway], stage: Path, tmp_path: Path) -> Start:
-    """Start a supervisor of apps/leavings.py, with a folder for temporary files that no other test sweeps."""
+    """Start a supervisor for apps/leavings.py, with its own folder for temporary files."""
     bind(leavings.app)
     temporary = tmp_path / "t"
     temporary.mkdir()
@@ -43,14 +43,14 @@ def test_adopted_zombies_are_collected_between_tasks(start: Start) -> None:
     runs = leavings.wrapping.enqueue_many(range(60))
     supervisor = start("--procs", "1")
     left = [run.result(60) for run in runs]
-    assert max(left) <= 3, "those of the last moment at most"
+    assert max(left) <= 3, "at most those of the last moment"
     leavings.wrapping.enqueue(1).result(20)
     (worker,) = (worker for worker in supervisor.workers() if worker.pid == runs[0].attempts()[0].pid)
     leavings.counting.enqueue(1).result(20)
     eventually(lambda: len(zombies(worker)) <= 1, what="the orphans are collected")
 
 
-def test_exit_codes_stay_with_those_who_have_started_a_child(start: Start) -> None:
+def test_exit_codes_of_children_are_left_to_the_code_that_started_them(start: Start) -> None:
     kept, shared = leavings.keeping.enqueue(), leavings.sharing.enqueue()
     assert start("--procs", "1", "--until-idle").wait() == 0
     assert kept.result() == [7, 8, 0]
@@ -77,7 +77,7 @@ def test_a_killed_step_leaves_no_shared_memory_and_no_files(start: Start, stage:
     assert not Path(second).parent.exists()
 
 
-def test_whoever_calls_itself_a_resource_tracker_lives_no_longer(start: Start, stage: Path) -> None:
+def test_a_process_that_imitates_a_resource_tracker_is_killed(start: Start, stage: Path) -> None:
     run = leavings.pretending.enqueue(1)
     supervisor = start("--procs", "1")
     assert run.result(30) == 2
@@ -96,7 +96,7 @@ def test_the_files_of_a_killed_supervisor_are_removed(start: Start, stage: Path,
     eventually(lambda: not folder.exists(), what="by the guardian")
 
 
-def test_what_was_killed_together_with_its_guardian_is_ended_by_the_next_supervisor(
+def test_leftovers_of_a_supervisor_killed_with_its_guardian_are_killed_at_the_next_start(
     start: Start, stage: Path, tmp_path: Path
 ) -> None:
     """A step that hangs in C code does not notice the supervisor's death, and no guardian is left to kill it."""
@@ -202,7 +202,7 @@ def test_a_hook_is_a_plain_function() -> None:
         ("blocks all signals", "timed_out", ""),
     ],
 )
-def test_what_is_killed_for_a_limit_leaves_its_stack(
+def test_a_step_killed_for_a_limit_leaves_its_stack(
     how: str, outcome: str, step: str, start: Start, connection: psycopg.Connection[Any]
 ) -> None:
     run = (leavings.growing if how == "grows" else leavings.hanging).enqueue(how)

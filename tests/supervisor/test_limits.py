@@ -1,4 +1,4 @@
-"""Time, memory and lease limits, enforced from outside against whatever a step does."""
+"""Promise 6: time, memory and lease limits are enforced from outside, whatever a step does."""
 
 import re
 from collections.abc import Callable
@@ -29,9 +29,9 @@ def test_a_timeout_interrupts_the_step_which_may_clean_up(
     matching = limits.backtracking.enqueue()
     chattering = [limits.chattering.enqueue() for _ in range(4)]
     assert start_supervisor("limits", "--procs", "3", "--until-idle").wait() == 0
-    # `except Exception` in the step has not swallowed it, its `finally` had the time it took.
+    # `except Exception` in the step did not catch it, and its `finally` had enough time.
     assert (tmp_path / str(tidy.id)).read_text() == "cleaned"
-    # An interrupt that comes while the input is decoded is not lost: there is nothing to clean up, and no kill.
+    # An interrupt during the decoding of the input is not lost, and needs no kill.
     for run in (tidy, late, matching, *chattering):
         assert run.status() is Status.FAILED
         (attempt,) = run.attempts()
@@ -42,14 +42,14 @@ def test_a_timeout_interrupts_the_step_which_may_clean_up(
         # starts slightly later and once showed 0.497.
         assert (attempt.finished_at - attempt.started_at).total_seconds() >= 0.4
     assert _counters(connection, tidy) == (1, 0)
-    # A step that has something to hand over in spite of it may do so.
+    # A step may catch the interrupt and still hand over.
     assert catching.result() == "partial result"
 
 
-def test_what_an_interrupted_step_has_started_does_not_outlive_it(
+def test_processes_of_an_interrupted_step_are_killed(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor], tmp_path: Path
 ) -> None:
-    """It had ended as it was asked to, and three hundred processes of its own spun on in its worker."""
+    """(A step ended when it was asked to, and 300 processes that it had started kept running in its worker.)"""
     bind(limits.app)
     run = limits.leaving.enqueue(str(tmp_path))
     supervisor = start_supervisor("limits", "--procs", "1")
@@ -62,7 +62,7 @@ def test_what_an_interrupted_step_has_started_does_not_outlive_it(
     assert limits.calms.enqueue(1).wait(10) is Status.SUCCEEDED
 
 
-def test_a_step_that_takes_the_signal_away_does_not_take_it_from_others(
+def test_a_step_that_blocks_the_signal_does_not_disable_later_interrupts(
     bind: Callable[[Underway], Underway],
     start_supervisor: Callable[..., Supervisor],
     tmp_path: Path,
@@ -81,13 +81,13 @@ STUBBORN = ["in C", "in C without the GIL", "ignores it", "blocks all signals", 
 @pytest.mark.parametrize(
     "hows",
     [
-        [*STUBBORN, "floods the wire in the end"],
-        # Which costs all the CPU there is for as long as it lasts.
+        [*STUBBORN, "floods the wire at the end"],
+        # These use all CPUs while they last.
         pytest.param([*STUBBORN, "floods the log", "floods the wire"], marks=pytest.mark.chaos),
     ],
-    ids=["flooding in the end", "flooding from the beginning"],
+    ids=["flooding at the end", "flooding from the start"],
 )
-def test_what_does_not_heed_the_interrupt_is_killed(
+def test_a_step_that_ignores_the_interrupt_is_killed(
     hows: list[str],
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
@@ -97,7 +97,7 @@ def test_what_does_not_heed_the_interrupt_is_killed(
     bind(limits.app)
     environment = {"LIMITS_FOLDER": str(tmp_path)}
     supervisor = start_supervisor("limits", "--procs", str(len(hows) + 1), "--verbose", env=environment)
-    # Before some of them take all the CPU there is.
+    # Before some of them use all CPUs.
     eventually(lambda: supervisor.log.count("worker booted") == len(hows) + 2)
     runs = limits.stubbornness.enqueue_many(hows)
     eventually(lambda: states(connection) == {"in_progress": len(hows)})
@@ -114,7 +114,7 @@ def test_what_does_not_heed_the_interrupt_is_killed(
         # Not before the timeout of half a second plus five seconds to clean up.
         assert (attempt.finished_at - attempt.started_at).total_seconds() > 5.4, how
         assert _counters(connection, run) == (1, 0), how
-        # Neither the stopped nor the flooding one keeps the supervisor from others.
+        # Neither the stopped nor the flooding one blocks the others.
         (of_calm,) = calm.attempts()
         assert of_calm.outcome == "succeeded"
         assert of_calm.finished_at < attempt.finished_at, how
@@ -124,7 +124,7 @@ def test_what_does_not_heed_the_interrupt_is_killed(
 
 
 @pytest.mark.chaos
-def test_a_crowd_that_takes_the_cpu_is_ended_in_time(
+def test_thousands_of_processes_that_use_all_cpus_are_killed_in_time(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor], count: Count
 ) -> None:
     bind(limits.app)
@@ -146,7 +146,7 @@ def test_a_crowd_that_takes_the_cpu_is_ended_in_time(
     eventually(lambda: not _spinning(), within=5)
 
 
-def test_what_exceeds_its_memory_limit_is_killed_with_all_below_it(
+def test_a_step_over_its_memory_limit_is_killed_with_its_descendants(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
@@ -180,7 +180,7 @@ def test_an_interrupt_never_hits_the_next_task(
         limits.edges.enqueue(number)
         limits.calms.enqueue_many(range(5))
     assert start_supervisor("limits", "--procs", "2", "--until-idle").wait(60) == 0
-    # Without a retry allowed, an interrupt that went astray would have failed somebody.
+    # No retry is allowed, so an interrupt of the wrong task would fail a run.
     told = connection.execute(
         """select r.job, r.state, a.outcome, count(*)
         from underway.runs r join underway.attempt a on a.run_id = r.id where a.attempt_number = 1 group by 1, 2, 3"""
@@ -194,13 +194,13 @@ def test_an_interrupt_never_hits_the_next_task(
     assert sum(outcomes(connection).values()) == 480
 
 
-def test_a_long_task_never_blocks_those_handed_ahead_behind_it(
+def test_a_long_task_does_not_block_tasks_pipelined_behind_it(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
 ) -> None:
     bind(limits.app)
-    # All of one step, so that the short ones are what the supervisor expects of the long one.
+    # All of one step, so that the supervisor expects the long one to be short too.
     short = limits.sleepers.enqueue_many([0.0005] * 600)
     long = limits.sleepers.enqueue(4)
     short += limits.sleepers.enqueue_many([0.0005] * 600)
@@ -211,7 +211,7 @@ def test_a_long_task_never_blocks_those_handed_ahead_behind_it(
         "select max(finished_at) < %s, max(attempt_number) from underway.attempt where run_id <> %s",
         (ending.finished_at, long.id),
     ).fetchone()
-    assert row == (True, 1), "the other worker has done all of them meanwhile"
+    assert row == (True, 1), "the other worker has run all of them meanwhile"
 
 
 def test_a_step_that_holds_the_gil_for_three_leases_runs_once(
@@ -221,7 +221,7 @@ def test_a_step_that_holds_the_gil_for_three_leases_runs_once(
 ) -> None:
     bind(limits.app)
     runs = limits.c_code.enqueue_many([3.5, 3.5])
-    # A second supervisor would take whatever the first one loses.
+    # A second supervisor would claim any run that the first one loses.
     supervisors = [start_supervisor("limits", "--procs", "2") for _ in range(2)]
     for run in runs:
         assert run.wait(30) is Status.SUCCEEDED

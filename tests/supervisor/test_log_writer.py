@@ -1,4 +1,4 @@
-"""A supervisor whose log nobody reads, or nobody can write, works on; and what is missing of it is said."""
+"""A supervisor keeps working if its log is not read or cannot be written, and reports the missing lines."""
 
 import fcntl
 import json
@@ -26,7 +26,7 @@ _LINES = log_writer._MOST_WAITING // 1000
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """The smallest there is."""
+    """A pipe of the smallest possible size."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     yield reader, writer
@@ -56,13 +56,13 @@ def test_lines_wait_for_their_reader_in_order(pipe: tuple[int, int]) -> None:
     handler.close()
 
 
-def test_what_is_too_much_is_dropped_and_counted_where_it_is_missing(pipe: tuple[int, int]) -> None:
+def test_excess_lines_are_dropped_and_the_gap_is_reported(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     logger, handler = _logger(writer)
     for number in range(2 * _LINES):
         logger.info("%d %s", number, "x" * 1000)
     logger.info("last of the first")
-    # Taken again only when there is room for many.
+    # Lines are accepted again only when there is room for many.
     os.read(reader, 4096)
     logger.info("one of many")
     for _ in range(_LINES * 3 // 4):
@@ -77,48 +77,48 @@ def test_what_is_too_much_is_dropped_and_counted_where_it_is_missing(pipe: tuple
     handler.close()
 
 
-def test_a_supervisor_that_ends_by_a_fault_tells_of_it() -> None:
+def test_a_bug_that_ends_the_supervisor_is_logged() -> None:
     program = """
 from underway.supervisor.logs import format
 format.configure(json=False, level=20)
-raise ValueError("of ours")
+raise ValueError("a bug")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=10, check=False)
     assert done.returncode == 1
     assert re.match(r"\S+ CRITICA the supervisor ends because of a bug\n    Traceback", done.stderr)
-    assert done.stderr.endswith("ValueError: of ours\n")
+    assert done.stderr.endswith("ValueError: a bug\n")
 
 
-def test_an_error_that_nobody_can_be_told_of_goes_through_the_log() -> None:
+def test_an_ignored_exception_is_logged() -> None:
     program = """
 from underway.supervisor.logs import format
 format.configure(json=True, level=20)
 class Leaving:
-    def __del__(self): raise ValueError("of ours")
+    def __del__(self): raise ValueError("a bug")
 Leaving()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=10, check=False)
     assert done.returncode == 0
     (line,) = map(json.loads, done.stderr.splitlines())
     assert "Leaving.__del__" in line["message"]
-    assert line["exception"].endswith("ValueError: of ours")
+    assert line["exception"].endswith("ValueError: a bug")
 
 
-def test_a_disk_that_was_full_is_told_of(pipe: tuple[int, int]) -> None:
+def test_lines_lost_to_a_full_disk_are_reported(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     full = os.open("/dev/full", os.O_WRONLY)
     logger, handler = _logger(full)
     logger.info("one")
     logger.info("two\nin two lines")
     eventually(lambda: handler._failed == 3)
-    os.dup2(writer, full)  # somebody has made room
+    os.dup2(writer, full)  # there is room again
     logger.info("four")
     assert _read_until(reader, "four") == ["3 log lines dropped: they could not be written", "four"]
     handler.close()
     os.close(full)
 
 
-def test_a_reader_that_made_the_pipe_non_blocking_misses_nothing(pipe: tuple[int, int]) -> None:
+def test_a_pipe_made_non_blocking_by_its_reader_loses_no_line(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     os.set_blocking(writer, False)
     logger, handler = _logger(writer)
@@ -137,7 +137,7 @@ def test_a_reader_that_made_the_pipe_non_blocking_misses_nothing(pipe: tuple[int
         pytest.param("there is none", marks=pytest.mark.chaos),
     ],
 )
-def test_a_supervisor_works_on_whatever_becomes_of_its_log(
+def test_a_supervisor_keeps_working_if_its_log_is_stuck_or_closed(
     bind: Bind, database: str, pipe: tuple[int, int], becomes: str
 ) -> None:
     bind(talking.app)
@@ -155,7 +155,7 @@ def test_a_supervisor_works_on_whatever_becomes_of_its_log(
     )
     try:
         assert flood.wait(20) is Status.SUCCEEDED
-        # It has not ended by what nobody reads, and does not wait for a reader when it ends.
+        # The unread log has not ended it, and it does not wait for a reader when it stops.
         assert talking.sitting.enqueue(0.0).result(10) == 1
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(10) == 0

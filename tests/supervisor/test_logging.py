@@ -44,7 +44,7 @@ def of_logger(lines: list[Line], logger: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("when", WHENS)
 @pytest.mark.parametrize("how", logs.HOWS)
-def test_what_a_step_logs_reaches_the_supervisor_however_the_app_configures_logging(
+def test_cx_log_reaches_the_supervisor_with_any_logging_configuration(
     served: Callable[..., tuple[list[Line], list[str]]], how: str, when: str
 ) -> None:
     runs = logs.sayings.enqueue_many([1, 2])
@@ -61,7 +61,7 @@ def test_what_a_step_logs_reaches_the_supervisor_however_the_app_configures_logg
         assert raised["exception"].endswith(f"ZeroDivisionError: division of {number}")
         assert (raised["run"], raised["job"], raised["step"], raised["attempt"]) == (str(run.id), "sayings", "say", 1)
     if how in WITH_HANDLERS:
-        # Only the first attempt is checked: a dictConfig in a step disables the loggers that exist, as everywhere.
+        # Only the first attempt is checked: a dictConfig in a step disables existing loggers, as in any program.
         assert Counter(own)["MINE ERROR sayings.say error of 1"] == 1
         assert Counter(own)["MINE DEBUG sayings.say debug of 1"] == 1
         assert ("MINE INFO library library of 1" in own) is (how in ("basic", "basic_by_force"))
@@ -75,9 +75,9 @@ def test_loggers_of_an_app_without_handlers_reach_the_supervisor_once(
     (run,) = logs.sayings.enqueue_many([1])
     lines, _ = served(how, when)
     imported = Counter(line["worker"] for line in lines if line["message"] == "library at import")
-    assert set(imported.values()) == {1}, "of each worker that has booted"
+    assert set(imported.values()) == {1}, "one record of each worker that has booted"
     assert of_logger(lines, "library").count(("info", "library of 1")) == 1
-    assert of_logger(lines, "careful.library") == [("warning", "careful of 1")], "in spite of its NullHandler"
+    assert of_logger(lines, "careful.library") == [("warning", "careful of 1")], "despite its NullHandler"
     assert [line["run"] for line in lines if line["message"] == "library of 1"] == [str(run.id)]
     if how == "capture_warnings":
         ((level, message),) = of_logger(lines, "py.warnings")
@@ -85,17 +85,19 @@ def test_loggers_of_an_app_without_handlers_reach_the_supervisor_once(
         assert "UserWarning: warned of 1" in message
 
 
-def test_an_app_that_sets_handlers_and_no_level_has_that_of_python(
+def test_an_app_that_sets_handlers_but_no_level_gets_pythons_default_level(
     served: Callable[..., tuple[list[Line], list[str]]],
 ) -> None:
     logs.sayings.enqueue(1)
     lines, own = served("basic_without_level")
     assert "MINE WARNING careful.library careful of 1" in own
     assert not [line for line in own if "library of 1" in line and "careful" not in line]
-    assert of_logger(lines, "careful.library") == [], "the app has handlers of its own"
+    assert of_logger(lines, "careful.library") == [], "the app has its own handlers"
 
 
-def test_extras_travel_and_pass_for_nothing_of_ours(served: Callable[..., tuple[list[Line], list[str]]]) -> None:
+def test_extras_are_forwarded_and_cannot_override_our_fields(
+    served: Callable[..., tuple[list[Line], list[str]]],
+) -> None:
     run = logs.adding.enqueue(50)
     lines, _ = served()
     (line,) = [line for line in lines if line["message"] == "with extras"]
@@ -122,7 +124,7 @@ def test_extras_travel_and_pass_for_nothing_of_ours(served: Callable[..., tuple[
     assert "in add" in stack["exception"]
 
 
-def test_extras_stand_in_human_lines_too(bind: Bind, start_supervisor: Callable[..., Supervisor]) -> None:
+def test_extras_are_in_human_readable_lines_too(bind: Bind, start_supervisor: Callable[..., Supervisor]) -> None:
     bind(logs.app)
     logs.adding.enqueue(1)
     supervisor = start_supervisor("logs", "--procs", "1", "--until-idle")
@@ -138,7 +140,7 @@ def test_verbose_reaches_the_workers(served: Callable[..., tuple[list[Line], lis
     assert (("debug", "debug of 1") in of_logger(lines, "sayings.say")) is bool(options)
 
 
-def test_it_is_a_logger_like_any_other(served: Callable[..., tuple[list[Line], list[str]]]) -> None:
+def test_cx_log_behaves_like_any_logger(served: Callable[..., tuple[list[Line], list[str]]]) -> None:
     run = logs.using.enqueue()
     lines, _ = served()
     told = ["one", "two", "adapted", "child", "pickled"]
@@ -161,7 +163,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("how", [*WITH_HANDLERS, "a_handler_that_raises", "nothing"])
-def test_a_failed_attempt_is_offered_to_the_apps_handlers(
+def test_a_failed_attempt_is_logged_for_the_apps_handlers(
     served: Callable[..., tuple[list[Line], list[str]]], how: str
 ) -> None:
     runs = {what: logs.failing.enqueue(what) for what in FAILURES}
@@ -171,7 +173,7 @@ def test_a_failed_attempt_is_offered_to_the_apps_handlers(
         assert runs[what].status() is status
         (attempt,) = runs[what].attempts()
         assert attempt.outcome == ("timed_out" if what == "time out" else "failed")
-        assert error.split(":")[0] in (attempt.error or ""), "and nothing of a handler that raises"
+        assert error.split(":")[0] in (attempt.error or ""), "an exception in a handler is not part of it"
         if how in WITH_HANDLERS:
             assert f"\nMINE {level} underway.step attempt 1 at failing.fail failed\nTraceback" in f"\n{text}"
             assert error in text
@@ -185,7 +187,7 @@ def test_a_failed_attempt_is_offered_to_the_apps_handlers(
         assert not [line for line in lines if "Traceback" in line["message"]], "no handler, no word"
 
 
-def test_a_cancelled_attempt_is_no_failure(
+def test_a_cancelled_attempt_is_not_logged_as_a_failure(
     bind: Bind, start_supervisor: Callable[..., Supervisor], tmp_path: Path
 ) -> None:
     bind(logs.app)

@@ -1,4 +1,4 @@
-"""What a supervisor shows of its steps: output, log lines, progress; and that showing it holds up nobody."""
+"""Output, log lines and progress of steps in the supervisor's log; a flood of them blocks no other run."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from harness import Supervisor, eventually, outcomes, states
 from underway import Status, Underway
 
 
-def test_output_and_log_lines_carry_what_they_are_about(
+def test_output_and_log_lines_name_run_job_step_and_attempt(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
 ) -> None:
     bind(talking.app)
@@ -35,7 +35,7 @@ def test_output_and_log_lines_carry_what_they_are_about(
     assert "too quiet" not in supervisor.log
 
 
-def test_json_lines_parse_and_carry_what_they_are_about(
+def test_json_lines_parse_and_name_run_job_step_and_attempt(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
 ) -> None:
     bind(talking.app)
@@ -62,7 +62,7 @@ def test_json_lines_parse_and_carry_what_they_are_about(
     assert any("no end of line" in line["message"] and line["run"] == str(garbled.id) for line in lines)
 
 
-def test_binary_output_hurts_nobody(
+def test_binary_output_is_harmless(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
@@ -76,7 +76,7 @@ def test_binary_output_hurts_nobody(
     assert supervisor.log.count("no end of line") == 20
 
 
-def test_a_worker_that_closed_its_output_works_on(
+def test_a_worker_that_has_closed_its_output_keeps_working(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
@@ -89,7 +89,7 @@ def test_a_worker_that_closed_its_output_works_on(
     assert connection.execute("select count(distinct pid) from underway.attempt").fetchone() == (1,)
 
 
-def test_a_flood_of_output_stops_nobody(
+def test_a_flood_of_output_blocks_no_other_run(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
@@ -101,7 +101,7 @@ def test_a_flood_of_output_stops_nobody(
     others = [talking.sitting.enqueue(0) for _ in range(20)]
     for run in others:
         assert run.result(20) == 1
-    assert flood.status() is Status.IN_PROGRESS, "the others ran beside it"
+    assert flood.status() is Status.IN_PROGRESS, "the others ran at the same time"
     assert flood.wait(30) is Status.SUCCEEDED
     assert outcomes(connection) == {"succeeded": 21}
 
@@ -128,11 +128,11 @@ def test_progress_is_seen_while_a_step_runs(
     eventually(lambda: (progress() or {"done": 0})["done"] > seen["done"], what="it grows")
     (tmp_path / "enough").touch()
     assert run.wait(10) is Status.SUCCEEDED
-    # Of a run that has ended it would only mislead.
+    # A finished run has no progress.
     assert progress() is None
 
 
-def test_a_strangers_lock_on_one_run_lets_no_other_lease_lapse(
+def test_a_lock_on_one_run_lets_no_other_lease_expire(
     database: str,
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
@@ -142,11 +142,11 @@ def test_a_strangers_lock_on_one_run_lets_no_other_lease_lapse(
     runs = talking.sitting.enqueue_many([4.0] * 4)
     supervisor = start_supervisor("talking", "--procs", "4")
     eventually(lambda: states(connection) == {"in_progress": 4})
-    other = start_supervisor("talking", "--procs", "1")  # which would reap whatever lapses
+    other = start_supervisor("talking", "--procs", "1")  # it would reap any expired lease
     locked, *free = runs
     with psycopg.connect(database) as stranger:
         stranger.execute("select * from underway.run where id = %s for update", (locked.id,))
-        # Two leases long; the third of a lease is left to slow machines.
+        # For two leases; a slow machine has another third of a lease.
         end = time.monotonic() + 2
         while time.monotonic() < end:
             row = connection.execute(
@@ -157,15 +157,15 @@ def test_a_strangers_lock_on_one_run_lets_no_other_lease_lapse(
             assert row in ((True,), (None,))
             time.sleep(0.1)
     for run in free:
-        assert run.result(30) == 1, "its first attempt"
+        assert run.result(30) == 1, "at its first attempt"
     assert "lease" not in "".join(line for line in other.log.splitlines() if str(locked.id) not in line)
-    # Its own run could not be renewed: it was given up in time and done again, or got away with it.
+    # The locked run could not be renewed: it was released in time and run again, or it ended before that.
     assert locked.wait(30) is Status.SUCCEEDED
     assert [attempt.outcome for attempt in locked.attempts()][-1] == "succeeded"
     assert supervisor.process.poll() is None
 
 
-def test_a_strangers_short_lock_costs_nothing(
+def test_a_short_lock_on_a_run_costs_nothing(
     database: str,
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
@@ -176,7 +176,7 @@ def test_a_strangers_short_lock_costs_nothing(
     run = talking.reports.enqueue(str(tmp_path / "enough"))
     start_supervisor("talking", "--procs", "1")
     eventually(lambda: run.status() is Status.IN_PROGRESS)
-    # Held over its end: the commit skips the row, sees that it is still ours, and comes again.
+    # Held while it ends: the commit skips the row, finds that the run is still owned, and is repeated.
     with psycopg.connect(database) as stranger:
         stranger.execute("select * from underway.run where id = %s for update", (run.id,))
         (tmp_path / "enough").touch()

@@ -1,4 +1,4 @@
-"""A run that kills its process is put aside with the evidence, for people to read, and let go on when it is cured."""
+"""A run that kills its process is quarantined with evidence, and can be released."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ Bind = Callable[[Underway], Underway]
 Start = Callable[..., Supervisor]
 
 
-def test_the_evidence_is_kept_shown_and_the_runs_released(
+def test_evidence_is_kept_and_shown_and_runs_can_be_released(
     bind: Bind, connection: psycopg.Connection[Any], database: str, start_supervisor: Start, tmp_path: Path
 ) -> None:
     bind(poison.app)
@@ -36,12 +36,12 @@ def test_the_evidence_is_kept_shown_and_the_runs_released(
     assert "attempt crashed, its run is quarantined: the worker died: exit code 7" in supervisor.log
     assert "attempt failed, its run has failed: underway.errors.Fail: only failed" in supervisor.log
 
-    put_aside = {letter.run: letter for letter in poison.app.quarantined()}
-    assert put_aside.keys() == set(runs.values()), "but not the one that only failed"
-    evidence = {how: put_aside[run] for how, run in runs.items()}
+    quarantined = {letter.run: letter for letter in poison.app.quarantined()}
+    assert quarantined.keys() == set(runs.values()), "but not the run that only failed"
+    evidence = {how: quarantined[run] for how, run in runs.items()}
     for how, said in {"segfault": "signal SIGSEGV", "exit": "exit code 7", "killed": "signal SIGKILL"}.items():
-        _assert_told(evidence[how], f"quarantined after 1 crash: the worker died: {said}\nlast output:\n")
-    # The traceback is there although the step had pointed its stderr elsewhere, with the last of 17 KB of output.
+        _assert_evidence(evidence[how], f"quarantined after 1 crash: the worker died: {said}\nlast output:\n")
+    # The traceback is there although the step had redirected its stderr, and so is the end of 17 KB of output.
     assert "Fatal Python error: Segmentation fault" in evidence["segfault"].error
     assert " in die\n" in evidence["segfault"].error
     assert "Traceback" not in evidence["exit"].error
@@ -63,7 +63,7 @@ def test_the_evidence_is_kept_shown_and_the_runs_released(
     for text in ("signal SIGSEGV", poison.LAST_LINE, "Fatal Python error: Segmentation fault", " MiB"):
         assert text in shown
     attempts = output("attempts", segfault, database=database, columns=100)
-    assert "  signal SIGSEGV" in attempts, "not what all that are quarantined begin with"
+    assert "  signal SIGSEGV" in attempts, "not the prefix that all quarantined runs have"
     assert "crashed" in attempts
 
     assert "is not quarantined: its state is failed" in refusal(
@@ -86,13 +86,13 @@ def test_the_evidence_is_kept_shown_and_the_runs_released(
     assert poison.app.quarantined() == []
 
 
-def _assert_told(letter: Quarantined, begins: str) -> None:
+def _assert_evidence(letter: Quarantined, begins: str) -> None:
     assert letter.error.startswith(begins), letter.error[:300]
     assert poison.LAST_LINE in letter.error
     assert 7500 < len(letter.error) < 9000, "the last 8 KB"
     assert (letter.outcome, letter.crashes) == ("crashed", 1)
     assert letter.input in ("segfault", "exit", "killed")
-    # No sample was taken in so short a time: it is what the kernel says of the dead.
+    # The step was too short for a sample: this is the kernel's figure for the dead process.
     assert 150 * MIB < (letter.peak_rss or 0) < 400 * MIB
     assert letter.pid is not None
 
@@ -100,11 +100,11 @@ def _assert_told(letter: Quarantined, begins: str) -> None:
 @pytest.mark.parametrize(
     "wrong", [["--release"], ["some"], ["--all"], ["--release", "some", "--all"], ["--release", "some", "--job", "j"]]
 )
-def test_what_quarantine_refuses(database: str, wrong: list[str]) -> None:
+def test_invalid_arguments_are_refused(database: str, wrong: list[str]) -> None:
     assert "Usage:" in refusal("quarantine", *wrong, database=database, code=2)
 
 
-def test_a_kill_by_the_kernel_for_memory_is_told_from_others(
+def test_a_kill_by_the_kernel_for_memory_is_recognized(
     bind: Bind, connection: psycopg.Connection[Any], start_supervisor: Start, tmp_path: Path
 ) -> None:
     bind(poison.app)
@@ -122,7 +122,7 @@ def test_a_kill_by_the_kernel_for_memory_is_told_from_others(
         killed = "quarantined after 1 crash: the worker died: signal SIGKILL, killed by the kernel for memory"
         assert (attempt.error or "").startswith(killed)
         assert (attempt.peak_rss or 0) > 150 * MIB
-        # A neighbour has not noticed. And whoever kills it later is not the kernel.
+        # The other worker is not affected, and its later kill is not attributed to the kernel.
         assert waiting.status() is Status.IN_PROGRESS
         os.kill(int(os.listdir(neighbours)[0]), signal.SIGKILL)
         assert waiting.wait(20) is Status.FAILED
@@ -135,7 +135,7 @@ def test_a_kill_by_the_kernel_for_memory_is_told_from_others(
 @pytest.mark.parametrize(
     "most", [1, pytest.param(2, marks=pytest.mark.chaos), pytest.param(4, marks=pytest.mark.chaos)]
 )
-def test_whoever_kills_all_around_it_is_found_and_no_innocent_put_aside(
+def test_a_run_that_kills_its_supervisor_is_found_and_no_innocent_run_is_quarantined(
     bind: Bind, connection: psycopg.Connection[Any], start_supervisor: Start, tmp_path: Path, count: Count, most: int
 ) -> None:
     bind(poison.app)
@@ -148,17 +148,17 @@ def test_whoever_kills_all_around_it_is_found_and_no_innocent_put_aside(
     def start() -> Supervisor:
         return start_supervisor("poison", "--procs", "2", env={"POISON_MOST_CRASHES": str(most)})
 
-    # The first death is everybody's, and so it is nobody's last.
+    # The first crash is counted for all runs of the supervisor, so it is never the last one.
     all_deaths = max(most, 2)
     supervisor = start()
     for death in range(1, all_deaths + 1):
         assert supervisor.wait() == -signal.SIGKILL
         assert len(os.listdir(deaths)) == death
-        # Others are always there to be lost with it for the first time.
+        # There are always other runs that are lost together with it for the first time.
         innocents += poison.innocents.enqueue_many(range(50))
         supervisor = start()
     assert culprit.wait(20) is Status.FAILED
-    # With two crashes at most each of the others needs a worker that nobody has used, for half a second each.
+    # With at most two crashes, each of the others needs an unused worker, which takes half a second each.
     eventually(lambda: states(connection).keys() <= {"succeeded", "failed"}, within=200)
     wrongly = states(connection)["failed"] - 1
     count(supervisors_killed=all_deaths, innocents=len(innocents), innocents_quarantined=wrongly)
@@ -171,12 +171,12 @@ def test_whoever_kills_all_around_it_is_found_and_no_innocent_put_aside(
         " where outcome = 'lost' and run_id <> %s group by run_id) t group by lost",
         (culprit.id,),
     ).fetchall()
-    assert [times for times, _ in lost] == [1], "an innocent was lost more than once, or none at all"
+    assert [times for times, _ in lost] == [1], "an innocent run was lost more than once, or none was lost"
     assert sum(_crashes(run, connection) for run in innocents) == lost[0][1]
 
 
 @pytest.mark.chaos
-def test_nobody_is_put_aside_for_what_another_has_left_in_its_worker(
+def test_no_run_is_quarantined_for_what_another_run_left_in_its_worker(
     bind: Bind, connection: psycopg.Connection[Any], start_supervisor: Start, count: Count
 ) -> None:
     bind(poison.app)

@@ -1,4 +1,4 @@
-"""Workers that have done enough are replaced between two tasks, and nobody notices."""
+"""Workers that have reached a limit are replaced between two tasks, without any effect on runs."""
 
 import random
 import signal
@@ -22,27 +22,27 @@ from underway.supervisor.workers.recycle import RecycleLimits, WorkerUsage
 MIB = 2**20
 
 
-# The marks
+# The limits
 
 
-def worn(marks: RecycleLimits, *, tasks: int = 1, rss: int = 0, seed: int = 1) -> WorkerUsage:
-    usage = WorkerUsage(marks, random.Random(seed))
+def used(limits: RecycleLimits, *, tasks: int = 1, rss: int = 0, seed: int = 1) -> WorkerUsage:
+    usage = WorkerUsage(limits, random.Random(seed))
     usage.tasks, usage.rss = tasks, rss
     return usage
 
 
-def test_each_worker_is_due_somewhere_in_the_last_fifth() -> None:
+def test_each_worker_is_due_at_a_random_point_in_the_last_fifth() -> None:
     marks = RecycleLimits(tasks=1000, age=1000, memory=1000 * MIB)
     now = time.monotonic()
 
     def by_tasks(at: int, seed: int) -> str:
-        return worn(marks, tasks=at, seed=seed).reached(now)
+        return used(marks, tasks=at, seed=seed).reached(now)
 
     def by_age(at: int, seed: int) -> str:
-        return worn(marks, seed=seed).reached(now + at)
+        return used(marks, seed=seed).reached(now + at)
 
     def by_memory(at: int, seed: int) -> str:
-        return worn(marks, rss=at * MIB, seed=seed).reached(now)
+        return used(marks, rss=at * MIB, seed=seed).reached(now)
 
     for reached in (by_tasks, by_age, by_memory):
         due_at = {next(at for at in range(700, 1100) if reached(at, seed)) for seed in range(30)}
@@ -50,33 +50,33 @@ def test_each_worker_is_due_somewhere_in_the_last_fifth() -> None:
         assert len(due_at) > 20, reached
 
 
-def test_a_worker_at_the_full_mark_is_spent() -> None:
+def test_a_worker_at_its_full_limit_is_over_it() -> None:
     marks = RecycleLimits(tasks=10, age=1, memory=100 * MIB)
-    assert not worn(marks, tasks=9, rss=99 * MIB).over_limit
-    assert worn(marks, tasks=10).over_limit
-    assert worn(marks, rss=100 * MIB).over_limit
-    # Nobody is in danger because a worker is old.
-    aged = worn(marks)
+    assert not used(marks, tasks=9, rss=99 * MIB).over_limit
+    assert used(marks, tasks=10).over_limit
+    assert used(marks, rss=100 * MIB).over_limit
+    # Age alone is never urgent.
+    aged = used(marks)
     assert aged.reached(time.monotonic() + 5)
     assert not aged.over_limit
 
 
-def test_a_worker_too_large_from_the_start_does_at_least_one_task() -> None:
+def test_a_worker_that_starts_too_large_runs_at_least_one_task() -> None:
     marks = RecycleLimits(memory=MIB)
-    fresh = worn(marks, tasks=0, rss=50 * MIB)
+    fresh = used(marks, tasks=0, rss=50 * MIB)
     assert not fresh.reached(time.monotonic())
     assert not fresh.over_limit
-    assert worn(marks, tasks=1, rss=50 * MIB).reached(time.monotonic()) == "50 MiB"
+    assert used(marks, tasks=1, rss=50 * MIB).reached(time.monotonic()) == "50 MiB"
 
 
-def test_without_marks_a_worker_is_never_due() -> None:
-    assert not worn(RecycleLimits(), tasks=10**9, rss=2**40).reached(time.monotonic() + 10**9)
+def test_without_limits_a_worker_is_never_due() -> None:
+    assert not used(RecycleLimits(), tasks=10**9, rss=2**40).reached(time.monotonic() + 10**9)
 
 
 # With supervisors
 
 
-def test_no_worker_runs_more_tasks_than_its_mark(
+def test_no_worker_runs_more_tasks_than_its_limit(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
@@ -88,7 +88,7 @@ def test_no_worker_runs_more_tasks_than_its_mark(
     _assert_all_ran_once(connection, 60)
     by_worker = _tasks_by_worker(connection)
     assert max(by_worker.values()) <= 10
-    # Replaced by due workers' last fifth, not all at once, and none before.
+    # They are replaced at random points in the last fifth, and none earlier.
     assert supervisor.log.count("worker replaced:") >= 4
     assert all(8 <= int(line.split()[4]) <= 10 for line in _lines(supervisor, "worker replaced:"))
 
@@ -107,7 +107,7 @@ def test_a_leak_stays_bounded(
         time.sleep(0.02)
     eventually(lambda: states(connection) == {"succeeded": 70})
     _assert_all_ran_once(connection, 70)
-    # The mark, what is allocated between two looks, and one task; 70 tasks in two workers would leave 175 MiB each.
+    # The limit, the growth between two samples, and one task. Without a limit, 70 tasks would leave 175 MiB each.
     assert 80 * MIB < largest < 160 * MIB
     assert "MiB" in _lines(supervisor, "worker replaced:")[0]
 
@@ -138,7 +138,7 @@ def test_age_replaces_idle_workers_and_waits_for_the_task_of_a_busy_one(
     assert outcomes(connection) == {"succeeded": 1}
 
 
-def test_workers_whose_replacements_do_not_boot_go_on(
+def test_workers_whose_replacements_do_not_boot_keep_working(
     connection: psycopg.Connection[Any],
     database: str,
     start_supervisor: Callable[..., Supervisor],
@@ -178,11 +178,11 @@ def test_a_fresh_worker_for_each_task(
     eventually(lambda: states(connection) == {"succeeded": 300}, within=300)
     count(workers_recycled=300, runs=300, lost=300 - states(connection)["succeeded"])
     _assert_all_ran_once(connection, 300)
-    # No more was claimed than could soon be begun: what waits too long goes back.
+    # No more was claimed than could soon be started; tasks that wait too long are released.
     (releases,) = connection.execute("select sum(releases)::int from underway.runs").fetchone() or (0,)
     assert releases < 30
     assert set(_tasks_by_worker(connection).values()) == {1}
-    assert psutil.Process(supervisor.pid).num_threads() == 2  # its own and the log's
+    assert psutil.Process(supervisor.pid).num_threads() == 2  # the main thread and the log writer
     assert psutil.Process(supervisor.pid).num_fds() <= open_files + 15
     supervisor.send(signal.SIGTERM)
     assert supervisor.wait() == 0

@@ -1,4 +1,4 @@
-"""HUP: the workers of a running supervisor are replaced by ones with the code that is there now."""
+"""HUP: the workers of a running supervisor are replaced by workers with the current code."""
 
 import fcntl
 import os
@@ -24,7 +24,7 @@ Start = Callable[..., Supervisor]
 
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
-    """The file of an app, at its first version."""
+    """The file of an app, in its first version."""
     folder = tmp_path / "app"
     folder.mkdir()
     rolling.write(folder / "rolled.py", "one")
@@ -33,7 +33,7 @@ def app(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(connection: psycopg.Connection[Any], start_supervisor: Start, app: Path, stage: Path) -> Start:
-    """Start a supervisor of that file."""
+    """Start a supervisor for that file."""
 
     def start_rolled(*options: str, **env: str) -> Supervisor:
         supervisor = start_supervisor(f"{app}:app", "--verbose", *options, env={"HOSTILE_FOLDER": str(stage), **env})
@@ -54,7 +54,7 @@ def test_hup_rolls_to_the_new_code_under_load(connection: psycopg.Connection[Any
     supervisor.until(RELOADED)
     _enqueue(connection, "versions", "1000")
     eventually(lambda: states(connection) == {"succeeded": 401})
-    # Each ran once, on the one code or the other, and nobody was charged.
+    # Each run ran once, with the old or the new code, and without a charge.
     assert outcomes(connection) == {"succeeded": 401}
     assert _charges(connection) == (0, 0)
     results = _results(connection)
@@ -62,11 +62,11 @@ def test_hup_rolls_to_the_new_code_under_load(connection: psycopg.Connection[Any
     assert results[-1] == "two"
     eventually(lambda: len(supervisor.workers()) == 3)
     assert not before & {worker.pid for worker in supervisor.workers()}
-    _there_were_always_enough(supervisor.log, procs=2)
+    _assert_enough_workers(supervisor.log, procs=2)
 
 
-def _there_were_always_enough(log: str, *, procs: int) -> None:
-    """Each that was replaced had its successor already, beside those at work and the old spare, which goes too."""
+def _assert_enough_workers(log: str, *, procs: int) -> None:
+    """Each replaced worker already had its successor, besides the active workers and the old spare."""
     booted = replaced = 0
     for line in log.splitlines():
         booted += "worker booted" in line
@@ -76,7 +76,7 @@ def _there_were_always_enough(log: str, *, procs: int) -> None:
     assert replaced == procs
 
 
-def test_two_generations_serve_only_what_each_knows(
+def test_each_generation_of_workers_runs_only_the_jobs_it_knows(
     connection: psycopg.Connection[Any], start: Start, app: Path, stage: Path
 ) -> None:
     rolling.write(app, "one", 'old = app.job("old").step(version)\nrenamed = app.job("renamed").step(version)')
@@ -90,7 +90,7 @@ def test_two_generations_serve_only_what_each_knows(
     )  # fmt: skip
     supervisor.send(signal.SIGHUP)
     supervisor.until("worker replaced: its code is old")
-    # One worker of each, of which the old one is busy. What only the other code knows cannot be enqueued before.
+    # One worker of each generation; the old one is busy. A job of the new code cannot be enqueued earlier.
     eventually(lambda: value(connection, "select count(*) from underway.job where name = 'new'") == 1)
     _enqueue(connection, "old", "1", "2", "3")
     _enqueue(connection, "new", "1", "2", "3")
@@ -119,7 +119,7 @@ def test_a_renamed_step_runs_on_old_workers_under_its_old_name(
     supervisor.send(signal.SIGHUP)
     (stage / "first").touch()
     supervisor.until("worker replaced")
-    # The spare does not boot, so the last old worker goes on; what the two get is claimed as the new code has it.
+    # The spare does not boot, so the last old worker stays. Both get tasks that were claimed by the new code's names.
     app.write_text("nonsense")
     supervisor.until("not reloaded: 1 of 2 workers still run the old code")
     connection.execute("update underway.job set step = 'wait' where name = 'renamed'")  # as an old client enqueues
@@ -132,10 +132,10 @@ def test_a_renamed_step_runs_on_old_workers_under_its_old_name(
     assert outcomes(connection) == {"succeeded": 4}
 
 
-def test_what_runs_on_an_old_worker_is_renewed_by_the_old_lease(
+def test_a_task_on_an_old_worker_is_renewed_for_the_old_lease(
     connection: psycopg.Connection[Any], start: Start, app: Path, stage: Path
 ) -> None:
-    """Renewed by the new one, which was longer, it lapsed under a step that ran well."""
+    """(It was renewed for the new, longer lease, so the old lease expired while its step was running.)"""
     held = 'from datetime import timedelta\nheld = app.job("held").step(wait, lease=timedelta(seconds={}))'
     rolling.write(app, "one", held.format(2))
     supervisor = start("--procs", "2")
@@ -145,9 +145,9 @@ def test_what_runs_on_an_old_worker_is_renewed_by_the_old_lease(
     rolling.write(app, "two", held.format(60))
     supervisor.send(signal.SIGHUP)
     supervisor.until("worker replaced: its code is old")
-    lapses = value(connection, "select lease_expires_at from underway.run")
+    expires = value(connection, "select lease_expires_at from underway.run")
     later = "select lease_expires_at > %s + interval '3 s' from underway.run"
-    eventually(lambda: value(connection, later, [lapses]), what="it is renewed again and again")
+    eventually(lambda: value(connection, later, [expires]), what="it is renewed again and again")
     (stage / "curtain").touch()
     supervisor.until(RELOADED)
     eventually(lambda: states(connection) == {"succeeded": 1})
@@ -155,7 +155,7 @@ def test_what_runs_on_an_old_worker_is_renewed_by_the_old_lease(
     assert _results(connection) == ["one"]
 
 
-def test_code_that_does_not_boot_leaves_the_old_running_and_says_so(
+def test_if_the_new_code_does_not_boot_the_old_workers_stay(
     connection: psycopg.Connection[Any], database: str, start: Start, app: Path
 ) -> None:
     supervisor = start("--procs", "2")
@@ -182,7 +182,7 @@ def test_code_that_does_not_boot_leaves_the_old_running_and_says_so(
     assert supervisor.wait() == 0
 
 
-def test_a_second_hup_begins_again_and_one_during_a_drain_is_ignored(
+def test_a_second_hup_starts_over_and_one_during_a_drain_is_ignored(
     connection: psycopg.Connection[Any], start: Start, app: Path, stage: Path
 ) -> None:
     supervisor = start("--procs", "2")
@@ -213,7 +213,7 @@ def test_a_second_hup_begins_again_and_one_during_a_drain_is_ignored(
     assert _results(connection)[-1] == "three"
 
 
-def test_a_deployment_that_moves_a_link_is_followed(
+def test_a_reload_follows_a_symbolic_link_to_a_new_release(
     connection: psycopg.Connection[Any], start_supervisor: Start, tmp_path: Path, stage: Path
 ) -> None:
     for release in ("one", "two"):
@@ -239,7 +239,7 @@ def test_a_deployment_that_moves_a_link_is_followed(
     assert _results(connection) == ["one", "two"]
 
 
-def test_a_terminal_that_is_closed_stops_its_supervisor(database: str, app: Path, tmp_path: Path) -> None:
+def test_closing_the_terminal_stops_the_supervisor(database: str, app: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     log = tmp_path / "log"
 

@@ -1,4 +1,4 @@
-"""Schedules from the call to the run: made and changed in any transaction, fired once for each slot."""
+"""Schedules: created and changed in any transaction, and fired once for each slot. (Promise 9.)"""
 
 import asyncio
 import subprocess
@@ -29,7 +29,7 @@ Start = Callable[..., Supervisor]
 Connection = psycopg.Connection[Any]
 
 NEVER_SOON = "0 0 1 1 *"
-# As a program calls that no type checker has seen.
+# As untyped programs may call it.
 REPORTS: Any = scheduled.reports
 ENDLESS: Any = Underway().job("endless").step(scheduled.begin)
 
@@ -39,7 +39,7 @@ def app(bind: Bind) -> Underway:
     return bind(scheduled.app)
 
 
-# What a client does
+# Clients
 
 
 def test_a_schedule_waits_for_its_first_slot(app: Underway, connection: Connection) -> None:
@@ -74,7 +74,7 @@ def test_a_job_has_several_schedules_by_name(app: Underway) -> None:
     assert [(one.job, one.name) for one in app.schedules()] == [("later", "another"), ("reports", "default")]
 
 
-def test_saying_it_again_changes_what_is_different(app: Underway, connection: Connection) -> None:
+def test_scheduling_again_updates_the_schedule(app: Underway, connection: Connection) -> None:
     scheduled.reports.schedule("@daily", Site(1), catch_up="all")
     due = wait_for(connection, "default", "now() - interval '3 hours'")
     again = scheduled.reports.schedule("@daily", Site(2), overlap=False)
@@ -126,7 +126,7 @@ def test_schedules_are_part_of_the_callers_transaction(app: Underway, database: 
         (lambda: ENDLESS.schedule("@daily", Site(1)), JobDefinitionError, "no end"),
     ],
 )
-def test_what_is_wrong_is_said_at_the_call(
+def test_an_invalid_schedule_is_refused_at_the_call(
     app: Underway, call: Callable[[], Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -148,7 +148,7 @@ def test_importing_an_app_schedules_nothing(call: str, database: str, tmp_path: 
     assert "if __name__ == '__main__'" in done.stderr
 
 
-def test_a_step_schedules_only_in_its_own_transaction(app: Underway, start_supervisor: Start) -> None:
+def test_a_step_can_schedule_only_through_cx_tx(app: Underway, start_supervisor: Start) -> None:
     run = scheduled.refusing.enqueue()
     start_supervisor("scheduled", "--procs", "1")
     assert "InsideStep" in run.result(20)
@@ -156,7 +156,7 @@ def test_a_step_schedules_only_in_its_own_transaction(app: Underway, start_super
     assert app.schedules() == []
 
 
-# Firing, statement by statement
+# Firing, one statement at a time
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_slot_that_was_read_twice_is_fired_once(firing: Firing) -> None:
     assert firing.read().next_at == schedule.next_at + MINUTE
 
 
-def test_of_many_at_the_same_moment_one_fires(firing: Firing, database: str) -> None:
+def test_only_one_of_many_simultaneous_supervisors_fires(firing: Firing, database: str) -> None:
     async def race(schedule: schedule_queries.Upcoming) -> list[int | None]:
         sessions = [ReconnectingConnection(database) for _ in range(8)]
         following = schedule.next_at + MINUTE
@@ -206,7 +206,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_schedule_that_was_changed_meanwhile_is_read_again(firing: Firing, change: str) -> None:
+def test_a_schedule_that_has_changed_since_it_was_read_is_not_fired(firing: Firing, change: str) -> None:
     schedule = firing.read()
     firing.connection.execute(f"update underway.schedule set {change}")
     assert firing.fire(schedule) is None
@@ -214,14 +214,14 @@ def test_a_schedule_that_was_changed_meanwhile_is_read_again(firing: Firing, cha
     assert firing.fire(firing.read()) == 1
 
 
-def test_a_schedule_that_is_gone_fires_no_more(firing: Firing) -> None:
+def test_a_removed_schedule_is_not_fired(firing: Firing) -> None:
     schedule = firing.read()
     scheduled.later.unschedule()
     assert firing.fire(schedule) is None
     assert runs_of(firing.connection) == []
 
 
-def test_a_locked_schedule_holds_up_nobody(firing: Firing, database: str) -> None:
+def test_a_locked_schedule_blocks_no_supervisor(firing: Firing, database: str) -> None:
     schedule = firing.read()
     with psycopg.connect(database) as stranger:
         stranger.execute("select from underway.schedule for update")
@@ -229,10 +229,10 @@ def test_a_locked_schedule_holds_up_nobody(firing: Firing, database: str) -> Non
         stranger.execute("update underway.schedule set input = '1'")
     assert firing.fire(schedule) == 1
     (run,) = runs_of(firing.connection)
-    assert run["input"] == 1, "the input is what the schedule says when it fires"
+    assert run["input"] == 1, "the input is that of the schedule when it fires"
 
 
-def test_runs_are_placed_as_the_firing_supervisor_says(firing: Firing) -> None:
+def test_runs_are_placed_by_the_code_of_the_firing_supervisor(firing: Firing) -> None:
     place = Placement(queue="q", priority=4, delay=timedelta(hours=1), keep=timedelta(days=2, seconds=0.5))
     assert firing.fire(firing.read(), place, slots=2) == 2
     for run in runs_of(firing.connection):
@@ -245,7 +245,7 @@ def test_runs_are_placed_as_the_firing_supervisor_says(firing: Firing) -> None:
 
 def test_without_overlap_a_slot_is_skipped_while_a_run_is_live(firing: Firing, app: Underway) -> None:
     connection = firing.connection
-    # Live runs of the same job that are none of its business: of another schedule, and of none.
+    # Live runs of the same job that do not count: one of another schedule, and one of none.
     scheduled.later.enqueue()
     connection.execute("update underway.run set schedule = 'other'")
     scheduled.later.enqueue()
@@ -255,7 +255,7 @@ def test_without_overlap_a_slot_is_skipped_while_a_run_is_live(firing: Firing, a
     second = firing.read()
     assert firing.fire(second) == 0
     assert [run["scheduled_at"] for run in runs_of(connection)] == [first.next_at]
-    assert firing.read().next_at == second.next_at + MINUTE, "the slot is passed over, not put off"
+    assert firing.read().next_at == second.next_at + MINUTE, "the slot is skipped, not postponed"
     (live,) = runs_of(connection)
     assert app.get_run(live["id"]).cancel()
     third = firing.read()
@@ -263,12 +263,12 @@ def test_without_overlap_a_slot_is_skipped_while_a_run_is_live(firing: Firing, a
     assert [run["scheduled_at"] for run in runs_of(connection)] == [third.next_at]
 
 
-def test_with_overlap_a_live_run_is_no_hindrance(firing: Firing) -> None:
+def test_with_overlap_a_slot_is_fired_while_a_run_is_live(firing: Firing) -> None:
     assert [firing.fire(firing.read()) for _ in range(3)] == [1] * 3
     assert len(runs_of(firing.connection)) == 3
 
 
-def test_nothing_is_read_that_is_not_due_or_not_asked_for(firing: Firing, connection: Connection) -> None:
+def test_only_due_schedules_of_the_given_jobs_are_read(firing: Firing, connection: Connection) -> None:
     assert firing.read().next_at < firing.read().now
     wait_for(connection, "default", "now() + interval '1 minute'")
     with pytest.raises(ValueError, match="not enough values"):
@@ -286,7 +286,7 @@ def test_every_step_and_attempt_knows_its_slot(app: Underway, connection: Connec
     slot = wait_for(connection, "default", "now() - interval '5 days'")
     start_supervisor("scheduled", "--procs", "1")
     run_id = eventually(lambda: connection.execute("select id from underway.runs").fetchone())
-    assert run_id is not None  # for mypy: it would have failed
+    assert run_id is not None  # for mypy
     (schedule,) = app.schedules()
     latest = schedule.next_at - timedelta(days=1)
     assert latest.astimezone(ZoneInfo("Asia/Tokyo")).hour == 0
@@ -320,7 +320,7 @@ def test_a_running_supervisor_sees_changes(app: Underway, connection: Connection
     assert supervisor.process.poll() is None
 
 
-def test_a_slot_is_not_before_its_time(app: Underway, connection: Connection, start_supervisor: Start) -> None:
+def test_a_slot_is_not_fired_early(app: Underway, connection: Connection, start_supervisor: Start) -> None:
     supervisor = start_supervisor("scheduled", "--procs", "1")
     supervisor.until("serving")
     for name in ("one", "two", "three"):
@@ -331,9 +331,7 @@ def test_a_slot_is_not_before_its_time(app: Underway, connection: Connection, st
         assert run["created_at"] >= slot
 
 
-def test_what_cannot_be_fired_here_hinders_nothing(
-    app: Underway, connection: Connection, start_supervisor: Start
-) -> None:
+def test_an_invalid_schedule_blocks_no_other(app: Underway, connection: Connection, start_supervisor: Start) -> None:
     for name in ("zone", "line", "locked", "good"):
         scheduled.numbers.schedule(NEVER_SOON, Site(1), name=name)
         wait_for(connection, name, "now() - interval '1 s'")
@@ -352,10 +350,10 @@ def test_what_cannot_be_fired_here_hinders_nothing(
     eventually(lambda: states(connection) == {"succeeded": 2})
     still_due = connection.execute("select job, name from underway.schedule where next_at < now()").fetchall()
     assert sorted(still_due) == [("numbers", "line"), ("numbers", "zone"), ("unknown", "good")]
-    assert supervisor.log.count("Mars/Olympus") == 1, "said once, not at every look"
+    assert supervisor.log.count("Mars/Olympus") == 1, "logged once, not at every poll"
 
 
-def test_a_skipped_slot_is_said(app: Underway, connection: Connection, start_supervisor: Start) -> None:
+def test_a_skipped_slot_is_logged(app: Underway, connection: Connection, start_supervisor: Start) -> None:
     scheduled.sleeping.schedule(NEVER_SOON, 60.0, overlap=False)
     wait_for(connection, "default", "now()")
     supervisor = start_supervisor("scheduled", "--procs", "1")
@@ -387,7 +385,7 @@ def test_every_slot_gives_one_run_however_often_supervisors_die(
     now = "select min(next_at) > now() from underway.schedule"
     eventually(lambda: value(connection, now), within=40)
     with connection.transaction():
-        # In one look: a minute may end in between.
+        # In one query, because a minute may end between two.
         connection.execute("set transaction isolation level repeatable read")
         next_at = dict(connection.execute("select name, next_at from underway.schedule").fetchall())
         slots = {name: [run["scheduled_at"] for run in runs_of(connection, name)] for name in names}
@@ -397,7 +395,7 @@ def test_every_slot_gives_one_run_however_often_supervisors_die(
         assert count >= 1000
 
 
-def test_the_hosts_clock_is_not_asked() -> None:
+def test_the_hosts_clock_is_not_used() -> None:
     import underway
 
     package = Path(underway.__file__).parent

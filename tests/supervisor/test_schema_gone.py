@@ -25,7 +25,7 @@ WITHIN = 40.0  # less than the minute after which a supervisor writes its row an
 
 @pytest.fixture
 def supervisor(start_supervisor: Start, stage: Path, bind: Callable[[Underway], Underway]) -> Supervisor:
-    """One with a run in progress."""
+    """A supervisor with a run in progress."""
     bind(blocking.app)
     blocking.patient.enqueue("begun before")
     supervisor = start_supervisor("blocking", "--procs", "2", env={"FOLDER": str(stage)})
@@ -45,19 +45,19 @@ def make_schema(database: str) -> None:
 
 
 def schema_is_replaced_at_once(database: str, _server: str, _supervisor: Supervisor) -> None:
-    """No statement need fail, and connections stay open, but the supervisor is no longer registered."""
+    """Perhaps no statement fails and connections stay open, but the supervisor is no longer registered."""
     with psycopg.connect(database) as connection:
         connection.execute("drop schema underway cascade")
         migrate.migrate(connection)
 
 
-def schema_is_missed(database: str, _server: str, supervisor: Supervisor) -> None:
+def schema_is_missing_for_a_while(database: str, _server: str, supervisor: Supervisor) -> None:
     drop_schema(database)
     supervisor.until("the database has no underway schema", within=WITHIN)
     make_schema(database)
 
 
-def database_is_missed(database: str, server: str, supervisor: Supervisor) -> None:
+def database_is_missing_for_a_while(database: str, server: str, supervisor: Supervisor) -> None:
     name = str(conninfo_to_dict(database)["dbname"])
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
@@ -67,7 +67,7 @@ def database_is_missed(database: str, server: str, supervisor: Supervisor) -> No
     make_schema(database)
 
 
-def schema_is_half_there(database: str, _server: str, supervisor: Supervisor) -> None:
+def schema_is_partly_restored(database: str, _server: str, supervisor: Supervisor) -> None:
     """The state in the middle of a restore that is not a single transaction."""
     drop_schema(database)
     with psycopg.connect(database, autocommit=True) as connection:
@@ -93,20 +93,20 @@ def schema_is_too_new(database: str, _server: str, supervisor: Supervisor) -> No
 
 LOSSES = [
     schema_is_replaced_at_once,
-    schema_is_missed,
-    database_is_missed,
-    schema_is_half_there,
+    schema_is_missing_for_a_while,
+    database_is_missing_for_a_while,
+    schema_is_partly_restored,
     schema_is_too_new,
 ]
 
 
 @pytest.mark.parametrize("lose", LOSSES, ids=lambda lose: lose.__name__)
-def test_a_supervisor_goes_on_when_the_schema_is_back(
+def test_a_supervisor_continues_when_the_schema_is_back(
     database: str, server: str, supervisor: Supervisor, stage: Path, lose: Loss
 ) -> None:
     lose(database, server, supervisor)
     with psycopg.connect(database, autocommit=True) as connection:
-        run = _enqueue_as_others_do(connection, "begun after")
+        run = _enqueue_in_sql(connection, "begun after")
         eventually((stage / "begun after began").exists, within=WITHIN, what=supervisor.log)
         (stage / "begun after").touch()
         step = "select step from underway.run where id = %s"
@@ -119,7 +119,7 @@ def test_a_supervisor_goes_on_when_the_schema_is_back(
         assert value(connection, "select array_agg(run_id) from underway.attempt") == [run]
 
 
-def _enqueue_as_others_do(connection: Connection, name: str) -> UUID:
+def _enqueue_in_sql(connection: Connection, name: str) -> UUID:
     """Enqueue in SQL, after the supervisor has registered the job in the new schema."""
     known = "select exists (select from underway.job where name = 'patient')"
     eventually(lambda: value(connection, known), within=WITHIN, what="the job is known again")

@@ -1,4 +1,4 @@
-"""A whole service against a real database, with workers that do nothing: what it holds, hands on, and gives back."""
+"""A whole service on a real database, with workers that do nothing: what it holds, hands over and releases."""
 
 import asyncio
 import random
@@ -27,7 +27,7 @@ from underway.supervisor.tasks.task import Task
 from underway.supervisor.tasks.verdict import Observation, decide
 from underway.wire import messages as wire
 
-# Longer than any of these tests: what a lapse would take back counts as stuck.
+# Longer than any of these tests: a run that only the end of its lease would free counts as stuck.
 POLICY = Policy(lease=timedelta(seconds=300))
 STEPS = (Step("step", policy=POLICY), Step("next", policy=POLICY))
 OTHER_LANE = LANE._replace(queue="other")
@@ -35,7 +35,7 @@ LANES: dict[Lane, Step] = {LANE: STEPS[0], NEXT_LANE: STEPS[1], OTHER_LANE: STEP
 
 
 class SilentWorker:
-    """Takes whatever it is handed, and says nothing of it."""
+    """Accepts all tasks and reports nothing."""
 
     slot = 1
     pid = 7
@@ -67,7 +67,7 @@ class SilentWorker:
         pass
 
     def kill_task(self, task: Task, reason: str) -> bool:
-        """It takes as long to die as a test likes."""
+        """It dies when the test says so."""
         return True
 
 
@@ -111,7 +111,7 @@ class Serving:
         return claimed
 
     async def start(self) -> "asyncio.Task[bool]":
-        """Like a supervisor: with both sessions open before the service has them."""
+        """Like a supervisor: both connections are open before the service starts."""
         await self.work.open()
         await self.leases.open()
         pool: Any = self.silent
@@ -119,7 +119,7 @@ class Serving:
         return asyncio.create_task(self.service.serve(grace=10, until_idle=False))
 
     async def running(self) -> Task:
-        """The first task that a worker has, and has begun."""
+        """The first task that a worker has started."""
         return (await self.all_running(1))[0]
 
     async def all_running(self, count: int, step: str | None = None) -> list[Task]:
@@ -135,18 +135,18 @@ class Serving:
             task.started_at = time.monotonic()
         return tasks
 
-    def succeed(self, task: Task, *, goes_on: bool = True, spawned: Sequence[wire.Spawn] = ()) -> None:
-        """As its worker's result is passed on."""
+    def succeed(self, task: Task, *, has_next_step: bool = True, spawned: Sequence[wire.Spawn] = ()) -> None:
+        """Pass on the result of its worker."""
         for worker in self.silent.roster.active:
             worker.tasks.pop(task.token, None)
         attempt = Attempt("succeeded", started=ago(0.001), pid=7)
-        row = succeed(task, attempt, NEXT if goes_on else None, b'{"n": 2}')
+        row = succeed(task, attempt, NEXT if has_next_step else None, b'{"n": 2}')
         self.service._commits.submit(Ended(task, row, list(spawned)))
-        # Not on_messages_processed(): it wakes the claim loop too, and a claim may take the place of the next step.
+        # Not on_messages_processed(), which also wakes the claim loop: a claimed task might get the worker first.
         self.service._commits.hurry()
 
     def lose_answers(self) -> "asyncio.Event":
-        """The next commit takes effect, and its answer is lost."""
+        """Let the next commit take effect, and lose its answer."""
         lost = asyncio.Event()
 
         async def cut(moment: str, pid: int) -> None:
@@ -159,7 +159,7 @@ class Serving:
 
 
 def serve(database: str, play: Callable[[Serving], Awaitable[None]], *, workers: int = 1) -> bool:
-    """Serve until the script has been played and the service has drained; whether that was clean."""
+    """Serve until the script has ended and the service has drained. Returns whether the drain was clean."""
 
     async def main() -> bool:
         serving = Serving(database, workers)
@@ -190,7 +190,7 @@ def now(connection: Connection, run: str) -> dict[str, Any]:
 
 
 def is_free(row: dict[str, Any]) -> bool:
-    """Given back, with nobody charged."""
+    """Whether the run was released without a charge."""
     return (row["state"], row["owner"], row["attempts"], row["crashes"]) == ("pending", None, 0, 0)
 
 
@@ -211,10 +211,10 @@ def test_limits_count_from_the_first_moment_after_a_pause(
         task.started_at = time.monotonic() - task.step.policy.timeout.total_seconds()
         serving.service._results.on_messages_processed()
         while task.stop_reason is None:
-            assert time.monotonic() < deadline, "nobody looks at it"
+            assert time.monotonic() < deadline, "the watch loop did not wake up"
             await asyncio.sleep(0.002)
         assert task.stop_reason == "timeout"
-        serving.succeed(task, goes_on=False)
+        serving.succeed(task, has_next_step=False)
 
     assert serve(database, play)
 
@@ -230,7 +230,7 @@ def test_the_next_step_needs_no_claim(database: str, connection: Connection) -> 
         assert (row["state"], row["owner"], row["token"]) == ("in_progress", str(serving.owner), second.token)
         assert second.token > first.token
         assert serving.claimed == [first.token]
-        serving.succeed(second, goes_on=False)
+        serving.succeed(second, has_next_step=False)
 
     assert serve(database, play)
     assert attempts_of(connection, run) == [("succeeded", 1), ("succeeded", 1)]
@@ -240,7 +240,7 @@ def test_the_next_step_needs_no_claim(database: str, connection: Connection) -> 
     assert (finished["releases"], finished["crashes"]) == (0, 0)
 
 
-def test_a_next_step_that_stays_while_the_service_drains_is_given_back(database: str, connection: Connection) -> None:
+def test_a_next_step_claimed_during_a_drain_is_released(database: str, connection: Connection) -> None:
     run = insert(connection)
 
     async def play(serving: Serving) -> None:
@@ -258,8 +258,8 @@ def test_a_next_step_that_stays_while_the_service_drains_is_given_back(database:
     assert value(connection, "select count(*) from underway.supervisor") == 0
 
 
-def test_what_waits_here_at_its_next_step_is_given_back_by_a_drain(database: str, connection: Connection) -> None:
-    """Kept, but its worker is busy: it is in line, and not begun."""
+def test_a_waiting_next_step_is_released_by_a_drain(database: str, connection: Connection) -> None:
+    """It was claimed by its hand-over, but its worker is busy."""
     runs = [insert(connection) for _ in range(2)]
 
     async def play(serving: Serving) -> None:
@@ -277,7 +277,7 @@ def test_what_waits_here_at_its_next_step_is_given_back_by_a_drain(database: str
         assert attempts_of(connection, run) == [("succeeded", 1)]
 
 
-def test_a_hand_over_whose_answer_is_lost_is_claimed_again_and_goes_on(database: str, connection: Connection) -> None:
+def test_a_hand_over_whose_answer_is_lost_is_claimed_again(database: str, connection: Connection) -> None:
     run = insert(connection)
 
     async def play(serving: Serving) -> None:
@@ -287,17 +287,15 @@ def test_a_hand_over_whose_answer_is_lost_is_claimed_again_and_goes_on(database:
         (task,) = await serving.all_running(1, "next")
         assert (task.run, task.releases, task.crashes) == (run, 1, 0)
         assert serving.claimed[-1] == task.token
-        serving.succeed(task, goes_on=False)
+        serving.succeed(task, has_next_step=False)
 
     assert serve(database, play)
     assert attempts_of(connection, run) == [("succeeded", 1), ("succeeded", 1)]
     assert value(connection, "select count(*) from underway.run") == 0
 
 
-def test_a_hand_over_whose_answer_is_lost_while_the_service_drains_is_given_back(
-    database: str, connection: Connection
-) -> None:
-    """Nobody claims any more, and still nothing may be left that only its lease will free, for the price of a crash."""
+def test_a_hand_over_whose_answer_is_lost_during_a_drain_is_released(database: str, connection: Connection) -> None:
+    """Nothing is claimed any more, but no run may be left to its lease, which would charge it with a crash."""
     run = insert(connection)
 
     async def play(serving: Serving) -> None:
@@ -314,7 +312,7 @@ def test_a_hand_over_whose_answer_is_lost_while_the_service_drains_is_given_back
     assert attempts_of(connection, run) == [("succeeded", 1)]
 
 
-def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
+def test_unstarted_tasks_of_a_paused_queue_are_released(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefetched tasks, waiting here or in a worker. (Steps started up to a second after a pause.)"""
@@ -344,9 +342,9 @@ def test_what_has_not_begun_when_its_queue_is_paused_is_given_back(
         # Tasks that are claimed after the queue is resumed are kept.
         assert admin_queries.resume(connection, LANE.queue)
         while value(connection, held) < 43:
-            running.started_at = time.monotonic()  # as long as it is young, work is claimed ahead
+            running.started_at = time.monotonic()  # while it has just started, tasks are prefetched
             await asyncio.sleep(0.002)
-        serving.succeed(running, goes_on=False)
+        serving.succeed(running, has_next_step=False)
 
     assert serve(database, play)
     rows = connection.execute("select attempts, crashes, attempt_number from underway.run").fetchall()
@@ -382,7 +380,7 @@ def test_a_retry_needs_no_poll(database: str, connection: Connection) -> None:
         )
         again = await serving.running()
         assert (again.run, again.attempts) == (run, 1)
-        serving.succeed(again, goes_on=False)
+        serving.succeed(again, has_next_step=False)
 
     assert serve(database, play)
 
@@ -404,13 +402,13 @@ def test_a_slot_needs_no_poll(database: str, connection: Connection) -> None:
     async def play(serving: Serving) -> None:
         task = await serving.running()
         assert task.scheduled_at is not None
-        serving.succeed(task, goes_on=False)
+        serving.succeed(task, has_next_step=False)
 
     assert serve(database, play)
 
 
 @pytest.mark.usefixtures("no_polls")
-def test_a_key_that_is_given_up_needs_no_poll(database: str, connection: Connection) -> None:
+def test_a_released_key_needs_no_poll(database: str, connection: Connection) -> None:
     in_line = {"state": "waiting", "concurrency_key": "key", "concurrency_limit": 1}
     runs = [insert(connection, **in_line) for _ in range(3)]
 
@@ -418,6 +416,6 @@ def test_a_key_that_is_given_up_needs_no_poll(database: str, connection: Connect
         for run in runs:
             task = await serving.running()
             assert task.run == run
-            serving.succeed(task, goes_on=False)
+            serving.succeed(task, has_next_step=False)
 
     assert serve(database, play)

@@ -1,4 +1,4 @@
-"""How a supervisor stops, and how it lives through a database that goes away."""
+"""How a supervisor stops, and how it survives an outage of the database."""
 
 import os
 import random
@@ -27,7 +27,7 @@ DOOMED = "apps.doomed:app"
 
 @pytest.fixture
 def start(start_supervisor: Callable[..., Supervisor], stage: Path) -> Callable[..., Supervisor]:
-    """Start a supervisor of apps/doomed.py."""
+    """Start a supervisor for apps/doomed.py."""
 
     def start_doomed(*options: str, env: dict[str, str] | None = None) -> Supervisor:
         return start_supervisor(
@@ -39,7 +39,7 @@ def start(start_supervisor: Callable[..., Supervisor], stage: Path) -> Callable[
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A server of one's own, to be stopped and started, with the schema."""
+    """A separate server with the schema, to be stopped and started."""
     with temporary_cluster() as cluster:
         with psycopg.connect(cluster.url("postgres")) as connection:
             migrate.migrate(connection)
@@ -58,7 +58,7 @@ def test_the_first_signal_drains(
     running = doomed.told.enqueue("curtain")
     supervisor = start("--procs", "1")
     eventually(lambda: running.status() is Status.IN_PROGRESS)
-    # Only one of them can run; the others are claimed or not, as it happens.
+    # Only one of them can run; the others may or may not have been claimed.
     waiting = doomed.told.enqueue_many(["curtain"] * 5)
     supervisor.send(number)
     supervisor.until(f"{number.name}: finishing what runs")
@@ -102,7 +102,7 @@ def test_quit_or_a_second_signal_stops_now(
     assert _supervisors(connection) == 0
 
 
-def test_when_the_grace_is_over_steps_are_interrupted_then_killed(
+def test_after_the_grace_period_steps_are_interrupted_then_killed(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start: Callable[..., Supervisor],
@@ -121,7 +121,7 @@ def test_when_the_grace_is_over_steps_are_interrupted_then_killed(
     for run in runs:
         assert [(attempt.number, attempt.outcome) for attempt in run.attempts()] == [(1, "released")]
         assert _counters(connection, run) == (0, 0, 1)
-    # The next supervisor takes them up as if nothing had been, and counts on.
+    # The next supervisor runs them, and their attempt numbers continue.
     (stage / "tidied").unlink()
     start("--procs", "2")
     eventually(lambda: states(connection) == {"in_progress": 2})
@@ -149,12 +149,12 @@ def test_term_while_the_database_is_down(
     cluster.stop("immediate")
     supervisor.until("cannot connect to the database, trying again")
     supervisor.send(signal.SIGTERM)
-    # Its running step is over in 3 s, the last try to write takes 10.
+    # The running step takes 3 s, and the last attempt to write takes 10.
     assert supervisor.wait(25) == 1
     assert "cannot reach the database; what is not recorded is taken back" in supervisor.log
 
 
-def test_work_goes_on_by_itself_when_the_database_has_restarted(
+def test_work_continues_after_a_restart_of_the_database(
     cluster: Cluster, start: Callable[..., Supervisor], bind: Callable[[Underway], Underway]
 ) -> None:
     bind(doomed.app).database.named = cluster.url("postgres")
@@ -171,9 +171,9 @@ def test_work_goes_on_by_itself_when_the_database_has_restarted(
         eventually(lambda: states(connection) == {"succeeded": 2000}, within=60)
         ended = outcomes(connection)
         assert ended.pop("succeeded") == 2000
-        # What a claim took whose answer was lost is given back or taken back, and nothing else happened.
+        # Runs of a claim whose answer was lost are released or reaped; nothing else happened.
         assert ended.keys() <= {"lost", "released"}
-        # A finished run leaves nothing that could run again.
+        # A finished run is in one table only, so it cannot run again.
         assert connection.execute("select count(*) from underway.run").fetchone() == (0,)
         assert supervisor.process.poll() is None
         supervisor.send(signal.SIGTERM)
@@ -197,14 +197,14 @@ def test_killed_connections_lose_nothing(
         time.sleep(random.uniform(0.1, 0.4))
     assert supervisor.wait() == 0
     assert states(connection) == {"succeeded": 1500}
-    # No task was run to its end twice, and nobody was blamed.
+    # No step succeeded twice, and no run was charged.
     assert outcomes(connection).pop("succeeded") == 1500
     row = connection.execute("select sum(attempts)::int, sum(crashes)::int from underway.runs").fetchone()
     assert row == (0, 0)
 
 
-def test_exit_codes_name_what_is_wrong(start_supervisor: Callable[..., Supervisor], empty_database: str) -> None:
-    """And beside these those of test_cli, which are asked of every command."""
+def test_exit_codes(start_supervisor: Callable[..., Supervisor], empty_database: str) -> None:
+    """The exit codes that all commands have in common are in test_cli."""
 
     def ended(*options: str) -> tuple[int, str]:
         supervisor = start_supervisor("basic", "--procs", "1", *options)
@@ -214,14 +214,14 @@ def test_exit_codes_name_what_is_wrong(start_supervisor: Callable[..., Superviso
     code, log = ended("--database", f"postgresql://user:{secret}@host:port:5432/what is this")
     assert code == 2
     assert secret not in log
-    # A server that answers, and refuses.
+    # A server that refuses the connection.
     code, log = ended("--database", make_conninfo(empty_database, dbname="nowhere", password=secret))
     assert code == 5
     assert '"nowhere" does not exist' in log
     assert secret not in log
 
 
-def test_the_log_never_tells_the_password(
+def test_the_log_never_contains_the_password(
     database: str, bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
 ) -> None:
     bind(basic.app)
@@ -249,7 +249,9 @@ def _supervisors(connection: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
-def test_a_signal_after_the_last_word_takes_no_exit_code_away(start_supervisor: Callable[..., Supervisor]) -> None:
+def test_a_signal_after_the_last_log_line_does_not_change_the_exit_code(
+    start_supervisor: Callable[..., Supervisor],
+) -> None:
     supervisor = start_supervisor("basic", "--procs", "1")
     supervisor.until("serving")
     supervisor.send(signal.SIGTERM)

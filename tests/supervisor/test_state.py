@@ -1,4 +1,4 @@
-"""`state=`: made once per worker and job, at its first task, within that task's limits."""
+"""`state=`: created once per worker and job, at the first task, within the limits of that task."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +15,13 @@ Start = Callable[..., Supervisor]
 
 @pytest.fixture
 def start(bind: Callable[[Underway], Underway], start_supervisor: Start, tmp_path: Path) -> Start:
-    """Start a supervisor of apps/coroutines.py, whose steps leave their marks in tmp_path."""
+    """Start a supervisor for apps/coroutines.py, whose steps write files to tmp_path."""
     bind(coroutines.app)
     return lambda *options: start_supervisor("coroutines", *options, env={"FOLDER": str(tmp_path)})
 
 
 @pytest.mark.parametrize("job", [coroutines.counting, coroutines.counting_async], ids=lambda job: job.name)
-def test_a_state_is_made_once_in_each_worker_and_kept(
+def test_a_state_is_created_once_in_each_worker_and_kept(
     start: Start, job: Job[int, Never, list[int], coroutines.Opened]
 ) -> None:
     start("--procs", "2")
@@ -32,12 +32,12 @@ def test_a_state_is_made_once_in_each_worker_and_kept(
         first, _ = run.attempts()
         assert first.pid is not None
         by_worker.setdefault(first.pid, []).append(calls)
-    # each worker has counted its own steps, and never begun anew
+    # each worker has counted its own steps, without a restart of the count
     for counted in by_worker.values():
         assert sorted(counted) == list(range(1, len(counted) + 1))
 
 
-def test_what_an_async_factory_has_started_goes_on(start: Start) -> None:
+def test_tasks_started_by_an_async_factory_survive(start: Start) -> None:
     start("--procs", "1")
     for _ in range(2):
         _, ticks, _ = coroutines.counting_async.enqueue(0).result(20)
@@ -49,7 +49,7 @@ def test_a_job_without_a_factory_has_no_state(start: Start) -> None:
     assert coroutines.without_state.enqueue().result(20) is True
 
 
-def test_a_factory_that_fails_has_failed_the_attempt_and_is_tried_again(start: Start) -> None:
+def test_a_factory_that_raises_fails_the_attempt_and_is_called_again(start: Start) -> None:
     start("--procs", "1")
     run = coroutines.failing_state.enqueue()
     assert run.result(20) == 42

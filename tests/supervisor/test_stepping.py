@@ -1,4 +1,4 @@
-"""From step to step with real supervisors: in line, killed in between, told to stop in between, and side by side."""
+"""From step to step with real supervisors: order, kills and stops between two steps, several supervisors."""
 
 import signal
 from collections.abc import Callable
@@ -20,12 +20,12 @@ FOLDER = "STAYING_FOLDER"
 
 
 def steps_in_order(connection: Connection) -> list[tuple[str, str]]:
-    """Which steps of which runs were executed, in the order of their beginnings."""
+    """Which steps of which runs were executed, in the order in which they started."""
     return connection.execute("select run_id::text, step from underway.attempt order by started_at").fetchall()
 
 
 def counters(connection: Connection) -> set[tuple[int, int]]:
-    """The attempts and crashes that anybody is charged with."""
+    """The attempts and crashes with which runs are charged."""
     query = "select attempts, crashes from underway.run union select attempts, crashes from underway.finished_run"
     return set(connection.execute(query).fetchall())
 
@@ -34,7 +34,7 @@ def counters(connection: Connection) -> set[tuple[int, int]]:
 def test_the_steps_of_a_run_follow_each_other(
     bind: Bind, connection: Connection, start_supervisor: Start, seconds: float, count: int
 ) -> None:
-    """One worker and many runs: what was begun is finished first, but for what the worker had in its hands already."""
+    """One worker and many runs: a run that has started finishes first, except for tasks that the worker already had."""
     bind(staying.app)
     staying.pairs.enqueue_many([seconds] * count)
     assert start_supervisor("staying", "--procs", "1", "--until-idle").wait(90) == 0
@@ -45,12 +45,12 @@ def test_the_steps_of_a_run_follow_each_other(
     apart = sorted(number - begun[run] for number, (run, step) in enumerate(order) if step == "finish")
     assert apart[0] >= 1
     if seconds >= 0.1:
-        # While one's first step is committed the worker begins another, and that is all.
+        # While the first step of a run is committed, the worker starts one other run at most.
         assert apart[count // 2] <= 2, apart
-        # A claim beside the commit may take the place, and then what is claimed ahead comes first.
+        # A simultaneous claim may use the free worker, and then prefetched tasks come first.
         assert apart[-1] <= 15, apart
     else:
-        # Far from once around: without a place in line each would have waited for all others.
+        # If the next step went to the end of the line, each run would have waited for all others.
         assert apart[count // 2] < count / 5, apart[count // 2]
         assert apart[-1] < count / 3, apart[-1]
 
@@ -58,9 +58,9 @@ def test_the_steps_of_a_run_follow_each_other(
 @pytest.mark.parametrize(
     ("where", "steps"),
     [
-        # Its result was in nobody's hands yet: the first step is run again.
+        # Its result had not reached the supervisor: the first step runs again.
         ("end of first", [("first", 1, "lost"), ("first", 2, "succeeded"), ("last", 1, "succeeded")]),
-        # Handed over and kept, and the supervisor is gone: only the second is.
+        # It was handed over and claimed again, and then the supervisor died: only the second step runs again.
         ("begin of last", [("first", 1, "succeeded"), ("last", 1, "lost"), ("last", 2, "succeeded")]),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_supervisor_that_is_killed_between_two_steps(
     assert [(attempt.step, attempt.number, attempt.outcome) for attempt in run.attempts()] == steps
     times = {name: (tmp_path / name).read_text().count("once") for name in ("first", "last")}
     assert times == {"first": 2 if where == "end of first" else 1, "last": 1}
-    # The crash is that of the step that was running; a new step begins without it.
+    # The crash counts for the step that was running; a new step starts at zero.
     crashes = connection.execute("select crashes, releases from underway.finished_run").fetchall()
     assert crashes == [(0 if where == "end of first" else 1, 0)]
 
@@ -89,7 +89,7 @@ def test_a_supervisor_that_is_killed_between_two_steps(
 def test_a_supervisor_that_is_killed_under_many_runs_of_two_steps(
     bind: Bind, connection: Connection, start_supervisor: Start
 ) -> None:
-    """Whatever it held at that moment, at a first step, at a second, or on the way: each step succeeds exactly once."""
+    """Each step succeeds exactly once, whether its run was at the first step, at the second, or in between."""
     bind(staying.app)
     count = 400
     staying.pairs.enqueue_many([0.002] * count)
@@ -110,10 +110,10 @@ def test_a_supervisor_that_is_killed_under_many_runs_of_two_steps(
     assert outcomes(connection).keys() <= {"succeeded", "lost"}
 
 
-def test_a_step_that_ends_while_its_supervisor_drains_does_not_take_its_run_along(
+def test_a_run_whose_step_ends_during_a_drain_is_free_for_other_supervisors(
     bind: Bind, connection: Connection, start_supervisor: Start, tmp_path: Path
 ) -> None:
-    """Its lease is a minute: were the next step kept, only its lapse would free it."""
+    """If the draining supervisor claimed the next step, only the end of its lease of a minute would free the run."""
     bind(staying.app)
     runs = [staying.told.enqueue(name) for name in ("one", "two")]
     supervisor = start_supervisor("staying", "--procs", "2", env={FOLDER: str(tmp_path)})
@@ -132,7 +132,7 @@ def test_a_step_that_ends_while_its_supervisor_drains_does_not_take_its_run_alon
     assert [run.result(20) for run in runs] == ["one", "two"]
 
 
-def test_a_supervisor_told_to_stop_in_full_swing_leaves_nothing_in_progress(
+def test_a_busy_supervisor_that_stops_leaves_nothing_in_progress(
     bind: Bind, connection: Connection, start_supervisor: Start
 ) -> None:
     bind(staying.app)
@@ -151,10 +151,10 @@ def test_a_supervisor_told_to_stop_in_full_swing_leaves_nothing_in_progress(
     assert outcomes(connection) == {"succeeded": 2 * count}
 
 
-def test_a_run_goes_on_where_its_next_queue_is_served(
+def test_a_run_continues_where_its_next_queue_is_served(
     bind: Bind, connection: Connection, start_supervisor: Start
 ) -> None:
-    """Two generations of one app: both serve the first step, each has another queue for the second."""
+    """Two versions of an app: both serve the first step, and each has a different queue for the second."""
     bind(staying.app)
     count = 40
     old = start_supervisor("staying", "--procs", "1", env={"STAYING_QUEUE": "old"})
@@ -173,7 +173,7 @@ def test_a_run_goes_on_where_its_next_queue_is_served(
     for queue, pids, steps in rows:
         assert steps == ["here", "there"]
         assert set(pids) <= workers[queue]
-    # One that waits for a queue that nobody serves any more is left alone, whoever has begun it.
+    # A run in a queue that is no longer served stays there.
     old.send(signal.SIGTERM)
     assert old.wait() == 0
     connection.execute(

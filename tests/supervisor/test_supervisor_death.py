@@ -1,4 +1,4 @@
-"""A supervisor that dies, or only seems to: nothing runs on below it, nothing is lost, nothing is done twice."""
+"""A supervisor that dies, or only seems to: no process of it survives, nothing is lost, nothing happens twice."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def test_nothing_outlives_a_killed_supervisor_and_another_finishes_its_work(
     bind(doomed.app)
     runs = doomed.parents.enqueue_many([how, how])
     supervisor = start_supervisor(DOOMED, "--procs", "2", env=IMPORTABLE | {"HOSTILE_FOLDER": str(folder)})
-    # Five children of each: plain, in a session of its own, with an environment of its own, both, and a daemon.
+    # Each step has five children: plain, in its own session, with its own environment, with both, and a daemon.
     eventually(lambda: len(os.listdir(folder)) == 10, what="the children run")
     doomed.shorts.enqueue_many(range(100))
     below = psutil.Process(supervisor.pid).children(recursive=True)
@@ -56,19 +56,19 @@ def test_nothing_outlives_a_killed_supervisor_and_another_finishes_its_work(
     assert outcomes(connection) == {"lost": 2, "succeeded": 102}
 
 
-def test_a_supervisor_that_was_stopped_for_too_long_changes_nothing(
+def test_a_supervisor_stopped_beyond_its_leases_changes_nothing(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
 ) -> None:
     bind(doomed.app)
-    # One whose result is there when the supervisor wakes up, one that still runs then.
+    # One task has ended when the supervisor resumes, the other still runs.
     late = doomed.firsts.enqueue(1.5)
     long = doomed.firsts.enqueue(60)
     stopped = start_supervisor(DOOMED, "--procs", "2", env=IMPORTABLE)
     eventually(lambda: states(connection) == {"in_progress": 2})
     workers = {worker.pid for worker in stopped.workers()}
-    time.sleep(0.2)  # both have begun
+    time.sleep(0.2)  # both have started
     stopped.send(signal.SIGSTOP)
     other = start_supervisor(DOOMED, "--procs", "2", env=IMPORTABLE)
     assert [run.result(40) for run in (late, long)] == [2, 2]
@@ -79,7 +79,7 @@ def test_a_supervisor_that_was_stopped_for_too_long_changes_nothing(
     # Its guardian has killed the workers before the leases expired and others could take the runs.
     stopped.until("the guardian killed all workers")
     eventually(lambda: len({worker.pid for worker in stopped.workers()} - workers) == 3, what="all are replaced")
-    # Both are well and go on to work.
+    # Both supervisors keep working.
     doomed.shorts.enqueue_many(range(500))
     eventually(lambda: states(connection) == {"succeeded": 502})
     assert (
@@ -93,7 +93,7 @@ def test_a_supervisor_that_was_stopped_for_too_long_changes_nothing(
         assert supervisor.wait() == 0
 
 
-def test_no_two_bodies_run_when_a_run_is_cancelled_beside_a_supervisor_that_stands_still(
+def test_a_cancel_beside_a_stopped_supervisor_does_not_let_two_steps_run_at_once(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
@@ -102,17 +102,17 @@ def test_no_two_bodies_run_when_a_run_is_cancelled_beside_a_supervisor_that_stan
     """(The cancel closed the run and passed its key on while the old step was still running.)"""
     bind(leavings.app)
 
-    def begun() -> list[str]:
+    def started() -> list[str]:
         return (stage / "begun").read_text().split() if (stage / "begun").exists() else []
 
     first, patient = leavings.lonely.enqueue("first"), leavings.patient.enqueue("patient")
     frozen = start_supervisor("leavings", "--procs", "2", env={"LEAVINGS": str(stage)})
-    eventually(lambda: sorted(begun()) == ["first", "patient"])
+    eventually(lambda: sorted(started()) == ["first", "patient"])
     frozen.send(signal.SIGSTOP)
     first.cancel()
     second = leavings.lonely.enqueue("second")
     other = start_supervisor("leavings", "--procs", "1", env={"LEAVINGS": str(stage)})
-    eventually(lambda: "second" in begun())
+    eventually(lambda: "second" in started())
     assert not (stage / "two bodies").exists()
     (stage / "second.end").touch()
     assert second.result(20) == "second"
@@ -192,7 +192,7 @@ def test_a_killed_guardian_is_replaced(
     assert doomed.shorts.enqueue(2).result(30) == 2
     another = eventually(supervisor.guardian)
     assert another.pid != guardian.pid
-    # The new one does its duty.
+    # The new guardian works.
     busy = doomed.c_code.enqueue(60)
     eventually(lambda: busy.status() is Status.IN_PROGRESS)
     below = psutil.Process(supervisor.pid).children(recursive=True)

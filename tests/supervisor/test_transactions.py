@@ -1,4 +1,4 @@
-"""`cx.tx`: what a step writes through it takes effect with its hand-over, once, or not at all."""
+"""Promise 4: what a step writes through `cx.tx` takes effect with its hand-over, once, or not at all."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ Connection = psycopg.Connection[Any]
 
 @pytest.fixture
 def effects(connection: Connection, bind: Callable[[Underway], Underway]) -> Effects:
-    """What has taken effect, by run, step and attempt."""
+    """The effects that were committed, by run, step and attempt."""
     bind(transactions.app)
     connection.execute(transactions.TABLES)
 
@@ -46,12 +46,12 @@ def effects(connection: Connection, bind: Callable[[Underway], Underway]) -> Eff
 
 
 def serve(start: Start, *options: str) -> Supervisor:
-    """With one worker, if it is not said otherwise."""
+    """With one worker, unless the options say otherwise."""
     return start("transactions", "--procs", "1", *options)
 
 
-def here(folder: Path) -> int:
-    """Wait for the step to come; the pid of its worker."""
+def wait_for_step(folder: Path) -> int:
+    """Wait until the step runs. Returns the PID of its worker."""
 
     def look() -> int:
         file = folder / "here"
@@ -76,7 +76,7 @@ def test_writes_take_effect_with_the_hand_over_and_failures_leave_nothing(
     assert serve(start_supervisor, "--until-idle").wait(60) == 0
     assert [run.result() for run in good] == [1, 1, 1, 1]
     assert ended(pair) == [("first", 1, "succeeded"), ("last", 1, "succeeded")]
-    assert threads.result() == 4, "threads that ask at once write into one transaction"
+    assert threads.result() == 4, "threads that use cx.tx at the same time share one transaction"
     expected = [(run.id, "do", 1) for run in good] + [(pair.id, "first", 1), (pair.id, "last", 1)]
     assert sorted(effects()) == sorted(expected + [(threads.id, "do", 1)] * 4)
     wrong = []
@@ -95,7 +95,7 @@ def test_writes_take_effect_with_the_hand_over_and_failures_leave_nothing(
     assert good[0].attempts()[0].cpu_seconds is not None
 
 
-def test_a_thread_that_asks_while_its_step_ends_costs_no_other_run(
+def test_a_thread_that_uses_cx_tx_while_its_step_ends_harms_no_other_run(
     bind: Callable[[Underway], Underway], connection: Connection, start_supervisor: Start
 ) -> None:
     bind(late_threads.app)
@@ -103,7 +103,7 @@ def test_a_thread_that_asks_while_its_step_ends_costs_no_other_run(
     nothings = late_threads.nothings.enqueue_many(range(20))
     supervisor = start_supervisor("late_threads", "--procs", "1", "--until-idle")
     assert supervisor.wait(60) == ExitCode.CLEAN
-    assert leaves.status() in (Status.SUCCEEDED, Status.FAILED)  # as the thread got into its transaction or not
+    assert leaves.status() in (Status.SUCCEEDED, Status.FAILED)  # depending on whether the thread was in time
     assert outcomes(connection).get("succeeded", 0) >= len(nothings)
     assert {run.status() for run in nothings} == {Status.SUCCEEDED}
 
@@ -115,16 +115,16 @@ def test_a_step_that_does_not_use_it_costs_no_connection(effects: Effects, start
     runs = [transactions.once.enqueue(Order("count_connections")) for _ in range(5)]
     transactions.app.close()
     assert serve(start_supervisor, "--until-idle", "--procs", "3").wait() == 0
-    assert [run.result() for run in runs] == [2] * 5, "those of the supervisor"
+    assert [run.result() for run in runs] == [2] * 5, "the connections of the supervisor"
 
 
-def test_the_connection_stays_open_and_forgets_what_a_step_did_to_its_session(
+def test_the_connection_stays_open_and_session_changes_are_reset(
     effects: Effects, connection: Connection, start_supervisor: Start
 ) -> None:
     serve(start_supervisor)
 
-    def result(deed: str) -> list[Any]:
-        found: list[Any] = transactions.once.enqueue(Order(deed)).result(20)
+    def result(action: str) -> list[Any]:
+        found: list[Any] = transactions.once.enqueue(Order(action)).result(20)
         return found
 
     before = result("backend")
@@ -132,7 +132,7 @@ def test_the_connection_stays_open_and_forgets_what_a_step_did_to_its_session(
     assert result("backend") == before
     assert connection.execute("select pg_try_advisory_lock(7)").fetchone() == (True,)
     assert connection.execute("select from pg_class where relname = 'leftover'").fetchall() == []
-    # A failed step leaves it usable, and one that broke while nobody used it is opened anew.
+    # After a failed step the connection is usable; one that broke while it was idle is reopened.
     with pytest.raises(RunFailed):
         result("violate_unique")
     assert result("backend") == before
@@ -142,11 +142,11 @@ def test_the_connection_stays_open_and_forgets_what_a_step_did_to_its_session(
     assert after[1:] == before[1:]
 
 
-def test_a_step_may_choose_its_isolation_or_leave_it_to_the_database(
+def test_a_step_may_choose_its_isolation_level(
     effects: Effects, connection: Connection, database: str, start_supervisor: Start
 ) -> None:
     chosen = transactions.once.enqueue(Order("serializable"))
-    # Renewals come four times a second: the job `leased` sees to that. They must not spoil what this has read.
+    # The job `leased` is renewed four times a second, which must not invalidate this snapshot.
     repeated = transactions.once.enqueue(Order("repeatable_for_long"))
     assert serve(start_supervisor, "--until-idle").wait() == 0
     assert (chosen.result(), repeated.result()) == ("serializable", "repeatable read")
@@ -157,7 +157,7 @@ def test_a_step_may_choose_its_isolation_or_leave_it_to_the_database(
     assert len(effects()) == 3
 
 
-def test_time_limits_of_the_role_hold_for_it_unless_the_step_says_otherwise(
+def test_timeouts_of_the_role_apply_unless_the_step_changes_them(
     effects: Effects, database: str, start_supervisor: Start
 ) -> None:
     limited, unlimited = (transactions.once.enqueue(Order(how)) for how in ("take_long", "take_long_all_the_same"))
@@ -192,7 +192,7 @@ def test_a_supervisor_that_stops_rolls_back_and_releases(
 ) -> None:
     run = transactions.again.enqueue(Order("wait_in_postgres", folder=str(tmp_path)))
     supervisor = serve(start_supervisor, "--grace", "0")
-    here(tmp_path)
+    wait_for_step(tmp_path)
     supervisor.send(signal.SIGTERM)
     assert supervisor.wait() == ExitCode.KILLED_WORK
     assert (ended(run), effects(), sleeping(connection)) == ([("do_in_the_end", 1, "released")], [], 0)
@@ -206,7 +206,7 @@ def test_a_query_ends_with_its_worker(
 ) -> None:
     run = transactions.again.enqueue(Order("wait_in_postgres", folder=str(tmp_path)))
     serve(start_supervisor)
-    os.kill(here(tmp_path), signal.SIGKILL)
+    os.kill(wait_for_step(tmp_path), signal.SIGKILL)
     eventually(lambda: not sleeping(connection))
     assert run.result(20) == "survived"
     assert [outcome for _, _, outcome in ended(run)] == ["crashed", "succeeded"]
@@ -218,7 +218,7 @@ def test_a_query_ends_with_its_supervisor_when_its_run_is_taken_back(
 ) -> None:
     run = transactions.leased.enqueue(Order("wait_in_postgres", folder=str(tmp_path)))
     first = serve(start_supervisor)
-    here(tmp_path)
+    wait_for_step(tmp_path)
     second = serve(start_supervisor)
     second.until("serving")
     first.send(signal.SIGKILL)
@@ -241,12 +241,12 @@ def sleeping(connection: Connection) -> int:
 
 
 @pytest.mark.parametrize("what", ["lost", "cancelled"])
-def test_a_run_that_is_lost_or_cancelled_meanwhile_is_not_handed_over(
+def test_a_run_that_was_lost_or_cancelled_is_not_handed_over(
     effects: Effects, connection: Connection, start_supervisor: Start, tmp_path: Path, what: str
 ) -> None:
     run = transactions.once.enqueue(Order("wait_in_python", folder=str(tmp_path)))
     supervisor = serve(start_supervisor)
-    here(tmp_path)
+    wait_for_step(tmp_path)
     if what == "lost":
         connection.execute("update underway.run set token = nextval('underway.token'), owner = gen_random_uuid()")
     else:  # without telling the supervisor, which would interrupt the step
@@ -266,9 +266,7 @@ def test_a_run_that_is_lost_or_cancelled_meanwhile_is_not_handed_over(
 # A connection that breaks around its COMMIT
 
 
-def test_an_answer_to_commit_that_is_lost_changes_nothing(
-    effects: Effects, database: str, start_supervisor: Start
-) -> None:
+def test_a_lost_answer_to_commit_changes_nothing(effects: Effects, database: str, start_supervisor: Start) -> None:
     with Proxy(database, "lose the answer") as proxy:
         run = transactions.pairs.enqueue(Order("nothing"))
         supervisor = serve(start_supervisor, "--until-idle", "--database", proxy.url)
@@ -280,7 +278,7 @@ def test_an_answer_to_commit_that_is_lost_changes_nothing(
 
 
 @pytest.mark.parametrize("how", ["cut", "black hole"])
-def test_a_commit_that_never_arrives_is_a_failed_attempt(
+def test_a_commit_that_does_not_arrive_is_a_failed_attempt(
     effects: Effects, database: str, start_supervisor: Start, how: str
 ) -> None:
     with Proxy(database, how) as proxy:
@@ -295,7 +293,7 @@ def test_a_commit_that_never_arrives_is_a_failed_attempt(
 def test_a_worker_killed_between_its_commit_and_its_report_has_succeeded(
     effects: Effects, database: str, start_supervisor: Start, tmp_path: Path, job: str
 ) -> None:
-    with Proxy(database, "lose the answer", lambda: os.kill(here(tmp_path), signal.SIGKILL)) as proxy:
+    with Proxy(database, "lose the answer", lambda: os.kill(wait_for_step(tmp_path), signal.SIGKILL)) as proxy:
         run = getattr(transactions, job).enqueue(Order("tell_pid", folder=str(tmp_path)))
         supervisor = serve(start_supervisor, "--until-idle", "--database", proxy.url)
         assert supervisor.wait() == 0
@@ -305,7 +303,7 @@ def test_a_worker_killed_between_its_commit_and_its_report_has_succeeded(
     assert "attempt succeeded after all" in supervisor.log
 
 
-def test_a_lease_renewed_while_the_answer_to_commit_is_late_is_not_taken_for_lost(
+def test_a_renewal_while_the_answer_to_commit_is_late_does_not_lose_the_run(
     effects: Effects, database: str, start_supervisor: Start
 ) -> None:
     with Proxy(database, "be late", lambda: time.sleep(0.8)) as proxy:
@@ -320,12 +318,12 @@ def test_a_lease_renewed_while_the_answer_to_commit_is_late_is_not_taken_for_los
 
 
 @pytest.mark.parametrize("kind", [finish, go_on])
-def test_only_the_right_token_of_our_own_running_attempt_hands_over(
+def test_only_the_token_of_our_own_running_attempt_hands_over(
     any_database: str, any_connection: Connection, kind: Callable[[str, int], FinishRun | AdvanceRun]
 ) -> None:
-    """As test_fence has it for the same statements of a supervisor."""
+    """Promise 2 for `cx.tx`; test_fence has the same for the statements of a supervisor."""
     connection = any_connection
-    connection.execute("alter table underway.run drop constraint run_state")  # the fence stands alone
+    connection.execute("alter table underway.run drop constraint run_state")  # only the fence protects the run
     own = StepTransactions(any_database, US, "testhost")
     wrong = []
     for situation, token in product(SITUATIONS, TOKENS):
@@ -344,7 +342,7 @@ def test_only_the_right_token_of_our_own_running_attempt_hands_over(
     assert wrong == []
 
 
-def test_a_row_that_is_locked_for_a_moment_is_waited_for(database: str, connection: Connection) -> None:
+def test_a_hand_over_waits_for_a_row_that_is_briefly_locked(database: str, connection: Connection) -> None:
     run, token = insert_held(connection, US)
     own = StepTransactions(database, US, "testhost")
     own.begin(token)
@@ -373,7 +371,7 @@ def test_a_delay_counts_from_the_hand_over(database: str, connection: Connection
 # Behind a pooler
 
 
-def test_behind_pgbouncer_in_transaction_mode_it_is_the_same(
+def test_cx_tx_works_behind_pgbouncer_in_transaction_mode(
     effects: Effects, connection: Connection, database: str, start_supervisor: Start, tmp_path: Path
 ) -> None:
     with pgbouncer(database, tmp_path) as url:
@@ -385,7 +383,7 @@ def test_behind_pgbouncer_in_transaction_mode_it_is_the_same(
         assert stray.wait(20) is Status.FAILED
         assert chosen.result(20) == "serializable"
         run = transactions.again.enqueue(Order("wait_in_postgres", folder=str(tmp_path)))
-        os.kill(here(tmp_path), signal.SIGKILL)
+        os.kill(wait_for_step(tmp_path), signal.SIGKILL)
         eventually(lambda: not sleeping(connection))
         assert run.result(20) == "survived"
     expected = [(pair.id, "first", 1), (pair.id, "last", 1), (chosen.id, "do", 1), (run.id, "do_in_the_end", 2)]

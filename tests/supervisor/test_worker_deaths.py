@@ -1,4 +1,4 @@
-"""Whatever a step does to its worker costs at most its own attempt; neighbours never notice."""
+"""Promise 5: whatever a step does to its worker costs at most its own attempt."""
 
 import os
 import random
@@ -20,7 +20,7 @@ from underway.client.run import Run
 
 
 class Ending(NamedTuple):
-    """How the first attempt at a deed should end: its outcome, and what its error should say."""
+    """How the first attempt of a scenario should end: its outcome, and a part of its error."""
 
     outcome: str
     evidence: str = ""
@@ -55,7 +55,7 @@ ENDINGS = {
     "too_large": Ending("failed", r"max_payload is 8,388,608"),
     "no_json": Ending("failed", r"object"),
     "million_lines": Ending("failed", r"characters left out"),
-    # nuisances
+    # harmless
     "nearly_too_large": Ending("succeeded"),
     "child_returns": Ending("succeeded"),
     "child_raises": Ending("succeeded"),
@@ -66,7 +66,7 @@ ENDINGS = {
 CRASHES = {how for how, ending in ENDINGS.items() if ending.outcome == "crashed"}
 
 
-def test_every_deed_is_charged_to_its_own_attempt(
+def test_every_scenario_is_charged_to_its_own_attempt(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
@@ -75,7 +75,7 @@ def test_every_deed_is_charged_to_its_own_attempt(
     daemons = tmp_path / "daemons"
     daemons.mkdir()
     bind(hostile.app)
-    assert ENDINGS.keys() == hostile.deeds.keys()
+    assert ENDINGS.keys() == hostile.scenarios.keys()
     runs, innocents = {}, []
     for how in random.sample(sorted(ENDINGS), len(ENDINGS)):
         runs[how] = hostile.hostile.enqueue(how)
@@ -94,7 +94,7 @@ def test_every_deed_is_charged_to_its_own_attempt(
         assert re.search(ending.evidence, attempts[how][0].error or ""), f"{how}: {attempts[how][0].error}"
         assert "\0" not in (attempts[how][0].error or "")
         assert len(attempts[how][0].error or "") < 50_000
-    # One counter each, and only where it belongs.
+    # Each run has one charge, on the right counter.
     counted = connection.execute("select id, attempts, crashes from underway.runs where job = 'hostile'").fetchall()
     by_run = {run: (attempts, crashes) for run, attempts, crashes in counted}
     assert {how: by_run[run.id] for how, run in runs.items()} == {
@@ -102,7 +102,7 @@ def test_every_deed_is_charged_to_its_own_attempt(
     }
     assert runs["child_returns"].result() == runs["child_raises"].result() == "parent"
     _assert_untouched(connection, innocents)
-    # The supervisor has left, and nothing that was ever started below it is left.
+    # The supervisor has exited, and none of the processes below it is left.
     assert len(os.listdir(daemons)) == 5
     assert [pid for pid in map(int, os.listdir(daemons)) if _lives(pid)] == []
 
@@ -121,7 +121,7 @@ def test_nothing_a_worker_started_outlives_it(
     eventually(lambda: not zombies(psutil.Process(supervisor.pid)), what="they are collected")
 
 
-def test_a_run_that_keeps_killing_is_quarantined_with_evidence(
+def test_a_run_that_keeps_killing_its_worker_is_quarantined_with_evidence(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
@@ -144,7 +144,7 @@ def test_a_run_that_keeps_killing_is_quarantined_with_evidence(
     _assert_untouched(connection, innocents)
 
 
-def test_an_idle_worker_that_dies_is_replaced_and_nobody_is_charged(
+def test_an_idle_worker_that_dies_is_replaced_without_a_charge(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
@@ -153,7 +153,7 @@ def test_an_idle_worker_that_dies_is_replaced_and_nobody_is_charged(
     supervisor = start_supervisor("basic", "--procs", "1")
     assert basic.numbers.enqueue(1).result(30) == 1
     for signalled in (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM):
-        # The worker and the spare: whichever takes the next task is a new one.
+        # The worker and the spare, so that the next task runs in a new one.
         before = eventually(lambda: _booted(supervisor, 2))
         for worker in before:
             worker.send_signal(signalled)
@@ -170,7 +170,7 @@ def test_workers_killed_at_random_cost_only_what_they_ran(
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
 ) -> None:
-    # Steps of 2 ms: several are handed to a worker at once, and its death may hit it anywhere.
+    # Steps of 2 ms: several are pipelined, and a worker may die at any point between them.
     bind(hostile.app)
     hostile.innocents.enqueue_many(range(1000))
     supervisor = start_supervisor("hostile", "--procs", "3", "--until-idle")
@@ -189,7 +189,7 @@ def test_workers_killed_at_random_cost_only_what_they_ran(
     assert ended == {}
     assert crashed <= kills
     assert _charges(connection) == (0, crashed)
-    # Every run has dense attempt numbers, whose last one succeeded: nobody was charged without having been started.
+    # Every run has consecutive attempt numbers, and the last one succeeded: no unstarted task was charged.
     assert connection.execute(
         """select count(*) from (
             select array_agg(attempt_number order by token) as numbers, count(*)::int as n from underway.attempt
@@ -198,20 +198,20 @@ def test_workers_killed_at_random_cost_only_what_they_ran(
     ).fetchone() == (0,)
 
 
-def test_tasks_handed_ahead_of_a_death_are_not_charged(
+def test_tasks_pipelined_behind_a_death_are_not_charged(
     bind: Callable[[Underway], Underway],
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
 ) -> None:
     bind(basic.app)
-    # No-op steps are handed out by the dozen. A worker that is stopped has begun at most one of them.
+    # Dozens of no-op steps are pipelined. A stopped worker has started at most one of them.
     count = 8_000
     basic.numbers.enqueue_many(range(count))
     supervisor = start_supervisor("basic", "--procs", "1", "--until-idle")
     eventually(lambda: outcomes(connection).get("succeeded", 0) > 1000)
     for worker in _workers(supervisor):
         worker.send_signal(signal.SIGSTOP)
-    time.sleep(0.1)  # the supervisor goes on and hands it what it can
+    time.sleep(0.1)  # the supervisor keeps sending tasks to it
     for worker in _workers(supervisor):
         worker.kill()
     assert supervisor.wait(60) == 0
@@ -246,7 +246,7 @@ def test_an_app_that_does_not_boot_ends_the_supervisor(
 
 
 @pytest.mark.parametrize("how", ["raise", "kill"])
-def test_workers_that_stop_booting_later_burn_no_attempts(
+def test_workers_that_no_longer_boot_cost_no_attempts(
     how: str,
     connection: psycopg.Connection[Any],
     start_supervisor: Callable[..., Supervisor],
@@ -271,14 +271,14 @@ def test_workers_that_stop_booting_later_burn_no_attempts(
 
 
 def _charges(connection: psycopg.Connection[Any]) -> tuple[int, int]:
-    """All attempts and crashes that anybody was charged."""
+    """All attempts and crashes with which runs were charged."""
     row = connection.execute("select sum(attempts)::int, sum(crashes)::int from underway.runs").fetchone()
     assert row is not None
     return row[0], row[1]
 
 
 def _assert_untouched(connection: psycopg.Connection[Any], innocents: list[Run[int]]) -> None:
-    """They all ran once, and nobody was charged anything."""
+    """Each of them ran once, without any charge."""
     ids = [run.id for run in innocents]
     rows = connection.execute(
         """select a.attempt_number, a.outcome, r.state, r.attempts, r.crashes, count(*)
@@ -301,7 +301,7 @@ def _tolerant(supervisor: Supervisor) -> list[psutil.Process]:
 
 
 def _booted(supervisor: Supervisor, count: int) -> list[psutil.Process]:
-    """Its workers, if there are so many of them and all sit and wait."""
+    """Its workers, if there are this many and all are idle."""
     workers = supervisor.workers()
     try:
         settled = all(worker.status() == "sleeping" and worker.create_time() < time.time() - 0.7 for worker in workers)

@@ -39,7 +39,7 @@ def about(lines: list[dict[str, Any]], run: Run[Any]) -> list[str]:
     return [line["message"] for line in lines if line.get("run") == str(run.id)]
 
 
-def test_what_was_printed_before_a_record_is_logged_before_it(bind: Bind, start_supervisor: Start) -> None:
+def test_output_printed_before_a_record_is_logged_before_it(bind: Bind, start_supervisor: Start) -> None:
     bind(printing.app)
     texts = [f"report {number}" for number in range(20)]
     made = printing.print_and_log.enqueue_many(texts)
@@ -52,21 +52,21 @@ def test_what_was_printed_before_a_record_is_logged_before_it(bind: Bind, start_
 
 
 @pytest.mark.parametrize("ends", ["", "\n", "\r\n"])
-def test_of_a_progress_bar_the_last_state_is_logged(bind: Bind, start_supervisor: Start, ends: str) -> None:
+def test_the_last_state_of_a_progress_bar_is_logged(bind: Bind, start_supervisor: Start, ends: str) -> None:
     bind(printing.app)
     run = printing.bars.enqueue(ends)
     (state,) = about(logged(start_supervisor), run)
     assert state == f"pages: 100%|{'#' * 20}| 2000/2000"
 
 
-def test_a_bar_that_wipes_itself_out_leaves_its_last_state(bind: Bind, start_supervisor: Start) -> None:
+def test_a_progress_bar_that_erases_itself_leaves_its_last_state(bind: Bind, start_supervisor: Start) -> None:
     bind(printing.app)
     run = printing.bars.enqueue(f"\r{' ' * 50}\r")
     (state,) = about(logged(start_supervisor), run)
     assert state.startswith("pages: 100%")
 
 
-def test_line_ends_of_another_system_and_states_among_lines(bind: Bind, start_supervisor: Start) -> None:
+def test_crlf_lines_and_progress_states_between_lines(bind: Bind, start_supervisor: Start) -> None:
     bind(printing.app)
     run = printing.paging.enqueue(1)
     assert "\n".join(about(logged(start_supervisor), run)) == "page 3\na line\nanother\npage 4"
@@ -121,12 +121,12 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     ],
     ids=repr,
 )
-def test_lines_in_pieces(reading: Callable[..., list[str]], pieces: list[bytes], lines: list[str]) -> None:
+def test_lines_that_arrive_in_pieces(reading: Callable[..., list[str]], pieces: list[bytes], lines: list[str]) -> None:
     assert reading(*pieces) == lines
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b"bc", b" "]), max_size=12), st.data())
-def test_how_output_is_cut_changes_no_line(texts: list[bytes], data: st.DataObject) -> None:
+def test_lines_do_not_depend_on_how_the_output_is_split(texts: list[bytes], data: st.DataObject) -> None:
     text = b"".join(texts)
     cut = data.draw(st.integers(0, len(text)))
     with pytest.MonkeyPatch.context() as patch:
@@ -140,7 +140,7 @@ def test_how_output_is_cut_changes_no_line(texts: list[bytes], data: st.DataObje
     ]
 
 
-def test_a_bar_that_goes_on_and_on_shows_its_state_now_and_then(
+def test_a_long_progress_bar_is_logged_periodically(
     monkeypatch: pytest.MonkeyPatch, reading: Callable[..., list[str]]
 ) -> None:
     monkeypatch.setattr(worker_output, "_REWRITTEN_SECONDS", -1.0)  # each time that it is read
@@ -150,7 +150,7 @@ def test_a_bar_that_goes_on_and_on_shows_its_state_now_and_then(
 # Output beyond the limit
 
 
-def test_what_is_above_the_limit_is_dropped_counted_and_told_once(bind: Bind, start_supervisor: Start) -> None:
+def test_output_above_the_limit_is_dropped_and_reported_once(bind: Bind, start_supervisor: Start) -> None:
     bind(printing.app)
     first, second = printing.chatting.enqueue(5), printing.chatting.enqueue(5)
     lines = logged(start_supervisor)
@@ -191,7 +191,7 @@ def test_log_records_count_too(bind: Bind, start_supervisor: Start, job: Any, mo
     assert [int(message.split()[1]) for message in kept] == list(range(len(kept))), "one gap"
 
 
-def test_a_crash_has_its_evidence_however_much_was_printed(bind: Bind, start_supervisor: Start) -> None:
+def test_a_crash_has_its_evidence_after_any_amount_of_output(bind: Bind, start_supervisor: Start) -> None:
     bind(printing.app)
     run = printing.crashing.enqueue(3)
     messages = about(logged(start_supervisor), run)
@@ -201,7 +201,7 @@ def test_a_crash_has_its_evidence_however_much_was_printed(bind: Bind, start_sup
     assert len(list(filter(None, map(DROPPED.fullmatch, messages)))) == 1
 
 
-def test_an_allowance_of_nothing_used_says_nothing() -> None:
+def test_an_unused_quota_reports_nothing() -> None:
     allowance = OutputQuota(1000)
     assert allowance.take(200)
     assert allowance.renew() == ""
@@ -212,7 +212,7 @@ def test_an_allowance_of_nothing_used_says_nothing() -> None:
     assert allowance.take(200)
 
 
-def test_what_is_printed_between_two_tasks_counts_for_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_between_two_tasks_counts_for_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> list[str]:
         reading = Reading(monkeypatch, limit=1000).write(b"y" * 2000 + b"\n")
         reading.output.forget()

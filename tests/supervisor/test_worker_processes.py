@@ -1,4 +1,4 @@
-"""What a worker is given at its birth, and how soon its death is seen."""
+"""What a worker process inherits, and how its death is handled."""
 
 import asyncio
 import os
@@ -30,8 +30,8 @@ from underway.wire import frames
 from underway.wire import messages as wire
 
 
-def test_a_worker_has_nothing_open_but_what_it_was_given(bind: Callable[[Underway], Underway], database: str) -> None:
-    """Not even what whoever started its supervisor has left open for that, as systemd does."""
+def test_a_worker_inherits_only_the_descriptors_it_needs(bind: Callable[[Underway], Underway], database: str) -> None:
+    """Not those that the supervisor has inherited itself, for example from systemd."""
     bind(staying_busy.app)
     run = staying_busy.looking.enqueue()
     reading, writing = os.pipe()
@@ -45,7 +45,7 @@ def test_a_worker_has_nothing_open_but_what_it_was_given(bind: Callable[[Underwa
     assert done.returncode == 0, done.stderr
     found = run.result(1)
     assert found["0"] == "/dev/null"
-    # Its output goes through one pipe. Besides 1 and 2, faulthandler has a duplicate, and there is one of each
+    # Its output goes to one pipe. Besides 1 and 2, faulthandler has a duplicate, and there is a copy of each
     # descriptor that a step may close: 0, 1, 2 and the working folder.
     assert found["1"] == found["2"]
     kinds = Counter(re.sub(r":\[\d+\]", "", name) for name in found.values())
@@ -53,20 +53,22 @@ def test_a_worker_has_nothing_open_but_what_it_was_given(bind: Callable[[Underwa
     assert len({name for name in found.values() if name.startswith("pipe")}) == 1
 
 
-def test_the_kernel_takes_workers_before_their_supervisor(start_supervisor: Callable[..., Supervisor]) -> None:
+def test_the_kernel_prefers_workers_over_their_supervisor_as_oom_victims(
+    start_supervisor: Callable[..., Supervisor],
+) -> None:
     supervisor = start_supervisor("basic", "--procs", "1")
     supervisor.until("serving")
     ours, *others = (
         int(Path(f"/proc/{pid}/oom_score_adj").read_text())
         for pid in [supervisor.pid, *(child.pid for child in psutil.Process(supervisor.pid).children())]
     )
-    # The guardian, and the worker that has booted; the spare may not have come so far.
+    # The guardian, and the worker that has booted; the spare may still be booting.
     assert ours in others
     assert min(ours + 500, 1000) in others
 
 
-def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason() -> None:
-    """With 1.5 GiB to give back it was killed thirteen times, and each time the log said so."""
+def test_a_worker_that_takes_long_to_die_is_killed_once_for_the_first_reason() -> None:
+    """(A worker with 1.5 GiB to free was killed thirteen times, and the log said so thirteen times.)"""
 
     class Noted:
         def __init__(self) -> None:
@@ -89,7 +91,7 @@ def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason(
         task = Task("run", 1, LANE, STEP, 0, 0, 0, 0, b"", claimed_at=0.0, lease_deadline=0.0, started_at=0.0)
         worker.tasks[1] = task
         assert worker.kill_task(task, Observation.KILLED_MEMORY, "too much")
-        assert not worker.kill_task(task, Observation.KILLED_SHUTDOWN)  # which would charge nobody
+        assert not worker.kill_task(task, Observation.KILLED_SHUTDOWN)  # a release, which is not charged
         assert worker.kill_reason == KillReason(1, Observation.KILLED_MEMORY)
         async with asyncio.timeout(20):
             await listener.gone.wait()
@@ -99,8 +101,8 @@ def test_a_worker_that_takes_long_to_die_is_killed_once_and_of_the_first_reason(
     asyncio.run(main())
 
 
-def test_a_task_that_was_skipped_and_comes_again_is_announced_again() -> None:
-    """Its Started did not go out (found by the simulation): no limit held for it, and no crash was charged."""
+def test_a_task_that_was_skipped_and_assigned_again_is_announced_again() -> None:
+    """(Found by the simulation: its Started was not sent, so no limit was enforced and no crash was charged.)"""
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
     worker = subprocess.Popen(
@@ -135,7 +137,7 @@ def test_a_task_that_was_skipped_and_comes_again_is_announced_again() -> None:
         say(long, short)
         read_until(wire.Started)
         eventually(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_SLEEPING)
-        say(wire.Revoke(2))  # while the first result, with word of the second task, is longer than the socket holds
+        say(wire.Revoke(2))  # while the first result, which announces the second task, does not fit into the socket
         read_until(wire.Skipped)
         (result,) = (message for message in said if isinstance(message, wire.Result))
         assert (result.token, result.next_started) == (1, 2)

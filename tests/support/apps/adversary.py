@@ -22,12 +22,12 @@ app = Underway()
 
 WIRE = int(sys.argv[2]) if "underway.worker" in sys.orig_argv else -1
 
-Deed = Callable[[Context], Any]
-deeds: dict[str, Deed] = {}
+Scenario = Callable[[Context], Any]
+scenarios: dict[str, Scenario] = {}
 
 
-def deed(function: Deed) -> Deed:
-    deeds[function.__name__] = function
+def scenario(function: Scenario) -> Scenario:
+    scenarios[function.__name__] = function
     return function
 
 
@@ -39,7 +39,7 @@ def misbehave(cx: Context, how: str) -> To[str, Any]:
     time.sleep(LONG)
     if cx.attempt > 1:
         return To.done("survived")
-    returned: To[str, Any] = deeds[how](cx)
+    returned: To[str, Any] = scenarios[how](cx)
     return returned
 
 
@@ -78,105 +78,105 @@ def token_of(cx: Context) -> int:
     return token
 
 
-@deed
+@scenario
 def results_of_others(cx: Context) -> Done[str]:
     forge(*(result(token) for token in range(200) if token != token_of(cx)))
     return To.done("in vain")
 
 
-@deed
+@scenario
 def starts_and_skips_others(cx: Context) -> Done[str]:
     own = token_of(cx)
     forge(*(kind(token) for token in range(200) if token != own for kind in (wire.Started, wire.Skipped)))
     return To.done("in vain")
 
 
-@deed
+@scenario
 def a_next_step_of_one_field(cx: Context) -> None:
     forge(result(token_of(cx), ending="next", next_step=["follow"]))
     time.sleep(60)
 
 
-@deed
+@scenario
 def a_step_that_nobody_has(cx: Context) -> None:
     forge(result(token_of(cx), ending="next", next_step=[7, {}, "x", [], None, 1.5, "y"]))
     time.sleep(60)
 
 
-@deed
+@scenario
 def seconds_in_words(cx: Context) -> None:
     forge(result(token_of(cx), seconds="two"))
     time.sleep(60)
 
 
-@deed
+@scenario
 def seconds_without_number(cx: Context) -> None:
     forge(result(token_of(cx), seconds=float("nan")))
     time.sleep(60)
 
 
-@deed
+@scenario
 def an_ending_of_its_own(cx: Context) -> None:
     forge(result(token_of(cx), ending="glorious"))
     time.sleep(60)
 
 
-@deed
+@scenario
 def children_without_anything(cx: Context) -> None:
     forge(result(token_of(cx), spawned=[{}]))
     time.sleep(60)
 
 
-@deed
+@scenario
 def a_child_of_numbers(cx: Context) -> None:
     forge(result(token_of(cx), spawned=[{"id": 1, "job": 2, "input": "3"}]))
     time.sleep(60)
 
 
-@deed
+@scenario
 def a_result_that_is_no_json(cx: Context) -> None:
     forge(result(token_of(cx), payload=b"\xff{"))
     time.sleep(60)
 
 
-@deed
+@scenario
 def another_hello(cx: Context) -> None:
     forge(wire.Hello(1, app.manifest().to_json()))
     time.sleep(60)
 
 
-@deed
+@scenario
 def a_hello_of_nonsense(cx: Context) -> None:
     forge(wire.Hello(1, b"[]"))
     time.sleep(60)
 
 
-@deed
+@scenario
 def a_late_boot_failure(cx: Context) -> None:
     forge(wire.BootFailed(b"Traceback: it was me all along"))
     time.sleep(60)
 
 
-@deed
+@scenario
 def what_only_a_supervisor_says(cx: Context) -> None:
     forge(wire.Welcome("me", "here", "postgresql://elsewhere/"))
     time.sleep(60)
 
 
-@deed
+@scenario
 def a_log_without_level(cx: Context) -> None:
     forge(wire.Log(token_of(cx), "high", 7, None, {}, b"hello"))  # type: ignore[arg-type]
     time.sleep(60)
 
 
-@deed
+@scenario
 def progress_of_nonsense(cx: Context) -> Done[str]:
     forge(wire.Progress(token_of(cx), b"{"), wire.Progress(token_of(cx), b'"\\u0000"'))
     time.sleep(1.5)
     return To.done("stored nothing")
 
 
-@deed
+@scenario
 def tokens_in_words(cx: Context) -> None:
     forge(wire.Started([token_of(cx)]))  # type: ignore[arg-type]
     time.sleep(60)
@@ -190,12 +190,12 @@ class Exits(ValueError):
         sys.exit("of its text")
 
 
-@deed
+@scenario
 def its_text_exits(cx: Context) -> None:
     raise Exits
 
 
-@deed
+@scenario
 def its_text_is_interrupted(cx: Context) -> None:
     class Text(Fail):
         def __str__(self) -> str:
@@ -204,7 +204,7 @@ def its_text_is_interrupted(cx: Context) -> None:
     raise Text
 
 
-@deed
+@scenario
 def an_interrupt_without_text(cx: Context) -> None:
     class Quiet(Interrupt):
         def __str__(self) -> str:
@@ -213,34 +213,34 @@ def an_interrupt_without_text(cx: Context) -> None:
     raise Quiet
 
 
-@deed
+@scenario
 def an_interrupt_of_its_own(cx: Context) -> None:
     raise Interrupt("because I say so")
 
 
-@deed
+@scenario
 def again_after_words(cx: Context) -> None:
     again = Retry("later")
     again.after = "a while"  # type: ignore[assignment]
     raise again
 
 
-@deed
+@scenario
 def next_in_a_million_years(cx: Context) -> To[str, Any]:
     return To.next("x", delay=timedelta.max)
 
 
-@deed
+@scenario
 def generator_exit(cx: Context) -> None:
     raise GeneratorExit
 
 
-@deed
+@scenario
 def cancelled_error(cx: Context) -> None:
     raise asyncio.CancelledError
 
 
-@deed
+@scenario
 def groups_in_groups(cx: Context) -> None:
     error: Exception = ValueError("innermost")
     for _ in range(5000):
@@ -248,27 +248,27 @@ def groups_in_groups(cx: Context) -> None:
     raise error
 
 
-@deed
+@scenario
 def its_own_cause(cx: Context) -> None:
     one, two = ValueError("one"), ValueError("two")
     one.__cause__, two.__cause__ = two, one
     raise one
 
 
-@deed
+@scenario
 def half_a_pair_in_the_note(cx: Context) -> Done[str]:
     cx.progress(1, 2, "half \ud800 \0")
     return To.done("noted")
 
 
-@deed
+@scenario
 def half_a_pair_in_the_log(cx: Context) -> Done[str]:
     cx.log.info("half \ud800 \0")
     logging.getLogger("half \ud800").warning("by name")
     return To.done("logged")
 
 
-@deed
+@scenario
 def a_to_that_was_bent(cx: Context) -> Any:
     to: Any = To.next("x")
     to.delay = "a while"
@@ -278,7 +278,7 @@ def a_to_that_was_bent(cx: Context) -> Any:
 # What a step may do to its process and those around it
 
 
-@deed
+@scenario
 def kills_the_guardian(cx: Context) -> Done[str]:
     parent = os.getppid()
     for name in os.listdir("/proc"):
@@ -294,7 +294,7 @@ def kills_the_guardian(cx: Context) -> Done[str]:
     return To.done("it is started again")
 
 
-@deed
+@scenario
 def tells_its_supervisor(cx: Context) -> Done[str]:
     for number in (
         signal.SIGUSR1,
@@ -311,7 +311,7 @@ def tells_its_supervisor(cx: Context) -> Done[str]:
     return To.done("who did not care")
 
 
-@deed
+@scenario
 def adopts_nobody(cx: Context) -> None:
     ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)  # no subreaper any more
     ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)  # nor told of the supervisor's death
@@ -324,7 +324,7 @@ def adopts_nobody(cx: Context) -> None:
     os._exit(9)
 
 
-@deed
+@scenario
 def keeps_the_output_open(cx: Context) -> None:
     if os.fork() == 0:
         os.setsid()
@@ -332,7 +332,7 @@ def keeps_the_output_open(cx: Context) -> None:
     os._exit(9)
 
 
-@deed
+@scenario
 def ten_thousand_threads(cx: Context) -> Done[str]:
     threading.stack_size(64 * 1024)
     stop = threading.Event()
@@ -349,13 +349,13 @@ def ten_thousand_threads(cx: Context) -> Done[str]:
     return To.done(str(len(made)))
 
 
-@deed
+@scenario
 def no_more_files(cx: Context) -> Done[str]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
     return To.done("none")
 
 
-@deed
+@scenario
 def its_last_breath_in_the_log(cx: Context) -> None:
     print("x" * 3_000_000 + "\r\n\x1b[2J\x1b]0;title\x07", flush=True)
     os._exit(9)

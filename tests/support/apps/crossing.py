@@ -101,17 +101,17 @@ def own_without_conn_and_return(cx: Context) -> None:
 
 
 DEEDS: dict[str, Callable[[Context], None]] = {
-    deed.__name__: deed
-    for deed in (
+    action.__name__: action
+    for action in (
         own_by_handle, own_by_id, own_with_its_job, own_by_key, own_in_sql, own_in_a_savepoint, own_row,
         own_row_deleted, own_priority, own_undone, own_redrive, own_without_conn, own_without_conn_and_return,
     )
 }  # fmt: skip
 
 
-def end_oneself(cx: Context, deed: str) -> Done[int]:
+def end_oneself(cx: Context, action: str) -> Done[int]:
     cx.tx.execute("insert into witness values (1)")
-    DEEDS[deed](cx)
+    DEEDS[action](cx)
     return To.done(cx.attempt)
 
 

@@ -126,7 +126,8 @@ def _write_all(data: bytes) -> None:
 
 
 DEEDS: dict[str, Callable[[Context], Any]] = {
-    deed.__name__: deed for deed in (long_error, many_lines, long_record, long_name, long_note, long_line, empty_lines)
+    action.__name__: action
+    for action in (long_error, many_lines, long_record, long_name, long_note, long_line, empty_lines)
 }
 
 

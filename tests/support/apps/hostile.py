@@ -23,19 +23,19 @@ app = Underway()
 WIRE = int(sys.argv[2]) if "underway.worker" in sys.orig_argv else -1
 MIB = 2**20
 
-Deed = Callable[[Context], Any]
-deeds: dict[str, Deed] = {}
+Scenario = Callable[[Context], Any]
+scenarios: dict[str, Scenario] = {}
 
 
-def deed(function: Deed) -> Deed:
-    deeds[function.__name__] = function
+def scenario(function: Scenario) -> Scenario:
+    scenarios[function.__name__] = function
     return function
 
 
 def misbehave(cx: Context, how: str) -> Done[Any]:
     if cx.attempt > 1:
         return To.done("survived")
-    returned: Done[Any] = deeds[how](cx)
+    returned: Done[Any] = scenarios[how](cx)
     return returned
 
 
@@ -52,7 +52,7 @@ def innocent(cx: Context, number: int) -> Done[int]:
 
 def poison(cx: Context, how: str) -> Done:
     print("famous last words", flush=True)
-    deeds[how](cx)
+    scenarios[how](cx)
     return To.done()
 
 
@@ -66,25 +66,25 @@ poisonous = app.job("poisonous").step(poison, max_crashes=2)
 # Deaths
 
 
-@deed
+@scenario
 def killed(cx: Context) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@deed
+@scenario
 def terminated(cx: Context) -> None:
-    # Another deed may have taken it, and blocked it, in the same worker.
+    # Another scenario may have taken it, and blocked it, in the same worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@deed
+@scenario
 def segfault(cx: Context) -> None:
     ctypes.string_at(0)
 
 
-@deed
+@scenario
 def segfault_with_large_files(cx: Context) -> None:
     """The kernel closes files one after the other, the socket among the first."""
     file = os.memfd_create("large")
@@ -93,52 +93,52 @@ def segfault_with_large_files(cx: Context) -> None:
     ctypes.string_at(0)
 
 
-@deed
+@scenario
 def abort(cx: Context) -> None:
     os.abort()
 
 
-@deed
+@scenario
 def exit_0(cx: Context) -> None:
     os._exit(0)
 
 
-@deed
+@scenario
 def exit_3(cx: Context) -> None:
     os._exit(3)
 
 
-@deed
+@scenario
 def last_words(cx: Context) -> None:
     print("to be \0or not to be", flush=True)
     os._exit(1)
 
 
-@deed
+@scenario
 def dies_writing(cx: Context) -> None:
     os.write(WIRE, b"\0\0\1\0\7\0\0")  # the first bytes of a frame
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@deed
+@scenario
 def garbage_on_the_wire(cx: Context) -> None:
     os.write(WIRE, b"HTTP/1.1 200 OK\r\n\r\n")
     time.sleep(60)
 
 
-@deed
+@scenario
 def closes_all_files(cx: Context) -> Done:
     os.closerange(0, 1024)
     return To.done()
 
 
-@deed
+@scenario
 def closes_the_wire_and_goes_on(cx: Context) -> None:
     os.close(WIRE)
     time.sleep(60)
 
 
-@deed
+@scenario
 def leaves_daemons(cx: Context) -> None:
     start_daemons()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -147,22 +147,22 @@ def leaves_daemons(cx: Context) -> None:
 # Failures
 
 
-@deed
+@scenario
 def system_exit(cx: Context) -> None:
     sys.exit()
 
 
-@deed
+@scenario
 def keyboard_interrupt(cx: Context) -> None:
     raise KeyboardInterrupt
 
 
-@deed
+@scenario
 def returns_none(cx: Context) -> None:
     pass
 
 
-@deed
+@scenario
 def unprintable(cx: Context) -> None:
     class UnprintableError(Exception):
         def __str__(self) -> str:
@@ -173,17 +173,17 @@ def unprintable(cx: Context) -> None:
     raise UnprintableError
 
 
-@deed
+@scenario
 def unencodable(cx: Context) -> None:
     raise ValueError("NUL \0, half a pair \ud800")
 
 
-@deed
+@scenario
 def recursion(cx: Context) -> None:
     recursion(cx)
 
 
-@deed
+@scenario
 def chained_without_end(cx: Context) -> None:
     error = ValueError("the first")
     for _ in range(100_000):
@@ -193,32 +193,32 @@ def chained_without_end(cx: Context) -> None:
     raise error
 
 
-@deed
+@scenario
 def memory_error(cx: Context) -> None:
     bytearray(2**62)
 
 
-@deed
+@scenario
 def base_exception(cx: Context) -> None:
     raise BaseException("not an Exception")
 
 
-@deed
+@scenario
 def not_a_number(cx: Context) -> Done[float]:
     return To.done(float("nan"))
 
 
-@deed
+@scenario
 def too_large(cx: Context) -> Done[str]:
     return To.done("x" * (9 * MIB))
 
 
-@deed
+@scenario
 def no_json(cx: Context) -> Done[object]:
     return To.done(object())
 
 
-@deed
+@scenario
 def million_lines(cx: Context) -> None:
     raise ValueError("line\n" * 1_000_000)
 
@@ -226,12 +226,12 @@ def million_lines(cx: Context) -> None:
 # Nuisances: these succeed
 
 
-@deed
+@scenario
 def nearly_too_large(cx: Context) -> Done[str]:
     return To.done("x" * (7 * MIB))
 
 
-@deed
+@scenario
 def child_returns(cx: Context) -> Done[str]:
     child = os.fork()
     if child:
@@ -239,7 +239,7 @@ def child_returns(cx: Context) -> Done[str]:
     return To.done("parent" if child else "child")
 
 
-@deed
+@scenario
 def child_raises(cx: Context) -> Done[str]:
     child = os.fork()
     if not child:
@@ -248,9 +248,9 @@ def child_raises(cx: Context) -> Done[str]:
     return To.done("parent")
 
 
-@deed
+@scenario
 def takes_the_signals(cx: Context) -> Done[str]:
-    # Not those of faulthandler, nor SIGCHLD: other deeds of this process need them.
+    # Not those of faulthandler, nor SIGCHLD: other scenarios of this process need them.
     numbers = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM]
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
@@ -258,7 +258,7 @@ def takes_the_signals(cx: Context) -> Done[str]:
     return To.done("deaf")
 
 
-@deed
+@scenario
 def removes_its_directory(cx: Context) -> Done[str]:
     folder = tempfile.mkdtemp()
     os.chdir(folder)
@@ -266,7 +266,7 @@ def removes_its_directory(cx: Context) -> Done[str]:
     return To.done("nowhere")
 
 
-@deed
+@scenario
 def logs_from_threads(cx: Context) -> Done[str]:
     # Frames of threads that go on after the step, against a result that takes many writes.
     for number in range(4):

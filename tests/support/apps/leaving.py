@@ -30,41 +30,41 @@ _streams = (sys.stdin, sys.stdout, sys.stderr)
 _timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _signals = (signal.SIGALRM, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGPIPE)
 
-Deed = Callable[[], Any]
-deeds: dict[str, Deed] = {}
+Action = Callable[[], Any]
+actions: dict[str, Action] = {}
 
 
-def deed(function: Deed) -> Deed:
-    deeds[function.__name__] = function
+def action(function: Action) -> Action:
+    actions[function.__name__] = function
     return function
 
 
-@deed
+@action
 def a_deleted_folder() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
 
 
-@deed
+@action
 def a_umask() -> None:
     os.umask(0o277)
 
 
-@deed
+@action
 def context_variables() -> None:
     tenant.set("tenant 7")
     decimal.getcontext().prec = 4
 
 
-@deed
+@action
 def blocked_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
-SHORT = tuple(deeds)  # these are undone even after a very short step
+SHORT = tuple(actions)  # these are undone even after a very short step
 
 
-@deed
+@action
 def timers() -> None:
     signal.alarm(1)
     signal.setitimer(signal.ITIMER_PROF, 100)
@@ -72,42 +72,42 @@ def timers() -> None:
     faulthandler.dump_traceback_later(1, exit=True)
 
 
-@deed
+@action
 def signal_handlers() -> None:
     for number in _signals:
         signal.signal(number, signal.SIG_IGN)
 
 
-@deed
+@action
 def a_wakeup_descriptor() -> None:
     loop = asyncio.new_event_loop()
     loop.add_signal_handler(signal.SIGUSR2, print)
 
 
-@deed
+@action
 def closed_descriptors() -> None:
     for number in (0, 1, 2):
         os.close(number)
 
 
-@deed
+@action
 def redirected_descriptors() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
 
 
-@deed
+@action
 def replaced_streams() -> None:
     sys.stdin = sys.stdout = sys.stderr = io.StringIO()
 
 
-@deed
+@action
 def no_faulthandler() -> None:
     faulthandler.disable()
 
 
-@deed
+@action
 def a_low_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
@@ -115,7 +115,7 @@ def a_low_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
 
 
-@deed
+@action
 def tracing() -> None:
     sys.settrace(lambda *_: None)
     sys.setprofile(lambda *_: None)
@@ -123,47 +123,47 @@ def tracing() -> None:
     threading.setprofile(lambda *_: None)
 
 
-@deed
+@action
 def no_garbage_collector() -> None:
     gc.disable()
 
 
-@deed
+@action
 def a_low_recursion_limit() -> None:
     sys.setrecursionlimit(150)
 
 
-@deed
+@action
 def no_parent_death_signal() -> None:
     libc = ctypes.CDLL(None)
     libc.prctl(1, 0, 0, 0, 0)
     libc.prctl(36, 0, 0, 0, 0)
 
 
-@deed
+@action
 def flags_of_descriptors() -> None:
     for number in (1, 2):
         os.set_blocking(number, False)
         os.set_inheritable(number, False)
 
 
-@deed
+@action
 def reconfigured_streams() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(encoding="ascii", errors="strict")
 
 
-@deed
+@action
 def no_handlers_of_faults() -> None:
     for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
         signal.signal(number, signal.SIG_DFL)
 
 
-RESTORED = tuple(deeds)
+RESTORED = tuple(actions)
 
 
-@deed
+@action
 def detached_streams() -> None:
     """These are restored as new objects, too."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -171,14 +171,14 @@ def detached_streams() -> None:
         stream.detach()
 
 
-@deed
+@action
 def closed_streams() -> None:
     """These are restored as new objects; code that kept references to the old ones has lost them."""
     for stream in _streams:
         stream.close()
 
 
-@deed
+@action
 def a_limit_for_good() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     if os.geteuid() == 0:  # root could raise the limit again
@@ -186,7 +186,7 @@ def a_limit_for_good() -> None:
 
 
 def leave(cx: Context, what: str) -> Done[int]:
-    deeds[what]()
+    actions[what]()
     if what not in SHORT:
         time.sleep(0.002)  # long enough for a full check
     return To.done(os.getpid())
@@ -264,7 +264,7 @@ def write(cx: Context, number: int) -> Done[int]:
     """Write a file; a negative number lowers the file size limit permanently instead."""
     if number < 0:
         time.sleep(0.002)
-        deeds["a_limit_for_good"]()
+        actions["a_limit_for_good"]()
         return To.done(os.getpid())
     with tempfile.NamedTemporaryFile(dir=os.environ["STAGE"]) as file:
         file.write(b"x")

@@ -39,28 +39,28 @@ TABLES = """
 
 @dataclass
 class Order:
-    """What to do (a deed), and a folder to meet the test in."""
+    """What to do (a action), and a folder to meet the test in."""
 
-    deed: str
+    action: str
     number: int = 0
     folder: str = ""
 
 
-Deed = Callable[[Context, Order], Any]
-deeds: dict[str, Deed] = {}
+Action = Callable[[Context, Order], Any]
+actions: dict[str, Action] = {}
 # Those that are failed attempts, with what their error must say.
 failures: dict[str, str] = {}
 
 
-def deed(function: Deed) -> Deed:
-    deeds[function.__name__] = function
+def action(function: Action) -> Action:
+    actions[function.__name__] = function
     return function
 
 
-def failure(text: str) -> Callable[[Deed], Deed]:
-    def register(function: Deed) -> Deed:
+def failure(text: str) -> Callable[[Action], Action]:
+    def register(function: Action) -> Action:
         failures[function.__name__] = text
-        return deed(function)
+        return action(function)
 
     return register
 
@@ -84,20 +84,20 @@ def meet(order: Order) -> None:
 
 
 def do(cx: Context, order: Order) -> Done[Any]:
-    return To.done(deeds[order.deed](cx, order))
+    return To.done(actions[order.action](cx, order))
 
 
 def do_in_the_end(cx: Context, order: Order) -> Done[Any]:
     """At the first attempt only; the second writes what the first should have."""
     if cx.attempt == 1:
-        return To.done(deeds[order.deed](cx, order))
+        return To.done(actions[order.action](cx, order))
     write(cx, order)
     return To.done("survived")
 
 
 def first(cx: Context, order: Order) -> To[Order]:
     write(cx, order)
-    deeds[order.deed](cx, order)
+    actions[order.action](cx, order)
     return To.next(order)
 
 
@@ -135,18 +135,18 @@ children = app.job("children").step(child, **usual)
 # Deeds that hand over
 
 
-@deed
+@action
 def nothing(cx: Context, order: Order) -> None:
     pass
 
 
-@deed
+@action
 def write_one(cx: Context, order: Order) -> int:
     write(cx, order)
     return order.number
 
 
-@deed
+@action
 def backend(cx: Context, order: Order) -> list[Any]:
     """Who serves us, and what the session looks like to a step."""
     settings = cx.tx.execute("select current_setting('search_path'), current_setting('work_mem')").fetchone()
@@ -157,7 +157,7 @@ def backend(cx: Context, order: Order) -> list[Any]:
     return [cx.tx.info.backend_pid, os.getpid(), cx.tx.prepare_threshold, *settings, drawn]
 
 
-@deed
+@action
 def change_session(cx: Context, order: Order) -> list[Any]:
     pid = cx.tx.info.backend_pid
     cx.tx.execute("set search_path to nowhere; set work_mem to '1MB'; create temp table leftover (id int)")
@@ -169,7 +169,7 @@ def change_session(cx: Context, order: Order) -> list[Any]:
     return [pid, os.getpid()]
 
 
-@deed
+@action
 def isolation(cx: Context, order: Order) -> str:
     row = cx.tx.execute("show transaction_isolation").fetchone()
     write(cx, order)
@@ -177,13 +177,13 @@ def isolation(cx: Context, order: Order) -> str:
     return str(row[0])
 
 
-@deed
+@action
 def serializable(cx: Context, order: Order) -> str:
     cx.tx.execute("set transaction isolation level serializable")
     return str(isolation(cx, order))
 
 
-@deed
+@action
 def repeatable_for_long(cx: Context, order: Order) -> str:
     """Longer than our supervisor takes to renew leases, while it reports progress."""
     cx.tx.execute("set transaction isolation level repeatable read")
@@ -194,20 +194,20 @@ def repeatable_for_long(cx: Context, order: Order) -> str:
     return str(isolation(cx, order))
 
 
-@deed
+@action
 def take_long(cx: Context, order: Order) -> int:
     write(cx, order)
     time.sleep(1)
     return order.number
 
 
-@deed
+@action
 def take_long_all_the_same(cx: Context, order: Order) -> int:
     cx.tx.execute("set local transaction_timeout = 0")
     return int(take_long(cx, order))
 
 
-@deed
+@action
 def write_in_threads(cx: Context, order: Order) -> int:
     """All of them ask for cx.tx at once, and for the first time."""
     together = threading.Barrier(4)
@@ -221,7 +221,7 @@ def write_in_threads(cx: Context, order: Order) -> int:
     return order.number
 
 
-@deed
+@action
 def enqueue(cx: Context, order: Order) -> int:
     write(cx, order)
     cx.enqueue(children, 1)
@@ -230,7 +230,7 @@ def enqueue(cx: Context, order: Order) -> int:
     return order.number
 
 
-@deed
+@action
 def recover(cx: Context, order: Order) -> int:
     write(cx, order)
     try:
@@ -242,7 +242,7 @@ def recover(cx: Context, order: Order) -> int:
     return order.number
 
 
-@deed
+@action
 def count_connections(cx: Context, order: Order) -> int:
     with another_connection() as other:
         row = other.execute(
@@ -260,7 +260,7 @@ kept: list[psycopg.Connection[Any]] = []
 kept_contexts: list[Context] = []
 
 
-@deed
+@action
 def keep_connection(cx: Context, order: Order) -> int:
     write(cx, order)
     kept.append(cx.tx)
@@ -482,21 +482,21 @@ def lose_connection_in_commit(cx: Context, order: Order) -> int:
 # Deeds at which the test does something
 
 
-@deed
+@action
 def wait_in_python(cx: Context, order: Order) -> int:
     write(cx, order)
     meet(order)
     return order.number
 
 
-@deed
+@action
 def meet_only(cx: Context, order: Order) -> int:
     meet(order)
     Path(order.folder, "gone").touch()
     return order.number
 
 
-@deed
+@action
 def wait_in_postgres(cx: Context, order: Order) -> None:
     write(cx, order)
     cx.tx.execute("update counter set value = value + 1 where id = 6")
@@ -504,7 +504,7 @@ def wait_in_postgres(cx: Context, order: Order) -> None:
     cx.tx.execute("select pg_sleep(600)")
 
 
-@deed
+@action
 def tell_pid(cx: Context, order: Order) -> int:
     if cx.step == "do":
         write(cx, order)
