@@ -1,4 +1,4 @@
-"""Steps that are out to do harm: none does it to anybody but its own run, and the supervisor goes on."""
+"""Malicious steps: each harms only its own run, and the supervisor keeps working."""
 
 import random
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from underway import Underway
 
 Connection = psycopg.Connection[Any]
 
-# How each first attempt ends; every second one succeeds.
+# How each first attempt ends. Every second attempt succeeds.
 CRASHED = """a_child_of_numbers a_hello_of_nonsense a_late_boot_failure a_log_without_level a_next_step_of_one_field
-    a_step_that_nobody_has adopts_nobody an_ending_of_its_own another_hello children_without_anything
+    a_step_that_does_not_exist adopts_no_orphans an_ending_of_its_own another_hello children_without_anything
     its_last_breath_in_the_log keeps_the_output_open seconds_in_words seconds_without_number tokens_in_words
-    what_only_a_supervisor_says"""
+    messages_of_a_supervisor"""
 FAILED = """a_result_that_is_no_json a_to_that_was_bent again_after_words cancelled_error generator_exit
     groups_in_groups its_own_cause its_text_exits next_in_a_million_years"""
 SUCCEEDED = """half_a_pair_in_the_log half_a_pair_in_the_note kills_the_guardian no_more_files progress_of_nonsense
@@ -56,7 +56,7 @@ def test_every_scenario_is_charged_to_its_own_run(
 
 
 @pytest.mark.chaos
-def test_a_worker_that_was_stopped_while_idle_keeps_no_task(
+def test_tasks_of_a_worker_stopped_while_idle_go_to_another(
     bind: Callable[[Underway], Underway], connection: Connection, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     bind(adversary.app)
@@ -71,7 +71,7 @@ def test_a_worker_that_was_stopped_while_idle_keeps_no_task(
     assert "did not start its next task within 10 s" in supervisor.log
 
 
-def test_an_app_that_does_not_import_is_not_waited_for_by_its_threads(
+def test_an_app_that_does_not_import_does_not_wait_for_its_threads(
     database: str, start_supervisor: Callable[..., Supervisor], tmp_path: Any
 ) -> None:
     app = tmp_path / "threads.py"
@@ -82,7 +82,7 @@ def test_an_app_that_does_not_import_is_not_waited_for_by_its_threads(
 
 
 @pytest.mark.parametrize("weird", ["crashes = 5000, max_crashes = 100000", "attempt_number = 2000000000"])
-def test_a_row_at_the_end_of_its_numbers_ends_no_supervisor(
+def test_a_row_with_the_largest_counters_ends_no_supervisor(
     weird: Any,
     bind: Callable[[Underway], Underway],
     connection: Connection,

@@ -1,6 +1,6 @@
-"""Kill and stop things at random for a while, then count: nothing lost, nothing done twice, nothing left behind.
+"""Kill and stop processes at random, then audit: nothing is lost, no step succeeds twice, no process is left.
 
-CHAOS_SEED decides what happens and in which order, CHAOS_SECONDS for how long. When it happens is up to the machine.
+CHAOS_SEED determines what happens and in which order, CHAOS_SECONDS for how long. The timing is up to the machine.
 """
 
 import heapq
@@ -37,7 +37,7 @@ _TOGETHER = 20  # samples
 
 SUPERVISORS = 2
 ENQUEUERS = 2
-MOST_LIVE = 3000  # more runs than these are not enqueued
+MOST_LIVE = 3000  # no runs are enqueued beyond this number
 
 
 def limit(seconds: float) -> pytest.MarkDecorator:
@@ -61,33 +61,38 @@ def go_through(length: float, tmp_path: Path, say: Say, count: Count) -> None:
     with chaos_database() as (cluster, url):
         began = time.monotonic()
         with Fleet(url, tmp_path) as fleet:
-            havoc = Havoc(fleet, cluster, url)
+            injector = FaultInjector(fleet, cluster, url)
             with enqueuing(url, ledger):
                 for event in plan(SEED, length):
-                    havoc.wait_until(began + event.at, lambda: say(_progress(url, began, havoc.counted)))
-                    havoc.apply(event)
-                havoc.calm_down()  # or who enqueues might wait for a stranger's lock for ever
+                    injector.wait_until(began + event.at, lambda: say(_progress(url, began, injector.counted)))
+                    injector.apply(event)
+                injector.calm_down()  # otherwise an enqueue might wait forever for a lock
             say(f"calm after {time.monotonic() - began:.0f} s; what is left is finished")
             fleet.stop()
-            fleet.finish(lambda: say(_progress(url, began, havoc.counted)))
+            fleet.finish(lambda: say(_progress(url, began, injector.counted)))
         seconds = time.monotonic() - began
         with psycopg.connect(url) as connection:
             audit = Audit(connection, ledger)
         faults = [*ledger.faults, *fleet.faults, *audit.faults]
-        say(_verdict(audit, ledger, fleet, havoc.counted, seconds, faults))
-        count(**havoc.counted, **audit.numbers(), wrong_about_supervisors=len(fleet.faults), peak_mib=fleet.peak_mib)
+        say(_verdict(audit, ledger, fleet, injector.counted, seconds, faults))
+        count(
+            **injector.counted,
+            **audit.numbers(),
+            wrong_about_supervisors=len(fleet.faults),
+            peak_mib=fleet.peak_mib,
+        )
     assert faults == []
 
 
 @pytest.mark.chaos
 @limit(0)
-def test_what_a_killed_supervisor_held_is_done_soon(tmp_path: Path, say: Say, count: Count) -> None:
-    # Hundreds of short steps, all of them suspects now, of which a supervisor holds one at a time.
+def test_runs_of_a_killed_supervisor_are_soon_finished(tmp_path: Path, say: Say, count: Count) -> None:
+    # Hundreds of short steps, all suspects now; a supervisor holds one suspect at a time.
     with chaos_database() as (_cluster, url), Fleet(url, tmp_path) as fleet:
         chaos.jobs["noops"].enqueue_many(chaos.Item(number) for number in range(20_000))
         first = fleet.start()
         with closing(psycopg.connect(url, autocommit=True)) as connection:
-            # Not the first: only by then it knows how short they are, and claims them by the hundred.
+            # Not the first ones: the supervisor must have learnt how short they are, and claim them by the hundred.
             eventually(lambda: connection.execute("select 1 from underway.finished_run offset 1000 limit 1").fetchone())
             first.supervisor.send(signal.SIGKILL)
             began = time.monotonic()
@@ -146,11 +151,11 @@ def test_soak(tmp_path: Path, say: Say, count: Count) -> None:
     assert len(threads) == 1
 
 
-# What is done to them
+# Faults
 
 
 class Event(NamedTuple):
-    """`which` and `long`, between 0 and 1, choose among what there is then."""
+    """`which` and `long`, between 0 and 1, choose among the possibilities at that moment."""
 
     at: float
     name: str
@@ -171,7 +176,7 @@ WEIGHTS = {
 
 
 def plan(seed: int, seconds: float) -> list[Event]:
-    """The same events for the same seed, as many as there is time for."""
+    """The same events for the same seed, as many as fit into the time."""
     rng = random.Random(seed)
     at, events = 2.0, []
     while (at := at + rng.uniform(0.2, 1.5)) < seconds:
@@ -180,8 +185,8 @@ def plan(seed: int, seconds: float) -> list[Event]:
     return events
 
 
-class Havoc:
-    """Does what the plan says, and undoes in time what has to be undone."""
+class FaultInjector:
+    """Injects the planned faults, and undoes them in time."""
 
     def __init__(self, fleet: "Fleet", cluster: Cluster, url: str) -> None:
         self._fleet = fleet
@@ -250,27 +255,27 @@ class Havoc:
             )
 
     def _lock_rows(self, count: int, seconds: float) -> None:
-        """As a stranger might: someone with a psql and no plan."""
+        """As a user might in psql."""
         stranger = psycopg.connect(self._url)
-        # Those in progress before the others: alphabetically.
+        # Alphabetically, runs in progress come first.
         stranger.execute(
             "select id from underway.run order by state, random() limit %s for update skip locked", (count,)
         )
         self._in(seconds, stranger.close)
 
 
-# Those who enqueue
+# Clients
 
 
 @dataclass
 class Ledger:
-    """What was enqueued, as those remember it who did it."""
+    """What was enqueued, according to the clients."""
 
     committed: dict[UUID, tuple[str, int]] = field(default_factory=dict)
     rolled_back: set[UUID] = field(default_factory=set)
     cancelled: set[UUID] = field(default_factory=set)
     maybe_cancelled: set[UUID] = field(default_factory=set)
-    uncertain: dict[int, str] = field(default_factory=dict)  # by number: the connection broke on the way
+    uncertain: dict[int, str] = field(default_factory=dict)  # by number: the connection broke during the enqueue
     faults: list[str] = field(default_factory=list)
 
 
@@ -292,7 +297,7 @@ def enqueuing(url: str, ledger: Ledger) -> Iterator[None]:
 
 
 class Enqueuer:
-    """Adds runs in every way there is, a few times a second."""
+    """Enqueues runs in every possible way, a few times a second."""
 
     def __init__(self, url: str, ledger: Ledger, nth: int) -> None:
         self._url = url
@@ -301,7 +306,7 @@ class Enqueuer:
         self._numbers = itertools.count(nth, ENQUEUERS)
         self._last: Run[Any] | None = None
         self._look_at = 0.0
-        # What is being written, until its commit is certain.
+        # Runs whose commit is not confirmed yet.
         self._batch: dict[int, str] = {}
 
     def work(self, over: threading.Event) -> None:
@@ -386,7 +391,7 @@ class Enqueuer:
         self._last = None
 
 
-# The reckoning
+# The audit
 
 
 class Finished(NamedTuple):
@@ -405,7 +410,7 @@ class Finished(NamedTuple):
 
     @property
     def payload(self) -> dict[str, Any]:
-        """Of the result, or of the last step's input if there is none: both name the run."""
+        """The result, or the last step's input if there is none. Both name the run."""
         return self.result or self.input or {}
 
 
@@ -418,7 +423,7 @@ class Attempt(NamedTuple):
 
 
 class Audit:
-    """Holds what Postgres says against what was promised; `faults` lists all that does not fit."""
+    """Compares the rows in Postgres with the promises. `faults` lists all differences."""
 
     def __init__(self, connection: psycopg.Connection[Any], ledger: Ledger) -> None:
         self._ledger = ledger
@@ -443,7 +448,7 @@ class Audit:
         self._check_children()
 
     def numbers(self) -> dict[str, int]:
-        """For the verdict; no fault is in two of them."""
+        """Numbers for the report. No fault is counted twice."""
         outcomes = Counter(attempt.outcome for attempts in self.attempts.values() for attempt in attempts)
         faults = Counter(fault.partition(":")[0] for fault in self.faults)
         lost, twice = faults.pop("lost", 0) + faults.pop("still live", 0), faults.pop("there twice", 0)
@@ -501,7 +506,7 @@ class Audit:
             self._wrong("failed too early", run)
 
     def _check_attempts(self, run: Finished, attempts: list[Attempt]) -> None:
-        """One success for each step, in their order; numbers without gaps; counters that count."""
+        """One success for each step, in order; attempt numbers without gaps; correct counters."""
         steps = [step.spec.name for step in chaos.app.jobs[run.job].compiled]
         begun = steps[: steps.index(run.step) + 1]
         succeeded = [attempt.step for attempt in attempts if attempt.outcome == "succeeded"]
@@ -520,7 +525,7 @@ class Audit:
             self._wrong("attempts miscounted", (run, attempts))
         if run.crashes != ended["crashed"] + ended["out_of_memory"] + ended["lost"]:
             self._wrong("crashes miscounted", (run, attempts))
-        if run.releases < ended["released"]:  # those that were never begun have no row
+        if run.releases < ended["released"]:  # unstarted attempts have no row
             self._wrong("releases miscounted", (run, attempts))
 
     def _check_result(self, run: Finished) -> None:
@@ -530,7 +535,7 @@ class Audit:
                 self._wrong("a wrong result", run)
 
     def _check_children(self) -> None:
-        """Each attempt that succeeded has all of its children, and no other has any."""
+        """Each attempt that succeeded has all its children, and other attempts have none."""
         born: Counter[tuple[str, str, int, int]] = Counter()
         for run in self.finished.values():
             if run.job == "children":
@@ -549,11 +554,11 @@ class Audit:
             self._wrong("a child is missing", birth_key)
 
 
-# What is said
+# Reports
 
 
 def _progress(url: str, began: float, events: Counter[str]) -> str:
-    """One line, also when the database is away."""
+    """One line, also during an outage."""
     text = f"{time.monotonic() - began:5.0f} s, {events.total():3} events"
     with suppress(psycopg.Error), ExitStack() as stack:
         connection = stack.enter_context(psycopg.connect(url, connect_timeout=2))

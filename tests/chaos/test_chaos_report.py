@@ -1,4 +1,4 @@
-"""What `make chaos` says, of tests of its own."""
+"""The report of `make chaos`."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from chaos_report import LINES, WIDTH
 from places import SUPPORT
 
 LOST = '''
-    """Nothing is lost in {nth}, whatever is done to it in whichever order and for however long, said at length."""
+    """Nothing is lost in {nth}, with a docstring that is much too long for one line of the report and is wrapped."""
     import pytest
 
     @pytest.mark.chaos
@@ -24,7 +24,7 @@ LOST = '''
 '''
 
 
-def test_a_page_with_what_was_counted_and_how_to_do_it_again(tmp_path: Path) -> None:
+def test_the_report_has_the_counts_and_the_command_to_repeat_it(tmp_path: Path) -> None:
     for nth in range(20):
         lines = [line.removeprefix("    ") for line in LOST.format(nth=nth).strip("\n").splitlines()]
         (tmp_path / f"test_{nth:02}.py").write_text("\n".join(lines))

@@ -1,6 +1,6 @@
-"""Postgres goes away under load, in every way it may, and the books of what it has acknowledged stay exact.
+"""Outages of Postgres under load, of every kind: everything that it has acknowledged is accounted for.
 
-CHAOS_SEED decides what happens, CHAOS_SECONDS for how long.
+CHAOS_SEED determines what happens, CHAOS_SECONDS for how long.
 """
 
 import random
@@ -25,7 +25,7 @@ from underway.testing.servers import temporary_cluster
 SECONDS = stretched(20)
 LONG_SECONDS = stretched(10 * MINUTE)
 SETTLE_SECONDS = 120.0
-MOST_LIVE = 400  # more runs than these are not enqueued: every outage finds full hands, and the rest is soon done
+MOST_LIVE = 400  # no more runs are enqueued: enough for every outage, and few enough to be finished soon
 
 Start = Callable[..., Supervisor]
 
@@ -37,7 +37,7 @@ def limit(seconds: float) -> pytest.MarkDecorator:
 def disturb(
     books: Books, say: Say, disturbance: Callable[[], None], pauses: Iterator[float], seconds: float = SECONDS
 ) -> int:
-    """Again and again after a pause, in the middle of work. Returns how often."""
+    """Repeat it after pauses, while work is in progress. Returns how often."""
     began = said = time.monotonic()
     times = 0
     while time.monotonic() < began + seconds:
@@ -78,7 +78,9 @@ def test_postgres_is_stopped_immediately_and_started_again_for_ten_minutes(
 def stop_and_start(
     start: Start, say: Say, count: Count, pauses: tuple[float, float], seconds: float, procs: int = 2
 ) -> None:
-    rng = random.Random(SEED)  # not that of the books, who draw as often as the machine is fast
+    rng = random.Random(
+        SEED
+    )  # separate from that of the books, whose number of draws depends on the speed of the machine
     with temporary_cluster() as cluster:
         cluster.create_database("ledger")
         with open_books(cluster.url("ledger"), random.Random(SEED), migrate=True) as books:
@@ -96,7 +98,7 @@ def stop_and_start(
 @pytest.mark.chaos
 @limit(0)
 def test_nothing_is_killed_after_an_outage_longer_than_a_lease(start_supervisor: Start, say: Say, count: Count) -> None:
-    """By supervisors that were idle, and claim as soon as they can."""
+    """By supervisors that were idle, and claim as soon as they can connect."""
     with temporary_cluster() as cluster:
         cluster.create_database("ledger")
         with open_books(cluster.url("ledger"), random.Random(SEED), migrate=True) as books:
@@ -118,17 +120,17 @@ def test_nothing_is_killed_after_an_outage_longer_than_a_lease(start_supervisor:
 
 @pytest.mark.chaos
 @limit(0)
-def test_nobody_is_charged_for_a_lock_on_the_table_longer_than_a_lease(
+def test_a_table_lock_longer_than_a_lease_charges_no_run(
     database: str, bind: Callable[[Underway], Underway], start_supervisor: Start, stage: Path
 ) -> None:
-    """An ALTER TABLE, a VACUUM FULL: the connections stay, and no lease can be renewed."""
+    """An ALTER TABLE or a VACUUM FULL: connections stay open, but leases cannot be renewed."""
     bind(blocking.app)
     runs = [blocking.patient.enqueue(name) for name in ("a", "b", "c", "d")]
     supervisors = [start_supervisor("blocking", "--procs", "2", env={"FOLDER": str(stage)}) for _ in range(2)]
     eventually(lambda: len(list(stage.iterdir())) == len(runs))
     with psycopg.connect(database) as stranger:
         stranger.execute("lock table underway.run in access exclusive mode")
-        time.sleep(34)  # almost three leases: reapers and commits stand in line in turn
+        time.sleep(34)  # almost three leases: reapers and commits queue for the lock in turn
     for name in ("a", "b", "c", "d"):
         (stage / name).touch()
     for run in runs:
@@ -148,7 +150,7 @@ def test_the_connections_of_pgbouncer_are_killed(
     with pgbouncer(database, tmp_path) as url, open_books(database, random.Random(SEED)) as books:
 
         def kill() -> None:
-            """Some of those to the server, in which nobody knows whose statements are under way."""
+            """Kill some connections to the server; any supervisor's statements may be running on them."""
             with books.connect() as connection:
                 connection.execute(
                     "select pg_terminate_backend(pid) from pg_stat_activity"
@@ -162,10 +164,10 @@ def test_the_connections_of_pgbouncer_are_killed(
 
 
 @pytest.mark.chaos
-def test_what_the_server_refuses_for_a_while_is_asked_for_ever_less_often_and_lost_to_nobody(
+def test_refused_statements_are_repeated_less_and_less_often_and_nothing_is_lost(
     bind: Callable[[Underway], Underway], connection: Connection, database: str, start_supervisor: Start
 ) -> None:
-    """For a grant that is gone, or a disk that is full: the connection is good, and other statements are executed."""
+    """With a missing grant or a full disk, the connection works, and other statements succeed."""
     bind(basic.app)
     role = "refused_for_a_while"
     connection.execute(f"create role {role} login")

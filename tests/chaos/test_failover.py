@@ -1,6 +1,6 @@
-"""The primary is lost under load, and a standby promoted: a synchronous one, back and forth, and one that was behind.
+"""The primary fails under load and a standby is promoted: a synchronous one, back and forth, and one that lagged.
 
-CHAOS_SEED decides what happens.
+CHAOS_SEED determines what happens.
 """
 
 import random
@@ -30,19 +30,19 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * SETTLE_SECONDS + 60)]
 
 
 def url_of(*clusters: Cluster) -> str:
-    """All of them, in this order; what is not the primary is left alone."""
+    """A URL of all of them, in this order; clients connect to the primary only."""
     folders, ports = ",".join(str(cluster.folder) for cluster in clusters), ",".join("5432" for _ in clusters)
     return make_conninfo(dbname="ledger", user="postgres", target_session_attrs="read-write", host=folders, port=ports)
 
 
 def hang_up(cluster: Cluster) -> None:
-    """End all connections to the database, so that whoever had one looks for the primary again."""
+    """Terminate all connections to the database, so that clients look for the primary again."""
     with psycopg.connect(cluster.url("postgres"), autocommit=True) as connection:
         connection.execute("select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = 'ledger'")
 
 
 def succeeded(url: str) -> dict[tuple[str, str], int]:
-    """Under which token each step of each run has succeeded."""
+    """The token with which each step of each run has succeeded."""
     with psycopg.connect(url) as connection:
         rows: list[tuple[Any, ...]] = connection.execute(
             "select run_id::text, step, token from underway.attempt where outcome = 'succeeded'"
@@ -63,13 +63,13 @@ def test_a_synchronous_standby_is_promoted_and_the_old_primary_comes_back(
             for primary, standby in ((one, other), (other, one)):
                 books.enqueue(60)
                 eventually(lambda: "succeeded" in books.progress())
-                books.enqueue(60)  # acknowledged by both, or the audit will miss them
+                books.enqueue(60)  # acknowledged by both servers, otherwise the audit fails
                 primary.stop("immediate")
                 time.sleep(rng.uniform(0, 3))
                 promote(standby)
                 began = time.monotonic()
                 books.enqueue(60)
-                # It comes back first in line, and must not be taken for the primary by whoever connects anew.
+                # It comes back as the first host in the URL, and must not be mistaken for the primary.
                 follow(primary, standby)
                 hang_up(standby)
                 books.enqueue(60)
@@ -80,8 +80,8 @@ def test_a_synchronous_standby_is_promoted_and_the_old_primary_comes_back(
         books.audit(count)
 
 
-def test_an_asynchronous_standby_that_was_behind_is_promoted(start_supervisor: Start, say: Say, count: Count) -> None:
-    """What the old primary alone had acknowledged is as if it had never been: done again, once, or gone."""
+def test_an_asynchronous_standby_that_lagged_is_promoted(start_supervisor: Start, say: Say, count: Count) -> None:
+    """What only the old primary had acknowledged is lost: such runs are repeated once, or gone."""
     rng = random.Random(SEED)
     with temporary_cluster() as primary, standby_of(primary) as standby:
         primary.create_database("ledger")
@@ -98,7 +98,7 @@ def test_an_asynchronous_standby_that_was_behind_is_promoted(start_supervisor: S
             primary.stop("immediate")
             promote(standby)
             books.settle(SETTLE_SECONDS, say)
-            ledger.app.close()  # its connections are those to the old primary
+            ledger.app.close()  # its connections lead to the old primary
             with pytest.raises(RunNotFound):
                 ledger.app.get_run(forgotten.id)
         books.audit(count)
@@ -110,6 +110,6 @@ def test_an_asynchronous_standby_that_was_behind_is_promoted(start_supervisor: S
             f"behind: CHAOS_SEED={SEED}, {len(acknowledged) - len(known)} steps had succeeded that the standby did not"
             f" know of; {len(again)} of them under other tokens since; attempts {ended}"
         )
-        assert known.items() <= done.items(), "of what it knew of nothing was done again"
+        assert known.items() <= done.items(), "nothing that the standby knew was repeated"
         assert again
         assert [supervisor.log.count("Traceback") for supervisor in supervisors] == [0, 0]

@@ -1,6 +1,6 @@
-"""Workers that say, send and hand over more than anybody can take: leases are renewed in time, memory stays bounded.
+"""Workers that print, send and hand over too much: leases are renewed in time, and memory stays bounded.
 
-CHAOS_SEED decides what the many workers of the long tests say.
+CHAOS_SEED determines what the workers of the long tests print.
 """
 
 import contextlib
@@ -32,14 +32,14 @@ Start = Callable[..., Supervisor]
 
 
 class Observation(NamedTuple):
-    """Of all runs in progress, at any time: the least that was left of a lease, in seconds. And the runs seen."""
+    """Over all runs in progress at any time: the shortest remaining lease in seconds, and the number of runs."""
 
     least_left: float
     most_running: int
 
 
 def watch(connection: Connection, *, within: float) -> Observation:
-    """Look at the leases, again and again, until every run there is has ended."""
+    """Observe the leases until all runs have ended."""
     least_left, most_running = LEASE, 0
 
     def all_ended() -> bool:
@@ -61,14 +61,14 @@ def watch(connection: Connection, *, within: float) -> Observation:
 
 
 def peak_rss(process: int) -> int:
-    """The most memory it ever had at once, in bytes: no sample can miss it."""
+    """The peak memory in bytes, as counted by the kernel."""
     status = Path(f"/proc/{process}/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found is not None
     return int(found[1]) * 1024
 
 
-def test_no_lease_lapses_and_memory_is_bounded_while_all_workers_flood(
+def test_no_lease_expires_and_memory_is_bounded_while_all_workers_flood(
     bind: Bind, connection: Connection, start_supervisor: Start
 ) -> None:
     bind(floods.app)
@@ -102,7 +102,7 @@ def test_64_workers_flood_for_a_while(
     assert not re.search(r"\bleases?\b", supervisor.log)
 
 
-def test_results_and_inputs_at_the_limit_pass_and_a_byte_more_fails_alone(
+def test_payloads_at_the_limit_pass_and_a_larger_one_fails_only_its_run(
     bind: Bind, connection: Connection, start_supervisor: Start
 ) -> None:
     bind(floods.app)
@@ -126,7 +126,7 @@ def test_results_and_inputs_at_the_limit_pass_and_a_byte_more_fails_alone(
 
 
 @pytest.mark.chaos
-def test_results_that_cannot_leave_stop_the_workers(
+def test_results_that_cannot_be_committed_stop_the_workers(
     bind: Bind, connection: Connection, start_supervisor: Start
 ) -> None:
     bind(floods.app)
@@ -143,7 +143,7 @@ def test_results_that_cannot_leave_stop_the_workers(
 
 @contextlib.contextmanager
 def shut(connection: Connection) -> Iterator[None]:
-    """Nobody has a connection to this database but the one given, and nobody gets one."""
+    """Only the given connection to this database stays open, and new ones are refused."""
     info = connection.info
     database = sql.Identifier(info.dbname)
     with psycopg.connect(info.dsn, dbname="postgres", password=info.password, autocommit=True) as elsewhere:
@@ -158,7 +158,7 @@ def shut(connection: Connection) -> Iterator[None]:
             elsewhere.execute(sql.SQL("alter database {} allow_connections true").format(database))
 
 
-def test_what_is_far_too_long_is_cut_where_it_is_said(
+def test_texts_that_are_too_long_are_shortened_at_their_source(
     bind: Bind, connection: Connection, start_supervisor: Start
 ) -> None:
     bind(floods.app)
@@ -183,12 +183,12 @@ def test_what_is_far_too_long_is_cut_where_it_is_said(
     assert len(record) < 50_000
 
 
-def test_many_children_are_written_and_too_many_fail_that_attempt_alone(
+def test_many_children_are_enqueued_and_too_many_fail_only_their_attempt(
     bind: Bind, connection: Connection, start_supervisor: Start
 ) -> None:
     bind(floods.app)
     many = floods.parents.enqueue_many(["10000 x 10"] * 2)
-    # More than a frame could carry; more rows than a statement could write in its time.
+    # More than a frame can carry; more rows than a statement can write before its timeout.
     too_many = floods.parents.enqueue_many([f"40 x {MAX_PAYLOAD}", "1000000 x 10"])
     others = floods.shorts.enqueue_many([""] * 20)
     supervisor = start_supervisor("floods", "--procs", "4")
@@ -207,11 +207,11 @@ def test_many_children_are_written_and_too_many_fail_that_attempt_alone(
     assert peak_rss(supervisor.pid) < 250 * MIB
 
 
-def test_what_waits_behind_a_worker_that_does_not_read_goes_elsewhere(
+def test_tasks_of_a_worker_that_does_not_read_go_to_others(
     bind: Bind, connection: Connection, start_supervisor: Start
 ) -> None:
     bind(floods.app)
-    # Short ones, so that many are handed ahead; together more than a socket holds.
+    # Short ones, so that many are pipelined; together more than a socket holds.
     text = "t" * 4000
     before = floods.shorts.enqueue_many([text] * 800)
     stopped = floods.shorts.enqueue("stop")

@@ -1,4 +1,4 @@
-"""Writes of steps through `cx.tx` take effect exactly once per step, whoever is killed and whatever is cut off."""
+"""Promise 4 under kills and cut connections: writes through `cx.tx` take effect exactly once per step."""
 
 import contextlib
 import random
@@ -50,7 +50,7 @@ def disturb(database: str, connection: Connection, start: Start, count: Count, *
             supervisor.send(signal.SIGTERM)
         for supervisor in serving:
             supervisor.wait()
-        # until idle is not until none is delayed
+        # --until-idle does not wait for delayed runs
         while connection.execute("select from underway.run limit 1").fetchall():
             assert start("ledger", "--until-idle").wait(120) == 0
         books.audit(count)
@@ -63,7 +63,7 @@ def kill_a_worker(rng: random.Random, _connection: Connection, serving: list[Sup
 
 
 def cut_a_step(_rng: random.Random, connection: Connection, _serving: list[Supervisor], _start: Start) -> None:
-    """One whose transaction is open, at whatever it is."""
+    """Cut one whose transaction is open, at any point."""
     connection.execute(
         "select pg_terminate_backend(pid) from pg_stat_activity"
         " where datname = current_database() and application_name like 'underway %' order by random() limit 1"

@@ -1,6 +1,6 @@
-"""A steady mixed load for an hour: memory, files, processes, dead rows and the time of a claim stay what they were.
+"""A steady mixed load for an hour: memory, files, processes, dead rows and the time of a claim do not grow.
 
-For a fifth of it a stranger holds a snapshot, so that no dead row can be removed. CHAOS_SECONDS says how long it is.
+For a fifth of it a session holds a snapshot, so no dead row can be removed. CHAOS_SECONDS sets the length.
 """
 
 import random
@@ -25,20 +25,20 @@ from harness import eventually, outcomes, states
 
 SECONDS = stretched(HOUR)
 PERIOD = 0.25
-# In each period; some six hundred runs a second: what two cores do of this mix also beside busy neighbours.
+# Per period. This is about six hundred runs a second, which two cores manage even on a busy machine.
 MIX = {"noops": 95, "pairs": 45, "flaky": 4, "burns": 1}
-MORTALS = 20  # periods from one to the next, which kill their worker once in five times
-KEEP = timedelta(seconds=min(120.0, SECONDS / 6))  # most of them are removed before it is over
+MORTALS = 20  # a run that kills its worker, once in this many periods
+KEEP = timedelta(seconds=min(120.0, SECONDS / 6))  # most of them are removed before the end
 MOST_LIVE = 3000
 SAY_SECONDS = 10.0
-# Shares of the time: when all is warm, while the snapshot is held, when all must be as before.
+# Shares of the time: after warming up, while the snapshot is held, and when everything must be as before.
 BEFORE, HELD, AFTER = (0.25, 0.4), (0.4, 0.6), (0.8, 1.0)
 
 Connection = psycopg.Connection[Any]
 
 
 class Sample(NamedTuple):
-    """`dead` are rows that autovacuum has still to remove."""
+    """`dead` rows are still to be removed by autovacuum."""
 
     at: float
     rss: int
@@ -87,21 +87,21 @@ def test_nothing_grows_in_an_hour(tmp_path: Path, say: Say, count: Count) -> Non
     )
     assert fleet.faults == []
     assert max(sample.live for sample in samples) < MOST_LIVE, "it did not keep up"
-    assert held.dead > 3 * before.dead, "the snapshot was not in the way of anything"
+    assert held.dead > 3 * before.dead, "the snapshot had no effect"
     assert after.rss - before.rss < 3 * 2**20
     assert after.crew_rss - before.crew_rss < 10 * 2**20
     assert after.files - before.files <= 2
-    assert {sample.threads for sample in samples} == {2}  # its own and the log's
+    assert {sample.threads for sample in samples} == {2}  # the main thread and the log writer
     assert after.children == before.children
     assert after.dead < 3 * before.dead + 5000
-    # A busy neighbour of this machine makes some claims slow; rows that are in the way make all of them slow.
+    # Other load makes some claims slow; dead rows make all of them slow.
     assert after.claim_median < 2 * before.claim_median + 1
     assert after.claim_p99 < 3 * before.claim_p99 + 5
     assert held.claim_p99 < 10 * before.claim_p99 + 10
 
 
 class Window:
-    """What was usual in some part of the time."""
+    """The typical values in a part of the time."""
 
     def __init__(self, samples: list[Sample], claims: list[float]) -> None:
         self.rss, self.files, self.children, self.crew_rss, self.live = (
@@ -123,7 +123,7 @@ class Window:
 
 
 def watch(connection: Connection, url: str, process: psutil.Process, say: Say) -> Iterator[Sample]:
-    """Under load all the time."""
+    """Samples under constant load."""
     rng = random.Random(SEED)
     numbers = iter(range(10**9))
     stranger: Connection | None = None
@@ -171,13 +171,13 @@ def _rss(process: psutil.Process) -> int:
 
 
 def vacuum_often(connection: Connection) -> None:
-    """As often in these lengths as once a minute in an hour, the default."""
+    """In proportion to the default, once a minute in an hour."""
     connection.execute(f"alter system set autovacuum_naptime = '{max(1, round(SECONDS / 60))} s'")
     connection.execute("select pg_reload_conf()")
 
 
 def log_some_statements(connection: Connection) -> None:
-    """With how long each took; of an hour one in a hundred. Of those who connect from now on."""
+    """Log durations; in an hour, of one statement in a hundred. Applies to new connections."""
     rate = min(1.0, 36 / SECONDS)
     name = connection.info.dbname
     for setting, to in {
@@ -188,12 +188,12 @@ def log_some_statements(connection: Connection) -> None:
         connection.execute(f"alter database {name} set {setting} = {to}")
 
 
-# The first line of what the server logs, and how the claim begins.
+# The first line of the server's log entry, and the beginning of the claim.
 _CLAIM = re.compile(r"LOG:  duration: ([\d.]+) ms  execute \S+: with lane as \($")
 
 
 def claim_times(log: Path) -> Iterator[tuple[float, float]]:
-    """When, and how many milliseconds."""
+    """The time of each claim, and its duration in milliseconds."""
     with log.open(errors="replace") as lines:
         for line in lines:
             if found := _CLAIM.search(line.rstrip()):

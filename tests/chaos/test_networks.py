@@ -1,6 +1,6 @@
-"""Supervisors on hosts of their own whose network drops every packet for longer than a lease, and comes back.
+"""Supervisors on separate hosts whose network drops all packets for longer than a lease, and recovers.
 
-CHAOS_SEED decides which and for how long, CHAOS_SECONDS how often.
+CHAOS_SEED determines which host and for how long, CHAOS_SECONDS how often.
 """
 
 import random
@@ -31,13 +31,13 @@ from underway.testing.servers import SETTINGS, cluster_folder
 SECONDS = stretched(45)
 SETTLE_SECONDS = 180.0
 RUNS = 5000
-TRANSFERS = 400  # of which each is five runs; the others are parcels
+TRANSFERS = 400  # each consists of five runs
 PARCELS = RUNS - TRANSFERS * RUNS_PER_TRANSFER
 
 LEASE_SECONDS = 1.0  # of all steps here
-# What we give up a silent connection after, in connect.py and by the server for a step's transaction, and some more.
+# After this long a silent connection is closed: connection.py, the server for a step's transaction, and a margin.
 TCP_SECONDS = 10.0
-SLOW_SECONDS = 5.0  # what a loaded machine may add to anything
+SLOW_SECONDS = 5.0  # a margin for a loaded machine
 
 Start = Callable[..., Supervisor]
 
@@ -46,7 +46,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(SECONDS + SETTLE_SECONDS + 
 
 @contextmanager
 def server_on(lan: Network, database: str) -> Iterator[tuple[Cluster, str]]:
-    """A server with an empty database, and the URL for the hosts. The test's own way to it is a socket, never cut."""
+    """A server with an empty database, and its URL for the hosts. The test itself uses a socket, which is never cut."""
     address = lan.server.address
     with cluster_folder() as folder:
         cluster = Cluster(folder, settings={**SETTINGS, "listen_addresses": address})
@@ -120,7 +120,9 @@ def test_a_step_is_killed_by_the_supervisors_own_clock_and_another_takes_over(
     taken_over_after = (survived.started_at - began_here).total_seconds()
     say(f"unplugged: killed after {killed_after:.2f} s, begun elsewhere after {taken_over_after:.2f} s")
     count(cuts=1, runs=1, leases_lapsed=1, peak_ms_until_it_was_killed=round(killed_after * 1000))
-    assert killed_after < LEASE_SECONDS + 0.5 < taken_over_after + 0.5, "its lease was over before another began"
+    assert killed_after < LEASE_SECONDS + 0.5 < taken_over_after + 0.5, (
+        "its lease expired before another supervisor started the run"
+    )
     assert killed_after < taken_over_after
     assert "killed: lease about to expire: it could not be renewed in time" in cut_off.log
     assert hosts.effects() == [(run.id, "do_in_the_end", 2)]
@@ -133,7 +135,7 @@ def test_a_step_is_killed_by_the_supervisors_own_clock_and_another_takes_over(
     again = transactions.once.enqueue(Order("write_one", 2))
     assert again.result(TCP_SECONDS * 2) == 2, cut_off.log
     say(f"plugged in again: it worked after {time.monotonic() - healed:.2f} s")
-    # Of the run that was taken from it, nothing has followed.
+    # The run that was taken from it has not continued there.
     assert ended(run) == [(1, "lost"), (2, "succeeded")]
     assert sorted(hosts.effects()) == sorted([(run.id, "do_in_the_end", 2), (again.id, "do", 1)])
     cut_off.send(signal.SIGTERM)
@@ -149,7 +151,7 @@ def test_a_result_that_waits_out_a_cut_shorter_than_its_lease_is_committed(
     hosts.lan.unplug(hosts.first)
     (stage / "go").touch()
     eventually((stage / "gone").exists)
-    time.sleep(2 * LEASE_SECONDS)  # this step's own is longer
+    time.sleep(2 * LEASE_SECONDS)  # the lease of this step is longer
     assert run.attempts() == []
     hosts.lan.plug(hosts.first)
     count(cuts=1, runs=1)
@@ -160,7 +162,7 @@ def test_a_result_that_waits_out_a_cut_shorter_than_its_lease_is_committed(
 def test_a_hand_over_cut_off_before_its_commit_does_not_keep_the_run_from_others(
     hosts: Hosts, say: Say, count: Count
 ) -> None:
-    """The step's transaction has locked the run, whose COMMIT never comes; and nobody who could see it ends it."""
+    """The step's transaction has locked the run and its COMMIT never arrives. Only the server can end it."""
     hosts.connection.execute(
         "create function dawdle() returns trigger language plpgsql as"
         " $$ begin if new.attempts = 0 and not exists (select from slow) then"
@@ -174,7 +176,7 @@ def test_a_hand_over_cut_off_before_its_commit_does_not_keep_the_run_from_others
     eventually(lambda: hosts.connection.execute(sleeps).fetchall())
     hosts.lan.unplug(hosts.first)
     began = time.monotonic()
-    hosts.connection.execute("insert into slow values (1)")  # the next one does not dawdle
+    hosts.connection.execute("insert into slow values (1)")  # the next attempt is fast
     hosts.serve(hosts.second)
     assert run.result(2 + LEASE_SECONDS + 2 * TCP_SECONDS + SLOW_SECONDS) == "survived"
     count(cuts=1, runs=1, leases_lapsed=1)
@@ -199,7 +201,7 @@ def test_three_hosts_are_cut_off_and_healed_in_turn(start_supervisor: Start, say
             time.sleep(rng.uniform(0.02, 0.3))
             host = lan.hosts[cuts % 3]
             lan.unplug(host)
-            # Mostly some leases, sometimes longer than the connections last; and at times it is only a hiccup.
+            # Mostly a few leases, sometimes longer than connections survive, sometimes only a moment.
             time.sleep(rng.choice([rng.uniform(0.1, 0.9), rng.uniform(1, 4), rng.uniform(1, 4), TCP_SECONDS + 3]))
             lan.plug(host)
             cuts += 1

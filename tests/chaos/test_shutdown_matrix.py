@@ -1,4 +1,4 @@
-"""Every way to tell a supervisor to stop, in every state: in bounded time, with the right exit code, nothing left."""
+"""Every way to stop a supervisor, in every state: in bounded time, with the right exit code, no process left."""
 
 import os
 import re
@@ -25,12 +25,12 @@ from proxy import Proxy
 from underway import Status, Underway
 
 GRACE = "0.3"
-ENDLESS = "600"  # a grace so long that only a stop "now" ends the supervisor in time
+ENDLESS = "600"  # a grace period so long that only a stop "now" ends the supervisor in time
 
 
 class Way(NamedTuple):
-    """`signals` in this order, to the whole group as a terminal does, or to all processes as systemd does unless it is
-    told otherwise; `now` if they wait for nothing.
+    """`signals` are sent in this order: to the whole group as by a terminal, or to all processes as systemd does by
+    default. `now`: the supervisor stops without waiting.
     """
 
     signals: tuple[signal.Signals, ...]
@@ -49,7 +49,7 @@ WAYS = {
     "TERM then KILL": Way((signal.SIGTERM, signal.SIGKILL)),
 }
 STATES = ("idle", "running", "committing", "database down")
-# What is seldom broken alone, and what takes as long as a database is waited for, runs with the long tests.
+# Combinations that rarely fail alone, or that wait for the database, run with the long tests.
 QUICK = {
     ("INT to the group", "running"),
     ("TERM", "committing"),
@@ -68,9 +68,9 @@ CELLS = [
 
 @pytest.fixture
 def proxy(database: str) -> Iterator[Proxy]:
-    """Between supervisor and database; closing it is the database's going away."""
+    """Between supervisor and database; closing it makes the database unavailable."""
     proxy = Proxy(database, "cut")
-    proxy.done = True  # it lets all commits pass
+    proxy.done = True  # all commits pass
     with proxy:
         yield proxy
 
@@ -107,11 +107,11 @@ def test_stop(
 
     eventually(lambda: not [process for process in below if lives(process)], what="nothing is left")
     if signal.SIGKILL in told.signals:
-        # An idle one may have stopped before the KILL arrives.
+        # An idle supervisor may have stopped before the KILL arrives.
         assert code == -signal.SIGKILL or (state, code) == ("idle", 0)
-        return  # the reaper takes back what it held; test_supervisor_death.py
+        return  # the reaper takes its runs back: test_supervisor_death.py
     cut_off = state in ("running", "database down")
-    # A short step has ended by itself, or has not yet when all are killed.
+    # A short step may or may not have ended by itself when all are killed.
     by_chance = (told.now or told.to.startswith("all")) and state == "committing"
     assert code in ((0, 1) if by_chance else (1,) if cut_off else (0,)), supervisor.log
     if told.now:
@@ -133,12 +133,12 @@ def _tell(pid: int, told: Way, number: signal.Signals, below: list[psutil.Proces
         return
     others = [process.pid for process in below] if told.to.startswith("all") else []
     for each in [*others, pid] if told.to == "all, it last" else [pid, *others]:
-        with suppress(ProcessLookupError):  # a worker whose supervisor was quick
+        with suppress(ProcessLookupError):  # the supervisor was faster
             os.kill(each, number)
 
 
 def _bring_about(state: str, connection: psycopg.Connection[Any], supervisor: Supervisor, proxy: Proxy) -> int:
-    """Returns how many runs there are."""
+    """Returns the number of runs."""
     if state == "committing":
         doomed.shorts.enqueue_many(range(20_000))
         eventually(lambda: states(connection).get("succeeded", 0) > 100)
@@ -147,7 +147,7 @@ def _bring_about(state: str, connection: psycopg.Connection[Any], supervisor: Su
         return 0
     doomed.told.enqueue_many(["never", "never"])
     eventually(lambda: states(connection) == {"in_progress": 2})
-    time.sleep(0.1)  # begun, not only claimed
+    time.sleep(0.1)  # started, not only claimed
     if state == "database down":
         proxy.__exit__()
         supervisor.until("cannot connect to the database, trying again")
@@ -162,8 +162,8 @@ def test_workers_that_die_of_the_same_signal_are_not_to_blame(
     start_supervisor: Callable[..., Supervisor],
     stage: Path,
 ) -> None:
-    """Their deaths are seen before the signal of their supervisor, together with it, or after it; or before, but then
-    it stands still for longer than such a death waits for its verdict.
+    """The supervisor sees their deaths before its own signal, together with it, or after it; or before it, and then
+    it is stopped for longer than such a death waits for its verdict.
     """
     bind(doomed.app)
     finished = doomed.told.enqueue("curtain")
@@ -175,7 +175,7 @@ def test_workers_that_die_of_the_same_signal_are_not_to_blame(
     assert finished.wait(20) is Status.SUCCEEDED
     doomed.told.enqueue_many(["never"] * 6)
     eventually(lambda: states(connection).get("in_progress", 0) >= 2)
-    time.sleep(0.1)  # begun, not only claimed
+    time.sleep(0.1)  # started, not only claimed
     workers = supervisor.workers()
     if when == "seen together":
         supervisor.send(signal.SIGSTOP)
@@ -194,10 +194,10 @@ def test_workers_that_die_of_the_same_signal_are_not_to_blame(
     if when in ("seen together", "stalled between"):
         time.sleep(1)
         supervisor.send(signal.SIGCONT)
-    assert supervisor.wait() == 1, "what ran did not come to its end"
+    assert supervisor.wait() == 1, "running steps did not finish"
     assert states(connection) == {"succeeded": 1, "pending": 6}
     ended = outcomes(connection)
-    assert ended.pop("released") >= 2  # the spare, and workers that took the places of the dead, may have begun others
+    assert ended.pop("released") >= 2  # the spare and replacement workers may have started other tasks
     assert ended == {"succeeded": 1}
     assert "attempt released: the worker died: signal SIGTERM" in supervisor.log
     assert value(connection, "select sum(attempts + crashes)::int from underway.runs") == 0
@@ -232,7 +232,7 @@ def test_as_process_1_of_a_container(
 ) -> None:
     bind(doomed.app)
     doomed.told.enqueue("curtain")
-    # The shell leaves a sidecar to process 1, and an orphan that ends at once.
+    # Process 1 inherits from the shell a sidecar and an orphan that exits at once.
     script = 'sleep 600 & (sleep 0.1 &) ; exec "$@"'
     command = [sys.executable, "-m", "underway.cli.supervisor", "apps.doomed:app", "--procs", "1", "--verbose"]
     log = tmp_path / "log"
@@ -253,7 +253,7 @@ def test_as_process_1_of_a_container(
         (init,) = psutil.Process(namespace.pid).children()
         eventually(lambda: log.read_text().count("worker booted") == 2)
         eventually(lambda: not zombies(init), what="orphans are collected")
-        # The death of a worker costs its own orphans their life, nobody else.
+        # The death of a worker kills its own orphans only.
         spare = re.findall(r"worker booted .*pid=(\d+)", log.read_text())[1]
         idle = next(child for child in init.children() if _inner_pid(child) == spare)
         idle.kill()
@@ -270,7 +270,7 @@ def test_as_process_1_of_a_container(
 
 
 def _inner_pid(process: psutil.Process) -> str:
-    """As the namespace counts, in which it runs."""
+    """The PID inside of its namespace."""
     (line,) = [
         line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if line.startswith("NSpid")
     ]

@@ -45,7 +45,7 @@ def a_result_that_takes_longer_than_any_statement() -> list[Run[Any]]:
     ],
     ids=lambda enqueue: enqueue.__name__,
 )
-def test_on_a_slow_line_all_runs_come_to_their_end(
+def test_all_runs_finish_on_a_slow_network(
     bind: Callable[[Underway], Underway],
     database: str,
     start_supervisor: Callable[..., Supervisor],

@@ -1,4 +1,4 @@
-"""A supervisor on a host whose clock is an hour wrong, or is set while it works: nothing depends on it (promise 8)."""
+"""Promise 8: nothing depends on the host's clock, which may be an hour off or be set at any time."""
 
 import ast
 import tempfile
@@ -30,12 +30,12 @@ CLOCKS = {
         for name in ("now", "utcnow", "today")
     ),
 }
-# Who asks it, and what for: the leading bits of an id, which order nothing; what a step is told of its deadline; the
-# time of a line in the log.
+# The uses of the host's clock: the leading bits of an ID, the deadline that a step can read, and the
+# time of a log line.
 ASKS = {"ids.py", "worker/executor.py", "supervisor/logs/format.py"}
 
 
-def test_nobody_decides_by_the_clock_of_the_host() -> None:
+def test_no_decision_uses_the_hosts_clock() -> None:
     package = Path(underway.__file__).parent
     asks = set()
     for file in package.rglob("*.py"):
@@ -46,7 +46,7 @@ def test_nobody_decides_by_the_clock_of_the_host() -> None:
 
 
 @pytest.mark.chaos
-def test_leases_delays_and_schedules_go_by_the_databases_clock(
+def test_leases_delays_and_schedules_use_the_databases_clock(
     bind: Callable[[Underway], Underway],
     connection: Connection,
     start_supervisor: Callable[..., Supervisor],
@@ -60,14 +60,14 @@ def test_leases_delays_and_schedules_go_by_the_databases_clock(
         supervisors.append(start_supervisor("skewed", "--procs", "4", env=clock.environment))
         supervisors[-1].until("serving")
         told = skewed.clocks.enqueue().result(20) - time.time()
-        assert abs(told - ahead) < 30, "or this test shows nothing"
+        assert abs(told - ahead) < 30, "otherwise this test shows nothing"
         long = skewed.long.enqueue()
         later = skewed.clocks.enqueue(delay=timedelta(seconds=2))
         again = skewed.again.enqueue()
         skewed.hourly.schedule("0 * * * *")
         connection.execute("update underway.schedule set next_at = now() + interval '1 s'")
         eventually(lambda: long.status() is Status.IN_PROGRESS)  # noqa: B023
-        clock.be_ahead(-ahead)  # while all of that is under way
+        clock.be_ahead(-ahead)  # while all of that is in progress
         assert long.result(20) == 1, "its lease was renewed"
         assert later.wait(20) is Status.SUCCEEDED
         late = "select extract(epoch from min(a.started_at) - r.created_at)::float8 - %s from underway.attempt a"
@@ -86,11 +86,11 @@ def test_leases_delays_and_schedules_go_by_the_databases_clock(
 
 
 @pytest.mark.chaos
-def test_a_step_of_the_databases_own_clock_is_charged_to_nobody(
+def test_setting_the_databases_clock_charges_no_run(
     monkeypatch: pytest.MonkeyPatch, start_supervisor: Callable[..., Supervisor]
 ) -> None:
-    """Forward, it lapses all leases at once."""
-    with tempfile.TemporaryDirectory() as folder:  # not pytest's, where the user who runs the server may read nothing
+    """Set forward, it makes all leases expire at once."""
+    with tempfile.TemporaryDirectory() as folder:  # not pytest's folder, which the server's user cannot read
         clock = WrongClock(Path(folder))
         for file in (Path(folder), *Path(folder).iterdir()):
             file.chmod(0o755)

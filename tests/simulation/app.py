@@ -15,9 +15,9 @@ POLICY = Policy(
     lease=timedelta(seconds=LEASE),
 )
 UNSTORABLE = b'"cannot be stored"'
-# Inputs, and how many runs a key that is made of one lets run at a time.
+# Inputs, and the concurrency limit of a key that is made of each.
 LIMITS = {b'"red"': 1, b'"green"': 2}
-# The steps of each job, with the concurrency keys of their runs: kept, given up for another, wanted anew, given up.
+# The steps of each job with their concurrency keys: kept, exchanged for another, newly needed, released.
 JOBS: dict[str, dict[str, str | None]] = {
     "short": {"a": None},
     "long": {"a": None},
@@ -37,7 +37,7 @@ class Key(NamedTuple):
 
 
 def key_of(job: str, step: str, given: bytes) -> Key | None:
-    """The concurrency key of a run of this job with such an input, while it stands at this step."""
+    """The concurrency key of a run of this job with this input at this step."""
     template = JOBS[job][step]
     return None if template is None else Key(template.replace("{color}", given.decode()), LIMITS[given])
 
@@ -52,7 +52,7 @@ def following_step(job: str, step: str) -> str | None:
 
 
 def placement_of(job: str, step: str, given: bytes, delay: float = 0.0) -> messages.NextStep:
-    """As a worker fills it in."""
+    """The placement that a worker would send."""
     key = key_of(job, step, given)
     return messages.NextStep(step, "default", 0, delay, 60.0, key and key.text, key and key.limit)
 
@@ -65,6 +65,6 @@ def _job(name: str, policy: Policy) -> Job:
 
 
 def code(policy: Policy = POLICY) -> dict[str, Manifest]:
-    """The versions of the app: before and after a reload it declares different jobs, and finally all of them."""
+    """The versions of the app: a reload changes between two with different jobs, and the last one has all jobs."""
     known = {"even": (*COMMON, "even"), "odd": (*COMMON, "odd"), "all": JOBS}
     return {name: Manifest(tuple(_job(job, policy) for job in jobs)) for name, jobs in known.items()}

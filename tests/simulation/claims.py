@@ -1,4 +1,4 @@
-"""sql/statements/claims.sql: what makes runs pending, and takes them."""
+"""sql/statements/claims.sql: promotion and claims."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +16,11 @@ def claim(
     candidates: int,
     suspects: int,
     size: int,
-    head: bool,
+    from_start: bool,
     carry: Callable[[int], None],
 ) -> list[tuple[Claimed, int, float]]:
-    """Each with the number of its lane, and its rank."""
-    columns: Any = lanes.columns(from_start=head)
+    """The claimed runs, each with the number of its lane and its rank."""
+    columns: Any = lanes.columns(from_start=from_start)
     number = {lane: n for n, lane in enumerate(lanes.lanes)}
     clean: list[list[tuple[float, str]]] = [[] for _ in number]
     suspected: list[list[tuple[float, str]]] = [[] for _ in number]
@@ -47,7 +47,7 @@ def claim(
 
 
 def _first(lanes: list[list[tuple[float, str]]], most: int) -> list[tuple[float, str]]:
-    """The first of each lane, and of those the first."""
+    """The first ones of each lane, and then the first ones of these."""
     return sorted(row for lane in lanes for row in sorted(lane)[:most])[:most]
 
 

@@ -1,4 +1,4 @@
-"""An event loop whose time is made up, and in which whatever comes from outside comes in an order of chance."""
+"""An event loop with simulated time, in which external events arrive in random order."""
 
 import asyncio
 import heapq
@@ -14,11 +14,11 @@ from underway.guardian import lease_clock
 
 
 class Clockwork(asyncio.BaseEventLoop):
-    """Nothing waits: the clock jumps to the next event. One seed, one history.
+    """The clock jumps to the next event, so nothing waits. The same seed gives the same history.
 
-    What asyncio promises is kept: callbacks run in the order in which they became ready. Left to chance is what is left
-    to chance in a real loop: how long things take, which of those that are seen together comes first, and how late we
-    are to look (so that timers of different times end in the same turn).
+    The guarantees of asyncio hold: callbacks run in the order in which they became ready. What is random is what is
+    random in a real loop: how long things take, which of several simultaneous events comes first, and how late the
+    loop looks (so timers with different times may end in the same turn).
     """
 
     def __init__(self, seed: int) -> None:
@@ -39,11 +39,11 @@ class Clockwork(asyncio.BaseEventLoop):
         return self._now
 
     def happen(self, delay: float, event: Callable[[], Any]) -> None:
-        """Something outside of the loop, which then sees it when it looks the next time."""
+        """Schedule an event outside of the loop, which notices it at its next look."""
         heapq.heappush(self._events, (self._now + delay, next(self._serial), event))
 
     def stall(self, seconds: float) -> None:
-        """Our process does not run for so long; all others do."""
+        """Stop this process for a time, but not the others."""
         self._stall += seconds
 
     def note(self, *what: Any) -> None:
@@ -53,15 +53,15 @@ class Clockwork(asyncio.BaseEventLoop):
         """The last events."""
         return "\n".join(f"{at:12.6f}  {' '.join(map(str, what))}" for at, *what in self.trace)
 
-    # What BaseEventLoop asks of a selector
+    # The interface of a selector
 
     def select(self, timeout: float | None) -> list[Callable[[], Any]]:
         first = self._events[0][0] if self._events else float("inf")
         until = min(first, float("inf") if timeout is None else self._now + timeout)
-        assert until < float("inf"), "everybody waits, and nothing will ever happen"
+        assert until < float("inf"), "deadlock: everything waits, and no event is scheduled"
         until = max(until, self._now) + self.rng.expovariate(20_000) + self._stall
         self._stall = 0.0
-        # Events outside go on while we are late.
+        # External events happen while this process is late.
         seen = []
         while self._events and self._events[0][0] <= until:
             at, _, event = heapq.heappop(self._events)
@@ -94,8 +94,8 @@ class Clockwork(asyncio.BaseEventLoop):
 
 
 @contextmanager
-def made_up_time(seed: int) -> Iterator[Clockwork]:
-    """All monotonic clocks and all dice of this process are those of the loop."""
+def simulated_time(seed: int) -> Iterator[Clockwork]:
+    """Replace all monotonic clocks and random generators of this process by those of the loop."""
     loop = Clockwork(seed)
     monotonic, leases, unseeded, state = time.monotonic, lease_clock.now, random.Random, random.getstate()
 

@@ -1,4 +1,4 @@
-"""sql/statements/commits.sql: how attempts end, with the runs that they enqueue."""
+"""sql/statements/commits.sql: the ends of attempts, with the runs that they enqueue."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -27,13 +27,13 @@ def finish(database: Database, owner: UUID, rows: Sequence[FinishRun], spawned: 
         database.close(row, end.state)
     if _enqueue(database, tokens, spawned):
         database.notify("default")
-    return tokens, database.keys.given_up_by(row for row, _ in ours)
+    return tokens, database.keys.released_by(row for row, _ in ours)
 
 
 def continue_(
     database: Database, owner: UUID, rows: Sequence[AdvanceRun], spawned: Spawned, keep: Sequence[Policy | None] | None
 ) -> tuple[dict[int, int | None], list[str]]:
-    """The tokens for which the fence held, each with that of a run that stays; and keys that were locked."""
+    """The tokens for which the fence held, each with the new token if the run was claimed again; and locked keys."""
     policies = {row.token: policy for row, policy in zip(rows, keep or [None] * len(rows), strict=True)}
     ours = [(row, on) for row, on in _through_the_fence(database, owner, rows) if not row.cancel_requested]
     tokens = {on.token for _, on in ours}
@@ -48,7 +48,7 @@ def continue_(
     spawned_some = _enqueue(database, tokens, spawned)
     if spawned_some or any(row.state == "pending" for row, _ in ours):
         database.notify("default")
-    return done, database.keys.pass_on(keys)
+    return done, database.keys.grant(keys)
 
 
 def recorded(database: Database, keys: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
@@ -63,7 +63,7 @@ def owned(database: Database, owner: UUID, runs: Iterable[str]) -> dict[tuple[st
 
 
 def _hand_over(database: Database, row: Row, on: AdvanceRun) -> set[str]:
-    """Put the run at its step; the keys that it has given up, or wants."""
+    """Place the run at its step. Returns the keys that it has released or needs."""
     before, held = row.key, row.holds_key
     if on.queue is not None:
         row.key = None if on.concurrency_key is None else Key(on.concurrency_key, on.concurrency_limit or 1)
@@ -94,7 +94,7 @@ def _end(database: Database, row: Row, end: FinishRun | AdvanceRun) -> None:
 def _refuse(
     database: Database, ours: set[int], ends: Sequence[FinishRun] | Sequence[AdvanceRun], spawned: Spawned
 ) -> None:
-    """Before anything is written: a statement that fails has done nothing."""
+    """Raise before anything is written, because a failed statement has no effect."""
     if any(end.payload == UNSTORABLE for end in ends):
         raise psycopg.DataError("this payload cannot be stored")
     for child in spawned:
@@ -105,7 +105,7 @@ def _refuse(
 
 
 def _enqueue(database: Database, ours: set[int], spawned: Spawned) -> bool:
-    """Whether there were any."""
+    """Enqueue the children. Returns whether there were any."""
     children = [child for child in spawned if child["parent"] in ours]
     for child in children:
         database.insert(child["id"], child["job"], child["step"], child["input"].encode(), child["delay"])
@@ -113,9 +113,9 @@ def _enqueue(database: Database, ours: set[int], spawned: Spawned) -> bool:
 
 
 def _stay(database: Database, row: Row, owner: UUID, policy: Policy) -> int:
-    """Claimed anew by whoever has it."""
+    """Claim the run again for its owner."""
     if row.state != "pending":
-        raise Broken(f"{row.run}: is to stay, and has to wait")
+        raise Broken(f"{row.run}: is to be claimed again, but has to wait")
     row.state, row.owner, row.token = "in_progress", owner, database.new_token()
     row.lease_expires_at = database.loop.time() + policy.lease.total_seconds()
     row.max_crashes = policy.max_crashes

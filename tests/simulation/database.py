@@ -1,8 +1,8 @@
-"""The table of live runs, its fence and its row locks, and what clients do to it.
+"""The table of live runs, its fence, its row locks, and the operations of clients.
 
-What supervisors do is in a module for each file of underway/postgres/sql/statements: claims, leases, commits,
-schedules. The fences are written down here a second time, and on purpose as plainly as that. Every statement takes
-effect in one instant.
+The operations of supervisors are in one module for each file of underway/postgres/sql/statements: claims, leases,
+commits, schedules. The fences are deliberately implemented a second time, as simply as possible. Every statement
+takes effect at one instant.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from simulation.ledger import Ledger
 from underway.definition.manifest import Lane
 
 NEVER = float("inf")
-# How late a notification and a statement are, mostly.
+# The usual delay of a notification or a statement.
 _LATENESSES_PER_SECOND = 2000
 
 
@@ -28,7 +28,7 @@ class Row:
     lane: Lane
     input: bytes
     rank: float  # infinite: it is not in line for its key yet
-    due: float  # infinite: whoever gives up its key will let it in
+    due: float  # infinite: it will be admitted when its key is released
     state: str = "pending"
     key: Key | None = None
     holds_key: bool = False
@@ -42,7 +42,7 @@ class Row:
     releases: int = 0
     max_crashes: int = 3
     cancel_requested: bool = False
-    locked_until: float = 0.0  # by a stranger
+    locked_until: float = 0.0  # by another session
 
 
 class Database:
@@ -51,7 +51,7 @@ class Database:
         self.live: dict[str, Row] = {}
         self.ledger = Ledger(loop)
         self.keys = Keys(self)
-        self.terminated: set[int] = set()  # tokens whose own transactions somebody has ended
+        self.terminated: set[int] = set()  # tokens whose cx.tx transactions were terminated
         self.away_until = 0.0
         self.bytes_per_second = math.inf  # the bandwidth of each connection in each direction
         self.lossy = True
@@ -86,9 +86,9 @@ class Database:
             self.notify("cancel")
         else:
             self.close(row, "cancelled")
-            self.keys.given_up_by([row])
+            self.keys.released_by([row])
 
-    # What statements have in common
+    # Shared by the statements
 
     def new_name(self) -> str:
         return f"run{next(self._names):07}"
@@ -113,7 +113,7 @@ class Database:
         return row.locked_until > self.loop.time()
 
     def held(self, run: str, token: int, owner: UUID) -> Row | None:
-        """The fence, without what it says of cancelled runs."""
+        """The fence, except for cancelled runs."""
         row = self.live.get(run)
         if row is None or row.token != token or row.owner != owner or row.state != "in_progress":
             return None

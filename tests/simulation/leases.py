@@ -1,4 +1,4 @@
-"""sql/statements/leases.sql: what keeps runs, takes them back, and gives them back."""
+"""sql/statements/leases.sql: renewing, reaping and releasing runs."""
 
 from collections.abc import Iterable
 from uuid import UUID
@@ -20,9 +20,9 @@ def renew(database: Database, owner: UUID, renewals: Iterable[Renewal]) -> set[s
 def reap(database: Database, expired_by: float | None) -> tuple[list[tuple[str, int, str | None]], list[str]]:
     now = database.loop.time()
     by = now if expired_by is None else expired_by
-    lapsed = [row for row in database.live.values() if row.state == "in_progress" and row.lease_expires_at < by]
+    expired = [row for row in database.live.values() if row.state == "in_progress" and row.lease_expires_at < by]
     reaped, gone = [], []
-    for row in lapsed:
+    for row in expired:
         if database.is_locked(row):
             continue
         database.loop.note("reaped", row.run, row.token)
@@ -38,7 +38,7 @@ def reap(database: Database, expired_by: float | None) -> tuple[list[tuple[str, 
         row.crashes, row.number = row.crashes + 1, row.number + 1
         row.state, row.owner = "waiting", None
         row.due = row.rank = now + min(60, 2 ** (row.crashes - 1))
-    return reaped, database.keys.given_up_by(gone)
+    return reaped, database.keys.released_by(gone)
 
 
 def _final_state(row: Row) -> str | None:
@@ -56,7 +56,7 @@ def release_unknown(database: Database, owner: UUID, unknown: Iterable[tuple[str
         row = database.held(run, token, owner)
         if row is not None and not row.cancel_requested:
             database.loop.note("released unknown", run, token)
-            database.ledger.given_back(token, "as unknown")
+            database.ledger.released(token, "as unknown")
             row.state, row.owner, row.releases = "pending", None, row.releases + 1
 
 

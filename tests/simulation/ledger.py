@@ -1,4 +1,4 @@
-"""What has become of every run and every token, as it was committed; and the promises that a commit can break."""
+"""What was committed for each run and each token, and the promises that a commit can break."""
 
 from collections.abc import Collection
 
@@ -13,17 +13,17 @@ class Broken(AssertionError):
 
 class Ledger:
     def __init__(self, loop: Clockwork) -> None:
-        self.job: dict[str, str] = {}  # of every run that was ever enqueued
+        self.job: dict[str, str] = {}  # of every run
         self.finished: dict[str, str] = {}
         self.attempts: dict[tuple[str, int], str] = {}
         self.succeeded: dict[str, list[str]] = {}  # the steps of each run
-        self.left: dict[int, str] = {}  # how each token ceased to be its run's
+        self.left: dict[int, str] = {}  # how each token lost its run
         self.cancels: set[str] = set()  # runs that were cancelled while they were in progress
-        self.announced: set[int] = set()  # tokens of which a worker has said that it begins
-        self.executed: set[int] = set()  # tokens of which a worker has begun the user's code
-        self.produced: dict[int, str] = {}  # and how that ended
-        self.blameless: set[int] = set()  # tokens whose workers died of what told their supervisor to stop
-        self.children: dict[int, list[str]] = {}  # the runs that it has asked for with cx.enqueue
+        self.announced: set[int] = set()  # tokens whose start a worker has reported
+        self.executed: set[int] = set()  # tokens whose step a worker has started
+        self.produced: dict[int, str] = {}  # and how the step ended
+        self.blameless: set[int] = set()  # tokens whose workers died of the signal that stopped their supervisor
+        self.children: dict[int, list[str]] = {}  # the runs enqueued by an attempt with cx.enqueue
         self._loop = loop
 
     # What happens to runs
@@ -45,14 +45,14 @@ class Ledger:
     # What happens to attempts
 
     def ended(self, run: str, step: str, token: int, attempt: Attempt) -> None:
-        """A supervisor has written what it says of it."""
+        """A supervisor has written the end of an attempt."""
         outcome = attempt.outcome
         self._loop.note("committed", run, token, outcome)
         if attempt.started is None:
-            self.given_back(token, "as never started")
+            self.released(token, "as never started")
             return
         if token not in self.executed and outcome in ("succeeded", "timed_out"):
-            raise Broken(f"{run} {token}: {outcome}, but no worker has begun it")
+            raise Broken(f"{run} {token}: {outcome}, but no worker has started it")
         produced = self.produced.get(token)
         if outcome == "succeeded" and produced not in ("next", "done", "committed"):
             raise Broken(f"{run} {token}: succeeded, but its worker has produced {produced}")
@@ -72,12 +72,12 @@ class Ledger:
                 raise Broken(f"{run}: step {step} has succeeded twice")
             self.succeeded[run].append(step)
 
-    def given_back(self, token: int, how: str) -> None:
+    def released(self, token: int, how: str) -> None:
         if token in self.executed:
-            raise Broken(f"{token}: given back {how}, but its worker has begun it")
-        self.left.setdefault(token, "given back")
+            raise Broken(f"{token}: released {how}, but its worker has started it")
+        self.left.setdefault(token, "released")
 
-    # In the end
+    # At the end
 
     def audit(self, live: Collection[str]) -> None:
         for run, state in self.finished.items():
@@ -90,7 +90,7 @@ class Ledger:
         self._audit_children()
 
     def _audit_children(self) -> None:
-        """They exist if and only if the end of the attempt that asked for them was committed."""
+        """Children exist if and only if the end of the attempt that enqueued them was committed."""
         outcomes = {token: outcome for (_, token), outcome in self.attempts.items()}
         for token, children in self.children.items():
             committed = outcomes.get(token) == "succeeded"

@@ -1,6 +1,6 @@
 """sql/statements/schedules.sql: which slots are due, and the runs that are enqueued for them.
 
-The clock on the wall runs ten times as fast as all others: a cron line knows no seconds. Times are in microseconds.
+The wall clock runs ten times as fast as the others, because a cron line has no seconds. Times are in microseconds.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Schedule:
     input: bytes = b"null"
     next_at: int = _BEGINNING
     locked_until: float = 0.0
-    fired: list[int] = field(default_factory=list)  # the slots of which runs were enqueued
+    fired: list[int] = field(default_factory=list)  # the slots for which runs were enqueued
 
 
 class Schedules:
@@ -45,7 +45,7 @@ class Schedules:
         return _BEGINNING + int((self._database.loop.time() - self._began) * _SPEED * 1_000_000)
 
     def have_passed(self, instant: int) -> bool:
-        """Whether all of them have been fired until then."""
+        """Whether all schedules have been fired until then."""
         return all(one.next_at > instant for one in self.every)
 
     def unschedule(self) -> None:

@@ -1,4 +1,4 @@
-"""A connection that comes and goes as the real one does: statements and answers are lost, or late."""
+"""A connection that breaks as the real one does: statements and answers are lost or late."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from underway.postgres.reconnecting import ANSWER_SECONDS, STATEMENT_SECONDS, Da
 
 T = TypeVar("T")
 
-# How often a statement does not come to its end as one hopes.
+# The shares of statements that are lost before or after they take effect, or take effect late.
 LOST_BEFORE = LOST_AFTER = 0.004
 LOST_AND_LATE = 0.002
 LATEST = 8.0
@@ -35,13 +35,13 @@ class ReconnectingConnection:
         self._listening = False
 
     def cut(self, seconds: float) -> None:
-        """The way to the database is closed for so long."""
+        """Cut the connection to the database for this long."""
         self.away_until = self._loop.time() + seconds
         self._break()
         if self.on_broken is not None and self._loop.rng.random() < 0.5:
             self.on_broken()
 
-    # What supervisors ask of it
+    # The interface for supervisors
 
     async def open(self) -> None:
         async with self._lock:
@@ -50,7 +50,7 @@ class ReconnectingConnection:
             self._opened()
 
     async def fetch(self, statement: str, parameters: Any = None) -> list[Any]:
-        """The few that do not go through the store."""
+        """The few statements that are not methods of the store."""
         return await self.do(statement, lambda: self._answer(statement, parameters))
 
     async def do(self, name: str, effect: Callable[[], T], *, sent: int = 0, seconds: float = STATEMENT_SECONDS) -> T:
@@ -67,7 +67,7 @@ class ReconnectingConnection:
                 self._loop.happen(seconds + ANSWER_SECONDS, lambda: self._lose(answer, f"{name}, which is too slow"))
                 return await answer
             fate = rng.random() if self._database.lossy else 1.0
-            # A backend that has not noticed that we are gone may still do what it was told, a while later.
+            # A server process that has not noticed the broken connection may still execute the statement later.
             late = rng.uniform(0, LATEST) if fate < LOST_AND_LATE else 0.0
             fate -= LOST_AND_LATE
             if late:
@@ -94,7 +94,7 @@ class ReconnectingConnection:
         if self._open and self._listening and self.on_notify is not None:
             self.on_notify(payload)
 
-    # What becomes of a statement
+    # The fate of a statement
 
     def _arrive(self, answer: "asyncio.Future[Any]", name: str, effect: Any, back: float, *, lost: bool) -> None:
         if self._is_away():

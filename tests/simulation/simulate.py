@@ -1,4 +1,4 @@
-"""One seed, one history: the world on a made-up clock, with nothing of a system below it."""
+"""Plays a world from a seed, on a simulated clock and without processes."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from simulation.clockwork import Clockwork, made_up_time
+from simulation.clockwork import Clockwork, simulated_time
 from simulation.slow_line import SlowLine
 from simulation.supervisor import MOST_CLAIMED, MOST_PREFETCHED, MOST_UNCOMMITTED
 from simulation.world import World
@@ -19,7 +19,7 @@ from underway.supervisor.workers.launch import LaunchSpec
 
 
 def simulate(seed: int, turns: int) -> World:
-    """Play so many turns of the loop, and then until everything has come to its end. Raises what went wrong."""
+    """Play this many turns of the loop with faults, and then until every run has ended. Raises the first violation."""
     return _play(lambda loop: World(loop, turns), seed, f"{seed} {turns}")
 
 
@@ -29,7 +29,7 @@ def simulate_slow_line(seed: int) -> World:
 
 
 def _play(create: Callable[[Clockwork], World], seed: int, command: str) -> World:
-    with made_up_time(seed) as loop, _without_a_system():
+    with simulated_time(seed) as loop, _without_a_system():
         asyncio.set_event_loop(loop)
         world = create(loop)
         try:
@@ -90,7 +90,7 @@ class NoKernelKills:
 
 
 class Weights:
-    """Now and then a worker is too large."""
+    """Sometimes a worker is too large."""
 
     pause = 0.25
 
@@ -100,7 +100,7 @@ class Weights:
 
 
 def _abandon(world: World) -> None:
-    """End whatever is in the middle of something when it is all over."""
+    """End everything that is still running."""
     loop = world.loop
     loop.after_turn = lambda: None
     loop.set_exception_handler(lambda _loop, _context: None)

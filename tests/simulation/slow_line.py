@@ -31,7 +31,7 @@ class SlowLine(World):
         super().__init__(loop, 0)
         self.code = code(replace(POLICY, lease=LEASE))
         self.database.bytes_per_second = BYTES_PER_SECOND
-        self.database.lossy, self.where.calm = False, True
+        self.database.lossy, self.executions.calm = False, True
         for size, count in ((SMALL, 150), (LARGE, 40), (TOO_LARGE, 6), (SMALL, 150)):
             for job in ("short", "chain"):
                 self.database.enqueue(job, bytes(size), count // 2)

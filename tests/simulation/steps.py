@@ -1,4 +1,4 @@
-"""What users' code does: it ends in one way or another, crashes, hangs, enqueues, commits its own transaction."""
+"""The behaviour of user code: it ends, crashes, hangs, enqueues runs, or commits its own transaction."""
 
 import signal
 from typing import TYPE_CHECKING, cast
@@ -6,7 +6,7 @@ from uuid import UUID
 
 from simulation import commits
 from simulation.app import LIMITS, UNSTORABLE, first_step, following_step, key_of, placement_of
-from simulation.whereabouts import Whereabouts
+from simulation.executions import Executions
 from underway.postgres.transitions import AdvanceRun, Attempt, succeed
 from underway.wire import messages
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 _ENDINGS: tuple[messages.Ending, ...] = ("next", "retry", "fail")
 _WEIGHTS = (92, 6, 2)
-_UNSTORABLE = 0.02  # so many of their results cannot be stored
+_UNSTORABLE = 0.02  # the share of results that cannot be stored
 _CHILDREN = ["short", "short", "keyed", "swap"]
 
 
 class Steps:
-    """Those of one worker."""
+    """The steps of one worker."""
 
-    def __init__(self, worker: "WorkerLoop", where: Whereabouts, owner: UUID) -> None:
+    def __init__(self, worker: "WorkerLoop", executions: Executions, owner: UUID) -> None:
         self._worker = worker
-        self._where = where
+        self._executions = executions
         self._owner = owner
-        self._database = where.database
-        self._ledger = where.database.ledger
-        self._clock = where.database.loop
+        self._database = executions.database
+        self._ledger = executions.database.ledger
+        self._clock = executions.database.loop
         self._rng = self._clock.rng
 
     def execute(self, task: messages.Assignment) -> None:
-        rng, calm = self._rng, self._where.calm
+        rng, calm = self._rng, self._executions.calm
         seconds = rng.uniform(0.2, 2.9) if task.job == "long" else rng.expovariate(500)
         if rng.random() < 0.03:
-            seconds = rng.uniform(0.03, 0.3)  # longer than anybody could know
+            seconds = rng.uniform(0.03, 0.3)  # longer than the supervisor expects
         dice = 1.0 if calm else rng.random()
         if dice < 0.01:
             self._clock.happen(rng.uniform(0, seconds), lambda: self._crash(task))
@@ -52,7 +52,7 @@ class Steps:
         self._clock.happen(seconds, lambda: self._end(task, ending, seconds, storable=storable))
 
     def stop(self, task: messages.Assignment) -> None:
-        """Most steps end when they are told to, some succeed in spite of it, some do not care."""
+        """Most steps end when they are interrupted, some succeed nevertheless, some ignore it."""
         dice = self._rng.random()
         if dice < 0.9:
             ending: messages.Ending = "interrupted" if dice < 0.7 else "next"
@@ -76,7 +76,7 @@ class Steps:
         self._result(task, ending, placement, spawned, seconds, payload)
 
     def _commit_own(self, task: messages.Assignment, seconds: float) -> None:
-        """Handed over by the worker, which then has to live long enough to say so."""
+        """The worker hands over, and then has to live long enough to report it."""
         if self._worker.runs is not task:
             return
         row = self._database.held(task.run, task.token, self._owner)
@@ -92,7 +92,7 @@ class Steps:
             commits.continue_(self._database, self._owner, [end], children, None)
         else:
             commits.finish(self._database, self._owner, [end], children)
-        if self._rng.random() < 0.3 and not self._where.calm:
+        if self._rng.random() < 0.3 and not self._executions.calm:
             self._worker.process.die(-signal.SIGSEGV, 0.001)
             return
         self._result(task, "committed", placement, [], seconds, task.payload)
@@ -111,7 +111,7 @@ class Steps:
         for n in range(self._rng.choice([1, 1, 4])):
             job = self._rng.choice(_CHILDREN)
             given = self._rng.choice(list(LIMITS))
-            if not storable and not self._where.calm and self._rng.random() < 0.01:
+            if not storable and not self._executions.calm and self._rng.random() < 0.01:
                 job, given = "short", UNSTORABLE
             step, key = first_step(job), key_of(job, first_step(job), given)
             delay = 0.0 if self._rng.random() < 0.8 else 0.3

@@ -1,4 +1,4 @@
-"""The store of one supervisor, whose statements are those of the modules beside this one."""
+"""The store of one supervisor; its statements are in the modules beside this one."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from typing import Any
@@ -15,7 +15,7 @@ from underway.postgres.transitions import AdvanceRun, FinishRun
 
 
 class FakeStore:
-    """`holds` tells which tokens its supervisor has now."""
+    """`holds` returns the tokens that its supervisor holds."""
 
     def __init__(
         self, database: Database, work: ReconnectingConnection, leases: ReconnectingConnection, owner: UUID
@@ -70,7 +70,9 @@ class FakeStore:
     async def finish(
         self, rows: Sequence[FinishRun], spawned: list[dict[str, Any]], *, seconds: float = STATEMENT_SECONDS
     ) -> set[int]:
-        self._check_held(row for row in rows if row.state != "cancelled")  # nobody holds an orphan that is closed
+        self._check_held(
+            row for row in rows if row.state != "cancelled"
+        )  # an unknown run that was cancelled is not held
         done, locked = await self._work.do(
             "finish",
             lambda: commits.finish(self._database, self._owner, rows, spawned),
@@ -100,10 +102,10 @@ class FakeStore:
 
     def _check_held(self, rows: Iterable[FinishRun | AdvanceRun]) -> None:
         if lost := [row.token for row in rows if row.token not in self.holds()]:
-            raise Broken(f"something is to be written for {lost}, which are not held any more")
+            raise Broken(f"something is to be written for {lost}, which are no longer held")
 
     async def drop(self, run: str, token: int) -> bool:
-        return await self._work.do("drop", lambda: False)  # ids are unique in the simulation
+        return await self._work.do("drop", lambda: False)  # IDs are unique in the simulation
 
     async def owned(self, runs: Sequence[str], *, on_leases: bool = False) -> dict[tuple[str, int], bool]:
         return await self._session(on_leases).do("owned", lambda: commits.owned(self._database, self._owner, runs))
@@ -166,7 +168,7 @@ class FakeStore:
     def _session(self, on_leases: bool) -> ReconnectingConnection:
         return self._leases if on_leases else self._work
 
-    # Of no account here
+    # Not simulated
 
     async def paused_queues(self) -> Set[str]:
         return frozenset()

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import psycopg
 
 from simulation.app import LIMITS, first_step, key_of
-from simulation.clockwork import made_up_time
+from simulation.clockwork import simulated_time
 from simulation.database import Database
 from simulation.ledger import Ledger
 from simulation.schedules import Schedules
@@ -83,7 +83,7 @@ class _Attempts(Ledger):
     def write(self, run: str, step: str, token: int, outcome: str) -> None:
         self.attempts[run, token] = outcome
 
-    def given_back(self, token: int, how: str) -> None: ...
+    def released(self, token: int, how: str) -> None: ...
 
 
 class FakeSubject:
@@ -145,7 +145,7 @@ class FakeSubject:
 
 
 def run_fake(scenario: Scenario, seed: int = 1) -> Any:
-    with made_up_time(seed) as loop:
+    with simulated_time(seed) as loop:
         asyncio.set_event_loop(loop)
         try:
             return loop.run_until_complete(scenario(FakeSubject(Database(loop))))

@@ -1,4 +1,4 @@
-"""One start of a supervisor, made of the real parts; and what holds between any two turns of the loop."""
+"""A supervisor made of the real parts, and the invariants that hold between any two turns of the loop."""
 
 import contextlib
 import itertools
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 GRACE = 3.0
-# Drain's own bounds: to clean up, to die, to write. Claims.stop may wait for a claim for two seconds before the drain
-# begins; and what comes with a lost statement.
+# The bounds of Drain: to clean up, to die, to write. ClaimLoop.stop may wait two seconds for a claim before the drain
+# begins; and the delay of a lost statement.
 DRAIN_SECONDS = GRACE + 5 + 5 + 12 + 2 + 1
-# Small, so that they are reached.
+# Small, so that these limits are reached.
 MOST_UNCOMMITTED = 12
 MOST_CLAIMED = 20
 MOST_PREFETCHED = 6
 MOST_WORKERS = 3
-# Between the first and the last TERM of those that are sent together.
+# Between the first and the last TERM that are sent together.
 LATE_SECONDS = 0.1
 _pids = itertools.count(10_000)
 
@@ -70,9 +70,9 @@ class Supervisor:
 
     def start_worker(self, slot: int, listener: Any, generation: int, usage: Any) -> FakeWorker:
         code = self.world.code[self.code]
-        return FakeWorker(self.world.where, self.owner, code, next(_pids), slot, listener, generation, usage)
+        return FakeWorker(self.world.executions, self.owner, code, next(_pids), slot, listener, generation, usage)
 
-    # What is done to it
+    # Faults
 
     def reload(self, code: str) -> None:
         self.code = code
@@ -83,17 +83,17 @@ class Supervisor:
         self.stop.drain()
 
     def terminate_all(self) -> None:
-        """TERM to all of a unit: to us, and to the workers, who die of it, in any order."""
+        """Send TERM to all processes of a unit, in any order: the supervisor, and the workers, which die of it."""
         rng, loop = self.loop.rng, self.loop
         loop.note("TERM to all of supervisor", self.number)
-        # As asyncio does it: what a signal is to do is done a turn after it was seen.
+        # As in asyncio, a signal is handled one turn after it was seen.
         loop.happen(rng.uniform(0, LATE_SECONDS), lambda: loop.call_soon(self.ask_to_stop))
         for worker in self.pool.workers:
             assert isinstance(worker, FakeWorker)
             loop.happen(rng.uniform(0, LATE_SECONDS), worker.terminated_with_all)
 
     def kill(self) -> None:
-        """SIGKILL, and its guardian kills the workers."""
+        """Kill the supervisor; its guardian kills the workers."""
         self.loop.note("kill of supervisor", self.number)
         self._killed = True
         self.pool.stop_booting()
@@ -103,13 +103,13 @@ class Supervisor:
             worker.vanish()
         self.service = None
 
-    # What must hold
+    # Invariants
 
     def check(self) -> None:
-        """Every task that is held waits in one place, is in one worker, was in one whose death is yet to be judged, or
-        has ended and is on its way to Postgres.
+        """Every held task is in exactly one place: it waits, is with a worker, was with a dead worker whose verdict is
+        open, or has ended and is on its way to Postgres.
 
-        In every turn, so it is written to be quick.
+        This runs in every turn, so it is written for speed.
         """
         if self.service is None or self.life.done():
             return
@@ -117,7 +117,7 @@ class Supervisor:
         places = [task.token for task in line.ready]
         places += [task.token for task in line.suspects]
         waiting = len(places)
-        for worker in self.pool.roster.active:  # no others have any
+        for worker in self.pool.roster.active:  # other workers have no tasks
             places += worker.tasks
         places += self.service._results.unjudged
         here = set(places)

@@ -1,8 +1,8 @@
-"""The parts of a supervisor on a made-up clock, database and crew: orderings by the hundred thousand.
+"""The parts of a supervisor on a simulated clock, database and worker pool: hundreds of thousands of orderings.
 
-What is checked stands in tests/simulation: ledger.py (at each write, and in the end), whereabouts.py (whenever a step
-begins), supervisor.py (between any two turns of the loop), worker.py (at each task that is handed out), schedules.py.
-A run that fails names the command that plays it again: PYTHONPATH=tests python -m simulation SEED TURNS.
+The checks are in tests/simulation: ledger.py (at each write, and at the end), executions.py (whenever a step
+starts), supervisor.py (between any two turns of the loop), worker.py (at each assignment), schedules.py.
+A failure prints the command that repeats it: PYTHONPATH=tests python -m simulation SEED TURNS.
 """
 
 import os
@@ -47,28 +47,28 @@ def test_promises_hold_in_many_orders() -> None:
         simulate(seed, MANY_TURNS)
 
 
-def test_a_seed_is_a_history() -> None:
+def test_the_same_seed_gives_the_same_history() -> None:
     first, again = (simulate(3, 1000) for _ in range(2))
     assert list(first.loop.trace) == list(again.loop.trace)
     assert first.database.ledger.attempts == again.database.ledger.attempts
     assert first.loop.turns == again.loop.turns
 
 
-def test_the_fake_store_is_asked_like_the_real_one() -> None:
+def test_the_fake_store_has_the_signatures_of_the_real_one() -> None:
     for name, asked in vars(Store).items():
         if callable(asked) and not name.startswith("_"):
             assert signature(getattr(FakeStore, name)) == signature(asked), name
 
 
 @pytest.mark.parametrize("seed", range(1, 4))
-def test_a_slow_line_keeps_no_run_from_its_end(seed: int) -> None:
+def test_all_runs_finish_on_a_slow_network(seed: int) -> None:
     simulate_slow_line(seed)
 
 
-# Each of these breaks a promise; if the simulation does not see it, it sees nothing.
+# Each of these mutants breaks a promise, and the simulation must detect it.
 
 
-def do_not_say_what_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def forget_to_requeue_revoked_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     def take_back(self: Dispatch, worker: WorkerProcess) -> list[Task]:
         taken = [task for task in worker.tasks.values() if task.started_at is None]
         for task in taken:
@@ -78,12 +78,12 @@ def do_not_say_what_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dispatch, "take_back", take_back)
 
 
-def forget_what_was_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def forget_skipped_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dispatch, "skipped", lambda self, worker, token: worker.tasks.pop(token, None))
 
 
 def look_before_revoking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is found not begun may have begun when the Revoke arrives."""
+    """A task that is found unstarted may have started when the Revoke arrives."""
     real = Dispatch.take_back
 
     def take_back(self: Dispatch, worker: WorkerProcess) -> list[Task]:
@@ -110,7 +110,7 @@ def submit_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResultHandler, "_ended", ended)
 
 
-def hand_to_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+def hand_to_any_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     def next_for(self: Dispatch, worker: WorkerProcess, count: int) -> list[Task]:
         return [self.ready.popleft() for _ in range(min(count, len(self.ready)))]
 
@@ -137,12 +137,12 @@ def never_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CommitLoop, "full", lambda self: False)
 
 
-def drop_what_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def drop_repeated_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CommitQueue, "put_back", lambda self, group: None)
 
 
-def take_the_unstarted_for_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give back as never started whatever a dead worker had, also what it had begun."""
+def release_started_tasks_of_dead_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Release all tasks of a dead worker as unstarted, also the one that it had started."""
 
     def died(self: ResultHandler, worker: WorkerProcess) -> None:
         tasks, worker.tasks = list(worker.tasks.values()), {}
@@ -153,19 +153,19 @@ def take_the_unstarted_for_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResultHandler, "died", died)
 
 
-def judge_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker's death by the TERM that was sent to its supervisor too, and is seen first."""
+def judge_deaths_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the death of a worker by a TERM that was sent to its supervisor too, and that is seen first."""
     monkeypatch.setattr(ResultHandler, "_judge_in_time", ResultHandler._judge)
 
 
-QUICK = [judge_at_once, do_not_say_what_is_taken_back, submit_twice, take_the_unstarted_for_crashed]
+QUICK = [judge_deaths_at_once, forget_to_requeue_revoked_tasks, submit_twice, release_started_tasks_of_dead_workers]
 SLOW = [
-    forget_what_was_skipped,
+    forget_skipped_tasks,
     look_before_revoking,
-    hand_to_anybody,
+    hand_to_any_worker,
     take_many_suspects,
     never_pause,
-    drop_what_is_repeated,
+    drop_repeated_results,
 ]
 MUTANTS = [*QUICK, *(pytest.param(mutate, marks=pytest.mark.chaos) for mutate in SLOW)]
 
@@ -175,7 +175,7 @@ def _name(mutate: Callable[[pytest.MonkeyPatch], None]) -> str:
 
 
 @pytest.mark.parametrize("mutate", MUTANTS, ids=_name)
-def test_a_broken_promise_is_seen(
+def test_a_broken_promise_is_detected(
     mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutate(monkeypatch)
@@ -183,7 +183,7 @@ def test_a_broken_promise_is_seen(
         _simulate_many()
 
 
-def repeat_what_was_interrupted_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+def repeat_interrupted_statements_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AdaptiveBatch, "_shrink", lambda self, rows, size, divisor: None)
 
 
@@ -193,8 +193,8 @@ def give_a_single_row_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("mutate", [repeat_what_was_interrupted_unchanged, give_a_single_row_no_more_time], ids=_name)
-def test_a_livelock_on_a_slow_line_is_seen(
+@pytest.mark.parametrize("mutate", [repeat_interrupted_statements_unchanged, give_a_single_row_no_more_time], ids=_name)
+def test_a_livelock_on_a_slow_network_is_detected(
     mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutate(monkeypatch)

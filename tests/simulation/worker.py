@@ -1,19 +1,19 @@
-"""A worker that is no process. The supervisor's side of it is the real one, down to what it does with the system."""
+"""A worker without a process. The supervisor's side of it is real, except for system calls."""
 
 import signal
 from collections import deque
 from typing import Any
 from uuid import UUID
 
+from simulation.executions import Executions
 from simulation.ledger import Broken
-from simulation.whereabouts import Whereabouts
 from simulation.worker_loop import WorkerLoop
 from underway.definition.manifest import Manifest
 from underway.supervisor.workers.process import END_SECONDS, WorkerProcess
 from underway.supervisor.workers.worker_state import WorkerState
 from underway.wire import messages as wire
 
-# Three quarters of what is between the kill of a worker and its lapse, by the lease.
+# Three quarters of the time between the kill of a worker and the end of its lease, as a share of the lease.
 SLOWEST_DEATH = 0.05 * 0.75
 
 
@@ -29,7 +29,7 @@ class NoOutput:
 class FakeWorker(WorkerProcess):
     def __init__(
         self,
-        where: Whereabouts,
+        executions: Executions,
         owner: UUID,
         code: Manifest,
         pid: int,
@@ -42,16 +42,16 @@ class FakeWorker(WorkerProcess):
         self.output: Any = NoOutput()
         self._listener = listener
         self._pid = pid
-        self._clock = where.database.loop
+        self._clock = executions.database.loop
         self._rng = self._clock.rng
         self.started_at = self._clock.time()
         self._known = {(lane.job, lane.step) for lane, _ in code.lanes()}
-        self.inbox: deque[wire.Message] = deque()  # what the socket holds, on the way to the worker
-        self._held_up: deque[wire.Message] = deque()  # and what it had no room for
+        self.inbox: deque[wire.Message] = deque()  # messages in the socket, on the way to the worker
+        self._held_up: deque[wire.Message] = deque()  # messages for which the socket had no room
         self._outbox: deque[wire.Message] = deque()
         self._ringing = False
         self._capacity = self._rng.choice([3, 8, 10_000])
-        self._mind = WorkerLoop(self, where, owner, code)
+        self._worker_loop = WorkerLoop(self, executions, owner, code)
 
     @property
     def pid(self) -> int:
@@ -65,14 +65,14 @@ class FakeWorker(WorkerProcess):
                 self._check_hand_over(message)
             (self._held_up if self._is_full() else self.inbox).append(message)
         if self.inbox:
-            self._mind.poke()
+            self._worker_loop.poke()
         return not self._held_up
 
     def _is_full(self) -> bool:
-        return bool(self._held_up) or (self._mind.runs is not None and len(self.inbox) >= self._capacity)
+        return bool(self._held_up) or (self._worker_loop.runs is not None and len(self.inbox) >= self._capacity)
 
     def take(self) -> wire.Message | None:
-        """What the worker reads next."""
+        """The message that the worker reads next."""
         if not self.inbox:
             self.inbox, self._held_up = self._held_up, deque()
         return self.inbox.popleft() if self.inbox else None
@@ -105,7 +105,7 @@ class FakeWorker(WorkerProcess):
             self._ring()
 
     def _receive(self) -> int:
-        """One read of the socket; the end of it may be in the next one."""
+        """One read of the socket; the rest may be in the next read."""
         if not self._outbox:
             return 0
         for _ in range(min(len(self._outbox), self._rng.choice([1, 5, 1000]))):
@@ -116,13 +116,13 @@ class FakeWorker(WorkerProcess):
 
     def signal(self, number: int) -> None:
         assert number == signal.SIGUSR1
-        self._clock.happen(self._rng.expovariate(1000), self._mind.interrupted)
+        self._clock.happen(self._rng.expovariate(1000), self._worker_loop.interrupted)
 
     def has_children(self) -> bool:
         return bool(self._rng.random() < 0.5)
 
     def kill(self, words: str = "", *, last_words: float = 0.0) -> None:
-        """The stacks that it may write before it dies are not simulated."""
+        """The stacks that a worker may write before it dies are not simulated."""
         self.killing = True
         lease = min((task.step.policy.lease.total_seconds() for task in self.tasks.values()), default=0.0)
         slowest = max(0.01, lease * SLOWEST_DEATH)
@@ -133,23 +133,23 @@ class FakeWorker(WorkerProcess):
         self._clock.call_later(END_SECONDS, self.kill)
 
     def die(self, code: int, seen_after: float) -> None:
-        if not self._mind.dead:
-            self._mind.die()
+        if not self._worker_loop.dead:
+            self._worker_loop.die()
             self._clock.happen(seen_after, lambda: self._see_death(code))
 
     def terminated_with_all(self) -> None:
-        if not self._mind.dead and self._mind.runs is not None:
-            self._mind.ledger.blameless.add(self._mind.runs.token)
+        if not self._worker_loop.dead and self._worker_loop.runs is not None:
+            self._worker_loop.ledger.blameless.add(self._worker_loop.runs.token)
         self.die(-signal.SIGTERM, self._rng.uniform(0, 0.01))
 
     def vanish(self) -> None:
-        """Together with its supervisor; nobody sees it."""
-        self._mind.die()
+        """Die together with the supervisor; the death is not seen."""
+        self._worker_loop.die()
         self.exit_code = -signal.SIGKILL
 
     def _see_death(self, code: int) -> None:
         self.exit_code = code
-        self.died_writing = self._mind.cut_off
+        self.died_writing = self._worker_loop.cut_off
         self.drain()
         self._listener.died(self)
         self._listener.on_messages_processed()

@@ -1,11 +1,11 @@
-"""The worker's own side: it reads what it is to do, skips what was revoked, says what it begins, and begins it."""
+"""The worker's side: it reads messages, skips revoked tasks, reports the start of a task, and runs it."""
 
 from collections import deque
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from simulation.executions import Executions
 from simulation.steps import Steps
-from simulation.whereabouts import Whereabouts
 from underway.definition.manifest import Manifest
 from underway.wire import messages as wire
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class WorkerLoop:
-    def __init__(self, process: "FakeWorker", where: Whereabouts, owner: UUID, code: Manifest) -> None:
+    def __init__(self, process: "FakeWorker", executions: Executions, owner: UUID, code: Manifest) -> None:
         self.process = process
-        self.where = where
-        self.clock = where.database.loop
+        self.executions = executions
+        self.clock = executions.database.loop
         self.rng = self.clock.rng
         self.runs: wire.Assignment | None = None
-        self.dead = False  # executes nothing any more; its death may not have been seen yet
-        self.ledger = where.database.ledger
+        self.dead = False  # it executes nothing more; its death may not have been seen yet
+        self.ledger = executions.database.ledger
         self._code = code
-        self._steps = Steps(self, where, owner)
+        self._steps = Steps(self, executions, owner)
         self._queue: deque[wire.Assignment] = deque()
         self._skip: set[int] = set()
         self._unwritten: list[wire.Message] = []
@@ -35,19 +35,19 @@ class WorkerLoop:
     def _boot(self) -> None:
         if self.dead:
             return
-        if self.rng.random() < 0.02 and not self.where.calm:
+        if self.rng.random() < 0.02 and not self.executions.calm:
             self.process.die(3, 0.001)
             return
         self.write(wire.Hello(self.process.pid, self._code.to_json()))
 
     def poke(self) -> None:
-        """There is something to read."""
+        """Wake up: there is a message to read."""
         if self._asleep:
             self._asleep = False
             self.clock.happen(self.rng.expovariate(10_000), self._wake)
 
     def _wake(self) -> None:
-        """Something has come, or the last task has ended: begin the next."""
+        """A message has arrived, or the last task has ended: start the next one."""
         if self.dead:
             return
         self._look()
@@ -63,8 +63,8 @@ class WorkerLoop:
         task = self._queue.popleft()
         self.ledger.announced.add(task.token)
         self.write(*([] if task.token == self._announced else [wire.Started(task.token)]))
-        self._announced = None  # once: it may be skipped, and come again
-        # Between this and the look into the inbox a Revoke may come.
+        self._announced = None  # valid once: the task may be skipped and assigned again
+        # A Revoke may arrive between this and the look into the inbox.
         self.clock.happen(self.rng.expovariate(20_000), lambda: self._begin(task))
 
     def _refuse(self) -> None:
@@ -103,7 +103,7 @@ class WorkerLoop:
             self._wake()
             return
         self.clock.note("worker", self.process.slot, "executes", task.run, task.token)
-        self.where.begin(self, task)
+        self.executions.begin(self, task)
         self.runs = task
         self._steps.execute(task)
 
@@ -112,19 +112,19 @@ class WorkerLoop:
         self._unwritten.clear()
         self.process.wrote(written)
 
-    # The end of a task, of one kind or the other
+    # The end of a task
 
     def ended(self, task: wire.Assignment, result: wire.Result) -> None:
-        """It goes out together with the Started of the next, which it may name itself."""
-        self.where.end(self, task)
+        """The result is sent together with the Started of the next task, or announces that start itself."""
+        self.executions.end(self, task)
         self.runs = None
         self._look()
-        self._tainted = self._tainted or (not self.where.calm and self.rng.random() < 0.01)
+        self._tainted = self._tainted or (not self.executions.calm and self.rng.random() < 0.01)
         self._announced = self._queue[0].token if self._queue and not self._tainted else None
         if self._announced is not None:
             self.ledger.announced.add(self._announced)
         self._unwritten.append(result._replace(next_started=self._announced))
-        if not self.where.calm and self.rng.random() < 0.002:
+        if not self.executions.calm and self.rng.random() < 0.002:
             self.ledger.produced[task.token] = "cut off in the middle of writing"
             self.process.die(-9, 0.001)
             return
@@ -139,10 +139,10 @@ class WorkerLoop:
             self.clock.note("death of worker", self.process.slot, "at", self.runs and self.runs.token)
             self.dead = True
             if self.runs is not None:
-                self.where.end(self, self.runs)
+                self.executions.end(self, self.runs)
                 self.runs = None
 
     @property
     def cut_off(self) -> bool:
-        """It has died with something to say."""
+        """Whether it died with unsent messages."""
         return bool(self._unwritten)

@@ -1,4 +1,4 @@
-"""Supervisors on one database, havoc among them, then calm: everything must come to its end by itself."""
+"""Supervisors on one database: first with faults, then without, until all runs have ended by themselves."""
 
 import asyncio
 import itertools
@@ -6,14 +6,14 @@ import itertools
 from simulation.app import code
 from simulation.clockwork import Clockwork
 from simulation.database import Database
-from simulation.havoc import strike
+from simulation.executions import Executions
+from simulation.faults import inject_fault
 from simulation.ledger import Broken
 from simulation.schedules import Schedules
 from simulation.supervisor import Supervisor
-from simulation.whereabouts import Whereabouts
 
 SUPERVISORS = 2
-# From the end of the havoc until all runs have ended: leases lapse, suspects wait, one at a time.
+# From the last fault until all runs have ended: leases expire, and suspects run one at a time.
 SETTLING_SECONDS = 400.0
 
 
@@ -25,8 +25,8 @@ class World:
         self.code = code()
         self.database = Database(loop)
         self.schedules = Schedules(self.database)
-        self.where = Whereabouts(self.database)
-        self.stalled = 0.0  # the longest that this process did not run
+        self.executions = Executions(self.database)
+        self.stalled = 0.0  # the longest stall of this process
         self.supervisors: list[Supervisor] = []
         self.started: list[Supervisor] = []
         self._turns = turns
@@ -38,7 +38,7 @@ class World:
         while self.loop.turns < self._turns:
             await asyncio.sleep(self.loop.rng.expovariate(20))
             self._replace_the_gone()
-            strike(self)
+            inject_fault(self)
         await self._calm_down()
         self.database.ledger.audit(self.database.live)
 
@@ -58,7 +58,7 @@ class World:
             supervisor.check()
 
     async def _calm_down(self) -> None:
-        self.database.lossy, self.where.calm = False, True
+        self.database.lossy, self.executions.calm = False, True
         settled_at = self.loop.time() + self.settling_seconds
         calm_since = self.schedules.now()
         while self.schedules.every or self.database.live:

@@ -1,4 +1,4 @@
-"""Files and sockets of ours are their owner's alone, whatever the umask says."""
+"""Our files and sockets are accessible to their owner only, with any umask."""
 
 import os
 import stat
@@ -18,7 +18,7 @@ from underway.testing import using_database
 
 
 def open_to_others(folder: Path) -> list[str]:
-    """What in this folder others could read, enter or write, if they came so far."""
+    """The paths in this folder that others could read, enter or write if they could reach them."""
     return [
         f"{path} {stat.filemode(path.lstat().st_mode)}"
         for path in [folder, *folder.rglob("*")]
@@ -28,7 +28,7 @@ def open_to_others(folder: Path) -> list[str]:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A folder that also the user may enter as whom root's server runs; nothing in it yet."""
+    """An empty folder that the user of root's server can enter, too."""
     folder = Path(mkdtemp(prefix="underway-modes-", dir="/tmp"))
     folder.chmod(0o755)
     yield folder
@@ -53,14 +53,14 @@ def test_the_embedded_postgres_under_umask_000(home: Path) -> None:
         try:
             assert process.stdout.read(2) == b"up"
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-            # The copy of the wheel is no secret, and nobody comes so far.
+            # The copy of the wheel is public, and others cannot reach it anyway.
             listed = [line for line in open_to_others(folder) if f"{folder}/install" not in line]
             assert listed == []
             socket = folder / ".s.PGSQL.5432"
             assert stat.S_ISSOCK(socket.stat().st_mode)
             for name in ("underway.lock", "log", "data"):
                 assert (folder / name).exists()
-            # Whoever can write above the folder could put another in its place.
+            # A user who can write to a parent folder could replace the folder.
             for parent in (folder.parent, folder.parent.parent):
                 assert stat.S_IMODE(parent.stat().st_mode) == 0o755
         finally:
@@ -109,7 +109,7 @@ def test_a_supervisor_leaves_no_files_and_listens_on_nothing(database: str, home
 
 
 def listening_sockets() -> set[str]:
-    """As /proc/PID/fd names them."""
+    """By their names in /proc/PID/fd."""
     found = set()
     for table, state, inode in (("tcp", 3, 9), ("tcp6", 3, 9), ("unix", 3, 6)):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:

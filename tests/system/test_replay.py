@@ -1,4 +1,4 @@
-"""`underway replay`: one stored attempt by hand, after which everything is as it was."""
+"""`underway replay`: run a stored attempt by hand, without any effect."""
 
 import os
 import pty
@@ -27,11 +27,11 @@ def replay(run: Run[Any], database: str, *options: str) -> subprocess.CompletedP
     return underway_process("replay", APP, str(run.id), *options, database=database)
 
 
-def nothing_is_booked(connection: Connection) -> bool:
+def nothing_is_written(connection: Connection) -> bool:
     return value(connection, "select to_regclass('booked') is null") is True
 
 
-def test_a_pending_run_runs_and_stays_as_it_is(bind: Bind, connection: Connection, database: str) -> None:
+def test_replaying_a_pending_run_does_not_change_it(bind: Bind, connection: Connection, database: str) -> None:
     bind(replaying.app)
     run = replaying.bookings.enqueue(Order(7))
     before = dump(connection)
@@ -47,10 +47,10 @@ def test_a_pending_run_runs_and_stays_as_it_is(bind: Bind, connection: Connectio
         "next step confirm:", '  "order 7"', "enqueued greetings, input:", '  "customer of 7"',
     ]  # fmt: skip
     assert dump(connection) == before
-    assert nothing_is_booked(connection)
+    assert nothing_is_written(connection)
 
 
-def test_a_failed_run_fails_again_where_it_stands(
+def test_a_failed_run_fails_again_at_the_same_step(
     bind: Bind, connection: Connection, database: str, start_supervisor: Start
 ) -> None:
     bind(replaying.app)
@@ -67,7 +67,7 @@ def test_a_failed_run_fails_again_where_it_stands(
     assert "failed after " in done.stdout
     assert done.stdout.endswith("Fail: order 8 cannot be booked\n")
 
-    # One in quarantine shows where it kills.
+    # A quarantined run shows where it kills its process.
     done = replay(killing, database)
     assert done.returncode == -signal.SIGSEGV
     assert "booking order 9" in done.stdout
@@ -84,23 +84,23 @@ def test_a_failed_run_fails_again_where_it_stands(
     assert value(connection, "select array_agg(number) from booked") == [1]
 
 
-def test_what_would_fail_only_at_its_commit_fails(bind: Bind, connection: Connection, database: str) -> None:
+def test_a_violation_that_is_found_at_commit_fails(bind: Bind, connection: Connection, database: str) -> None:
     bind(replaying.app)
     done = replay(replaying.bookings.enqueue(Order(7, "twice")), database)
     assert done.returncode == 1
     assert "duplicate key value violates unique constraint" in done.stdout
-    assert nothing_is_booked(connection)
+    assert nothing_is_written(connection)
 
 
 def test_while_its_supervisor_runs_it(
     bind: Bind, connection: Connection, database: str, start_supervisor: Start, stage: Path
 ) -> None:
-    """And neither hears of the other; the kill of the real one leaves this one's transaction alone."""
+    """The replay and the real attempt do not affect each other; the kill of the real one spares the replay."""
     bind(replaying.app)
     run = replaying.bookings.enqueue(Order(7, "waits"))
     start_supervisor("replaying", "--procs", "1", env={"REPLAY_FOLDER": str(stage)})
     eventually(lambda: list(stage.iterdir()), what="the step is at work")
-    # The table that both create is the first one's until it ends.
+    # Both create the same table, so the second waits until the first ends.
     command = [sys.executable, "-m", "underway.cli.main", "replay", APP, str(run.id), "--database", database]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second:
         waiting = (
@@ -112,7 +112,7 @@ def test_while_its_supervisor_runs_it(
         output, _ = second.communicate(timeout=20)
     assert second.returncode == 0
     assert "next step confirm:" in output
-    assert nothing_is_booked(connection)
+    assert nothing_is_written(connection)
 
 
 def test_the_debugger_opens_where_the_step_raised(bind: Bind, database: str) -> None:

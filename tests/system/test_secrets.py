@@ -1,4 +1,4 @@
-"""A password in the database's name: in no log, error, label, argument of a process or row."""
+"""A password in the database's URL appears in no log, error, label, process argument or row."""
 
 import itertools
 import os
@@ -58,7 +58,7 @@ BROKEN = {
 }
 
 
-def told(text: str) -> list[str]:
+def leaks_in(text: str) -> list[str]:
     return [spelling for spelling in SPELLINGS if spelling in text]
 
 
@@ -70,7 +70,7 @@ def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Cluster]:
-    """A server that asks for passwords."""
+    """A server that requires passwords."""
     with temporary_cluster() as cluster:
         (cluster.data / "pg_hba.conf").write_text("local all postgres trust\nlocal all all scram-sha-256\n")
         with psycopg.connect(cluster.url("postgres"), autocommit=True) as superuser:
@@ -94,7 +94,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def with_password(guarded: Cluster) -> str:
-    """The URL of a migrated database that cannot be entered without the secret."""
+    """The URL of a migrated database that requires the secret."""
     name = f"secretive_{next(_numbers)}"
     guarded.create_database(name)
     with psycopg.connect(guarded.url(name)) as connection:
@@ -104,41 +104,41 @@ def with_password(guarded: Cluster) -> str:
 
 def test_every_command_is_here() -> None:
     tried = {words[1] for words in COMMANDS if words[0] == ADMIN}
-    assert tried == set(main.commands) - {"db"}, "what takes no --database cannot tell it"
+    assert tried == set(main.commands) - {"db"}, "all commands with --database are tested"
 
 
-# Each starts processes. What all have in common is tested by the migrate of tests/sql/test_migrate.py too.
+# Each of these starts processes. tests/sql/test_migrate.py also tests what they have in common.
 QUICK = ("refused", "no url")
 
 
 @pytest.mark.parametrize(
     "broken", [pytest.param(name, marks=() if name in QUICK else pytest.mark.chaos) for name in BROKEN]
 )
-def test_no_failure_tells_it(broken: str) -> None:
-    """Both commands, by option and by environment. All of `underway` but migrate and sync connects in one place."""
+def test_no_error_contains_it(broken: str) -> None:
+    """Given as an option and in the environment. Except migrate and sync, all commands connect in one place."""
     url = BROKEN[broken]
     for words in [(ADMIN, "sync", APP), (SUPERVISOR, APP, "--procs", "1")]:
         done = command(*words, UNDERWAY_DATABASE_URL=url)
         assert done.returncode != 0, words
         assert "Traceback" not in done.stderr, done.stderr
-        assert not told(done.stdout + done.stderr), done.stderr
+        assert not leaks_in(done.stdout + done.stderr), done.stderr
     done = command(ADMIN, "list", "--database", url)
     assert done.returncode == 1
-    assert not told(done.stdout + done.stderr), done.stderr
+    assert not leaks_in(done.stdout + done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_no_traceback_tells_it(broken: str) -> None:
-    """What a program of the user's prints that lets our errors pass."""
+def test_no_traceback_contains_it(broken: str) -> None:
+    """As printed by a user's program that does not catch our errors."""
     app = Underway(BROKEN[broken])
     for call in (app.migrate, app.schedules):
         with pytest.raises((UnderwayError, psycopg.Error)) as raised:
             call()
         printed = "".join(traceback.format_exception(raised.value))
-        assert not told(printed), printed
+        assert not leaks_in(printed), printed
 
 
-def test_a_server_that_refuses_does_not_make_us_tell_it(with_password: str) -> None:
+def test_the_error_of_a_refused_connection_does_not_contain_it(with_password: str) -> None:
     with psycopg.connect(with_password, autocommit=True) as connection:
         connection.execute("update underway.migration set oldest_code = 9999")
     refusals = {
@@ -150,24 +150,24 @@ def test_a_server_that_refuses_does_not_make_us_tell_it(with_password: str) -> N
             done = command(*words, UNDERWAY_DATABASE_URL=url)
             assert done.returncode != 0
             assert why in done.stderr
-            assert not told(done.stdout + done.stderr)
+            assert not leaks_in(done.stdout + done.stderr)
 
 
-def test_no_command_that_works_tells_it(with_password: str) -> None:
+def test_no_output_of_a_command_contains_it(with_password: str) -> None:
     lines = [words[1:] for words in COMMANDS if words[0] == ADMIN and words[1] not in ("sync", "replay")]
     for line in [*lines, *((*line, "--help") for line in lines)]:
         done = underway(*line, database=with_password)
-        assert not told(done.stdout + done.stderr), line
+        assert not leaks_in(done.stdout + done.stderr), line
         assert ("Usage:" in done.stdout) == ("--help" in line)
         if line == ("migrate",):
             assert done.stdout == "the schema is up to date\n"
     synced = command(ADMIN, "sync", APP, "--database", with_password)
     assert "registered numbers" in synced.stdout
-    assert not told(synced.stdout + synced.stderr)
+    assert not leaks_in(synced.stdout + synced.stderr)
 
 
 @pytest.mark.parametrize("by", ["environment", "option"])
-def test_a_supervisor_at_work_tells_it_nowhere(
+def test_a_running_supervisor_leaks_it_nowhere(
     by: str, guarded: Cluster, with_password: str, start_supervisor: Callable[..., Supervisor]
 ) -> None:
     options = ["--database", with_password] if by == "option" else []
@@ -182,8 +182,8 @@ def test_a_supervisor_at_work_tells_it_nowhere(
         for member in family:
             arguments = Path(f"/proc/{member.pid}/cmdline").read_bytes().decode()
             assert arguments
-            assert not told(arguments), arguments
-        # The server goes and comes back: what is said of that does not tell it either.
+            assert not leaks_in(arguments), arguments
+        # The log lines about a restart of the server do not contain it either.
         guarded.stop("immediate")
         supervisor.until("cannot connect to the database, trying again")
         guarded.start()
@@ -193,14 +193,16 @@ def test_a_supervisor_at_work_tells_it_nowhere(
         tables = ("run", "finished_run", "attempt", "job", "queue", "schedule", "supervisor", "migration")
         for table in tables:
             rows = value(connection, f"select coalesce(string_agg(t::text, ' '), '') from underway.{table} t")
-            assert not told(rows), table
-        assert not told(value(connection, "select string_agg(application_name || query, ' ') from pg_stat_activity"))
+            assert not leaks_in(rows), table
+        assert not leaks_in(
+            value(connection, "select string_agg(application_name || query, ' ') from pg_stat_activity")
+        )
     supervisor.end()
-    assert not told(supervisor.log)
+    assert not leaks_in(supervisor.log)
 
 
-def test_a_command_hides_what_was_typed() -> None:
-    """While it waits for a server that does not answer."""
+def test_a_command_hides_its_arguments_from_ps() -> None:
+    """Also while it waits for a server that does not answer."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://me:{quote(SECRET, safe='')}@127.0.0.1:{silent.getsockname()[1]}/nowhere"
         command = [sys.executable, "-m", ADMIN, "list", f"--database={url}"]
@@ -208,12 +210,12 @@ def test_a_command_hides_what_was_typed() -> None:
             try:
                 arguments = Path(f"/proc/{process.pid}/cmdline")
                 eventually(lambda: b"--database=****" in arguments.read_bytes())
-                assert not told(arguments.read_bytes().decode())
+                assert not leaks_in(arguments.read_bytes().decode())
                 assert arguments.read_bytes().startswith(os.fsencode(sys.executable) + b"\0-m\0")
             finally:
                 process.kill()
 
 
-def test_what_is_printed_of_settings_and_apps_does_not_tell_it() -> None:
+def test_the_repr_of_settings_and_apps_does_not_contain_it() -> None:
     url = BROKEN["refused"]
-    assert not told(repr(Settings("app", 1, url)) + repr(Underway(url)))
+    assert not leaks_in(repr(Settings("app", 1, url)) + repr(Underway(url)))

@@ -1,4 +1,4 @@
-"""underway.testing: what users' tests are given."""
+"""underway.testing: the tools for users' tests."""
 
 import asyncio
 import contextvars
@@ -77,7 +77,7 @@ receipts = app.job("receipts").step(render).step(send, keep=HOUR)
 
 
 class Busy(Retry):
-    def __init__(self) -> None:  # says nothing to Retry's own
+    def __init__(self) -> None:  # does not call Retry's own
         self.lines = 3
 
 
@@ -127,7 +127,7 @@ def write(cx: Context, how: str) -> Done[int]:
     cx.tx.execute("insert into written values (%s)", [cx.attempt])
     if how == "fail once" and cx.attempt == 1:
         raise ValueError("and what was written is gone")
-    if how == "go on after an error":
+    if how == "continue after an error":
         with pytest.raises(psycopg.errors.DivisionByZero):
             cx.tx.execute("select 1 / 0")
     return To.done(cx.attempt)
@@ -183,13 +183,13 @@ def again(cx: Context, number: int) -> Done:
 endless = app.job("endless").step(again)
 
 
-def cancel_oneself(cx: Context) -> Done:
+def cancel_itself(cx: Context) -> Done:
     with psycopg.connect(app.database.url or "", autocommit=True) as connection:
         connection.execute("select underway.cancel(%s)", [cx.run_id])
     return To.done()
 
 
-suicidal = app.job("suicidal").step(cancel_oneself)
+suicidal = app.job("suicidal").step(cancel_itself)
 
 
 def ask_slot(cx: Context) -> Done[str]:
@@ -208,7 +208,7 @@ def bound(database: str) -> Iterator[Underway]:
 # run_inline
 
 
-def test_values_travel_as_they_would() -> None:
+def test_values_are_encoded_and_decoded_as_in_a_worker() -> None:
     run = run_inline(receipts, Order(7, MIDNIGHT))
     assert run.status is Status.SUCCEEDED
     assert run.result() == Receipt(Order(7, MIDNIGHT), "7.pdf")
@@ -236,16 +236,14 @@ def test_a_value_that_could_not_be_enqueued_is_refused() -> None:
         ("raise", ["failed", "failed", "succeeded"], [10, 20, 0]),
         ("exit", ["failed", "failed", "succeeded"], [10, 20, 0]),
         ("after", ["failed", "failed", "succeeded"], [420, 420, 0]),
-        # As far as Postgres can count.
+        # Up to the limits of Postgres.
         ("for ever", ["failed", "failed", "succeeded"], [365_000 * 86_400, 365_000 * 86_400, 0]),
         ("seconds", ["failed", "failed", "succeeded"], [10, 20, 0]),
         ("of the user's", ["failed", "failed", "succeeded"], [10, 20, 0]),
         ("fail", ["failed"], [0]),
     ],
 )
-def test_failures_are_repeated_by_the_policy_and_not_waited_for(
-    how: str, outcomes: list[str], delays: list[int]
-) -> None:
+def test_failures_are_retried_by_the_policy_without_waiting(how: str, outcomes: list[str], delays: list[int]) -> None:
     run = run_inline(flaky, how)
     assert [attempt.outcome for attempt in run.attempts] == outcomes
     assert [attempt.number for attempt in run.attempts] == list(range(1, len(outcomes) + 1))
@@ -261,13 +259,13 @@ def test_failures_are_repeated_by_the_policy_and_not_waited_for(
 @pytest.mark.parametrize(
     ("kind", "message"), [("type", "PayloadError"), ("nan", "PayloadError"), ("nothing", "return To.next")]
 )
-def test_what_cannot_be_handed_over_is_a_failed_attempt(kind: str, message: str) -> None:
+def test_an_invalid_hand_over_is_a_failed_attempt(kind: str, message: str) -> None:
     run = run_inline(nonsense, kind)
     assert run.status is Status.FAILED
     assert message in (run.error or "")
 
 
-def test_what_a_step_enqueues_is_noted() -> None:
+def test_enqueued_runs_are_listed() -> None:
     run = run_inline(spawning, 5)
     (child,) = run.enqueued
     assert (str(child.id), child.job, child.value) == (run.result(), "receipts", Order(5))
@@ -295,25 +293,25 @@ def test_a_failed_attempt_leaves_nothing_in_the_callers_transaction(database: st
 
 def test_an_aborted_transaction_is_a_failed_attempt(connection: Connection) -> None:
     connection.execute("create table written (attempt int)")
-    run = run_inline(writing, "go on after an error", conn=connection)
+    run = run_inline(writing, "continue after an error", conn=connection)
     assert [attempt.outcome for attempt in run.attempts] == ["failed", "failed"]
     assert "aborted cx.tx" in (run.error or "")
     assert value(connection, "select count(*) from written") == 0
 
 
-def test_state_is_made_once_for_a_run() -> None:
+def test_state_is_created_once_for_a_run() -> None:
     before = len(made_states)
     assert run_inline(stateful).status is Status.SUCCEEDED
     assert len(made_states) == before + 1
 
 
 @pytest.mark.parametrize(("how", "error"), [("Ctrl-C", KeyboardInterrupt), ("fail", pytest.fail.Exception)])
-def test_what_is_meant_for_the_test_passes_through(how: str, error: type[BaseException]) -> None:
+def test_exceptions_meant_for_the_test_runner_are_not_caught(how: str, error: type[BaseException]) -> None:
     with pytest.raises(error):
         run_inline(stopped, how)
 
 
-def test_a_coroutine_is_told_to_use_a_thread(bound: Underway) -> None:
+def test_calling_it_in_a_coroutine_raises_with_a_hint(bound: Underway) -> None:
     async def main() -> None:
         for call in (lambda: run_inline(receipts, Order(0)), lambda: drain(app)):
             with pytest.raises(UnderwayError, match=r"await asyncio.to_thread\((run_inline|drain), "):
@@ -325,7 +323,7 @@ def test_a_coroutine_is_told_to_use_a_thread(bound: Underway) -> None:
 
 
 def test_a_test_may_enqueue_again_after_a_run() -> None:
-    """A step that is left behind must not be taken for the one that runs."""
+    """The step that has ended must not count as the current one."""
     run_inline(flaky, "fail")
     with pytest.raises(NoDatabase):
         flaky.enqueue("raise")
@@ -334,7 +332,7 @@ def test_a_test_may_enqueue_again_after_a_run() -> None:
 # drain
 
 
-def test_everything_is_run_by_the_real_statements(bound: Underway, connection: Connection) -> None:
+def test_drain_uses_the_real_statements(bound: Underway, connection: Connection) -> None:
     run = receipts.enqueue(Order(0, MIDNIGHT))
     assert drain(app) == 2
     assert run.result() == Receipt(Order(0, MIDNIGHT), "0.pdf")
@@ -343,7 +341,7 @@ def test_everything_is_run_by_the_real_statements(bound: Underway, connection: C
     assert drain(app) == 0
 
 
-def test_what_is_not_due_stays(bound: Underway, connection: Connection) -> None:
+def test_runs_that_are_not_due_stay(bound: Underway, connection: Connection) -> None:
     run = flaky.enqueue("raise")
     later = flaky.enqueue("fail", delay=HOUR)
     for expected in (1, 0):
@@ -359,7 +357,7 @@ def test_what_is_not_due_stays(bound: Underway, connection: Connection) -> None:
     assert later.status() is Status.FAILED
 
 
-def test_one_job_alone(bound: Underway) -> None:
+def test_drain_can_be_limited_to_one_job(bound: Underway) -> None:
     run = spawning.enqueue(0)
     other = receipts.enqueue(Order(1))
     assert drain(spawning) == 1
@@ -375,25 +373,25 @@ def test_children_are_drained_too(bound: Underway, connection: Connection) -> No
     assert child.result() == Receipt(Order(0), "0.pdf")
 
 
-@pytest.mark.parametrize("how", ["succeed", "fail once", "go on after an error"])
-def test_a_steps_own_transaction_is_the_real_one(bound: Underway, connection: Connection, how: str) -> None:
+@pytest.mark.parametrize("how", ["succeed", "fail once", "continue after an error"])
+def test_cx_tx_is_a_real_transaction(bound: Underway, connection: Connection, how: str) -> None:
     connection.execute("create table written (attempt int)")
     run = writing.enqueue(how)
     drain(app)
     advance(connection, HOUR)
     drain(app)
-    expected = {"succeed": [(1,)], "fail once": [(2,)], "go on after an error": []}[how]
+    expected = {"succeed": [(1,)], "fail once": [(2,)], "continue after an error": []}[how]
     assert connection.execute("select attempt from written").fetchall() == expected
     assert run.status() is (Status.SUCCEEDED if expected else Status.FAILED)
 
 
-def test_runs_of_one_key_come_one_after_the_other(bound: Underway) -> None:
+def test_runs_with_one_key_run_one_after_the_other(bound: Underway) -> None:
     all_of_them = keyed.enqueue_many(["a", "b", "c"])
     assert drain(app) == 3
     assert [run.result() for run in all_of_them] == ["a", "b", "c"]
 
 
-def test_a_run_in_line_for_a_key_waits_for_no_instant(bound: Underway, connection: Connection) -> None:
+def test_a_run_in_line_for_a_key_has_no_due_time(bound: Underway, connection: Connection) -> None:
     keyed.enqueue_many(["a", "b"])
     dues = "select due_at from underway.runs order by due_at nulls last"
     first, in_line = connection.execute(dues).fetchall()
@@ -402,7 +400,7 @@ def test_a_run_in_line_for_a_key_waits_for_no_instant(bound: Underway, connectio
     assert connection.execute(dues).fetchall() == [(first[0] - HOUR,), (None,)]
 
 
-def test_it_is_bounded_and_leaves_the_rest_alone(bound: Underway, connection: Connection) -> None:
+def test_drain_is_bounded_and_leaves_the_rest(bound: Underway, connection: Connection) -> None:
     endless.enqueue(0)
     with pytest.raises(UnderwayError, match="drain has made 7 attempts, and there is still work"):
         drain(app, most=7)
@@ -411,19 +409,19 @@ def test_it_is_bounded_and_leaves_the_rest_alone(bound: Underway, connection: Co
     ]
 
 
-def test_exactly_as_many_as_allowed_is_no_error(bound: Underway) -> None:
+def test_reaching_the_bound_exactly_is_not_an_error(bound: Underway) -> None:
     receipts.enqueue(Order(0))
     assert drain(app, most=2) == 2
 
 
-def test_a_run_that_is_cancelled_meanwhile_is_closed(bound: Underway) -> None:
+def test_a_run_that_is_cancelled_while_it_runs_ends_as_cancelled(bound: Underway) -> None:
     run = suicidal.enqueue()
     assert drain(app) == 1
     with pytest.raises(RunCancelled):
         run.result()
 
 
-def test_a_lapsed_lease_is_a_crash(bound: Underway, connection: Connection) -> None:
+def test_an_expired_lease_is_a_crash(bound: Underway, connection: Connection) -> None:
     run, _ = insert_held(connection, uuid4(), job="keyed", step="customer", input='"x"')
     assert drain(app) == 0
     advance(connection, 2 * HOUR)
@@ -434,7 +432,7 @@ def test_a_lapsed_lease_is_a_crash(bound: Underway, connection: Connection) -> N
 
 
 @pytest.mark.parametrize("what", ["app", "job"])
-def test_what_a_supervisor_tells_postgres_of_the_app_is_told(database: str, connection: Connection, what: str) -> None:
+def test_jobs_and_queues_are_registered_as_by_a_supervisor(database: str, connection: Connection, what: str) -> None:
     fresh = Underway(database)
     fresh.queue("pdf", dead_letter="pdf-dead")
     job = fresh.job("labelled").step(fails_for_good, queue="pdf")
@@ -450,7 +448,7 @@ def fails_for_good(cx: Context, n: int) -> Done:
     raise Fail("no")
 
 
-def test_schedules_fire_when_their_time_has_come(bound: Underway, connection: Connection) -> None:
+def test_schedules_fire_when_they_are_due(bound: Underway, connection: Connection) -> None:
     slot = daily.schedule("@daily").next_at
     assert drain(app) == 0
     advance(connection, timedelta(days=1))
@@ -462,7 +460,7 @@ def test_schedules_fire_when_their_time_has_come(bound: Underway, connection: Co
     assert after.next_at == slot
 
 
-def test_finished_runs_leave_after_their_keep(bound: Underway, connection: Connection) -> None:
+def test_finished_runs_are_removed_after_their_keep(bound: Underway, connection: Connection) -> None:
     receipts.enqueue(Order(0))
     drain(app)
     advance(connection, HOUR - timedelta(minutes=1))
@@ -474,7 +472,7 @@ def test_finished_runs_leave_after_their_keep(bound: Underway, connection: Conne
     assert value(connection, "select count(*) from underway.attempt") == 0
 
 
-def test_a_locked_row_is_said(
+def test_a_locked_row_is_reported(
     bound: Underway, database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("underway.testing.drainer._LOCKED_SECONDS", 0.2)
@@ -494,7 +492,7 @@ def test_a_locked_row_is_said(
     locking_app.close()
 
 
-def test_a_database_that_is_not_there_is_said_at_once(empty_database: str) -> None:
+def test_an_unreachable_database_raises_at_once(empty_database: str) -> None:
     with pytest.raises(NoDatabase):
         drain(app)
     with pytest.raises(SchemaMissing):
@@ -503,7 +501,7 @@ def test_a_database_that_is_not_there_is_said_at_once(empty_database: str) -> No
         drain(app, database="host=127.0.0.1 port=1")
 
 
-def test_context_variables_and_breakpoints_are_the_tests_own(bound: Underway) -> None:
+def test_context_variables_and_breakpoints_of_the_test_are_kept(bound: Underway) -> None:
     seen: list[tuple[str, int]] = []
     variable = contextvars.ContextVar("variable", default="unset")
     local = Underway(app.database.url)
@@ -524,7 +522,7 @@ def test_context_variables_and_breakpoints_are_the_tests_own(bound: Underway) ->
 # advance, using_database, the fixtures
 
 
-def test_time_passes_for_everything_that_waits_and_nothing_else(connection: Connection) -> None:
+def test_advance_moves_only_instants_that_are_waited_for(connection: Connection) -> None:
     def instants() -> dict[str, Any]:
         run = connection.execute(
             "select due_at, rank, lease_expires_at, created_at from underway.run order by id"
@@ -556,7 +554,7 @@ def test_a_run_in_line_for_a_key_stays_in_line(connection: Connection) -> None:
     assert value(connection, "select due_at is null from underway.run")
 
 
-def test_an_app_is_given_back_as_it_was(database: str) -> None:
+def test_using_database_restores_the_app(database: str) -> None:
     local = Underway("postgresql://nowhere")
     with using_database(local, database):
         assert local.database.url == database
@@ -564,7 +562,7 @@ def test_an_app_is_given_back_as_it_was(database: str) -> None:
     assert local.database.url == "postgresql://nowhere"
 
 
-def test_async_connections_go_where_the_app_is_pointed(underway_postgres: TemporaryPostgres) -> None:
+def test_async_connections_use_the_apps_current_database(underway_postgres: TemporaryPostgres) -> None:
     local = Underway("postgresql://nowhere")
 
     async def on_one_loop() -> None:
@@ -577,7 +575,7 @@ def test_async_connections_go_where_the_app_is_pointed(underway_postgres: Tempor
     asyncio.run(on_one_loop())
 
 
-def test_pytest_is_needed_for_the_fixtures_only(tmp_path: Path) -> None:
+def test_only_the_fixtures_need_pytest(tmp_path: Path) -> None:
     (tmp_path / "pytest.py").write_text("raise ModuleNotFoundError('none', name='pytest')\n")
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import underway.testing as t; "
@@ -614,8 +612,8 @@ def test_another(underway_database, underway_postgres):
 """
 
 
-def test_the_plugin_in_a_project_of_its_own(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With warnings as errors, and on a server that is left as it was."""
+def test_the_plugin_in_a_separate_project(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With warnings as errors, and on a server that is not changed."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TEST)
     monkeypatch.setenv("UNDERWAY_TEST_DATABASE_URL", server)

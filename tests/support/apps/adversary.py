@@ -98,7 +98,7 @@ def a_next_step_of_one_field(cx: Context) -> None:
 
 
 @scenario
-def a_step_that_nobody_has(cx: Context) -> None:
+def a_step_that_does_not_exist(cx: Context) -> None:
     forge(result(token_of(cx), ending="next", next_step=[7, {}, "x", [], None, 1.5, "y"]))
     time.sleep(60)
 
@@ -158,7 +158,7 @@ def a_late_boot_failure(cx: Context) -> None:
 
 
 @scenario
-def what_only_a_supervisor_says(cx: Context) -> None:
+def messages_of_a_supervisor(cx: Context) -> None:
     forge(wire.Welcome("me", "here", "postgresql://elsewhere/"))
     time.sleep(60)
 
@@ -312,7 +312,7 @@ def tells_its_supervisor(cx: Context) -> Done[str]:
 
 
 @scenario
-def adopts_nobody(cx: Context) -> None:
+def adopts_no_orphans(cx: Context) -> None:
     ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)  # no subreaper any more
     ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)  # nor told of the supervisor's death
     if os.fork() == 0:

@@ -1,4 +1,4 @@
-"""What happens to supervisors, by chance: work, cancels, locks, cuts, stops, kills, reloads, stalls."""
+"""Random events: enqueues, cancels, locks, lost connections, stops, kills, reloads, stalls."""
 
 import signal
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 MOST_LIVE = 80
 
 
-def strike(world: "World") -> None:
-    """Let one thing happen, or nothing."""
+def inject_fault(world: "World") -> None:
+    """Let one random event happen, or none."""
     rng, database = world.loop.rng, world.database
     someone = rng.choice(world.supervisors)
     now, live = world.loop.time(), list(database.live)
@@ -62,5 +62,5 @@ def strike(world: "World") -> None:
 def _stall(world: "World", seconds: float) -> None:
     world.loop.note("stall", seconds)
     world.stalled = max(world.stalled, seconds)
-    world.where.stalled(seconds)
+    world.executions.stalled(seconds)
     world.loop.stall(seconds)

@@ -1,4 +1,4 @@
-"""Which tasks are being executed right now, by whom; and the promises that beginning one can break."""
+"""Which tasks are being executed, and by which workers; and the promises that the start of a task can break."""
 
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from simulation.worker_loop import WorkerLoop
 
 
-class Whereabouts:
+class Executions:
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.calm = False  # from now on nothing goes wrong
+        self.calm = False  # no more faults
         self._loop = database.loop
         self._running: dict[str, list[WorkerLoop]] = {}
         self._with_key: dict[str, int] = {}
@@ -28,8 +28,8 @@ class Whereabouts:
         ledger, token = self.database.ledger, task.token
         if token in ledger.executed:
             raise Broken(f"{task.run} {token}: executed twice")
-        if ledger.left.get(token) == "given back":
-            raise Broken(f"{task.run} {token}: executed after it was given back")
+        if ledger.left.get(token) == "released":
+            raise Broken(f"{task.run} {token}: executed after it was released")
         self._check_alone(task)
         ledger.executed.add(token)
         self._running.setdefault(task.run, []).append(worker)
@@ -46,16 +46,16 @@ class Whereabouts:
     def _check_alone(self, task: messages.Assignment) -> None:
         for other in self._running.get(task.run, []):
             how = self.database.ledger.left.get(other.runs.token) if other.runs is not None else None
-            # Its own transaction has committed; or it should have been killed before its lease lapsed, and who does
-            # that has not run for a while.
+            # The step's own transaction has committed; or it should have been killed before its lease expired, by a
+            # supervisor that was stalled.
             if how != "succeeded" and not (how in ("lost", "cancelled") and self._stalled_lately()):
                 raise Broken(f"{task.run}: executed as {task.token} beside {other.runs}, which was {how}")
 
     def _reaped(self, run: str, token: int) -> None:
-        """Whoever executes it should have been killed before, by its own supervisor."""
+        """The worker that executes it should have been killed earlier, by its own supervisor."""
         running = [worker.runs.token for worker in self._running.get(run, []) if worker.runs is not None]
         if token in running and not self._stalled_lately():
-            raise Broken(f"{run} {token}: executed after its lease has lapsed")
+            raise Broken(f"{run} {token}: executed after its lease has expired")
 
     def _stalled_lately(self) -> bool:
         return self._loop.time() < self._last_stall + 2 * LEASE
