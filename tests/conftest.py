@@ -1,4 +1,4 @@
-"""A migrated database of its own for every test, and supervisors that end with it."""
+"""A separate migrated database for every test, and supervisors that end with the test."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from underway.testing import TemporaryPostgres, using_database
 
 pytest_plugins = ["underway.testing", "chaos_report"]
 
-# A developer's own database is nobody's business here, least of all that of a test that expects none to be named.
+# A developer's own database must not be used, and some tests expect that none is specified.
 for _name in ("UNDERWAY_DATABASE_URL", "DATABASE_URL"):
     os.environ.pop(_name, None)
 
@@ -30,7 +30,7 @@ def server(underway_postgres: TemporaryPostgres) -> str:
 
 @pytest.fixture(scope="session")
 def old_postgres() -> Iterator[TemporaryPostgres]:
-    """The oldest Postgres on this machine; skips where there is none."""
+    """The oldest Postgres on this machine; skips the test if there is none."""
     with ExitStack() as stack:
         url = stack.enter_context(debian_server())
         if url is None:
@@ -46,7 +46,7 @@ def database(underway_database: str) -> str:
 
 @pytest.fixture(scope="module")
 def module_database(underway_postgres: TemporaryPostgres) -> Iterator[str]:
-    """Like `database`, but one for all tests of a module, which do not change it."""
+    """Like `database`, but shared by the tests of a module, which must not change it."""
     with underway_postgres.database() as url:
         yield url
 
@@ -60,7 +60,7 @@ def empty_database(underway_postgres: TemporaryPostgres) -> Iterator[str]:
 
 @pytest.fixture(params=["underway_postgres", "old_postgres"])
 def any_database(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Like `database`, once on the test server and once on the oldest Postgres there is."""
+    """Like `database`, once on the test server and once on the oldest Postgres."""
     with request.getfixturevalue(request.param).database() as url:
         yield url
 
@@ -81,7 +81,7 @@ def any_connection(any_database: str) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture
 def bind(database: str) -> Iterator[Callable[[Underway], Underway]]:
-    """Make an app of tests/apps use `database` for the length of the test."""
+    """Make an app of tests/support/apps use `database` during the test."""
     with ExitStack() as bound:
 
         def to_database(app: Underway) -> Underway:
@@ -109,7 +109,7 @@ def start_supervisor(database: str, tmp_path: Path) -> Iterator[Callable[..., Su
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
-    """The folder in which the steps of an app look for files, and leave some."""
+    """The folder in which the steps of an app look for files and write some."""
     folder = tmp_path / "stage"
     folder.mkdir()
     return folder

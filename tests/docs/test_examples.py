@@ -32,7 +32,7 @@ def python(*arguments: str, database: str, cwd: Path = ROOT) -> "subprocess.Comp
 
 
 def example(name: str, database: str, cwd: Path) -> str:
-    """What it prints."""
+    """The output of an example."""
     ended = python(str(ROOT / "examples" / name), database=database, cwd=cwd)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -43,7 +43,7 @@ def demo(database: str, reports: Path, *options: str) -> "subprocess.CompletedPr
 
 
 def pdfs(reports: Path) -> dict[Path, float]:
-    """The reports there are, and when they were written."""
+    """The existing reports with their modification times."""
     return {path: path.stat().st_mtime for path in reports.glob("*/*.pdf")}
 
 
@@ -88,7 +88,7 @@ def test_daily_reports(database: str, connection: psycopg.Connection[Any], tmp_p
     assert [day - days[0] for day in days] == [timedelta(days=0), timedelta(days=1), timedelta(days=2)]
     assert re.fullmatch(r"succeeded: report of site 42 for \w+day, \d{4}-\d\d-\d\d", first[3])
 
-    # Two nights later it makes up for the latest, with the day that ended then.
+    # Two nights later it catches up the latest slot, with the day that ended then.
     connection.execute("update underway.schedule set next_at = next_at - interval '2 days'")
     second = example("daily_reports.py", database, tmp_path).splitlines()
     assert second[2] == first[0]
@@ -97,10 +97,10 @@ def test_daily_reports(database: str, connection: psycopg.Connection[Any], tmp_p
     assert connection.execute(results).fetchall() == [(f"report of site 42 for {ended:%A}, {ended}",)]
 
 
-def test_an_interrupted_demo_goes_on_where_it_was_and_knows_when_it_is_done(
+def test_an_interrupted_demo_resumes_and_reports_when_it_is_done(
     database: str, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
-    # So many that the interrupt surely finds some of them waiting. Each worker reads the flights anew: one suffices.
+    # Enough reports for the interrupt to find some of them waiting. Each worker reads the flights, so one suffices.
     total = 8
     options = ["--limit", str(total), "--procs", "1"]
     process = subprocess.Popen(
@@ -121,7 +121,7 @@ def test_an_interrupted_demo_goes_on_where_it_was_and_knows_when_it_is_done(
     assert 2 <= len(before) < total
     assert states(connection).get("in_progress", 0) == 0
 
-    # What somebody removed is rendered anew.
+    # A report that was removed is rendered again.
     removed = before.popitem()[0]
     removed.unlink()
     again = demo(database, tmp_path, *options)
@@ -147,7 +147,7 @@ def test_an_interrupted_demo_goes_on_where_it_was_and_knows_when_it_is_done(
 
 
 @pytest.mark.parametrize("option", ["--procs", "--limit"])
-def test_demo_refuses_numbers_that_make_no_sense(
+def test_demo_refuses_invalid_numbers(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["demo", option, "0"])

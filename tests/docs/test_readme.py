@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.timeout(90)
 def test_the_examples_run_in_order(empty_database: str, tmp_path: Path) -> None:
-    """As they stand, each from a file of its own."""
+    """Unchanged, each from its own file."""
     names = []
     for block in blocks("python"):
         (name,) = re.findall(r"^# (\w+\.py)$", block.splitlines()[0])

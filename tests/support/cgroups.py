@@ -1,4 +1,4 @@
-"""Memory cgroups of our own, v1 or v2, where this machine lets us make some."""
+"""Temporary memory cgroups, v1 or v2, where the machine allows it."""
 
 import os
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 @contextmanager
 def memory_cgroup(limit: int) -> Iterator[Path]:
-    """A cgroup that may use so many bytes. Skips the test, with the reason, where none can be made.
+    """A cgroup with this memory limit in bytes. Skips the test, with the reason, if none can be created.
 
-    Whoever is still in it at the end is killed.
+    At the end, all its processes are killed.
     """
     root, knob = (V1, "memory.limit_in_bytes") if (V1 / "memory.limit_in_bytes").exists() else (V2, "memory.max")
     group = root / f"underway-test-{os.getpid()}"
@@ -39,7 +39,7 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
 
 @contextmanager
 def inside(group: Path) -> Iterator[None]:
-    """Meanwhile we are in it, and so is for ever whatever we start."""
+    """Move this process into the group for a while. Processes started meanwhile stay in it."""
     controller = "memory" if group.parent == V1 else ""
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     (ours,) = [path.lstrip("/") for _, controllers, path in lines if controllers == controller]

@@ -1,6 +1,6 @@
-"""What `make chaos` and `make chaos-long` say: where they are, in a line that moves, and in the end a page of verdict.
+"""The output of `make chaos` and `make chaos-long`: a progress line, and a report at the end.
 
-Tests tell it what they are doing with the fixture `say`, and what they have tried and found with `count`.
+Tests report what they are doing with the fixture `say`, and their counts with `count`.
 """
 
 import os
@@ -27,9 +27,9 @@ Count = Callable[..., None]
 
 @pytest.fixture
 def count(record_property: Callable[[str, object], None]) -> Count:
-    """Enter numbers into the verdict: count(kills=3, lost=0, peak_mib=51). They add up over the tests of a module.
+    """Enter numbers into the report: count(kills=3, lost=0, peak_mib=51). They add up over the tests of a module.
 
-    Except for peaks. What should be 0 is entered before it is asserted, so that the verdict of a failure has it too.
+    Of peaks the maximum counts. Enter a number before asserting it, so that the report of a failure has it too.
     """
 
     def enter(**numbers: int) -> None:
@@ -41,7 +41,7 @@ def count(record_property: Callable[[str, object], None]) -> Count:
 
 @pytest.fixture
 def say(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Say:
-    """Tell at once what the test is doing, past pytest's capture."""
+    """Show at once what the test is doing, bypassing pytest's capture."""
     progress = request.config.stash.get(PROGRESS, None)
 
     def out(text: str) -> None:
@@ -56,10 +56,10 @@ def say(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> S
 
 
 class Progress:
-    """Which test of how many, since when, with which seed, at what. In a terminal one line, in a file one for each."""
+    """The progress line: number of the test, elapsed time, seed, name. In a file it is one line for each test."""
 
     def __init__(self) -> None:
-        self._out = os.fdopen(os.dup(1), "w")  # what pytest captures is what a test writes to 1
+        self._out = os.fdopen(os.dup(1), "w")  # pytest captures what tests write to descriptor 1
         self._terminal = self._out.isatty()
         self._began = time.monotonic()
         self._over = threading.Event()
@@ -88,7 +88,7 @@ class Progress:
             self._show()
 
     def keep(self, text: str) -> None:
-        """A line that stays, also in a terminal."""
+        """A permanent line, also in a terminal."""
         self._write(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
 
     def _show(self) -> None:
@@ -113,7 +113,7 @@ PROGRESS = pytest.StashKey[Progress]()
 
 @dataclass
 class Area:
-    """The tests of a module; its promise is the first line of what the module says of itself."""
+    """The tests of a module; its promise is the first line of the module's docstring."""
 
     promise: str
     endings: Counter[str] = field(default_factory=Counter)
@@ -128,7 +128,7 @@ class Area:
             self.endings["failed as expected" if hasattr(report, "wasxfail") else "skipped"] += 1
         elif report.when == "call":
             self.endings["passed"] += 1
-        if report.when == "teardown":  # by then it has all of them
+        if report.when == "teardown":  # the last report of a test has all properties
             for name, number in report.user_properties:
                 known = self.numbers[name]
                 assert isinstance(number, int)
@@ -144,7 +144,7 @@ class Area:
 
 
 class Verdict:
-    """Collects from pytest what becomes the page."""
+    """Collects the results of tests for the report."""
 
     def __init__(self, marker: str, progress: Progress) -> None:
         self._command = f"CHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS:g} make {marker.replace('_', '-')}"
@@ -177,7 +177,7 @@ class Verdict:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self) -> Generator[None, tuple[str, str, object], tuple[str, str, str]]:
-        """No dots beside the progress."""
+        """Suppress pytest's dots."""
         category, _, _ = yield
         return category, "", ""
 
@@ -191,7 +191,7 @@ class Verdict:
             terminalreporter.write_line(line)
 
     def page(self, exitstatus: int) -> list[str]:
-        """At most 60 lines of 80 columns, commands excepted."""
+        """At most 60 lines of 80 columns, except for commands."""
         ended = {0: "PASSED", 1: "FAILED", 2: "STOPPED"}.get(exitstatus, f"pytest ended with {exitstatus}")
         ran = f"{len(self._durations)} of {self._progress.total} tests"
         machine = f"Python {platform.python_version()}, {os.cpu_count()} cores"
@@ -231,4 +231,4 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[PROGRESS] = progress = Progress()
     config.pluginmanager.register(Verdict(marker, progress), "verdict")
     if getattr(config.option, "randomly_seed", None) == "default":
-        config.option.randomly_seed = SEED  # the same order again, too
+        config.option.randomly_seed = SEED  # repeats the order of tests, too

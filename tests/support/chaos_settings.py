@@ -1,6 +1,6 @@
-"""What long tests share: CHAOS_SEED decides what happens in them, CHAOS_SECONDS for how long.
+"""Settings of the long tests: CHAOS_SEED determines what happens in them, CHAOS_SECONDS for how long.
 
-CHAOS_SECONDS is that of the longest of `make chaos`; all others, those of `make chaos-long` too, stretch with it.
+CHAOS_SECONDS is the length of the longest test of `make chaos`. All others, also of `make chaos-long`, are scaled.
 """
 
 import os
@@ -14,5 +14,5 @@ HOUR = 60 * MINUTE
 
 
 def stretched(seconds: float) -> float:
-    """What usually takes so long: CHAOS_SECONDS=1 makes a minute of an hour."""
+    """Scale a usual duration: CHAOS_SECONDS=1 turns an hour into a minute."""
     return seconds * SECONDS / USUAL_SECONDS

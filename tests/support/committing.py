@@ -36,7 +36,9 @@ class Interrupted(ReconnectingConnection):
 
     def __init__(self, conninfo: str) -> None:
         super().__init__(conninfo)
-        self.cut: Callable[[str, int], Awaitable[None]] | None = None  # called with "before" and the backend's pid
+        self.cut: Callable[[str, int], Awaitable[None]] | None = (
+            None  # called with "before" and the PID of the server process
+        )
         self.at = COMMITS
 
     async def fetch(
@@ -48,13 +50,13 @@ class Interrupted(ReconnectingConnection):
         pid = (await self.open()).info.backend_pid
         await cut("before", pid)
         rows = await super().fetch(statement, parameters, seconds=seconds)
-        # The server has committed, but its answer is lost on the way.
+        # The server has committed, but its answer is lost.
         await cut("after", pid)
         return rows
 
 
 class IdleWorker:
-    """As the dispatch sees a worker that has nothing to do."""
+    """An idle worker, as far as Dispatch is concerned."""
 
     def __init__(self) -> None:
         self.tasks: dict[int, Task] = {}
@@ -69,9 +71,9 @@ class IdlePool:
 
 
 class Committing:
-    """The commit loop of one supervisor, with everything pending in the database held by it.
+    """The commit loop of a supervisor that holds all pending runs of the database.
 
-    There are so many idle workers, so that as many runs may stay with it at the next step if that is in its lanes.
+    It has `workers` idle workers, so up to that many runs are claimed again by their hand-over, if it serves the lane.
     """
 
     def __init__(self, database: str, workers: int = 0, lanes: dict[Lane, Step] | None = None) -> None:
@@ -118,7 +120,7 @@ class Committing:
         spawned: list[messages.Spawn] | None = None,
         following: NextStep = NEXT,
     ) -> Task:
-        """The end of a successful attempt, as the supervisor passes it on."""
+        """Submit the end of a successful attempt."""
         task = self.task(run)
         attempt = Attempt("succeeded", started=ago(1.0), pid=7)
         row = succeed(task, attempt, following if ending == "next" else None, payload)
@@ -144,9 +146,9 @@ def play(
     lanes: dict[Lane, Step] | None = None,
     then: Script | None = None,
 ) -> Committing:
-    """Claim everything, let the script submit endings while the loop runs, and return once all is flushed.
+    """Claim everything, let the script submit results while the loop runs, and return when all are durable.
 
-    `then` is played after that, with the sessions still open.
+    `then` runs after that, while the connections are still open.
     """
 
     async def main() -> Committing:

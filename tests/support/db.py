@@ -1,4 +1,4 @@
-"""Rows for tests of the store: written straight into the tables, so that a state is named and not played out."""
+"""Rows for tests of the store, inserted directly, so that a test states the situation instead of producing it."""
 
 import asyncio
 import time
@@ -43,7 +43,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def insert(connection: Connection, **columns: Any) -> str:
-    """One live run with these columns; SQL is taken as it stands. Returns its id."""
+    """Insert a live run with these columns; values may be SQL expressions. Returns its ID."""
     run = columns.pop("id", None) or str(new_id())
     values = {"id": run, **_DEFAULTS, **columns}
     statement = sql.SQL("insert into underway.run ({}) values ({})").format(
@@ -83,7 +83,7 @@ def row_of(connection: Connection, table: str, run: str) -> dict[str, Any] | Non
 
 
 def dump(connection: Connection) -> dict[str, list[str]]:
-    """Everything there is about runs. Two dumps are equal if nothing at all was written, not even the same again."""
+    """All rows about runs, with their versions. Two dumps are equal only if nothing was written in between."""
     return {
         table: [
             row[0]
@@ -135,14 +135,14 @@ def held_task(claimed: Claimed) -> Task:
 
 
 def spawn(payload: str = "null", **more: Any) -> Any:
-    """A child as a worker names it; with `parent`, the token of its attempt, as a commit does."""
+    """A child as a worker sends it; with `parent`, the token of its attempt, as a commit writes it."""
     child: dict[str, Any] = {"id": str(new_id()), "job": "child", "step": "first"}
     return {**child, "queue": "default", "priority": 0, "keep": 60.0, "delay": 0.0, "input": payload, **more}
 
 
 @asynccontextmanager
 async def open_store(url: str, owner: UUID | None = None) -> AsyncIterator[Store]:
-    """A supervisor's store, with connections of its own."""
+    """A supervisor's store with its own connections."""
     work, leases = ReconnectingConnection(url), ReconnectingConnection(url)
     try:
         yield Store(work, leases, owner or uuid4(), "testhost")

@@ -1,4 +1,4 @@
-"""Schedules fired statement by statement, as supervisors do it."""
+"""Fires schedules one statement at a time, as supervisors do."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def runs_of(connection: Connection, name: str = "default") -> list[dict[str, Any
 
 
 class Firing:
-    """Two supervisors' sessions, and what both have read of one schedule that is due."""
+    """The connections of two supervisors that have both read the same due schedule."""
 
     def __init__(self, database: str, connection: Connection) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""Supervisors of apps/chaos.py, on a server that nobody else uses; and whether they end as they should."""
+"""Supervisors for apps/chaos.py on a separate server, and checks of how they end."""
 
 import os
 import signal
@@ -26,14 +26,14 @@ OURS = "chaos-supervisor"
 DRAIN_SECONDS = 300.0
 START_SECONDS = 20.0
 STOP_SECONDS = 60.0
-# Whatever a supervisor leaves behind must have ended so long after it. (A tenth of that on a machine of one's own.)
+# All processes of a supervisor must have ended this long after it. (On a quiet machine a tenth of this is enough.)
 BURIAL_SECONDS = 10.0
 SAY_SECONDS = 5.0
 
 
 @contextmanager
 def chaos_database() -> Iterator[tuple[Cluster, str]]:
-    """A server that nobody else uses, with a migrated database to which the app is bound."""
+    """A separate server with a migrated database to which the app is bound."""
     with temporary_cluster() as cluster:
         cluster.create_database("chaos")
         chaos.app.database.named = url = cluster.url("chaos")
@@ -48,7 +48,7 @@ def chaos_database() -> Iterator[tuple[Cluster, str]]:
 
 @dataclass(eq=False)
 class Serving:
-    """A supervisor, and the text by which all below it are known."""
+    """A supervisor, and the mark by which its processes are found."""
 
     supervisor: Supervisor
     mark: str
@@ -59,13 +59,13 @@ class Serving:
     def ended_as_it_may(self, code: int) -> bool:
         if code == -signal.SIGTERM:  # no handler yet
             return "serving" not in self.supervisor.log
-        if code == ExitCode.DATABASE_UNREACHABLE:  # given up at the start only
+        if code == ExitCode.DATABASE_UNREACHABLE:  # only possible at the start
             return time.monotonic() < self.started_at + START_SECONDS
         return code in self.expected
 
 
 class Fleet:
-    """All supervisors that there ever were, with what is wrong about them."""
+    """All supervisors that were started, and the faults found in them."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self._url = make_conninfo(url, application_name=OURS)
@@ -103,7 +103,7 @@ class Fleet:
         return serving
 
     def replace(self, serving: Serving, expected: set[int]) -> None:
-        """It is about to end, with one of these exit codes; start another."""
+        """Expect the supervisor to end with one of these exit codes, and start another."""
         self._leave(serving, expected)
         self.start()
 
@@ -114,7 +114,7 @@ class Fleet:
         self.leaving.append(serving)
 
     def look_after(self) -> None:
-        """See who has ended, and whether that was right."""
+        """Check the supervisors that have ended."""
         self.peak_mib = max([self.peak_mib, *(serving.supervisor.peak_mib for serving in self.serving)])
         for serving in list(self.serving):
             if serving.supervisor.process.poll() is not None:
@@ -149,7 +149,7 @@ class Fleet:
         self.faults.append(f"supervisor {serving.mark}: {text}\n{excerpt}")
 
     def workers(self) -> list[psutil.Process]:
-        """Not of those that do not serve yet: if its very first worker is killed, a supervisor gives up at once."""
+        """Only of supervisors that serve: if its first worker is killed, a supervisor exits at once."""
         workers = []
         for serving in self.serving:
             with suppress(psutil.Error):
@@ -158,7 +158,7 @@ class Fleet:
         return workers
 
     def stop(self) -> None:
-        """Terminate all, and see that nothing of them is left."""
+        """Terminate all, and check that no process is left."""
         for serving in list(self.serving):
             serving.supervisor.send(signal.SIGTERM)
             self._leave(serving, {ExitCode.CLEAN, ExitCode.KILLED_WORK})
@@ -177,7 +177,7 @@ class Fleet:
         self.hidden = len(self._daemons_alive())
 
     def finish(self, say: Callable[[], None]) -> None:
-        """Let a supervisor that nobody disturbs do what is left. (--until-idle does not wait for what is delayed.)"""
+        """Let an undisturbed supervisor finish all runs. (--until-idle does not wait for delayed runs.)"""
         deadline = time.monotonic() + DRAIN_SECONDS
         while time.monotonic() < deadline:
             last = self.start("--until-idle")
@@ -198,7 +198,7 @@ class Fleet:
             say()
 
     def _daemons_alive(self) -> list[psutil.Process]:
-        """What steps have started with nothing but their parent to tell whose they are."""
+        """Processes of steps that can be attributed only by their parent."""
         alive = []
         for name in os.listdir(self._daemons):
             with suppress(psutil.Error):
@@ -209,7 +209,7 @@ class Fleet:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Processes that a worker of these supervisors has started, or that are one."""
+    """The workers with this mark, and the processes that they have started."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Real supervisors, real workers, and ways to wait for what they do."""
+"""Real supervisors and workers, and functions that wait for events."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def eventually(look: Callable[[], T], *, within: float = 20.0, what: str = "") -> T:
-    """The first truthy answer of `look`; fails when there is none in time. What takes long is looked at more seldom."""
+    """Call `look` until its answer is truthy, and return that; fail after `within` seconds. The interval grows."""
     began = time.monotonic()
     while not (answer := look()):
         waited = time.monotonic() - began
@@ -27,12 +27,12 @@ def eventually(look: Callable[[], T], *, within: float = 20.0, what: str = "") -
 
 
 class Supervisor:
-    """`underway-supervisor` as a user starts it, its log in a file."""
+    """`underway-supervisor`, started as by a user, with its log in a file."""
 
     def __init__(self, app: str, database: str, log: Path, *options: str, env: dict[str, str] | None = None) -> None:
         self.log_file = log
         env = dict(env or {})
-        if "PYTHONPATH" in env:  # beside what is tested, not in its place
+        if "PYTHONPATH" in env:  # in addition to the tested package's path
             env["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -95,7 +95,7 @@ class Supervisor:
 
     @property
     def peak_mib(self) -> int:
-        """The most memory it ever had at once: no sample can miss it. 0 if it has ended."""
+        """The peak memory in bytes, as counted by the kernel; 0 if it has ended."""
         with suppress(OSError):
             for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
@@ -103,7 +103,7 @@ class Supervisor:
         return 0
 
     def end(self) -> None:
-        """For fixtures: stop it, whatever state it is in, with all below it."""
+        """For fixtures: kill it in any state, with all its descendants."""
         if self.process.poll() is None:
             below = psutil.Process(self.pid).children(recursive=True)
             self.process.send_signal(signal.SIGCONT)
@@ -119,12 +119,12 @@ class Supervisor:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """By its command line, which it overwrites when it has booted."""
+    """Recognized by its command line, which a worker overwrites after its boot."""
     return any(word.startswith(("underway.worker", "underway worker ")) for word in process.cmdline())
 
 
 def lives(process: psutil.Process) -> bool:
-    """Also when it goes while it is looked at. A zombie does not, nor does another that got its pid."""
+    """Whether it is alive. A zombie is not, nor is another process with the same PID, nor one that exits meanwhile."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
@@ -132,15 +132,15 @@ def lives(process: psutil.Process) -> bool:
 
 
 def zombies(process: psutil.Process) -> list[psutil.Process]:
-    """Its children that have ended and were not collected."""
+    """Its children that have exited and were not waited for."""
     return [child for child in process.children() if child.is_running() and not lives(child)]
 
 
 def states(connection: psycopg.Connection[Any]) -> dict[str, int]:
-    """How many runs are in which state."""
+    """The number of runs by state."""
     return dict(connection.execute("select state, count(*) from underway.runs group by state").fetchall())
 
 
 def outcomes(connection: psycopg.Connection[Any]) -> dict[str, int]:
-    """How many attempts ended how."""
+    """The number of attempts by outcome."""
     return dict(connection.execute("select outcome, count(*) from underway.attempt group by outcome").fetchall())

@@ -1,7 +1,7 @@
-"""Two sessions, each with one statement of ours, and a stranger who stops the first of them in the middle.
+"""Two sessions, each with one of our statements, and a third session that stops the first one in the middle.
 
-Of each kind of row there are three, whose order by id, by rank, by time, by key and in the table all differ: whoever
-locks several goes through them in an order of his own unless the statement says which.
+There are three rows of each kind. Their orders by ID, rank, time, key and position in the table all differ, so
+statements lock them in different orders, unless they specify one.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ from underway.postgres.supervisor_store import Store
 US, OTHERS = uuid4(), uuid4()
 TABLES = ("run", "finished_run", "attempt", "queue", "job", "schedule", "supervisor", "stop_request")
 AGO = "clock_timestamp() - interval '1 hour' + {} * interval '1 second'"
-# By number, where the three of a kind stand in the table, among their keys, and in time.
+# The position of each of the three rows in the table, by key, and in time.
 IN_TABLE, BY_KEY, IN_TIME = (2, 0, 1), (1, 2, 0), (2, 1, 0)
-# A statement that waits for longer than this waits for nobody here. Deadlocks are found long before.
+# A statement that takes longer than this is stuck. Postgres finds deadlocks much earlier.
 LOCK_SECONDS = 5
 
 
 class World:
-    """The rows on which statements meet, made anew for each interleaving. `held` are the runs in our name."""
+    """The rows on which statements meet, created anew for each interleaving. `held` are the runs that we own."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -96,7 +96,7 @@ class World:
             insert(self._connection, **columns)
 
     def _finish(self) -> None:
-        """Those of the last kinds, all of them past their time, with an attempt each."""
+        """Insert the last kinds of rows, all expired, with an attempt each."""
         for kind in ("failed", "quarantined", "succeeded"):
             for n in IN_TABLE:
                 run = self.runs[kind][n]
@@ -115,7 +115,7 @@ class World:
                 )  # fmt: skip
 
     def points(self) -> dict[str, tuple[str, list[Any]]]:
-        """Where a stranger can stop whoever comes by: each row there is, and keys of which nobody knows yet."""
+        """The points at which the third session can stop a statement: each row, and keys that do not exist yet."""
         found: dict[str, tuple[str, list[Any]]] = {}
         for kind, ids in self.runs.items():
             table = "finished_run" if kind in ("failed", "quarantined", "succeeded") else "run"
@@ -143,7 +143,7 @@ class World:
 
 
 class Side:
-    """A supervisor, a step and a client of one session each, of whom one at a time says something."""
+    """A supervisor, a step and a client, each with a session. One of them at a time sends a statement."""
 
     def __init__(self, url: str) -> None:
         url = make_conninfo(url, options=f"-c deadlock_timeout=30 -c lock_timeout={LOCK_SECONDS}s")
@@ -174,7 +174,7 @@ class Side:
         return self._doing.done()
 
     def end(self) -> BaseException | None:
-        """Commit what is open, and say what was wrong."""
+        """Commit open transactions, and return what was wrong."""
         assert self._doing is not None
         error = self._doing.exception()
         return self._thread.submit(self._commit).exception() or error
@@ -200,7 +200,7 @@ class Side:
 
 
 class Statement(NamedTuple):
-    """`held`: it runs in a transaction of its caller, which stays open for as long as that likes."""
+    """`held`: it runs in a transaction of its caller, which may stay open for any time."""
 
     name: str
     act: Callable[[Side], Any]
@@ -208,7 +208,7 @@ class Statement(NamedTuple):
 
 
 class Interleaving(AbstractContextManager["Interleaving"]):
-    """`meet` lets a first statement be stopped at a point, a second one come, and both go on."""
+    """`meet` stops a first statement at a point, sends a second one, and lets both continue."""
 
     def __init__(self, url: str, connection: Connection) -> None:
         self._connection = connection
@@ -227,12 +227,12 @@ class Interleaving(AbstractContextManager["Interleaving"]):
         self.second.close()
 
     def stops(self, first: Statement, point: str) -> bool:
-        """Whether this statement waits for a stranger there."""
+        """Whether this statement waits at the point."""
         self.world.reset()
         return self._meet(first, None, point)[1]
 
     def meet(self, first: Statement, second: Statement, point: str | None = None) -> tuple[list[BaseException], bool]:
-        """What went wrong with either; and whether the second one had to wait."""
+        """The errors of both statements, and whether the second one had to wait."""
         self.met += 1
         self.world.reset()
         return self._meet(first, second, point)

@@ -1,6 +1,6 @@
-"""One of several supervisors that race for keys, reduced to its store: claims, writes a journal, commits.
+"""One of several supervisors that race for keys, reduced to its store: it claims, writes a journal, and commits.
 
-`python key_claimer.py URL SEED`, until it is killed, which may be at any instant.
+`python key_claimer.py URL SEED` runs until it is killed, at any instant.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ async def main(url: str, rng: random.Random) -> None:
     housekeeping_at = 0.0
     with psycopg.connect(url, autocommit=True) as journal:
         while True:
-            # Few at a time, so that others look at runs of the same key at the same instant.
+            # Few at a time, so that several claimers see runs of the same key at the same instant.
             await store.join_key_queue(rng.choice((1, 3, 1000)))
             await store.promote(1000)
             if time.monotonic() > housekeeping_at:
@@ -41,9 +41,9 @@ async def main(url: str, rng: random.Random) -> None:
                 continue
             write(journal, "started", batch)
             rows = [ending(one, rng) for one in batch]
-            # Before the commit: from then on the key is somebody else's.
+            # Before the commit, which releases the key.
             write(journal, "ended", batch)
-            await store.continue_([row for row in rows if isinstance(row, AdvanceRun)] or [nobody()], [])
+            await store.continue_([row for row in rows if isinstance(row, AdvanceRun)] or [no_placement()], [])
             await store.finish([row for row in rows if isinstance(row, FinishRun)] or [finish(str(uuid4()), 0)], [])
 
 
@@ -54,7 +54,7 @@ def write(journal: psycopg.Connection[tuple[object, ...]], event: str, batch: li
 
 
 def ending(one: Claimed, rng: random.Random) -> FinishRun | AdvanceRun:
-    """Mostly success; now and then a retry, or a second step with the same key."""
+    """Mostly success; sometimes a retry, or a second step with the same key."""
     chance = rng.random()
     if chance < 0.1:
         attempt = Attempt("failed", "again", started=ago(0.001))
@@ -66,7 +66,7 @@ def ending(one: Claimed, rng: random.Random) -> FinishRun | AdvanceRun:
     return finish(one.run, one.token)
 
 
-def nobody() -> AdvanceRun:
+def no_placement() -> AdvanceRun:
     return go_on(str(uuid4()), 0)
 
 

@@ -1,4 +1,4 @@
-"""The books of tests/support/apps/ledger.py: money that was told to move, and whether it has moved exactly once."""
+"""The audit of apps/ledger.py: each transfer that was enqueued must have moved its money exactly once."""
 
 import random
 import signal
@@ -16,12 +16,12 @@ from psycopg import sql
 
 from underway.supervisor.exit_codes import ExitCode
 
-# With each transfer run two receipts of each of its two steps.
+# Each of the two steps of a transfer enqueues two receipts.
 RUNS_PER_TRANSFER = 1 + 2 * 2
 
 
 class Books:
-    """What was enqueued in one database, as those remember it who did it."""
+    """What was enqueued in one database, as recorded by the client."""
 
     def __init__(self, url: str, rng: random.Random) -> None:
         self.url = url
@@ -35,11 +35,11 @@ class Books:
 
     @property
     def runs(self) -> int:
-        """With all that transfers enqueue."""
+        """Including the runs that transfers enqueue."""
         return self.transfers * RUNS_PER_TRANSFER + self.parcels
 
     def enqueue(self, count: int, parcels: int = 0) -> None:
-        """So many transfers. The database must be there: whether they are is not to be in doubt."""
+        """Enqueue this many transfers. The database must be available, so that their commit is certain."""
         transfers = []
         for number in range(self.transfers, self.transfers + count):
             debtor, creditor = self.rng.sample(range(ledger.ACCOUNTS), 2)
@@ -54,12 +54,12 @@ class Books:
             self._moved[transfer.creditor] += transfer.amount
 
     def left(self) -> int:
-        """How many runs are live."""
+        """The number of live runs."""
         with self.connect() as connection:
             return sum(connection.execute("select count(*) from underway.run").fetchone() or (0,))
 
     def settle(self, within: float, say: Callable[[str], None] = lambda _: None) -> None:
-        """Wait until whoever serves has done it all, by themselves."""
+        """Wait until the supervisors have finished all runs."""
         began = said = time.monotonic()
         with self.connect() as connection:
             while connection.execute("select from underway.run limit 1").fetchall():
@@ -72,9 +72,9 @@ class Books:
                 time.sleep(0.05)
 
     def audit(self, count: Count) -> None:
-        """Each transfer has moved its money once: two entries, of the attempts that succeeded, and its receipts.
+        """Check that each transfer has moved its money once: two entries of the successful attempts, and its receipts.
 
-        And each step of each run has succeeded once.
+        Also check that each step of each run has succeeded once.
         """
         with self.connect() as connection:
             repeated = connection.execute(
@@ -109,7 +109,7 @@ class Books:
             assert balances == {account: self._moved[account] for account in range(ledger.ACCOUNTS + 1)}
 
     def progress(self) -> str:
-        """One line, also when the database is away."""
+        """One line, also during an outage."""
         with suppress(psycopg.Error), self.connect() as connection:
             counted = (f"{count:,} {state}" for state, count in sorted(states(connection).items()))
             ended = (f"{count:,} {outcome}" for outcome, count in sorted(outcomes(connection).items()))
@@ -119,7 +119,7 @@ class Books:
 
 @contextmanager
 def open_books(url: str, rng: random.Random, *, migrate: bool = False) -> Iterator[Books]:
-    """In a database without any; `ledger.app` is bound to it meanwhile."""
+    """Create the accounts in a database, and bind `ledger.app` to it."""
     ledger.app.database.named = url
     try:
         if migrate:
@@ -127,7 +127,7 @@ def open_books(url: str, rng: random.Random, *, migrate: bool = False) -> Iterat
         books = Books(url, rng)
         with books.connect() as connection:
             connection.execute(ledger.TABLES)
-            # All money goes by way of one account, and so there are many. Each would stop the work for a second.
+            # All money passes through one account, so deadlocks are frequent. Each would block for a second by default.
             database = sql.Identifier(connection.info.dbname)
             connection.execute(sql.SQL("alter database {} set deadlock_timeout = '100ms'").format(database))
         yield books
@@ -138,10 +138,10 @@ def open_books(url: str, rng: random.Random, *, migrate: bool = False) -> Iterat
 
 @contextmanager
 def serving(start: Callable[..., Supervisor], url: str, count: Count, procs: int = 2) -> Iterator[list[Supervisor]]:
-    """Two supervisors, who must outlive whatever happens and end with nothing left to kill."""
+    """Two supervisors that must survive all faults and stop cleanly."""
     supervisors = [start("ledger", "--database", url, "--procs", f"{procs}") for _ in range(2)]
     for supervisor in supervisors:
-        supervisor.until("serving")  # before, it may still give up
+        supervisor.until("serving")  # before this it may still exit
     yield supervisors
     count(peak_mib=max(supervisor.peak_mib for supervisor in supervisors))
     below = [process for supervisor in supervisors for process in supervisor.workers()]

@@ -1,4 +1,4 @@
-"""Rejects phrases that a native engineer would not write; part of `make lint`.
+"""Rejects tell-tale phrases of unidiomatic English; part of `make lint`.
 
 `CLEAN` lists the files and folders that are checked. Add to it as the rest of the repository is edited.
 """

@@ -1,7 +1,7 @@
-"""Hosts of their own on this machine: network namespaces at one switch, from which each can be unplugged.
+"""Simulated hosts on this machine: network namespaces connected to a switch, from which each can be unplugged.
 
-A namespace lives as long as something runs in it; here that is a `cat`, until its stdin ends, which it does when pytest
-is killed too. The cables go with it. Nothing has a name outside, so nothing can stay behind or collide.
+A namespace lives while a process runs in it: a `cat`, which ends with its stdin, also when pytest is killed. The
+cables disappear with it. Nothing has a global name, so nothing can remain or collide.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Host:
-    """One network namespace, with nothing in it yet but its loopback."""
+    """A network namespace with only a loopback interface."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -33,7 +33,7 @@ class Host:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C is for pytest
+            start_new_session=True,  # Ctrl-C must reach only pytest
         )
         assert self._holder.stdout is not None
         if self._holder.stdout.readline() != b"here\n":
@@ -44,7 +44,7 @@ class Host:
         return self._holder.pid
 
     def inside(self, act: Callable[[], T]) -> T:
-        """Do this on that host: in a thread, which alone moves there. What it starts belongs there too."""
+        """Call `act` on that host, in a thread of its own. Processes that it starts are on that host too."""
         results: list[T] = []
         errors: list[BaseException] = []
 
@@ -65,7 +65,7 @@ class Host:
         return results[0]
 
     def ip(self, *words: str) -> None:
-        """Run iproute2's `ip` there."""
+        """Run iproute2's `ip` on the host."""
         done = self.inside(lambda: subprocess.run(["ip", *words], capture_output=True, text=True, check=False))
         if done.returncode:
             raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
@@ -75,7 +75,7 @@ class Host:
 
 
 class Network:
-    """A switch at which hosts are plugged in. The switch is a host too: `server`, which nobody can unplug."""
+    """A switch with hosts. The switch itself is the host `server`, which cannot be unplugged."""
 
     def __init__(self, server: Host, hosts: list[Host]) -> None:
         self.server = server
@@ -97,7 +97,7 @@ class Network:
         self.server.ip("link", "set", _port(host), "master", "lan")
 
     def unplug(self, host: Host) -> None:
-        """Pull its cable at the switch's end: its packets vanish, and no error tells it."""
+        """Unplug the cable at the switch: packets vanish without an error."""
         self.server.ip("link", "set", _port(host), "nomaster")
 
 
@@ -107,7 +107,7 @@ def _port(host: Host) -> str:
 
 @contextmanager
 def network(hosts: int) -> Iterator[Network]:
-    """So many hosts at a switch. Skips where this is not allowed."""
+    """A switch with this many hosts. Skips the test if it is not permitted."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     for program in ("ip", "unshare"):

@@ -1,4 +1,4 @@
-"""A pgbouncer in transaction mode before a test server, where there is one on this machine."""
+"""A pgbouncer in transaction mode in front of a test server, if it is installed on this machine."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 @contextmanager
 def pgbouncer(database: str, folder: Path) -> Iterator[str]:
-    """The URL of `database` through it."""
+    """The URL of `database` through pgbouncer."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if program is None:
         pytest.skip("no pgbouncer on this machine")
@@ -29,7 +29,7 @@ def pgbouncer(database: str, folder: Path) -> Iterator[str]:
         f"[databases]\n* = {target}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
         "auth_type = any\npool_mode = transaction\nserver_idle_timeout = 600\nmin_pool_size = 0\n"
     )
-    # It refuses to run as root; and then it can read nothing of a folder that pytest made.
+    # It refuses to run as root, and another user cannot read a folder created by pytest.
     command, environment = [program, "-q"], dict(os.environ)
     if os.geteuid() == 0:
         command += ["-u", "nobody"]

@@ -1,4 +1,4 @@
-"""The other Postgres on this machine."""
+"""The second Postgres on this machine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from underway.testing.servers import temporary_cluster
 
 @contextmanager
 def debian_server() -> Iterator[str | None]:
-    """The oldest Postgres Debian has put on this machine, None if there is none: what PostgreSQL 18 forgives."""
+    """The oldest Postgres that Debian has installed, or None. It is stricter than PostgreSQL 18."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     if not found:
         yield None

@@ -1,4 +1,4 @@
-"""TCP proxies in front of a test server: one breaks a connection once, at a COMMIT; another one is slow."""
+"""TCP proxies in front of a test server: one breaks a connection once, at a COMMIT; the other is slow."""
 
 import contextlib
 import select
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-_COMMIT = b"COMMIT\0"  # as drivers send it; a supervisor's statements commit by themselves
+_COMMIT = b"COMMIT\0"  # as drivers send it; a supervisor's statements are autocommitted
 
 
 class Proxy:
-    """`how` the first COMMIT goes: "cut" or "black hole" before it arrives, "lose the answer" or "be late" after that.
+    """`how` the first COMMIT fails: "cut" or "black hole" before it arrives, "lose the answer" or "be late" after that.
 
-    In a black hole the server's end stays open, as after a cut cable. `then` is called when it has happened, before
-    the client hears of it.
+    In a black hole the server's connection stays open, as after a cut cable. `then` is called when it has happened,
+    before the client notices.
     """
 
     def __init__(self, database: str, how: str, then: Callable[[], None] = lambda: None) -> None:

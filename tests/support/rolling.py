@@ -1,4 +1,4 @@
-"""An app in a file that a test changes under a running supervisor, as a deployment does."""
+"""An app in a file that a test changes while a supervisor runs, as a deployment does."""
 
 from pathlib import Path
 
@@ -29,8 +29,8 @@ waits = app.job("waits").step(wait)
 
 
 def write(file: Path, version: str, more: str = "") -> None:
-    """A version of the app, with more at its end."""
-    # Python tells a changed file by its size and the second of its change.
+    """Write a version of the app, followed by `more`."""
+    # Python detects a changed file by its size and the second of its modification.
     padding = "x" * (len(list(file.parent.iterdir())) + sum(map(ord, version)))
     text = _PROGRAM.format(version=version, more=more, padding=padding)
     beside = file.with_suffix(".new")

@@ -1,4 +1,4 @@
-"""A roster of workers that are no processes."""
+"""A roster of stub workers."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

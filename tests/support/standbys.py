@@ -1,4 +1,4 @@
-"""Standbys of a cluster, and clusters that become one."""
+"""Standby servers."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from underway.testing.servers import SETTINGS, cluster_folder
 
 @contextmanager
 def standby_of(primary: Cluster) -> Iterator[Cluster]:
-    """One that follows, asynchronously until `wait_for_standby`."""
+    """A new standby, asynchronous until `wait_for_standby`."""
     with cluster_folder(primary.bin_dir) as folder:
         standby = Cluster(folder, bin_dir=primary.bin_dir, settings=SETTINGS)
         follow(standby, primary)
@@ -21,7 +21,7 @@ def standby_of(primary: Cluster) -> Iterator[Cluster]:
 
 
 def follow(standby: Cluster, primary: Cluster) -> None:
-    """Let a cluster that is stopped, whatever it held, begin again as a standby of this one."""
+    """Restart a stopped cluster as a standby of the primary, discarding its data."""
     source = f"host={primary.folder} port=5432 user=postgres"
     with standby._locked():
         shutil.rmtree(standby.data, ignore_errors=True)
@@ -30,9 +30,9 @@ def follow(standby: Cluster, primary: Cluster) -> None:
 
 
 def wait_for_standby(primary: Cluster) -> None:
-    """From now on the primary acknowledges only what its standby has too."""
+    """Make the standby synchronous: the primary acknowledges only what the standby has."""
     with psycopg.connect(primary.url("postgres"), autocommit=True) as connection:
-        # Not before the backup, or the standby once promoted would wait for one of its own.
+        # After the backup; otherwise the standby, once promoted, would wait for a standby itself.
         connection.execute("alter system set synchronous_standby_names = '*'")
         connection.execute("select pg_reload_conf()")
         synchronous = "select from pg_stat_replication where sync_state = 'sync'"
@@ -47,7 +47,7 @@ def await_caught_up(primary: Cluster) -> None:
 
 
 def cut_off(standby: Cluster) -> None:
-    """It hears nothing any more of its primary, which does not mind."""
+    """Disconnect the standby from its primary, which continues."""
     with psycopg.connect(standby.url("postgres"), autocommit=True) as connection:
         connection.execute("alter system set primary_conninfo = 'host=/nowhere'")
         connection.execute("select pg_reload_conf()")

@@ -39,7 +39,7 @@ def run_here(main: click.Command, *arguments: str, environment: Mapping[str, str
 def underway_process(
     *arguments: str, database: str | None = None, columns: int | None = 80, env: Mapping[str, str] | None = None
 ) -> Done:
-    """Run it in a process of its own."""
+    """Run it in a separate process."""
     environment = {key: value for key, value in os.environ.items() if key not in NEUTRAL}
     return subprocess.run(
         [sys.executable, "-m", "underway.cli.main", *arguments],

@@ -1,4 +1,4 @@
-"""A host whose clock is wrong: a library that comes before libc in a process, and adds what a file says."""
+"""A host with a wrong clock: a preloaded library that adds the offset in a file to the time."""
 
 import shutil
 import struct
@@ -47,7 +47,7 @@ time_t time(time_t *t) {
 
 
 class WrongClock:
-    """Processes with this environment are so many seconds ahead, from the next time they ask."""
+    """Processes with this environment see a clock that is this many seconds ahead, from their next call on."""
 
     def __init__(self, folder: Path) -> None:
         compiler = shutil.which("cc")

@@ -13,26 +13,26 @@ def interrupt(batch: AdaptiveBatch, times: int) -> None:
         batch.interrupted(batch.rows, batch.size)
 
 
-def test_an_interrupted_statement_comes_again_smaller() -> None:
+def test_an_interrupted_statement_is_repeated_with_a_quarter() -> None:
     batch = AdaptiveBatch(1000, 8000)
     interrupt(batch, 1)
     assert (batch.rows, batch.size, batch.seconds) == (250, 2000, STATEMENT_SECONDS)
 
 
-def test_it_is_smaller_than_what_was_carried_not_than_what_might_have_been() -> None:
+def test_the_quarter_is_of_the_actual_size_not_of_the_limit() -> None:
     batch = AdaptiveBatch(1000, 8000)
     batch.interrupted(8, 400)
     assert (batch.rows, batch.size) == (2, 100)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 500, 5000])
-def test_it_ends_at_one_row(rows: int) -> None:
+def test_the_limit_never_falls_below_one_row(rows: int) -> None:
     batch = AdaptiveBatch(rows, rows)
     interrupt(batch, 20)
     assert (batch.rows, batch.size) == (1, rows // 1024)
 
 
-def test_a_single_row_is_given_more_time_up_to_a_limit() -> None:
+def test_a_single_row_gets_more_time_up_to_a_limit() -> None:
     batch = AdaptiveBatch(1, 8000, longest=3 * STATEMENT_SECONDS)
     allowed = []
     for _ in range(3):
@@ -41,7 +41,7 @@ def test_a_single_row_is_given_more_time_up_to_a_limit() -> None:
     assert allowed == [2 * STATEMENT_SECONDS, 3 * STATEMENT_SECONDS, 3 * STATEMENT_SECONDS]
 
 
-def test_the_time_is_that_of_all_statements_again_when_a_row_has_passed_quickly() -> None:
+def test_the_timeout_is_reset_after_a_quick_statement() -> None:
     batch = AdaptiveBatch(1, longest=100 * STATEMENT_SECONDS)
     interrupt(batch, 3)
     batch.succeeded(1, seconds=2 * STATEMENT_SECONDS)
@@ -50,7 +50,7 @@ def test_the_time_is_that_of_all_statements_again_when_a_row_has_passed_quickly(
     assert batch.seconds == STATEMENT_SECONDS
 
 
-def test_the_bounds_grow_slowly_up_to_the_full_ones() -> None:
+def test_limits_grow_slowly_up_to_their_maximum() -> None:
     batch = AdaptiveBatch(100, 8000)
     interrupt(batch, 10)
     seen = []
@@ -64,7 +64,7 @@ def test_the_bounds_grow_slowly_up_to_the_full_ones() -> None:
     assert (batch.rows, batch.size) == (100, 8000)
 
 
-def test_small_statements_prove_nothing_about_large_ones() -> None:
+def test_small_statements_do_not_make_limits_grow() -> None:
     batch = AdaptiveBatch(1000, 8000)
     interrupt(batch, 1)
     for _ in range(50):
@@ -72,7 +72,7 @@ def test_small_statements_prove_nothing_about_large_ones() -> None:
     assert (batch.rows, batch.size) == (250, 2000)
 
 
-def test_each_bound_grows_for_itself() -> None:
+def test_each_limit_grows_independently() -> None:
     batch = AdaptiveBatch(1000, 8000)
     interrupt(batch, 1)
     for _ in range(50):
@@ -80,13 +80,13 @@ def test_each_bound_grows_for_itself() -> None:
     assert (batch.rows, batch.size) == (1000, 2000)
 
 
-def test_a_slow_statement_is_not_waited_for_to_be_interrupted() -> None:
+def test_a_slow_statement_makes_limits_shrink_before_it_is_interrupted() -> None:
     batch = AdaptiveBatch(1000, 8000)
     batch.succeeded(400, 8000, seconds=SLOW)
     assert (batch.rows, batch.size) == (200, 4000)
 
 
-def test_only_an_interruption_makes_it_smaller() -> None:
+def test_other_exceptions_do_not_make_limits_shrink() -> None:
     batch = AdaptiveBatch(100)
     with pytest.raises(ValueError), batch.smaller_if_interrupted(100):  # noqa: PT011
         raise ValueError

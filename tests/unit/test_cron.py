@@ -1,4 +1,4 @@
-"""Cron lines and zones against a scan of every minute, above all on the days when the clocks are changed."""
+"""Cron lines in time zones, compared with a scan of every minute, mostly on days when the clocks change."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 RANGES = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 6)}
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-# Clocks that are moved by half an hour, by a whole day, at midnight, at 00:01, the other way round, twice a year for
-# Ramadan; the others are drawn from all there are.
+# Clocks that move by half an hour, by a whole day, at midnight, at 00:01, backwards in spring, or twice a year for
+# Ramadan; others are drawn from all zones.
 ODD_ZONES = (
     "Australia/Lord_Howe",
     "Pacific/Apia",
@@ -38,7 +38,7 @@ ZONES = sorted(zone for zone in available_timezones() if zone not in ("Factory",
 
 
 class Pattern(NamedTuple):
-    """A line with what it means, known without parsing it."""
+    """A cron line with its meaning, known without parsing."""
 
     line: str
     minutes: set[int]
@@ -99,8 +99,8 @@ def patterns(draw: Any) -> Pattern:
 
 
 @st.composite
-def free_capacity(draw: Any) -> tuple[str, datetime]:
-    """A zone and an instant, mostly the day before its clocks are changed."""
+def zones_with_instants(draw: Any) -> tuple[str, datetime]:
+    """A zone and an instant, mostly on the day before a clock change."""
     name = draw(st.sampled_from(ODD_ZONES) | st.sampled_from(ZONES))
     zone, year = ZoneInfo(name), draw(st.integers(1975, 2060))
     days = [datetime(year, 1, 1, tzinfo=UTC) + day * DAY for day in range(366)]
@@ -110,7 +110,7 @@ def free_capacity(draw: Any) -> tuple[str, datetime]:
 
 
 def scan(pattern: Pattern, zone: ZoneInfo, start: datetime, end: datetime) -> list[datetime]:
-    """The rules of schedule.py, minute by minute."""
+    """The rules of schedule/cron.py, applied to every minute."""
     every_hour = pattern.hours == set(range(24))
     slots = []
     before = (start - MINUTE).astimezone(zone).replace(tzinfo=None)
@@ -137,7 +137,7 @@ def slots_of(cron: Cron, start: datetime, end: datetime) -> list[datetime]:
 
 
 def pattern(line: str) -> Pattern:
-    """For examples: of numbers, lists and stars only."""
+    """A pattern for examples: numbers, lists and stars only."""
     sets = []
     for text, (low, high) in zip(line.split(), RANGES.values(), strict=True):
         sets.append(full(low, high)[1] if text == "*" else {int(number) for number in text.split(",")})
@@ -145,7 +145,7 @@ def pattern(line: str) -> Pattern:
 
 
 @settings(max_examples=100, deadline=None)
-@given(patterns(), free_capacity())
+@given(patterns(), zones_with_instants())
 @example(pattern("30 2 * * *"), ("America/New_York", datetime(2024, 3, 9, 12, tzinfo=UTC)))
 @example(pattern("30 1 * * *"), ("America/New_York", datetime(2024, 11, 2, 12, tzinfo=UTC)))
 @example(pattern("0,30 * * * *"), ("America/New_York", datetime(2024, 11, 2, 12, tzinfo=UTC)))
@@ -162,7 +162,7 @@ def test_slots_are_those_of_a_scan_of_every_minute(pattern: Pattern, place: tupl
     except InvalidOption:
         assert not expected, "a line that matches was refused"
         return
-    # From anywhere in between, not only from slot to slot.
+    # Also from instants between two slots.
     for hours in range(0, 40, 5):
         instant = start + hours * HOUR + timedelta(minutes=7, seconds=30)
         later = [slot for slot in expected if slot > instant]
@@ -179,14 +179,14 @@ def local(line: str, zone: str, start: datetime, count: int) -> list[str]:
     return found
 
 
-def test_a_time_of_the_day_that_is_left_out_is_due_right_after_the_gap() -> None:
+def test_a_skipped_time_of_day_is_due_right_after_the_gap() -> None:
     start = datetime(2024, 3, 9, 12, tzinfo=UTC)
     assert local("30 2 * * *", "America/New_York", start, 2) == ["10 03:00 EDT", "11 02:30 EDT"]
-    # together with whatever else is due at that instant
+    # together with other slots at that instant
     assert local("0,15,30 2,3 * * *", "America/New_York", start, 3) == ["10 03:00 EDT", "10 03:15 EDT", "10 03:30 EDT"]
 
 
-def test_a_time_of_the_day_that_comes_twice_is_due_the_first_time() -> None:
+def test_a_repeated_time_of_day_is_due_the_first_time() -> None:
     start = datetime(2024, 11, 2, 12, tzinfo=UTC)
     assert local("30 1 * * *", "America/New_York", start, 2) == ["03 01:30 EDT", "04 01:30 EST"]
 
@@ -217,14 +217,14 @@ MEANINGS = [
     ("0 0 * * tue#2", ["2026-02-10 00:00", "2026-03-10 00:00"]),
     ("0 0 * * L5", ["2026-02-27 00:00", "2026-03-27 00:00"]),
     ("0 0 29 2 *", ["2028-02-29 00:00", "2032-02-29 00:00"]),
-    # A day that fits either, if both say something: */10 does.
+    # If both day fields are restricted, a day that matches either; */10 counts as restricted.
     ("0 0 13 * fri", ["2026-02-06 00:00", "2026-02-13 00:00", "2026-02-20 00:00", "2026-02-27 00:00"]),
     ("0 0 */10 * sat", ["2026-02-07 00:00", "2026-02-11 00:00", "2026-02-14 00:00", "2026-02-21 00:00"]),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("line", "expected"), MEANINGS, ids=[line for line, _ in MEANINGS])
-def test_what_lines_mean(line: str, expected: list[str]) -> None:
+def test_meanings_of_lines(line: str, expected: list[str]) -> None:
     slot, found = datetime(2026, 2, 4, 11, 30, tzinfo=UTC), []  # a Wednesday
     for _ in expected:
         slot = Cron.parse(line).after(slot)
@@ -241,7 +241,7 @@ def test_what_lines_mean(line: str, expected: list[str]) -> None:
         ("0\t9 * * 1", "0\t9 * * 1", "UTC"),
     ],
 )
-def test_a_text_is_a_line_and_perhaps_a_zone(text: str, line: str, zone: str) -> None:
+def test_a_text_is_a_line_with_an_optional_zone(text: str, line: str, zone: str) -> None:
     cron = Cron.parse(text)
     assert (cron.line, cron.zone) == (line, zone)
 
@@ -264,7 +264,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", [text for texts in REFUSED.values() for text in texts])
-def test_what_is_no_schedule(text: str) -> None:
+def test_invalid_schedules_are_refused(text: str) -> None:
     with pytest.raises(InvalidOption) as refused:
         Cron.parse(text)
     assert "Traceback" not in str(refused.value)
@@ -272,14 +272,14 @@ def test_what_is_no_schedule(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [None, 5, b"@daily"])
-def test_a_schedule_is_a_text(text: Any) -> None:
+def test_a_schedule_must_be_a_string(text: Any) -> None:
     with pytest.raises(InvalidOption, match="@daily"):
         Cron.parse(text)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(alphabet="*0123456789,-/@#?lwhrmonfridaly []UTC\t", max_size=25))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
         cron = Cron.parse(text)
     except InvalidOption:
@@ -309,19 +309,19 @@ NINE = datetime(2026, 2, 4, 9, tzinfo=UTC)
         ("all", timedelta(hours=9), [9, 10, 11, 12, 13], 14),
     ],
 )
-def test_which_slots_are_made_up_for(catch_up: str, late: timedelta, run: list[int], next_hour: int) -> None:
+def test_which_missed_slots_are_caught_up(catch_up: str, late: timedelta, run: list[int], next_hour: int) -> None:
     slots, following = due(HOURLY, catch_up, NINE, NINE + late, most=5)
     assert [slot.hour for slot in slots] == run
     assert following == NINE.replace(hour=next_hour)
 
 
-def test_a_slot_moved_by_hand_counts_as_one() -> None:
+def test_a_slot_that_was_moved_in_sql_counts() -> None:
     moved = NINE + timedelta(minutes=17)
     assert due(HOURLY, "last", moved, moved, most=5) == ([moved], NINE + HOUR)
     assert due(HOURLY, "all", moved, moved + HOUR, most=5) == ([moved, NINE + HOUR], NINE + 2 * HOUR)
 
 
-def test_the_latest_of_a_million_is_found_at_once() -> None:
+def test_the_latest_of_a_million_missed_slots_is_found_directly() -> None:
     cron = Cron.parse("* * * * *[Europe/Berlin]")
     asked = 0
 

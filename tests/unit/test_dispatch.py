@@ -1,4 +1,4 @@
-"""Which worker gets which task: pure logic over workers that are no processes."""
+"""Which worker gets which task: pure logic, on stub workers."""
 
 import random
 import time
@@ -48,7 +48,7 @@ class StubWorker:
         return self.reads
 
     def drain(self) -> None:
-        """Messages that were under way: Started of these."""
+        """Receive the Started of these tasks."""
         for token in self.starts_when_drained:
             self.tasks[token].started_at = time.monotonic()
 
@@ -109,10 +109,10 @@ def learn(line: Dispatch, seconds: float, lane: Lane = LANE) -> None:
     line.record_duration(lane, seconds)
 
 
-# Handing out
+# Assigning
 
 
-def test_each_idle_worker_gets_one_in_order() -> None:
+def test_each_idle_worker_gets_one_task_in_order() -> None:
     workers = [StubWorker() for _ in range(3)]
     line = on(*workers)
     line.add(tasks(5))
@@ -123,7 +123,9 @@ def test_each_idle_worker_gets_one_in_order() -> None:
     assert sent == wire.Assignment("run 1", 1, "job", "step now", 3, 0, 0, 900.0, None, b"input")
     assert workers[0].tasks[1].worker is workers[0]  # type: ignore[comparison-overlap]
     line.pump()
-    assert [worker.tokens for worker in workers] == [[1], [2], [3]], "of unknown length: nothing pipelined"
+    assert [worker.tokens for worker in workers] == [[1], [2], [3]], (
+        "their duration is unknown, so nothing is pipelined"
+    )
 
 
 def test_a_worker_that_is_not_ready_gets_nothing() -> None:
@@ -174,7 +176,7 @@ def test_short_tasks_are_pipelined_and_shared() -> None:
         (60.0, 1),
     ],
 )
-def test_how_many_are_handed_depends_on_their_length(seconds: float, most: int) -> None:
+def test_how_many_are_pipelined_depends_on_their_duration(seconds: float, most: int) -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, seconds)
@@ -184,7 +186,7 @@ def test_how_many_are_handed_depends_on_their_length(seconds: float, most: int) 
     assert len(worker.tasks) == most
 
 
-def test_nothing_is_handed_behind_a_task_that_takes_long() -> None:
+def test_nothing_is_pipelined_behind_a_long_task() -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, 0.001)
@@ -196,7 +198,7 @@ def test_nothing_is_handed_behind_a_task_that_takes_long() -> None:
     assert worker.tokens == [1]
 
 
-def test_nothing_long_is_handed_behind_a_short_task() -> None:
+def test_no_long_task_is_pipelined_behind_a_short_one() -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, 0.001)
@@ -208,7 +210,7 @@ def test_nothing_long_is_handed_behind_a_short_task() -> None:
     assert worker.tokens == [1]
 
 
-def test_the_length_is_learned_step_by_step() -> None:
+def test_durations_are_learned_for_each_step() -> None:
     line = on(StubWorker())
     learn(line, 0.001)
     for _ in range(30):
@@ -223,7 +225,7 @@ def test_the_length_is_learned_step_by_step() -> None:
 # Suspects
 
 
-def test_a_suspect_waits_for_an_idle_worker_and_has_it_alone() -> None:
+def test_a_suspect_waits_for_an_idle_worker_and_runs_alone() -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, 0.001)
@@ -237,15 +239,15 @@ def test_a_suspect_waits_for_an_idle_worker_and_has_it_alone() -> None:
         assert 99 not in worker.tokens, "pipelined"
         worker.finish()
         line.pump()
-    assert worker.tokens == [99], "it gets its turn"
+    assert worker.tokens == [99], "the suspect gets its turn"
     line.pump()
-    assert worker.tokens == [99], "nothing behind it"
+    assert worker.tokens == [99], "nothing is pipelined behind it"
     worker.start()
     line.pump()
     assert worker.tokens == [99]
 
 
-def test_a_suspect_goes_only_where_it_is_known() -> None:
+def test_a_suspect_goes_only_to_a_worker_that_knows_its_job() -> None:
     worker = StubWorker(OTHER)
     line = on(worker)
     line.add([task(1, crashes=2), task(2, lane=OTHER)])
@@ -253,10 +255,10 @@ def test_a_suspect_goes_only_where_it_is_known() -> None:
     assert worker.tokens == [2]
 
 
-# Taking back
+# Revoking
 
 
-def test_what_was_not_begun_is_taken_back() -> None:
+def test_unstarted_tasks_are_taken_back() -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, 0.001)
@@ -276,7 +278,7 @@ def test_what_was_not_begun_is_taken_back() -> None:
     assert line.take_back(worker) == []  # type: ignore[arg-type]
 
 
-def test_what_began_in_the_meantime_stays() -> None:
+def test_a_task_that_has_started_meanwhile_stays() -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, 0.001)
@@ -290,9 +292,9 @@ def test_what_began_in_the_meantime_stays() -> None:
     assert worker.revoked == {3}
 
 
-def test_what_was_taken_back_returns_to_the_same_worker_only_when_that_has_skipped_it() -> None:
-    # Found by the simulation (seed 18): the Skipped of the first time was taken for one of the second, and the task
-    # went out a third time while the worker ran it.
+def test_a_revoked_task_returns_to_its_worker_only_after_its_skipped() -> None:
+    # Found by the simulation (seed 18): the Skipped of the first assignment was attributed to the second, and the task
+    # was assigned a third time while the worker ran it.
     worker, other = StubWorker(), StubWorker()
     line = on(worker)
     learn(line, 0.001)
@@ -304,20 +306,20 @@ def test_what_was_taken_back_returns_to_the_same_worker_only_when_that_has_skipp
     line.add_first(line.take_back(worker))  # type: ignore[arg-type]
     worker.finish()
     line.pump()
-    assert worker.tokens == [], "its Skipped is still to come"
+    assert worker.tokens == [], "its Skipped has not arrived"
     line.skipped(worker, 2)  # type: ignore[arg-type]
-    assert [waiting.token for waiting in line.ready] == [2], "it waits once"
+    assert [waiting.token for waiting in line.ready] == [2], "it waits only once"
     line.pump()
     assert worker.tokens == [2]
     line.add_first(line.take_back(worker))  # type: ignore[arg-type]
     line._pool.roster.active.append(other)  # type: ignore[arg-type]
     line.pump()
-    assert (worker.tokens, other.tokens) == ([], [2]), "another has no reason to wait"
+    assert (worker.tokens, other.tokens) == ([], [2]), "another worker can have it at once"
 
 
-def test_what_is_skipped_after_it_was_lost_does_not_come_back() -> None:
-    # Found by the simulation (seed 18): its worker did not read, so that it could not be taken back when it was lost;
-    # skipped later, it stood in line again, beside its new owner.
+def test_a_lost_task_that_is_skipped_later_does_not_wait_again() -> None:
+    # Found by the simulation (seed 18): its worker did not read, so the task could not be taken back when it was lost.
+    # It was skipped later and waited here again, although it had a new owner.
     worker = StubWorker()
     line = on(worker)
     learn(line, 0.001)
@@ -339,7 +341,7 @@ def test_what_is_skipped_after_it_was_lost_does_not_come_back() -> None:
     assert (worker.tokens, list(line.ready)) == ([1], [])
 
 
-def test_no_more_is_handed_ahead_than_a_socket_holds() -> None:
+def test_no_more_is_pipelined_than_a_socket_holds() -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, PIPELINE_SECONDS / 100)
@@ -352,8 +354,8 @@ def test_no_more_is_handed_ahead_than_a_socket_holds() -> None:
     worker.start()
     before = len(worker.tasks)
     line.pump()
-    assert len(worker.tasks) <= before + 1, "only what is begun was read for certain"
-    # One that is too large to be pipelined gets the worker to itself.
+    assert len(worker.tasks) <= before + 1, "only started tasks have certainly been read"
+    # A task that is too large to be pipelined gets an idle worker.
     line.ready[0].input = b"x" * PIPELINE_BYTES
     while len(worker.tasks) > 1:
         worker.finish()
@@ -363,7 +365,7 @@ def test_no_more_is_handed_ahead_than_a_socket_holds() -> None:
     assert len(worker.tasks) == 1
 
 
-def test_nothing_is_certain_while_the_worker_does_not_read() -> None:
+def test_nothing_is_taken_back_while_the_worker_does_not_read() -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, 0.001)
@@ -376,11 +378,11 @@ def test_nothing_is_certain_while_the_worker_does_not_read() -> None:
     for _ in range(3):
         assert line.take_back(worker) == []  # type: ignore[arg-type]
     assert worker.tokens == [1, 2, 3]
-    # Each try was buffered: the supervisor grew for as long as such a worker sat there.
+    # (Each try was buffered, and the supervisor's memory grew.)
     assert worker.sent == [wire.Revoke(2), wire.Revoke(3)]
     worker.reads = True
     assert [back.token for back in line.take_back(worker)] == [2, 3]  # type: ignore[arg-type]
-    # Handed out again, they are revoked again.
+    # Assigned again, they can be revoked again.
     for token in (2, 3):
         line.skipped(worker, token)  # type: ignore[arg-type]
     line.add([task(2), task(3)])
@@ -392,7 +394,7 @@ def test_nothing_is_certain_while_the_worker_does_not_read() -> None:
     assert worker.sent == [wire.Revoke(2), wire.Revoke(3)]
 
 
-def test_what_waits_behind_a_long_task_goes_elsewhere_in_its_old_order() -> None:
+def test_tasks_behind_a_long_task_go_to_others_in_their_old_order() -> None:
     slow, other = StubWorker(), StubWorker()
     line = on(slow, other)
     learn(line, 0.001)
@@ -403,7 +405,7 @@ def test_what_waits_behind_a_long_task_goes_elsewhere_in_its_old_order() -> None
     assert slow.tokens == [1, 2, 3, 4, 5, 6]
     now = time.monotonic()
     line.take_back_waiting(now)
-    assert len(slow.tasks) == 6, "not begun: it may be starting up"
+    assert len(slow.tasks) == 6, "it has not started: the worker may still be starting up"
     slow.start()
     line.take_back_waiting(now + PATIENCE_SECONDS / 2)
     assert len(slow.tasks) == 6, "not yet"
@@ -413,7 +415,7 @@ def test_what_waits_behind_a_long_task_goes_elsewhere_in_its_old_order() -> None
     assert [waiting.token for waiting in line.ready] == [2, 3, 4, 5, 6, 7]
 
 
-def test_while_results_cannot_leave_nothing_is_handed_out_and_nothing_waits_behind() -> None:
+def test_under_backpressure_nothing_is_assigned_and_nothing_stays_pipelined() -> None:
     worker, idle = StubWorker(), StubWorker()
     line = on(worker)
     learn(line, 0.001)
@@ -433,22 +435,25 @@ def test_while_results_cannot_leave_nothing_is_handed_out_and_nothing_waits_behi
     assert idle.tokens
 
 
-def test_a_skipped_task_comes_back_in_front() -> None:
+def test_a_skipped_task_goes_to_the_front() -> None:
     worker = StubWorker()
     line = on(worker)
     line.add([task(1)])
     line.pump()
     begun = worker.start()
-    begun.stop_sent_at, begun.stop_reason = time.monotonic(), "timeout"  # the worker was stopped, and is not any more
+    begun.stop_sent_at, begun.stop_reason = (
+        time.monotonic(),
+        "timeout",
+    )  # the worker was interrupted before it skipped the task
     worker.revoked.add(1)
     line.add([task(2)])
     line.skipped(worker, 1)  # type: ignore[arg-type]
     assert [waiting.token for waiting in line.ready] == [1, 2]
     assert (begun.worker, begun.started_at) == (None, None)
-    # Else the next worker would be killed, without an interrupt, for what this one did.
+    # Otherwise the next worker would be killed, without an interrupt, for what this one did.
     assert [begun.stop_sent_at, begun.stop_reason] == [None, None]
     assert worker.revoked == set()
-    line.skipped(worker, 77)  # type: ignore[arg-type]  # taken back already: only the mark is to be forgotten
+    line.skipped(worker, 77)  # type: ignore[arg-type]  # taken back already: only the pending Skipped is to be forgotten
     assert len(line.ready) == 2
 
 
@@ -463,7 +468,7 @@ def test_a_skipped_suspect_is_still_a_suspect() -> None:
     assert not line.ready
 
 
-def test_overdue_tasks_are_given_back() -> None:
+def test_overdue_tasks_are_released() -> None:
     line = on(StubWorker())
     stale, lapsed, fresh = task(1, age=STALE_SECONDS + 1), task(2, lease=0.0), task(3)
     suspect = task(4, crashes=1, age=STALE_SECONDS + 1)
@@ -474,7 +479,7 @@ def test_overdue_tasks_are_given_back() -> None:
     assert line.overdue(time.monotonic()) == []
 
 
-def test_less_is_claimed_ahead_after_something_went_back_unused() -> None:
+def test_less_is_prefetched_after_tasks_were_released_unused() -> None:
     busy = StubWorker()
     line = on(busy)
     learn(line, 0.01)
@@ -516,10 +521,10 @@ def test_idle_workers_ask_for_one_each_at_first() -> None:
     line.add(tasks(2))
     assert line.demand() == 0
     line.pump()
-    assert line.demand() == 0, "both busy, and nobody knows for how long"
+    assert line.demand() == 0, "both are busy, for an unknown time"
 
 
-def test_short_tasks_are_claimed_ahead_but_not_without_limit() -> None:
+def test_short_tasks_are_prefetched_up_to_a_limit() -> None:
     line = on(StubWorker(), StubWorker())
     learn(line, 0.02)
     assert line.demand() == 2 + 2 * int(PREFETCH_SECONDS / 0.02)
@@ -542,7 +547,7 @@ def test_long_tasks_are_left_to_others() -> None:
     assert line.demand() == 0
 
 
-def test_no_more_is_claimed_ahead_than_fits_by_the_size_of_what_came() -> None:
+def test_prefetch_is_limited_by_the_size_of_recent_inputs() -> None:
     line = on(StubWorker())
     learn(line, 0.0)
     large = tasks(100)
@@ -552,7 +557,7 @@ def test_no_more_is_claimed_ahead_than_fits_by_the_size_of_what_came() -> None:
     for one in large:
         line.drop(one)
     assert 1 + 8 <= line.demand() <= 1 + 9
-    # One that is larger than all there may be is claimed alone, by a worker that is idle.
+    # An input that exceeds the limit is claimed alone, for an idle worker.
     for one in large:
         one.input = bytes(3 * PREFETCH_BYTES)
     line.add(large)
@@ -560,7 +565,7 @@ def test_no_more_is_claimed_ahead_than_fits_by_the_size_of_what_came() -> None:
     assert line.demand() == 1
 
 
-def test_what_waits_is_bounded_by_its_size_whatever_was_usual() -> None:
+def test_waiting_inputs_are_bounded_in_bytes() -> None:
     workers = [StubWorker(), StubWorker()]
     line = on(*workers)
     learn(line, 0.0)
@@ -569,7 +574,7 @@ def test_what_waits_is_bounded_by_its_size_whatever_was_usual() -> None:
         line.pump()
         worker.start()
     line.take_all()
-    assert line.demand() > 500, "after so many small ones"
+    assert line.demand() > 500, "after many small inputs"
     assert line.room() == 2 * PREFETCH_BYTES
     large = tasks(2)
     for one in large:
@@ -583,7 +588,7 @@ def test_what_waits_is_bounded_by_its_size_whatever_was_usual() -> None:
     assert line.room() == PREFETCH_BYTES
 
 
-def test_every_idle_worker_gets_a_task_however_large_those_are_that_wait() -> None:
+def test_every_idle_worker_gets_a_task_beside_large_waiting_ones() -> None:
     line = on(*(StubWorker() for _ in range(4)))
     huge = task(1)
     huge.input = bytes(5 * PREFETCH_BYTES)
@@ -592,7 +597,7 @@ def test_every_idle_worker_gets_a_task_however_large_those_are_that_wait() -> No
     assert line.demand() == line.free_capacity() == 3
 
 
-def test_runs_that_were_here_before_go_first_in_their_order() -> None:
+def test_next_steps_of_runs_that_stay_go_first_in_their_order() -> None:
     worker = StubWorker()
     line = on(worker)
     first, second, *others = tasks(5)
@@ -603,7 +608,7 @@ def test_runs_that_were_here_before_go_first_in_their_order() -> None:
     assert worker.tokens == [1]
 
 
-def test_little_is_not_worth_a_claim_while_there_is_work() -> None:
+def test_a_small_demand_does_not_cause_a_claim_while_there_is_work() -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, 0.01)
@@ -617,7 +622,7 @@ def test_little_is_not_worth_a_claim_while_there_is_work() -> None:
     assert len(line.ready) <= before * 0.6
 
 
-def test_a_worker_stuck_in_one_task_or_with_a_suspect_counts_for_nothing_ahead() -> None:
+def test_nothing_is_prefetched_for_a_worker_with_a_long_task_or_a_suspect() -> None:
     worker = StubWorker()
     line = on(worker)
     learn(line, 0.001)
@@ -636,15 +641,15 @@ def test_a_worker_stuck_in_one_task_or_with_a_suspect_counts_for_nothing_ahead()
     assert line.demand() == 0
 
 
-def test_the_limits_are_in_proportion() -> None:
+def test_the_limits_are_consistent() -> None:
     assert PIPELINE_SECONDS < SHORT_SECONDS <= PATIENCE_SECONDS < PREFETCH_SECONDS < STALE_SECONDS
 
 
 # Limits
 
 
-def test_the_watch_wakes_up_before_the_lease_of_a_running_task_lapses() -> None:
-    # Found by the simulation: it slept 0.2 s beyond that, and a task with a lease of 2 s ran on while it was reaped.
+def test_the_watch_wakes_up_before_the_lease_of_a_running_task_expires() -> None:
+    # Found by the simulation: it slept 0.2 s too long, and a task with a lease of 2 s still ran when it was reaped.
     worker = StubWorker()
     line = on(worker)
     line.add([task(1, lease=2.0)])
@@ -656,7 +661,7 @@ def test_the_watch_wakes_up_before_the_lease_of_a_running_task_lapses() -> None:
     assert due_in < left
 
 
-def test_a_lease_lapses_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_expires_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The monotonic clock stops during a suspend, so by that clock the lease would still be valid."""
 
     class Killed(StubWorker):

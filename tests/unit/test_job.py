@@ -1,4 +1,4 @@
-"""Declaring jobs: what fits together, what does not, and what a worker says it can run."""
+"""Declaring jobs: valid and invalid chains, names, options, and the manifest of a worker."""
 
 import functools
 import re
@@ -72,7 +72,7 @@ def app() -> Underway:
 
 
 def chain(app: Underway, *functions: Callable[..., Any]) -> Job[Any, Any, Any]:
-    """A job of these steps, past the type checker."""
+    """A job of these steps, without the type checker."""
     job: Any = app.job("job")
     for function in functions:
         job = job.step(function)
@@ -92,16 +92,16 @@ def refusal(app: Underway, *functions: Callable[..., Any]) -> str:
     return str(refused.value)
 
 
-# What does not fit
+# Invalid chains
 
 
-def test_misfit_names_both_steps_and_both_types(app: Underway) -> None:
+def test_a_mismatch_names_both_steps_and_both_types(app: Underway) -> None:
     assert refusal(app, price, many) == (
         "job 'job': step 'price' hands over Receipt, but step 'many' takes list[Order]"
     )
 
 
-def test_a_step_without_input_needs_to_be_handed_none(app: Underway) -> None:
+def test_a_step_without_input_must_be_handed_none(app: Underway) -> None:
     assert refusal(app, price, sweep) == "job 'job': step 'price' hands over Receipt, but step 'sweep' takes None"
     chain(Underway(), begin, sweep).manifest()
 
@@ -116,7 +116,7 @@ def test_a_job_without_an_end_is_refused(app: Underway) -> None:
     assert message.startswith("job 'job' has no end: its last step 'price_or_stop' hands over Receipt")
 
 
-def test_annotations_are_needed(app: Underway) -> None:
+def test_annotations_are_required(app: Underway) -> None:
     def no_input_type(cx, order) -> Done:  # type: ignore[no-untyped-def]
         return To.done()
 
@@ -128,7 +128,7 @@ def test_annotations_are_needed(app: Underway) -> None:
     assert "annotate" in refusal(Underway(), lambda cx, order: To.done())
 
 
-def test_a_step_returns_a_hand_over(app: Underway) -> None:
+def test_a_step_must_return_a_hand_over(app: Underway) -> None:
     def bare_value(cx: Context, order: Order) -> Receipt:
         return Receipt("")
 
@@ -170,7 +170,7 @@ def test_a_step_takes_a_context_and_at_most_one_input() -> None:
     assert "step 'two': a step must take (cx) or (cx, input), not (cx: " in refusal(Underway(), two)
 
 
-def test_async_functions_are_steps_like_others(app: Underway) -> None:
+def test_async_functions_are_steps(app: Underway) -> None:
     async def coroutine(cx: Context, order: Order) -> To[Receipt, int]:
         return To.done(1)
 
@@ -204,7 +204,7 @@ def test_generators_are_refused() -> None:
         assert "a step must be a function or an async function, not a generator" in refusal(Underway(), function)
 
 
-def test_a_state_is_made_by_a_function(app: Underway) -> None:
+def test_a_state_factory_must_be_a_function(app: Underway) -> None:
     def generator() -> Iterator[int]:
         yield 1
 
@@ -237,41 +237,41 @@ def test_an_unknown_annotation_is_refused() -> None:
     assert "not imported only under TYPE_CHECKING" in refusal(Underway(), step)
 
 
-def test_a_step_is_callable(app: Underway) -> None:
+def test_a_step_must_be_callable(app: Underway) -> None:
     step: Any = "price"
     with pytest.raises(JobDefinitionError, match="a step must be a function, not 'price'"):
         app.job("job").step(step)
 
 
 @pytest.mark.parametrize("step", [dict, int, print, Order, functools.partial(print)])
-def test_odd_callables_are_refused_and_not_crashed_upon(step: Any) -> None:
+def test_odd_callables_are_refused(step: Any) -> None:
     refusal(Underway(), step)
 
 
 # Names
 
 
-def test_two_jobs_of_one_name_are_refused(app: Underway) -> None:
+def test_two_jobs_with_one_name_are_refused(app: Underway) -> None:
     chain(app, sweep)
     with pytest.raises(JobDefinitionError, match="duplicate job name 'job'"):
         app.job("job")
 
 
-def test_two_jobs_of_one_name_begun_together_are_refused(app: Underway) -> None:
+def test_two_unfinished_jobs_with_one_name_are_refused(app: Underway) -> None:
     first, second = app.job("job"), app.job("job")
     first.step(sweep)
     with pytest.raises(JobDefinitionError, match="duplicate job name 'job'"):
         second.step(begin)
 
 
-def test_a_job_that_forks_is_refused(app: Underway) -> None:
+def test_a_chain_that_is_continued_twice_is_refused(app: Underway) -> None:
     begun = app.job("job").step(price)
     begun.step(send)
     with pytest.raises(JobDefinitionError, match="duplicate job name 'job'"):
         begun.step(post)
 
 
-def test_two_steps_of_one_name_are_refused(app: Underway) -> None:
+def test_two_steps_with_one_name_are_refused(app: Underway) -> None:
     def again(cx: Context, order: Order) -> To[Order]:
         return To.next(order)
 
@@ -283,19 +283,19 @@ def test_two_steps_of_one_name_are_refused(app: Underway) -> None:
 
 
 @pytest.mark.parametrize("formerly", ["price", ("x", "price"), "send", ("y", "y")])
-def test_a_former_name_is_nobody_elses(app: Underway, formerly: Any) -> None:
+def test_a_former_name_must_not_be_the_name_of_another_step(app: Underway, formerly: Any) -> None:
     job = app.job("job").step(price).step(send, formerly=formerly)
     with pytest.raises(JobDefinitionError, match="two steps use the name"):
         job.manifest()
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 201, None, 3])
-def test_a_job_has_a_name(app: Underway, name: Any) -> None:
+def test_a_job_must_have_a_valid_name(app: Underway, name: Any) -> None:
     with pytest.raises(InvalidOption, match=r"job must (be a string of 1 to 200 characters|not contain NUL)"):
         app.job(name)
 
 
-# What fits
+# Valid chains
 
 
 def test_step_returns_a_new_job(app: Underway) -> None:
@@ -406,9 +406,9 @@ def test_results(app: Underway, function: Any, result: Any) -> None:
     assert job.result_type == result or (result is None and job.result_type is type(None))
 
 
-def test_the_results_of_all_steps_together_are_the_jobs(app: Underway) -> None:
+def test_the_result_type_of_a_job_is_the_union_of_its_steps(app: Underway) -> None:
     assert chain(app, price_or_stop, send).result_type == str | int
-    # To[Receipt] alone means To[Receipt, None]: as for a type checker
+    # To[Receipt] alone means To[Receipt, None], as for a type checker
     assert chain(Underway(), price, send).result_type == int | None
 
 
@@ -467,7 +467,7 @@ def takes_positive(cx: Context, value: list[Annotated[int, msgspec.Meta(gt=0)]])
         (either, send, False),
         (to_list, takes_any, True),
         (begin, takes_object, True),
-        (price, takes_any, False),  # it would be given a dict
+        (price, takes_any, False),  # it would receive a dict
         (either, takes_object, False),
         (to_list, takes_bare_list, True),
         (to_orders, takes_bare_list, False),
@@ -485,7 +485,7 @@ def test_unions_and_wider_types_fit(app: Underway, before: Any, after: Any, fits
         assert "hands over" in refusal(app, before, after)
 
 
-def test_the_hand_over_and_a_retry_check_their_delay() -> None:
+def test_hand_overs_and_retries_check_their_delay() -> None:
     delay: Any
     for delay in (5, timedelta(seconds=-1), "1 s"):
         with pytest.raises(InvalidOption, match="delay must be a timedelta between 0 and 1000 years"):
@@ -530,7 +530,7 @@ def test_manifest_of_defaults_and_of_all_options(app: Underway) -> None:
     assert Policy() == Policy(RetryPolicy(), timedelta(minutes=15), None, timedelta(seconds=60), 3)
 
 
-def test_manifest_travels_as_json(app: Underway) -> None:
+def test_manifest_round_trips_as_json(app: Underway) -> None:
     app.job('orders "\t\\ü').step(price, queue="a\nb", retry=RetryPolicy(2, timedelta(seconds=0.1))).step(
         send, memory_limit="2 MiB", formerly="x", delay=timedelta(microseconds=1)
     )
@@ -542,7 +542,7 @@ def test_manifest_travels_as_json(app: Underway) -> None:
         Manifest.from_json(b'{"jobs": 1}')
 
 
-def test_lanes_are_those_of_every_step_under_every_name(app: Underway) -> None:
+def test_lanes_cover_every_step_under_every_name(app: Underway) -> None:
     app.job("orders").step(price, queue="fast").step(send, formerly="post")
     lanes = dict(app.manifest().lanes())
     assert list(lanes) == [
@@ -553,7 +553,7 @@ def test_lanes_are_those_of_every_step_under_every_name(app: Underway) -> None:
     assert lanes[Lane("default", "orders", "post")].name == "send"
 
 
-def test_manifest_names_no_database_if_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifest_has_no_database_if_none_is_specified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UNDERWAY_DATABASE_URL", raising=False)
     monkeypatch.delenv("DATABASE_URL", raising=False)
     assert Underway().manifest() == Manifest((), None)

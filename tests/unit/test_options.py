@@ -1,4 +1,4 @@
-"""Each option of a step, with the values it takes and refuses, at the line where it is given."""
+"""The accepted and refused values of each option of a step."""
 
 from datetime import timedelta
 from typing import Any
@@ -107,12 +107,12 @@ def hands_on(cx: Context) -> To[None]:
     return To.next(None)
 
 
-def test_the_tables_above_know_every_option() -> None:
+def test_the_tables_above_contain_every_option() -> None:
     assert set(REFUSED) == set(ACCEPTED) == set(StepOptions.__annotations__)
 
 
 @pytest.mark.parametrize(("option", "value"), [(option, value) for option in REFUSED for value in REFUSED[option][1]])
-def test_a_bad_value_is_refused_where_it_is_given(option: str, value: Any) -> None:
+def test_an_invalid_value_is_refused_at_the_declaration(option: str, value: Any) -> None:
     given: Any = {option: value}
     app = Underway()
     with pytest.raises(InvalidOption, match=f"^({REFUSED[option][0]})"):
@@ -121,7 +121,7 @@ def test_a_bad_value_is_refused_where_it_is_given(option: str, value: Any) -> No
 
 
 @pytest.mark.parametrize(("option", "value"), [(option, value) for option in ACCEPTED for value in ACCEPTED[option]])
-def test_a_good_value_is_taken(option: str, value: Any) -> None:
+def test_a_valid_value_is_accepted(option: str, value: Any) -> None:
     given: Any = {option: value}
     Underway().job("job").step(works_on, **given).manifest()
 
@@ -129,7 +129,7 @@ def test_a_good_value_is_taken(option: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [(option, value) for option in RunOptions.__annotations__ for value in REFUSED[option][1]]
 )
-def test_a_bad_value_for_one_run_is_refused_before_anything_is_opened(option: str, value: Any) -> None:
+def test_an_invalid_value_for_one_run_is_refused_before_connecting(option: str, value: Any) -> None:
     given: Any = {option: value}
     job = Underway("postgresql://nobody@nowhere.invalid/none").job("job").step(works)
     for enqueue in (lambda: job.enqueue(**given), lambda: job.enqueue_many([None], **given)):
@@ -137,7 +137,7 @@ def test_a_bad_value_for_one_run_is_refused_before_anything_is_opened(option: st
             enqueue()
 
 
-def test_an_unknown_option_of_a_run_is_refused_with_those_there_are() -> None:
+def test_an_unknown_option_of_a_run_is_refused_with_a_list_of_options() -> None:
     given: Any = {"queue": "other"}
     with pytest.raises(
         InvalidOption, match="unknown enqueue option 'queue'; existing: conn, priority, delay, keep, unique"
@@ -151,7 +151,7 @@ def test_a_unique_key_belongs_to_the_first_step() -> None:
         job.manifest()
 
 
-def test_an_unknown_option_is_refused_with_those_there_are() -> None:
+def test_an_unknown_option_is_refused_with_a_list_of_options() -> None:
     given: Any = {"tries": 3}
     with pytest.raises(InvalidOption, match="unknown step option 'tries'; existing: name, formerly, retry, timeout"):
         Underway().job("job").step(works, **given)

@@ -42,7 +42,7 @@ HOSTILE = {
     "an equals sign": "x run=1 level=error",
     "quotes": 'a"b\\c',
 }
-# The beginning of a genuine log line.
+# The prefix of a genuine log line.
 BEGINNING = re.compile(r"\d\d:\d\d:\d\d ")
 
 
@@ -52,16 +52,16 @@ def record(message: str, **extra: Any) -> logging.LogRecord:
     return made
 
 
-def drives_a_terminal(text: str) -> list[str]:
+def control_sequences(text: str) -> list[str]:
     return [char for char in text if not char.isprintable() and char not in "\n\t"]
 
 
 @pytest.mark.parametrize("how", HOSTILE)
-def test_a_human_line_is_one_line_that_drives_no_terminal(how: str) -> None:
+def test_a_human_readable_line_is_one_line_without_control_sequences(how: str) -> None:
     hostile = HOSTILE[how]
     about = {"job": hostile, hostile: 1}
     text = HumanFormatter().format(record(hostile, about=about, exception=hostile))
-    assert not drives_a_terminal(text)
+    assert not control_sequences(text)
     first, *others = text.split("\n")
     assert BEGINNING.match(first)
     assert all(line.startswith("    ") for line in others)
@@ -82,52 +82,52 @@ def test_plain_values_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("how", HOSTILE)
-def test_a_json_line_drives_no_terminal_and_means_the_same(how: str) -> None:
+def test_a_json_line_has_no_control_sequences_and_the_same_meaning(how: str) -> None:
     hostile = HOSTILE[how]
     text = JSONFormatter().format(record(hostile, about={"job": hostile, hostile: hostile}, exception=hostile))
-    assert not drives_a_terminal(text)
+    assert not control_sequences(text)
     assert "\n" not in text
     line = json.loads(text)
     assert (line["message"], line["job"], line[hostile], line["exception"]) == (hostile,) * 4
 
 
 @given(st.text())
-def test_escaped_json_decodes_to_the_same(text: str) -> None:
+def test_escaped_json_decodes_to_the_same_value(text: str) -> None:
     document = json.dumps([text, {text: "é"}], indent=2, ensure_ascii=False)
     escaped = printable_json(document)
-    assert not drives_a_terminal(escaped)
+    assert not control_sequences(escaped)
     assert json.loads(escaped) == json.loads(document)
     assert "é" in escaped
 
 
 @given(st.text())
-def test_printable_keeps_every_character_that_can_be_printed(text: str) -> None:
+def test_printable_keeps_every_printable_character(text: str) -> None:
     shown = printable(text)
-    assert not drives_a_terminal(shown)
+    assert not control_sequences(shown)
     assert len(shown) == len(text)
     assert all(is_ == was or is_ == "\N{REPLACEMENT CHARACTER}" for is_, was in zip(shown, text, strict=True))
 
 
-def test_what_a_command_has_done_names_a_hostile_step_harmlessly(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_of_a_command_escapes_a_hostile_step_name(capsys: pytest.CaptureFixture[str]) -> None:
     step = "".join(HOSTILE.values()).replace("\udce9", "")
-    cli_output.print_result({"step": step}, f"goes on at step {step}", as_json=False)
-    assert not drives_a_terminal(capsys.readouterr().out)
-    cli_output.print_result({"step": step}, f"goes on at step {step}", as_json=True)
+    cli_output.print_result({"step": step}, f"continues at step {step}", as_json=False)
+    assert not control_sequences(capsys.readouterr().out)
+    cli_output.print_result({"step": step}, f"continues at step {step}", as_json=True)
     said = capsys.readouterr().out
-    assert not drives_a_terminal(said)
+    assert not control_sequences(said)
     assert json.loads(said) == {"step": step}
 
 
-def test_json_of_a_command_drives_no_terminal(database: str, connection: psycopg.Connection[Any]) -> None:
+def test_json_of_a_command_has_no_control_sequences(database: str, connection: psycopg.Connection[Any]) -> None:
     hostile = "".join(HOSTILE.values()).replace("\0", "").replace("\udce9", "")
     run = insert(connection, job="\x9b31m", input=json.dumps(hostile))
     said = output("show", str(run), "--json", database=database)
-    assert not drives_a_terminal(said)
+    assert not control_sequences(said)
     found = json.loads(said)
     assert (found["job"], found["input"]) == ("\x9b31m", hostile)
 
 
-def test_the_log_of_a_hostile_step_has_no_line_but_its_own(
+def test_a_hostile_step_cannot_forge_log_lines(
     bind: Callable[[Underway], Underway], start_supervisor: Callable[..., Supervisor]
 ) -> None:
     bind(forging.app)
@@ -135,7 +135,7 @@ def test_the_log_of_a_hostile_step_has_no_line_but_its_own(
     supervisor = start_supervisor("forging", "--procs", "1", "--until-idle")
     assert supervisor.wait() == 0
     text = supervisor.log_file.read_bytes().decode()
-    assert not drives_a_terminal(text)
+    assert not control_sequences(text)
     lines = text.rstrip("\n").split("\n")
     assert all(BEGINNING.match(line) or line.startswith("    ") for line in lines)
     for run in runs:

@@ -55,12 +55,12 @@ def test_the_public_names() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_name_is_explained(name: str) -> None:
+def test_every_public_name_has_a_docstring(name: str) -> None:
     thing = getattr(underway, name)
     if name == "Done":
         return  # an alias of To, which explains it
     assert thing.__doc__
-    assert not thing.__doc__.startswith(f"{name}("), "what a dataclass writes by itself"
+    assert not thing.__doc__.startswith(f"{name}("), "the generated docstring of a dataclass"
     for attribute, method in vars(thing).items():
         if not attribute.startswith("_") and inspect.isfunction(inspect.unwrap(method)):
             assert method.__doc__, f"{name}.{attribute}"
@@ -75,7 +75,7 @@ def test_errors_are_one_tree() -> None:
     assert issubclass(underway.Fail, Exception)
 
 
-def test_every_error_is_drawn_in_the_tree() -> None:
+def test_every_error_is_in_the_documented_tree() -> None:
     from underway import errors
 
     drawn = errors.__doc__ or ""
@@ -173,7 +173,7 @@ def test_signatures(call: Callable[..., Any]) -> None:
     assert str(signature.replace(parameters=parameters, return_annotation=returned)) == SIGNATURES[call]
 
 
-# What an app declares at import, and `run`, which is for programs without an event loop.
+# Declarations, and `run`, which is for programs without an event loop.
 DECLARATIONS: set[object] = {
     *(Underway.job, Underway.queue, Underway.on_worker_end, Underway.manifest, Underway.run),
     *(Job.step, Job.manifest),
@@ -242,7 +242,7 @@ def test_step_takes_a_function_and_the_options() -> None:
     assert [option for option in StepOptions.__annotations__ if f"`{option}`" not in described] == []
 
 
-def test_what_a_step_sees() -> None:
+def test_the_attributes_of_a_context() -> None:
     public = {name for name in dir(Context) if not name.startswith("_")}
     assert public == {
         "attempt",
@@ -259,7 +259,7 @@ def test_what_a_step_sees() -> None:
     }
 
 
-def test_what_an_attempt_tells() -> None:
+def test_the_attributes_of_an_attempt() -> None:
     assert list(inspect.signature(underway.Attempt).parameters) == [
         "step",
         "number",
@@ -274,7 +274,7 @@ def test_what_an_attempt_tells() -> None:
     ]
 
 
-def test_states_are_texts() -> None:
+def test_states_are_strings() -> None:
     assert [str(status) for status in underway.Status] == [
         "pending",
         "waiting",

@@ -1,4 +1,4 @@
-"""How long a failed step waits."""
+"""The back-off of a failed step."""
 
 import random
 from datetime import timedelta
@@ -24,7 +24,7 @@ policies = st.builds(
 
 
 class Rigged(random.Random):
-    """Draws always the same share of the way from `a` to `b`."""
+    """Always draws the same point between `a` and `b`."""
 
     def __init__(self, share: float) -> None:
         super().__init__(0)
@@ -41,29 +41,29 @@ def test_the_default_doubles_up_to_a_minute() -> None:
     assert [policy.wait(n, Rigged(0)) for n in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
-def test_without_jitter_chance_has_no_part() -> None:
+def test_without_jitter_the_wait_is_fixed() -> None:
     policy = RetryPolicy(jitter=0, initial_interval=timedelta(milliseconds=100), backoff_coefficient=3)
     assert [policy.wait(n, random.Random(n)) for n in (1, 2, 3)] == pytest.approx([0.1, 0.3, 0.9])
 
 
-def test_with_full_jitter_all_of_it_is_chance() -> None:
+def test_with_full_jitter_the_wait_is_fully_random() -> None:
     policy = RetryPolicy(jitter=1)
     assert policy.wait(3, Rigged(0)) == 0
     assert policy.wait(3, Rigged(1)) == 4
 
 
-def test_a_coefficient_of_one_waits_the_same_each_time() -> None:
+def test_a_coefficient_of_one_keeps_the_wait_constant() -> None:
     policy = RetryPolicy(backoff_coefficient=1.0, jitter=0)
     assert {policy.wait(n, random.Random(0)) for n in (1, 2, 10, 10_000)} == {1.0}
 
 
-def test_waiting_may_be_nothing() -> None:
+def test_the_wait_may_be_zero() -> None:
     policy = RetryPolicy(initial_interval=timedelta(0), max_interval=timedelta(0))
     assert policy.wait(1, random.Random(0)) == policy.wait(10**9, random.Random(0)) == 0
 
 
 @given(policies, st.integers(1, 10**6), st.integers())
-def test_the_wait_lies_in_the_share_that_jitter_leaves(policy: RetryPolicy, failures: int, seed: int) -> None:
+def test_the_wait_is_within_the_range_of_its_jitter(policy: RetryPolicy, failures: int, seed: int) -> None:
     first, longest = policy.initial_interval.total_seconds(), policy.max_interval.total_seconds()
     try:
         target = min(first * policy.backoff_coefficient ** (failures - 1), longest)
@@ -76,12 +76,12 @@ def test_the_wait_lies_in_the_share_that_jitter_leaves(policy: RetryPolicy, fail
 
 
 @given(policies, st.integers(1, 5000))
-def test_later_failures_never_wait_less(policy: RetryPolicy, failures: int) -> None:
+def test_the_wait_never_decreases(policy: RetryPolicy, failures: int) -> None:
     assert policy.wait(failures, Rigged(1)) <= policy.wait(failures + 1, Rigged(1)) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("failures", [1_000, 1_025, 5_000, 10**6, 10**12])
-def test_thousands_of_failures_stay_at_the_cap(failures: int) -> None:
+def test_the_wait_stays_at_its_maximum_after_thousands_of_failures(failures: int) -> None:
     assert RetryPolicy().wait(failures, Rigged(1)) == 60
     assert 30 <= RetryPolicy(max_attempts=failures).wait(failures, random.Random(1)) <= 60
 
@@ -109,7 +109,7 @@ def test_two_draws_differ() -> None:
         ({"jitter": float("nan")}, "jitter"),
     ],
 )
-def test_each_bad_value_is_an_invalid_option(options: dict[str, Any], message: str) -> None:
+def test_each_invalid_value_is_an_invalid_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.InvalidOption) as refused:
         RetryPolicy(**options)
     assert message in str(refused.value)

@@ -1,4 +1,4 @@
-"""The line in the log that says what the last seconds were like."""
+"""The summary line in the log."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from underway.supervisor.logs import summary
 from underway.supervisor.tasks.verdict import Observation
 
 
-def test_a_line_tells_what_is_new(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_summary_reports_the_changes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(summary, "_SECONDS", 0.01)
     outcomes, ends, commits = (
         Counter(succeeded=1200, crashed=3),
@@ -28,7 +28,7 @@ def test_a_line_tells_what_is_new(monkeypatch: pytest.MonkeyPatch, caplog: pytes
         summarising = asyncio.ensure_future(summary.summarise(outcomes, ends, commits, running))
         await told.wait()
         await asyncio.sleep(0.05)
-        assert len(caplog.messages) == 1, "nothing has ended since"
+        assert len(caplog.messages) == 1, "no attempt has ended since then"
         assert not commits
         told.clear()
         outcomes["succeeded"] += 1

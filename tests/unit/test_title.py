@@ -1,4 +1,4 @@
-"""What `ps` says of workers."""
+"""The titles of workers in `ps`."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def shown(process: psutil.Process) -> str:
     return done.stdout.rstrip("\n")
 
 
-def test_ps_tells_what_each_worker_does(bind: Bind, start_supervisor: Start, stage: Path) -> None:
+def test_ps_shows_what_each_worker_does(bind: Bind, start_supervisor: Start, stage: Path) -> None:
     bind(staying_busy.app)
     supervisor = start_supervisor("staying_busy", "--procs", "1", env={"STAGE": str(stage)})
     supervisor.until("serving")
@@ -36,7 +36,7 @@ def test_ps_tells_what_each_worker_does(bind: Bind, start_supervisor: Start, sta
     who, _, since = at_work.partition(" since ")
     assert who in {f"underway worker {slot}: busy stay, run {run.id}" for slot in (1, 2)}
     assert [len(part) for part in since.split(":")] == [2, 2, 2]
-    # What hangs below has its own.
+    # A worker's children have their own titles.
     environments = [Path(f"/proc/{worker.pid}/environ").read_bytes() for worker in supervisor.workers()]
     assert all(b"UNDERWAY_SLOT=" in environment and environment[-1:] == b"\0" for environment in environments)
 
@@ -45,8 +45,8 @@ def test_ps_tells_what_each_worker_does(bind: Bind, start_supervisor: Start, sta
     eventually(lambda: all(shown(worker).endswith(": idle") for worker in supervisor.workers()))
 
 
-def test_a_title_never_leaves_its_place(tmp_path: Path) -> None:
-    """A name that is too long is cut, and the environment that follows in memory stays what it was."""
+def test_a_title_never_exceeds_its_space(tmp_path: Path) -> None:
+    """A long name is shortened, and the environment, which follows in memory, is unchanged."""
     program = """
 import os
 from underway.wire.messages import Assignment
