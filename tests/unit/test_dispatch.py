@@ -105,6 +105,11 @@ def tasks(count: int, **options: Any) -> list[Task]:
     return [task(token, **options) for token in range(1, count + 1)]
 
 
+def results_of(line: Dispatch) -> ResultHandler:
+    nothing: Any = None
+    return ResultHandler(line, nothing, nothing, line._held, nothing, StopRequest(), Signals(), rng=random.Random(1))
+
+
 def learn(line: Dispatch, seconds: float, lane: Lane = LANE) -> None:
     line.record_duration(lane, seconds)
 
@@ -328,17 +333,34 @@ def test_a_lost_task_that_is_skipped_later_does_not_wait_again() -> None:
     line.pump()
     worker.start()
     line._held.add(worker.tasks.values())
-    commits: Any = None
-    backends: Any = None
-    kernel_kills: Any = None
-    results = ResultHandler(
-        line, commits, backends, line._held, kernel_kills, StopRequest(), Signals(), rng=random.Random(1)
-    )
+    results = results_of(line)
     worker.reads = False
     results.lose(worker.tasks[2])
     assert worker.tokens == [1, 2]
     results.received(worker, wire.Skipped(2))  # type: ignore[arg-type]
     assert (worker.tokens, list(line.ready)) == ([1], [])
+
+
+def test_tasks_behind_one_that_has_committed_before_it_was_lost_wait_again() -> None:
+    """Found by the simulation: the task had committed through cx.tx, and the tasks behind it were forgotten."""
+    worker = StubWorker()
+    line = on(worker)
+    learn(line, 0.001)
+    line.add(tasks(3))
+    line.pump()
+    line.pump()
+    assert worker.tokens == [1, 2, 3]
+    line._held.add(worker.tasks.values())
+    first = worker.tasks[1]
+
+    def drain() -> None:
+        line._held.start(first, 0.0)
+        line._held.end(worker.tasks.pop(1))
+        line._held.commit(first)
+
+    worker.drain = drain  # type: ignore[method-assign]
+    results_of(line).lose(first)
+    assert ([task.token for task in line.ready], line._held.tokens()) == ([2, 3], {2, 3})
 
 
 def test_no_more_is_pipelined_than_a_socket_holds() -> None:

@@ -235,10 +235,10 @@ class ResultHandler:
             self._dispatch.drop(task)
         elif task.started_at is None:
             back = self._dispatch.take_back(worker)
+        self._dispatch.add(other for other in back if other is not task)
         if task.token not in self._held:
             return  # the worker's last messages reported that the step's own transaction has committed
         self._held.lose(task)
-        self._dispatch.add(other for other in back if other is not task)
         self.ends["lost"] += 1
         log.warning("lease lost: this supervisor no longer owns the run", extra={"about": {"run": task.run}})
         if worker is not None and task.started_at is not None:
