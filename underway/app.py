@@ -71,7 +71,7 @@ class Underway:
         """Declare a queue. A run that fails for good in it gets the label `dead_letter`: see `dead_letters`.
 
         A queue without such a label needs no declaration. A label must not be the text of a UUID, which `redrive` and
-        `discard` take for the ID of a run.
+        `discard` treat as the ID of a run.
         """
         self.registry.declare_queue(name, dead_letter)
 

@@ -494,7 +494,7 @@ class Audit:
         if run.id in self._ledger.cancelled and run.state != "cancelled":
             self._wrong("was cancelled, and ran on", run)
         if run.state == "cancelled" and run.id not in self._ledger.cancelled | self._ledger.maybe_cancelled:
-            self._wrong("nobody has cancelled", run)
+            self._wrong("cancelled without a request", run)
         if run.state != "failed":
             return
         if run.error is not None and run.error.startswith("quarantined"):
@@ -587,7 +587,7 @@ def _verdict(
         f"runs       {_listed(states)}; {len(audit.finished) / seconds:,.0f} a second",
         *(f"  {job:9}{_listed(Counter({s: n for (j, s), n in jobs.items() if j == job}))}" for job in chaos.app.jobs),
         f"attempts   {_listed(outcomes)}",
-        f"innocents  {len(audit.innocents):,}, of which {len(audit.quarantined)} were quarantined; "
+        f"innocents  {len(audit.innocents):,}; quarantined {len(audit.quarantined)}; "
         f"{sum(charged.values()):,} were charged crashes at their last step, the most {max(charged, default=0)}; "
         f"{len(lost):,} runs lost an attempt with a supervisor, the most {max(lost.values(), default=0)} of them",
         f"left over  {fleet.hidden} processes without mark, of a supervisor that could not bury its dead",

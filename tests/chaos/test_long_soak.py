@@ -31,7 +31,7 @@ MORTALS = 20  # a run that kills its worker, once in this many periods
 KEEP = timedelta(seconds=min(120.0, SECONDS / 6))  # most of them are removed before the end
 MOST_LIVE = 3000
 SAY_SECONDS = 10.0
-# Shares of the time: after warming up, while the snapshot is held, and when everything must be as before.
+# Shares of the time: after warming up, while the snapshot is held, and when everything must have recovered.
 BEFORE, HELD, AFTER = (0.25, 0.4), (0.4, 0.6), (0.8, 1.0)
 
 Connection = psycopg.Connection[Any]

@@ -25,7 +25,7 @@ from proxy import Proxy
 from underway import Status, Underway
 
 GRACE = "0.3"
-ENDLESS = "600"  # a grace period so long that only a stop "now" ends the supervisor in time
+ENDLESS = "600"  # a grace period long enough that only a stop "now" ends the supervisor in time
 
 
 class Way(NamedTuple):

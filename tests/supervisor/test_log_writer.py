@@ -131,7 +131,7 @@ def test_a_pipe_made_non_blocking_by_its_reader_loses_no_line(pipe: tuple[int, i
 @pytest.mark.parametrize(
     "becomes",
     [
-        "nobody reads it",
+        "it is not read",
         pytest.param("its reader is gone", marks=pytest.mark.chaos),
         pytest.param("the disk is full", marks=pytest.mark.chaos),
         pytest.param("there is none", marks=pytest.mark.chaos),

@@ -20,7 +20,7 @@ FOLDER = "STAYING_FOLDER"
 
 
 def steps_in_order(connection: Connection) -> list[tuple[str, str]]:
-    """Which steps of which runs were executed, in the order in which they started."""
+    """The steps that were executed, with their runs, in the order in which they started."""
     return connection.execute("select run_id::text, step from underway.attempt order by started_at").fetchall()
 
 

@@ -84,7 +84,7 @@ def test_a_worker_that_takes_long_to_die_is_killed_once_for_the_first_reason() -
         usage = WorkerUsage(NO_LIMITS, random.Random(1))
         mark = f"{uuid4()};"
         pids: set[int] = set()
-        descendants = Descendants("nobody's mark/", lambda: pids)
+        descendants = Descendants("an unused mark/", lambda: pids)
         descendants.ignore_existing_children()  # the test server's watchdog among them
         worker = WorkerProcess(LaunchSpec("no:app", 1, mark), 0, usage, listener, descendants, pool_size=1)
         pids.add(worker.pid)

@@ -157,8 +157,8 @@ def test_list_filters(world: World, options: list[str], names: set[str]) -> None
 
 
 def test_nothing_found(world: World) -> None:
-    assert output("list", "--job", "nobody", database=world.database) == "no runs\n"
-    assert document("list", "--job", "nobody", database=world.database) == []
+    assert output("list", "--job", "unknown", database=world.database) == "no runs\n"
+    assert document("list", "--job", "unknown", database=world.database) == []
 
 
 def test_list_as_json(world: World) -> None:
@@ -178,7 +178,7 @@ def test_show_a_failed_run(world: World) -> None:
     assert "\nstate         failed\n" in facts
     assert "\ncounters      2 attempts" in facts
     given, attempts, error = rest.split("\n\n")
-    assert given == 'input\n  {\n    "number": 7,\n    "customer": "somebody"\n  }'
+    assert given == 'input\n  {\n    "number": 7,\n    "customer": "Ada"\n  }'
     assert widest(attempts) <= 80
     assert [line.split()[:3] for line in attempts.splitlines()[2:]] == [
         ["price", "1", "succeeded"],
@@ -209,7 +209,7 @@ def test_show_other_states(world: World, name: str, expected: str) -> None:
 
 def test_show_as_json(world: World) -> None:
     shown = document("show", world.id("failed"), database=world.database)
-    assert shown["input"] == {"number": 7, "customer": "somebody"}
+    assert shown["input"] == {"number": 7, "customer": "Ada"}
     assert shown["error"].endswith("PrinterOnFire: order 7 does not print\n")
     assert [attempt["outcome"] for attempt in shown["attempts_made"]] == ["succeeded", "failed", "failed"]
     listed = document("attempts", world.id("failed"), database=world.database)

@@ -124,5 +124,5 @@ def test_the_folder_of_a_temporary_postgres_is_closed(server: str) -> None:
     with psycopg.connect(server) as connection:
         folder = Path(connection.info.host)
     if not folder.name.startswith("underway-test-"):
-        pytest.skip("the server of these tests is no temporary one")
+        pytest.skip("the server of these tests is not a temporary one")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -1,4 +1,4 @@
-"""What kills what workers have started, when the system gives it nothing to work with."""
+"""The guardian and the search for descendants, also when the system has no resources left."""
 
 import asyncio
 import errno
@@ -30,7 +30,7 @@ SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """As in a process that has used up its own: none can be opened, those that are open work."""
+    """As if all descriptors were in use: none can be opened, and the open ones work."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
@@ -39,22 +39,22 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_worker_is_killed_even_where_nobody_can_look_what_is_below_it() -> None:
+def test_a_worker_is_killed_even_if_its_descendants_cannot_be_searched() -> None:
     with subprocess.Popen(SLEEP) as worker:
         with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
-            kill_below(["nobody's mark;"], [worker.pid])
+            kill_below(["an unused mark;"], [worker.pid])
         assert worker.wait(10) == -signal.SIGKILL
 
 
-def test_a_guardian_that_cannot_be_started_is_tried_again() -> None:
-    descendants = Descendants("nobody's mark/", set)
+def test_a_guardian_that_cannot_be_started_is_started_later() -> None:
+    descendants = Descendants("an unused mark/", set)
     try:
         first = descendants.guardian._process
         first.kill()
         first.wait()
         with no_descriptors():
             descendants.guardian.check()
-            descendants._search()  # cannot look, and ends nobody either
+            descendants._search()  # cannot search, and ends no process
         descendants.guardian.check()
         assert descendants.guardian.pid != first.pid
         assert descendants.guardian._process.poll() is None
@@ -62,10 +62,10 @@ def test_a_guardian_that_cannot_be_started_is_tried_again() -> None:
         descendants.dismiss()
 
 
-def workers_of(listener: "Mourner", count: int) -> tuple[list[WorkerProcess], Descendants]:
-    """Just started, and whoever kills what is below them."""
+def workers_of(listener: "DeathRecorder", count: int) -> tuple[list[WorkerProcess], Descendants]:
+    """Workers that have just been started, and their Descendants."""
     workers: list[WorkerProcess] = []
-    descendants = Descendants("nobody's mark/", lambda: {worker.pid for worker in workers})
+    descendants = Descendants("an unused mark/", lambda: {worker.pid for worker in workers})
     descendants.ignore_existing_children()  # the test server's watchdog among them
     for slot in range(count):
         mark, usage = f"{uuid4()};", WorkerUsage(NO_LIMITS, random.Random(1))
@@ -75,7 +75,7 @@ def workers_of(listener: "Mourner", count: int) -> tuple[list[WorkerProcess], De
     return workers, descendants
 
 
-def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_are_killed_together_need_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
     looks, look = [], script._processes
 
     def counted() -> tuple[dict[int, int], dict[int, int]]:
@@ -83,7 +83,7 @@ def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: p
         return look()
 
     async def main() -> None:
-        listener = Mourner()
+        listener = DeathRecorder()
         workers, descendants = workers_of(listener, 5)
         children = [psutil.Process(worker.pid) for worker in workers]
         monkeypatch.setattr(script, "_processes", counted)
@@ -103,11 +103,11 @@ def test_workers_that_are_killed_together_are_looked_for_together(monkeypatch: p
     asyncio.run(main())
 
 
-def test_a_death_is_heard_of_without_a_look() -> None:
+def test_a_death_is_noticed_without_polling() -> None:
     """There are no ticks here, so a death that is only noticed at the next check would never be noticed."""
 
     async def main() -> None:
-        listener = Mourner()
+        listener = DeathRecorder()
         workers, descendants = workers_of(listener, 3)
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
@@ -120,8 +120,8 @@ def test_a_death_is_heard_of_without_a_look() -> None:
     asyncio.run(main())
 
 
-def test_one_that_has_died_with_others_can_still_be_killed_by_a_report_of_them() -> None:
-    """A spare's, say, that is retired because the others are replaced: its descriptors are closed by then."""
+def test_a_dead_worker_can_be_killed_during_the_report_of_another_death() -> None:
+    """For example a spare that is retired because the others are replaced: its descriptors are closed by then."""
 
     async def main() -> None:
         listener = Killer()
@@ -129,7 +129,7 @@ def test_one_that_has_died_with_others_can_still_be_killed_by_a_report_of_them()
         listener.workers = workers
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
-            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # dead, and for the loop to find
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # dead, but not yet noticed by the event loop
         async with asyncio.timeout(20):
             while len(listener.died_of) < len(workers):
                 await listener.heard.wait()
@@ -139,7 +139,7 @@ def test_one_that_has_died_with_others_can_still_be_killed_by_a_report_of_them()
     asyncio.run(main())
 
 
-class Mourner:
+class DeathRecorder:
     def __init__(self) -> None:
         self.heard = asyncio.Event()
         self.died_of: list[str] = []
@@ -151,7 +151,7 @@ class Mourner:
         self.heard.set()
 
 
-class Killer(Mourner):
+class Killer(DeathRecorder):
     workers: list[WorkerProcess]
 
     def died(self, worker: WorkerProcess) -> None:

@@ -1,4 +1,4 @@
-"""Every event in every state of a task: what is legal, where it leads, and that all else raises."""
+"""Every event in every state of a task: legal transitions, and an exception for all others."""
 
 import asyncio
 import time
@@ -98,7 +98,7 @@ def test_a_lost_task_does_not_wait_again() -> None:
     assert not held.requeue(one)
 
 
-def test_the_death_of_a_worker_leaves_the_start_to_judge_by() -> None:
+def test_a_death_keeps_the_start_time_for_the_verdict() -> None:
     one = task()
     held = holding(one)
     held.hand(one, WORKER)
@@ -107,7 +107,7 @@ def test_the_death_of_a_worker_leaves_the_start_to_judge_by() -> None:
     assert (one.worker, one.started_at) == (None, 7.0)
 
 
-def test_what_the_loops_ask() -> None:
+def test_the_queries_of_the_loops() -> None:
     plain, suspect = task(1), task(2, crashes=1, progress=b"1")
     in_transaction = task(3, transaction=True, progress=b"1", lease_deadline=100.0)
     held = holding(plain, suspect, in_transaction)
@@ -117,7 +117,7 @@ def test_what_the_loops_ask() -> None:
     assert not held.has_run("run 4")
     assert held.has_suspect()
     assert held.with_progress() == [suspect]
-    assert held.to_renew(100.0 - plain.lease_seconds) == [plain, suspect], "its row is left alone while there is time"
+    assert held.to_renew(100.0 - plain.lease_seconds) == [plain, suspect], "its row is not touched while there is time"
     assert held.to_renew(100.0) == [plain, suspect, in_transaction]
     held.lose(suspect)
     assert not held.has_suspect()
@@ -146,7 +146,7 @@ def test_a_run_with_a_delay_is_due_later() -> None:
 
 
 class Turns(Loop):
-    """Each turn does what the test has put in line, and pauses for an hour."""
+    """Each turn runs the next function of the test, and pauses for an hour."""
 
     def __init__(self, *acts: Callable[["Turns"], float]) -> None:
         super().__init__("turning")
@@ -160,7 +160,7 @@ class Turns(Loop):
 
 
 def run(loop: Loop) -> float:
-    """Run it to its end, which must come; return how long that took."""
+    """Run the loop to its end. Returns how long that took."""
     began = time.monotonic()
     asyncio.run(asyncio.wait_for(loop.run(), 10))
     return time.monotonic() - began

@@ -1,4 +1,4 @@
-"""Rows written by somebody who means harm: nothing in the database is executed, or looked up by name."""
+"""Promise 12: nothing in the database is executed or looked up by name, even in malicious rows."""
 
 import ast
 import base64
@@ -20,12 +20,12 @@ from underway.testing import drain, using_database
 
 Connection = psycopg.Connection[Any]
 
-# The only ways from a name to a thing, and where they may be: an APP that somebody gave to a command.
+# The only functions that resolve names, and where they may be used: for the APP that is given to a command.
 THE_ONE_LOADER = "definition/app_import.py"
 WHO_LOADS = {"worker/main.py", "cli/in_app/app.py"}
-# importlib.resources reads our own files, importlib.util.find_spec looks where the embedded wheel is.
+# importlib.resources reads our own files, importlib.util.find_spec locates the embedded wheel.
 HARMLESS_IMPORTS = {"importlib.resources", "importlib.metadata"}
-# What would read more than plain values, or start code by its name.
+# Modules and functions that read more than plain values, or start code by name.
 SERIALIZERS = {
     *("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "copyreg", "jsonpickle", "yaml"),
     *("joblib", "multiprocessing", "concurrent", "runpy", "pkgutil", "code", "codeop", "imp", "pydoc", "xmlrpc"),
@@ -36,7 +36,7 @@ RESOLVERS = {
 }
 
 
-def test_no_source_imports_what_reads_more_than_values() -> None:
+def test_no_module_imports_unsafe_deserializers() -> None:
     for module in MODULES:
         for name in module.imports():
             assert name.split(".")[0] not in SERIALIZERS, module.path
@@ -44,7 +44,7 @@ def test_no_source_imports_what_reads_more_than_values() -> None:
                 assert module.path in (THE_ONE_LOADER, "postgres/embedded.py"), module.path
 
 
-def test_nothing_is_resolved_by_name_but_an_app_that_was_given_to_a_command() -> None:
+def test_only_the_app_given_to_a_command_is_resolved_by_name() -> None:
     for module in MODULES:
         for node in ast.walk(module.tree):
             if not isinstance(node, ast.Call):
@@ -59,8 +59,8 @@ def test_nothing_is_resolved_by_name_but_an_app_that_was_given_to_a_command() ->
                 assert "underway.definition.app_import" not in module.imports(), module.path
 
 
-def test_attributes_are_taken_by_names_that_stand_in_the_source() -> None:
-    """`getattr(thing, name)` with a name from elsewhere is how `os` and `system` become a call."""
+def test_attribute_names_are_constants() -> None:
+    """With `getattr(thing, name)` and a name from a row, an attacker could call `os.system`."""
     by_variable = {
         module.path
         for module in MODULES
@@ -70,11 +70,11 @@ def test_attributes_are_taken_by_names_that_stand_in_the_source() -> None:
         and node.func.id in ("getattr", "setattr")
         and not isinstance(node.args[1], ast.Constant)
     }
-    # An app's name; the fields that a declared type has; the standard streams, and the limits that `resource` names.
+    # The name of an app, the fields of a declared type, the standard streams, and the limits in `resource`.
     assert by_variable == {THE_ONE_LOADER, "payload/diagnose.py", "payload/type_names.py", "worker/process_state.py"}
 
 
-def test_whoever_loads_takes_the_name_from_the_command_line() -> None:
+def test_apps_are_loaded_only_by_names_from_the_command_line() -> None:
     for module in MODULES:
         if module.path in WHO_LOADS:
             (call,) = [n for n in ast.walk(module.tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "load"]
@@ -116,7 +116,7 @@ def test_the_exploit_would_work(tmp_path: Path) -> None:
     assert (tmp_path / "canary").exists()
 
 
-def test_names_in_rows_reach_nothing_but_declared_steps(
+def test_names_in_rows_can_only_select_declared_steps(
     tmp_path: Path,
     connection: Connection,
     bind: Callable[[Underway], Underway],
@@ -157,7 +157,7 @@ def test_names_in_rows_reach_nothing_but_declared_steps(
 
 
 @pytest.mark.parametrize("job", ["echoes", "orders", "handing"])
-def test_inputs_stay_values(tmp_path: Path, database: str, connection: Connection, job: str) -> None:
+def test_inputs_are_plain_values(tmp_path: Path, database: str, connection: Connection, job: str) -> None:
     canary = tmp_path / "canary"
     with using_database(clients.app, database):
         declared = clients.app.jobs[job]
@@ -176,7 +176,9 @@ def test_inputs_stay_values(tmp_path: Path, database: str, connection: Connectio
     assert not canary.exists()
 
 
-def test_results_and_schedules_stay_values_for_clients(tmp_path: Path, database: str, connection: Connection) -> None:
+def test_results_and_schedules_are_plain_values_for_clients(
+    tmp_path: Path, database: str, connection: Connection
+) -> None:
     canary = tmp_path / "canary"
     with using_database(clients.app, database):
         for text in payloads(canary):
@@ -193,7 +195,7 @@ def test_results_and_schedules_stay_values_for_clients(tmp_path: Path, database:
     assert not canary.exists()
 
 
-def test_a_run_of_an_unknown_job_can_be_looked_at(database: str, connection: Connection) -> None:
+def test_a_run_of_an_unknown_job_can_be_inspected(database: str, connection: Connection) -> None:
     run = insert(connection, job="builtins.eval", step="os.system")
     with using_database(clients.app, database):
         assert clients.app.get_run(run).status() is Status.PENDING

@@ -1,4 +1,4 @@
-"""A template whose field the step's input cannot have is refused with the job; one that it may have, never."""
+"""A key template is refused exactly if the step's input cannot have one of its fields."""
 
 import contextlib
 import enum
@@ -75,7 +75,7 @@ class Size(enum.IntEnum):
 class Parcel(TypedDict):
     size: Size
     letter: Literal["x", "y"]
-    weight: float  # which may be written as an integer
+    weight: float  # which may be encoded as an integer
 
 
 class Model(pydantic.BaseModel):
@@ -136,7 +136,7 @@ FITS: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("template", "kind"), FITS)
-def test_what_the_type_has_or_leaves_open_is_taken(template: str, kind: Any) -> None:
+def test_fields_that_the_type_has_or_may_have_are_accepted(template: str, kind: Any) -> None:
     assert mismatch(template, kind) is None
 
 
@@ -166,15 +166,15 @@ MISFITS: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("template", "kind", "reason"), MISFITS)
-def test_what_no_value_of_the_type_has_is_named(template: str, kind: Any, reason: str) -> None:
+def test_fields_that_no_value_of_the_type_has_are_refused(template: str, kind: Any, reason: str) -> None:
     assert mismatch(template, kind) == reason
 
 
-# Of any value that travels: whatever a key can be made of must not be refused for its type.
+# For any value: if a template can be filled from it, the template must not be refused for its type.
 
 
 def fillable(tree: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """The templates that take one field of this input."""
+    """The templates with one field that this input can fill."""
     if isinstance(tree, dict):
         for name, inner in tree.items():
             yield from fillable(inner, (*path, name))
@@ -189,7 +189,7 @@ inputs = st.lists(inner, min_size=1, max_size=4).flatmap(records) | containers(i
 
 @settings(relaxed, max_examples=500)
 @given(st.data(), inputs, inputs)
-def test_whatever_fills_for_some_value_is_taken(data: st.DataObject, kind: Kind, other: Kind) -> None:
+def test_templates_that_some_value_fills_are_accepted(data: st.DataObject, kind: Kind, other: Kind) -> None:
     payload = codec.encode(data.draw(kind.values), kind.type)
     for template in fillable(json.loads(payload)):
         with contextlib.suppress(PayloadError):
@@ -220,7 +220,7 @@ def refusal(job: Any) -> str:
     return str(refused.value)
 
 
-def test_a_typo_in_the_key_of_any_step_is_told_with_the_job() -> None:
+def test_a_typo_in_the_key_of_any_step_is_refused_with_the_job() -> None:
     app = Underway()
     declared = app.job("later").step(begin).step(order).step(end, concurrency_key="customer {idd}", name="last")
     message = (

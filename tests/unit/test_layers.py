@@ -1,4 +1,4 @@
-"""Who may import whom (the map of the package), and that SQL has one place."""
+"""The import order of the package, and the single place of SQL."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ from underway import Underway
 
 PACKAGE = Path(underway.__file__).parent
 
-# From the bottom to the top. A module may import from its own folder and from what stands above it in this list.
+# From the bottom to the top. A module may import from its own folder and from those above it in this list.
 ORDER = (
     "errors",
     "ids",
@@ -43,7 +43,7 @@ ORDER = (
 # psycopg at import costs a worker 20 ms and its memory; only these may be slower to start.
 MAY_IMPORT_PSYCOPG = {"postgres", "supervisor", "cli", "testing"}
 THE_PROCESS_THAT_IMPORTS_THE_APP = "cli/in_app/"
-# It runs a step as the tests of an app do.
+# It runs a step like the test kit.
 WHO_REPLAYS = "cli/in_app/replay.py"
 
 
@@ -98,7 +98,7 @@ def folders(names: Iterable[str]) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("underway.")}
 
 
-def test_every_folder_has_its_place() -> None:
+def test_every_folder_is_in_the_order() -> None:
     assert {module.folder for module in MODULES} == {*ORDER, "__init__"}
 
 
@@ -127,12 +127,12 @@ def test_a_supervisor_never_touches_user_code() -> None:
             assert not folders(used - allowed) & {"definition", "payload", "client", "app", "aio", "worker"}, (
                 module.path
             )
-            # nor the way to it: nothing there imports by name, evaluates or unpickles
+            # nor can it: nothing there imports by name, evaluates or unpickles
             calls = {ast.unparse(node.func) for node in ast.walk(module.tree) if isinstance(node, ast.Call)}
             assert not calls & {"eval", "exec", "__import__", "importlib.import_module", "pickle.loads"}, module.path
 
 
-def test_nothing_else_needs_what_tests_need() -> None:
+def test_the_package_does_not_need_test_dependencies() -> None:
     for module in MODULES:
         used = module.imports()
         if module.folder != "testing" and module.path != WHO_REPLAYS:
@@ -140,7 +140,7 @@ def test_nothing_else_needs_what_tests_need() -> None:
         assert "pytest" not in used or module.path == "testing/fixtures.py", module.path
 
 
-def test_commands_import_an_app_only_in_a_process_of_its_own() -> None:
+def test_commands_import_an_app_only_in_a_separate_process() -> None:
     for module in MODULES:
         if module.folder == "cli" and not module.path.startswith(THE_PROCESS_THAT_IMPORTS_THE_APP):
             used = module.imports()
@@ -160,7 +160,7 @@ def test_nothing_unpickles_or_evaluates() -> None:
         assert not calls & {"eval", "exec", "__import__"}, module.path
 
 
-def test_psycopg_is_imported_by_those_who_need_it_at_once() -> None:
+def test_psycopg_is_imported_early_only_where_it_is_needed() -> None:
     for module in MODULES:
         if module.folder not in MAY_IMPORT_PSYCOPG:
             loaded = {name.split(".")[0] for name in module.imports("import")}
@@ -198,7 +198,7 @@ STATEMENT = re.compile(
 
 
 def docstrings(tree: ast.Module) -> set[int]:
-    """The positions of texts that are statements of their own: docstrings."""
+    """The positions of docstrings: strings that are whole statements."""
     return {
         id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }

@@ -17,7 +17,7 @@ STEP = "def work(cx: Context) -> Done:\n    return To.done()\njob = app.job('job
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working directory, with the modules and the path as they were when the test is over."""
+    """The working directory. Modules and the path are restored after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     before = set(sys.modules)
@@ -77,7 +77,7 @@ def test_package_by_its_init_file(folder: Path) -> None:
 def test_file_named_like_the_standard_library(folder: Path, name: str) -> None:
     write(folder / f"{name}.py", APP)
     assert isinstance(load(f"{name}.py:app"), Underway)
-    # not one that was imported before, and not the app: others still need it
+    # an unused module of the standard library, which other tests do not need
     program = (
         f"from underway.definition.app_import import load; load('{name}.py:app'); import {name}; print({name}.__file__)"
     )
@@ -94,7 +94,7 @@ def test_file_named_like_something_installed(folder: Path) -> None:
 
 
 def test_values_of_the_apps_own_classes_are_the_same_class(folder: Path) -> None:
-    # What a step's dataclass is must not depend on who imported it: the file by path, or a neighbour by name
+    # a dataclass must be the same class whether the file was imported by path or by another module by name
     write(folder / "loading_main2.py", "import loading_jobs\nclass Order: ...\nsame = loading_jobs.Order is Order\n")
     write(
         folder / "loading_jobs.py", "def __getattr__(name):\n    import loading_main2\n    return loading_main2.Order\n"
@@ -110,12 +110,12 @@ def test_imported_twice_is_the_same_module(folder: Path) -> None:
 @pytest.mark.parametrize(
     "app", ["", "shop", "shop:", ":app", "shop:a.b", "shop:1", "shop.py", "a:b c", "postgresql://x"]
 )
-def test_text_that_names_nothing(folder: Path, app: str) -> None:
+def test_an_invalid_app_name(folder: Path, app: str) -> None:
     with pytest.raises(AppNotFound):
         load(app)
 
 
-def test_what_is_missing_is_named(folder: Path) -> None:
+def test_the_missing_part_is_named(folder: Path) -> None:
     write(folder / "loading_here.py", APP)
     write(folder / "loading_pkg3" / "__init__.py", "")
     for app, message in {
@@ -131,7 +131,7 @@ def test_what_is_missing_is_named(folder: Path) -> None:
             load(app)
 
 
-def test_what_the_app_itself_misses_keeps_its_traceback(folder: Path) -> None:
+def test_an_import_error_inside_the_app_keeps_its_traceback(folder: Path) -> None:
     write(folder / "loading_broken.py", "import loading_not_there\n")
     for app in ("loading_broken:app", "loading_broken.py:app"):
         with pytest.raises(ModuleNotFoundError, match="loading_not_there") as raised:
@@ -139,7 +139,7 @@ def test_what_the_app_itself_misses_keeps_its_traceback(folder: Path) -> None:
         assert Path(raised.traceback[-1].path).name == "loading_broken.py"
 
 
-def test_a_failed_import_leaves_nothing_half_done(folder: Path) -> None:
+def test_a_failed_import_leaves_no_partial_state(folder: Path) -> None:
     file = write(folder / "loading_fails.py", "raise RuntimeError('no')\n")
     with pytest.raises(RuntimeError):
         load("loading_fails.py:app")

@@ -131,7 +131,7 @@ def test_a_valid_value_is_accepted(option: str, value: Any) -> None:
 )
 def test_an_invalid_value_for_one_run_is_refused_before_connecting(option: str, value: Any) -> None:
     given: Any = {option: value}
-    job = Underway("postgresql://nobody@nowhere.invalid/none").job("job").step(works)
+    job = Underway("postgresql://user@nowhere.invalid/none").job("job").step(works)
     for enqueue in (lambda: job.enqueue(**given), lambda: job.enqueue_many([None], **given)):
         with pytest.raises(InvalidOption, match=f"^({REFUSED[option][0]})"):
             enqueue()

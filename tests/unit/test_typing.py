@@ -1,4 +1,4 @@
-"""mypy and pyright infer the types of chains that fit, and refuse each mistake where it is made."""
+"""mypy and pyright infer the types of valid chains, and report each mistake on its line."""
 
 import json
 import os
@@ -17,27 +17,27 @@ Complaints = dict[Path, dict[int, str]]
 
 @pytest.fixture(scope="module", params=["mypy", "pyright"])
 def complaints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Complaints:
-    """What a checker at its strictest says: the messages by file and line."""
+    """The messages of a checker in its strictest mode, by file and line."""
     folder = tmp_path_factory.mktemp(request.param)
     return _mypy(folder) if request.param == "mypy" else _pyright(folder)
 
 
-def test_chains_that_fit_have_the_expected_types(complaints: Complaints) -> None:
+def test_valid_chains_have_the_expected_types(complaints: Complaints) -> None:
     assert complaints.get(GOOD, {}) == {}
 
 
-def test_each_mistake_is_refused_on_its_line(complaints: Complaints) -> None:
+def test_each_mistake_is_reported_on_its_line(complaints: Complaints) -> None:
     expected = {number for number, line in enumerate(BAD.read_text().splitlines(), 1) if line.endswith("  # error")}
     refused = complaints.get(BAD, {})
     lines = BAD.read_text().splitlines()
-    assert {number: lines[number - 1] for number in expected - set(refused)} == {}, "mistakes not refused"
-    assert {number: refused[number] for number in set(refused) - expected} == {}, "refused without a mistake"
+    assert {number: lines[number - 1] for number in expected - set(refused)} == {}, "mistakes that are not reported"
+    assert {number: refused[number] for number in set(refused) - expected} == {}, "reports without a mistake"
 
 
 def _mypy(folder: Path) -> Complaints:
     command = [sys.executable, "-m", "mypy", "--strict", "--output=json", f"--cache-dir={folder}", str(GOOD), str(BAD)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=GOOD.parent.parent)
-    assert done.returncode == 1, done.stderr or done.stdout  # 2: it could not do its work
+    assert done.returncode == 1, done.stderr or done.stdout  # 2: an error of mypy itself
     found: Complaints = {}
     for line in done.stdout.splitlines():
         said = json.loads(line)
@@ -47,8 +47,8 @@ def _mypy(folder: Path) -> Complaints:
 
 
 def _pyright(folder: Path) -> Complaints:
-    """pyright needs node: its package brings one or finds one, else this is skipped."""
-    # It takes no files together with a configuration, and in that only paths relative to it.
+    """pyright needs Node.js, which its package downloads or finds; otherwise the test is skipped."""
+    # It accepts no files together with a configuration, and the configuration accepts relative paths only.
     config = {
         "include": [os.path.relpath(file, folder) for file in (GOOD, BAD)],
         "typeCheckingMode": "strict",

@@ -1,4 +1,4 @@
-"""What each ending means for its run, cell by cell."""
+"""Promise 7: the verdict on each ending, cell by cell."""
 
 import random
 from datetime import timedelta
@@ -35,19 +35,19 @@ def task(**counters: int) -> Task:
     )
 
 
-def settled(
+def decided(
     seen: Observation, *, attempt: Attempt = STARTED, after: float | None = None, **counters: int
 ) -> FinishRun | AdvanceRun:
     attempt = attempt._replace(outcome=VERDICTS[seen].outcome)
     return decide(task(**counters), seen, attempt, random.Random(1), after)
 
 
-def goes_on(row: FinishRun | AdvanceRun) -> AdvanceRun:
+def advanced(row: FinishRun | AdvanceRun) -> AdvanceRun:
     assert isinstance(row, AdvanceRun)
     return row
 
 
-def ends(row: FinishRun | AdvanceRun) -> FinishRun:
+def finished(row: FinishRun | AdvanceRun) -> FinishRun:
     assert isinstance(row, FinishRun)
     return row
 
@@ -93,28 +93,28 @@ RELEASES = [seen for seen in Observation if VERDICTS[seen].charge is Charge.RELE
 @pytest.mark.parametrize("seen", ATTEMPTS)
 def test_an_attempt_is_charged_and_backs_off(seen: Observation) -> None:
     for attempts in range(3):
-        row = goes_on(settled(seen, attempts=attempts, crashes=1))
+        row = advanced(decided(seen, attempts=attempts, crashes=1))
         assert (row.attempts, row.crashes, row.releases, row.number) == (attempts + 1, 1, 2, 6)
         longest = 8.0 * 2**attempts
         assert longest / 2 <= row.delay <= longest
-    row = goes_on(settled(seen, after=0.0))
-    assert row.delay == 0, "what the step asked for, also when that is nothing"
-    assert goes_on(settled(seen, after=3600.0)).delay == 3600
+    row = advanced(decided(seen, after=0.0))
+    assert row.delay == 0, "the delay that the step asked for, also if it is zero"
+    assert advanced(decided(seen, after=3600.0)).delay == 3600
 
 
 @pytest.mark.parametrize("seen", ATTEMPTS)
 @pytest.mark.parametrize("after", [None, 1.0])
 def test_the_last_attempt_fails_the_run(seen: Observation, after: float | None) -> None:
-    # more than allowed: somebody has lowered max_attempts since
+    # more than allowed: max_attempts has been lowered since
     for attempts in (3, 4, 10):
-        row = ends(settled(seen, attempts=attempts, crashes=2, after=after))
+        row = finished(decided(seen, attempts=attempts, crashes=2, after=after))
         assert (row.state, row.payload, row.attempts, row.crashes) == ("failed", None, attempts + 1, 2)
         assert row.attempt.error == "what happened"
         assert row.attempt.outcome == VERDICTS[seen].outcome
 
 
 def test_a_failure_fails_the_run_at_once() -> None:
-    row = ends(settled(Observation.FAIL))
+    row = finished(decided(Observation.FAIL))
     assert (row.run, row.token, row.state, row.payload) == ("run", 11, "failed", None)
     assert (row.attempts, row.crashes) == (1, 0)
 
@@ -122,7 +122,7 @@ def test_a_failure_fails_the_run_at_once() -> None:
 @pytest.mark.parametrize("seen", CRASHES)
 def test_a_crash_is_charged_and_makes_a_suspect(seen: Observation) -> None:
     for crashes in range(2):
-        row = goes_on(settled(seen, crashes=crashes, attempts=3))
+        row = advanced(decided(seen, crashes=crashes, attempts=3))
         assert (row.attempts, row.crashes, row.releases, row.number) == (3, crashes + 1, 2, 6)
         assert row.delay == crash_delay(crashes + 1) == 2**crashes
 
@@ -130,14 +130,14 @@ def test_a_crash_is_charged_and_makes_a_suspect(seen: Observation) -> None:
 @pytest.mark.parametrize("seen", CRASHES)
 def test_the_last_crash_quarantines_the_run_with_evidence(seen: Observation) -> None:
     for crashes in (2, 3, 7):
-        row = ends(settled(seen, crashes=crashes, attempts=1))
+        row = finished(decided(seen, crashes=crashes, attempts=1))
         assert (row.state, row.payload, row.attempts, row.crashes) == ("failed", None, 1, crashes + 1)
         assert row.attempt.error == f"quarantined after {crashes + 1} crashes: what happened"
         assert row.attempt.outcome == VERDICTS[seen].outcome
 
 
 @pytest.mark.parametrize("seen", [seen for seen in Observation if VERDICTS[seen].charge is not Charge.NOTHING])
-def test_the_log_says_what_becomes_of_the_run(seen: Observation) -> None:
+def test_the_log_says_what_follows_for_the_run(seen: Observation) -> None:
     charge = VERDICTS[seen].charge
     first, last = ("", "")
     if charge is Charge.ATTEMPT:
@@ -146,50 +146,50 @@ def test_the_log_says_what_becomes_of_the_run(seen: Observation) -> None:
         first = last = ", its run has failed"
     elif charge is Charge.CRASH:
         first, last = ", again in 1.0 s", ", its run is quarantined"
-    assert what_follows(settled(seen, after=3.2), charge) == first
-    assert what_follows(settled(seen, attempts=3, crashes=2), charge) == last
+    assert what_follows(decided(seen, after=3.2), charge) == first
+    assert what_follows(decided(seen, attempts=3, crashes=2), charge) == last
 
 
-def test_one_crash_is_not_two() -> None:
+def test_the_number_of_crashes_is_spelled_correctly() -> None:
     only = task()
     only.step = Step("step", policy=Policy(max_crashes=1))
-    row = ends(decide(only, Observation.DIED, STARTED, random.Random(1)))
+    row = finished(decide(only, Observation.DIED, STARTED, random.Random(1)))
     assert row.attempt.error == "quarantined after 1 crash: what happened"
 
 
 @pytest.mark.parametrize("seen", RELEASES)
-def test_a_release_is_free_however_often(seen: Observation) -> None:
+def test_releases_are_free_any_number_of_times(seen: Observation) -> None:
     for attempts, crashes, releases in ((0, 0, 0), (3, 2, 0), (50, 50, 1000)):
-        row = goes_on(settled(seen, attempts=attempts, crashes=crashes, releases=releases))
+        row = advanced(decided(seen, attempts=attempts, crashes=crashes, releases=releases))
         assert (row.attempts, row.crashes, row.releases) == (attempts, crashes, releases + 1)
         assert row.delay == 0
 
 
 @pytest.mark.parametrize("seen", [*ATTEMPTS, *CRASHES, *RELEASES])
-def test_whoever_goes_on_stays_where_it_is(seen: Observation) -> None:
-    row = goes_on(settled(seen))
+def test_a_run_that_is_tried_again_stays_at_its_step(seen: Observation) -> None:
+    row = advanced(decided(seen))
     assert (row.run, row.token, row.payload) == ("run", 11, None)
-    # the name it was claimed under: a rename must not move what is queued
+    # the name under which it was claimed: a renamed step must not move queued runs
     assert (row.step, row.queue, row.priority, row.keep) == ("old name", None, None, None)
     assert (row.ran_step, row.ran_number) == ("old name", 6)
     assert row.number == 6
-    assert goes_on(settled(seen, attempt=NEVER)).number == 5, "never begun is no attempt"
+    assert advanced(decided(seen, attempt=NEVER)).number == 5, "an unstarted task is not an attempt"
 
 
 def test_success_ends_the_run_or_takes_it_to_the_next_step() -> None:
     before = task(attempts=2, crashes=1)
-    finish = ends(succeed(before, STARTED, None, b"[1]"))
+    finish = finished(succeed(before, STARTED, None, b"[1]"))
     assert finish == FinishRun("run", 11, "succeeded", b"[1]", 2, 1, STARTED)
     following = NextStep("after", "other queue", 9, 30.0, 120.0, "customer 7", 2)
-    row = goes_on(succeed(before, STARTED, following, b"[2]"))
+    row = advanced(succeed(before, STARTED, following, b"[2]"))
     assert all(getattr(row, name) == placed for name, placed in following._asdict().items())
     assert row.payload == b"[2]"
-    # the counters are those of a step: a new one begins at zero
+    # counters belong to a step; the next one starts at zero
     assert (row.number, row.attempts, row.crashes, row.releases) == (0, 0, 0, 0)
     assert (row.ran_step, row.ran_number, row.attempt) == ("old name", 6, STARTED)
 
 
-def test_a_suspect_is_one_whose_process_died() -> None:
+def test_a_suspect_is_a_run_whose_process_has_died() -> None:
     assert not task(attempts=9, releases=9).suspect
     assert task(crashes=1).suspect
     assert task(number=0).attempt == 1
@@ -200,8 +200,8 @@ def test_suspects_wait_longer_each_time_up_to_a_minute() -> None:
     assert crash_delay(10_000) == 60
 
 
-def test_the_reaper_lets_suspects_wait_as_long(connection: psycopg.Connection[Any]) -> None:
-    """Two ways to find a crash, in Python and in SQL, and one back-off."""
+def test_the_reaper_uses_the_same_backoff(connection: psycopg.Connection[Any]) -> None:
+    """Crashes are found in Python and in SQL, with the same back-off."""
     for crashes in (*range(9), 50):
         connection.execute(
             """insert into underway.run (id, due_at, rank, keep, state, queue, job, step, input, crashes, max_crashes,

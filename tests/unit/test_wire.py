@@ -1,4 +1,4 @@
-"""Frames survive any cut, and nothing that is no frame is taken for one."""
+"""Frames can be split at any point, and invalid bytes are refused."""
 
 import itertools
 import struct
@@ -99,7 +99,7 @@ def read(*pieces: bytes) -> list[Message]:
     return [message for piece in pieces for message in reader.feed(piece)]
 
 
-def test_every_message_is_tried_here() -> None:
+def test_every_message_type_is_covered() -> None:
     assert {kind.__name__ for kind in frames.KINDS} == {
         "Hello", "BootFailed", "Welcome", "Assignment", "Started", "Progress", "Log", "Transaction", "Result", "Stop",
         "Revoke", "Skipped", "Tainted", "End",
@@ -107,7 +107,7 @@ def test_every_message_is_tried_here() -> None:
 
 
 @given(st.lists(messages, max_size=6), st.data())
-def test_messages_survive_any_cut(sent: list[Message], data: st.DataObject) -> None:
+def test_messages_survive_any_split(sent: list[Message], data: st.DataObject) -> None:
     stream = b"".join(map(frames.encode, sent))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
     edges = [0, *cuts, len(stream)]
@@ -131,13 +131,13 @@ def test_messages_survive_byte_by_byte(sent: Message) -> None:
         assert reader.incomplete is not last
 
 
-def test_a_reader_left_in_the_middle_of_a_batch_loses_nothing() -> None:
+def test_a_reader_that_stops_in_the_middle_of_a_batch_loses_nothing() -> None:
     sent = [wire.Started(number) for number in range(5)]
     reader = FrameReader()
     for message in reader.feed(b"".join(map(frames.encode, sent))):
         assert message == sent[0]
         break
-    # the generator was dropped after one message; the others are still there
+    # the generator was dropped after one message; the others must not be lost
     assert list(reader.feed(b"")) == sent[1:]
 
 
@@ -157,8 +157,8 @@ BROKEN = {
     "no room for its own head": frame(3, b"", length=0),
     "a header longer than the frame": struct.pack("!IBI", 10, 3, 6) + b"[1]   ",
     "an extra that is a list": frame(frames.NUMBERS[wire.Log], b'[1,20,"x",null,{"pages":[1]}]'),
-    "a header that is no JSON": frame(3, b"]1["),
-    "a header that is no text": frame(3, b"\xff\xfe"),
+    "a header that is not JSON": frame(3, b"]1["),
+    "a header that is not text": frame(3, b"\xff\xfe"),
     "an empty header": frame(3, b""),
     "an object for a header": frame(3, b'{"token": 1}'),
     "a number for a header": frame(3, b"1"),
@@ -188,12 +188,12 @@ def test_broken_frames_are_refused(name: str) -> None:
     received: list[Message] = []
     with pytest.raises(BrokenFrame):  # noqa: PT012
         for message in reader.feed(frames.encode(good) + BROKEN[name]):
-            received.append(message)  # what came before it still counts
+            received.append(message)  # messages before it still count
     assert received == [good]
 
 
 @given(st.binary(max_size=200))
-def test_noise_is_refused_or_waited_out_but_never_hangs(noise: bytes) -> None:
+def test_noise_is_refused_or_treated_as_incomplete(noise: bytes) -> None:
     reader = FrameReader()
     try:
         for message in reader.feed(noise):
@@ -204,7 +204,7 @@ def test_noise_is_refused_or_waited_out_but_never_hangs(noise: bytes) -> None:
 
 
 @given(messages, st.data())
-def test_a_flipped_byte_is_no_other_error_than_a_broken_frame(sent: Message, data: st.DataObject) -> None:
+def test_a_flipped_byte_raises_nothing_but_broken_frame(sent: Message, data: st.DataObject) -> None:
     stream = bytearray(frames.encode(sent))
     stream[data.draw(st.integers(0, len(stream) - 1))] ^= data.draw(st.integers(1, 255))
     try:

@@ -1,4 +1,4 @@
-"""Chains that fit, with the types that mypy and pyright must infer. Checked by test_typing.py, never run."""
+"""Valid chains, with the types that mypy and pyright must infer. Checked by test_typing.py, never run."""
 
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
@@ -254,7 +254,7 @@ def anything_to_enqueue(job: Job[Order, Never, str]) -> Run[str]:
     return job.enqueue(Order(1))
 
 
-# A job with a state will do where only its input and result matter.
+# A job with a state is accepted where only its input and result matter.
 anything_to_enqueue(app.job("x", state=load_model).step(judge_or_stop).step(always_tell))
 
 
@@ -262,7 +262,7 @@ def follow(run: Run[object]) -> Status:
     return run.wait()
 
 
-# A run is only ever read, so one with a narrower result will do.
+# A run is read-only, so one with a narrower result type is accepted.
 follow(telling.enqueue(Order(1)))
 
 

@@ -1,4 +1,4 @@
-"""Steps that are out to harm their supervisor, their neighbours or the log. Each is so at its first attempt only."""
+"""Malicious steps, which attack the supervisor, other runs or the log. Each does so at its first attempt only."""
 
 import asyncio
 import ctypes
@@ -31,7 +31,7 @@ def scenario(function: Scenario) -> Scenario:
     return function
 
 
-# So long that nothing is handed ahead behind another step: what that forges in its worker's name would be believed.
+# Long enough that nothing is pipelined behind another step, which could forge messages about it.
 LONG = 0.06
 
 
@@ -275,7 +275,7 @@ def a_to_that_was_bent(cx: Context) -> Any:
     return to
 
 
-# What a step may do to its process and those around it
+# Attacks on processes
 
 
 @scenario
@@ -313,8 +313,8 @@ def tells_its_supervisor(cx: Context) -> Done[str]:
 
 @scenario
 def adopts_no_orphans(cx: Context) -> None:
-    ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)  # no subreaper any more
-    ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)  # nor told of the supervisor's death
+    ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)  # not a subreaper any more
+    ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)  # and not notified of the supervisor's death
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
@@ -337,7 +337,7 @@ def ten_thousand_threads(cx: Context) -> Done[str]:
     threading.stack_size(64 * 1024)
     stop = threading.Event()
     made: list[threading.Thread] = []
-    enough = time.monotonic() + 5  # on a busy machine they are fewer
+    enough = time.monotonic() + 5  # fewer on a busy machine
     try:
         while len(made) < 10_000 and time.monotonic() < enough:
             made.append(threading.Thread(target=stop.wait, daemon=True))

@@ -1,4 +1,4 @@
-"""Steps that look at their attempt, that cost something, and that take their worker's signal away."""
+"""Steps that read their context, use CPU time, or replace their worker's signal handler."""
 
 import signal
 import subprocess
@@ -26,7 +26,7 @@ def look(cx: Context, number: int) -> Done[dict[str, Any]]:
 
 
 def end_a_child(cx: Context) -> Done[int]:
-    """With the signal that lets an ffmpeg write the end of its file."""
+    """End a child with SIGINT, on which ffmpeg completes its file."""
     child = subprocess.Popen(["sleep", "60"])
     child.send_signal(signal.SIGINT)
     return To.done(child.wait(10))

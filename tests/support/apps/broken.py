@@ -1,4 +1,4 @@
-"""An app that does not import: always as BROKEN says, or while there is a file BROKEN_FILE that says how."""
+"""An app whose import fails: as BROKEN says, or as the file BROKEN_FILE says while it exists."""
 
 import ctypes
 import os

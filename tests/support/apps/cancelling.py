@@ -1,4 +1,4 @@
-"""Steps that somebody cancels. They say what becomes of them in files of the folder STAGE."""
+"""Steps that are cancelled. They record what happens in files of the folder STAGE."""
 
 import os
 import time
@@ -19,7 +19,7 @@ def say(name: str, text: str = "") -> None:
 
 
 def first(cx: Context, how: str) -> To[str]:
-    """Runs until it is interrupted, and then does what it is told."""
+    """Run until the interrupt, and then do what the input says."""
     cx.enqueue(echoes, "a child")
     try:
         say(f"began {how}", str(os.getpid()))

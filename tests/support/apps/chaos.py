@@ -1,6 +1,6 @@
-"""A mixed load. What a step does is decided by CHAOS_SEED, its number and the attempt, and so is what it returns.
+"""A mixed load. CHAOS_SEED, the run's number and the attempt determine what a step does and returns.
 
-CHAOS_FOLDER is a folder in which steps write down the processes that they have left behind.
+CHAOS_FOLDER is a folder in which steps record the processes that they have left behind.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from underway.definition.options import StepOptions
 app = Underway()
 
 SEED = os.environ.get("CHAOS_SEED", "")
-# Nobody else sleeps so long: by this the processes that steps left behind are told from strangers with their pids.
+# An unusual duration, by which left-behind processes are distinguished from others that reuse their PIDs.
 DAEMON_SECONDS = "86413"
 MOST_ATTEMPTS = 4
 MOST_CRASHES = 20
@@ -51,7 +51,7 @@ class Answer:
 
 @dataclass
 class Birth:
-    """Which attempt enqueued a child, and the how manieth it is."""
+    """The attempt that enqueued a child, and the child's number."""
 
     parent: str
     step: str
@@ -64,7 +64,7 @@ def checksum(text: str) -> int:
 
 
 def luck(cx: Context, item: Item) -> float:
-    """Evenly between 0 and 1, the same whenever this attempt is made; in the end good, for crashes wait ever longer."""
+    """A number between 0 and 1, fixed for this attempt. Late attempts get a good one, because back-offs grow."""
     if cx.attempt > 5:
         return 1.0
     return random.Random(f"{SEED}/{cx.job}/{cx.step}/{item.number}/{cx.attempt}").random()
@@ -75,7 +75,7 @@ def answer(cx: Context, item: Item) -> Done[Answer]:
 
 
 def value_of(job: str, number: int) -> int:
-    """What a run of a job computes from its number."""
+    """The result that a job computes from the number of a run."""
     value = checksum(f"{job} {number}")
     return checksum(f"{value}") if job == "pairs" else value
 
@@ -109,7 +109,7 @@ def burn(cx: Context, item: Item) -> Done[Answer]:
 
 
 def leave_daemons(cx: Context, item: Item) -> Done[Answer]:
-    """With our mark, and with nothing but its parent to tell whose it is."""
+    """Start a daemon that can be attributed only by its parent."""
     for environment in (None, {"PATH": os.defpath}):
         daemon = subprocess.Popen(["sleep", DAEMON_SECONDS], start_new_session=True, env=environment)
         Path(os.environ["CHAOS_FOLDER"], str(daemon.pid)).touch()
@@ -238,7 +238,7 @@ weights = {
     "stubborn": 0.4,
     "hogs": 1,
 }
-# Their runs may use up their attempts; nobody else's fail.
+# Runs of these jobs may use up their attempts; others must not fail.
 failing = {"parents", "flaky", "slow", "stubborn"}
-# Their steps kill their workers themselves.
+# Steps of these jobs kill their workers.
 deadly = {"parents", "mortals", "poisons", "hogs"}

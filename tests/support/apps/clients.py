@@ -69,7 +69,7 @@ def second(cx: Context, value: str) -> Done[str]:
 
 
 def tries_what_is_refused(cx: Context, run_id: str) -> Done[list[str]]:
-    """The refusals of what makes no sense in a step."""
+    """The errors of calls that are not allowed in a step."""
     calls: list[Callable[[], Any]] = [
         lambda: echoes.enqueue(1),
         lambda: echoes.enqueue_many([1]),

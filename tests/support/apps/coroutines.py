@@ -1,4 +1,4 @@
-"""Async steps, what can be done to them and by them, and states. FOLDER is where they leave their marks."""
+"""Async steps and states. They write files to FOLDER."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ async def last(cx: Context, value: int) -> Done[list[int]]:
 chained = app.job("chained").step(first).step(between).step(last)
 
 
-# Interrupts. Each way to be busy, with its cleanup.
+# Interrupts: each way to be busy, with a cleanup
 
 
 def compute(seconds: float = 60) -> None:
@@ -165,7 +165,7 @@ async def told(cx: Context, name: str) -> Done:
 async def edge(cx: Context, number: int) -> Done:
     """Ends around its timeout, now computing and now waiting."""
     end = time.monotonic() + 0.03 + (number * 7 % 90) / 1000
-    await asyncio.sleep(end - time.monotonic() - 0.006)  # what comes earlier than that meets no edge
+    await asyncio.sleep(end - time.monotonic() - 0.006)  # close to the timeout
     while time.monotonic() < end:
         compute(0.001)
         await asyncio.sleep(0.001)
@@ -185,7 +185,7 @@ edges = app.job("edges").step(edge, timeout=timedelta(milliseconds=50), retry=on
 calms = app.job("calms").step(calm, retry=once)
 
 
-# What a step leaves behind
+# Tasks left behind
 
 
 async def leaves_tasks(cx: Context) -> Done[str]:
@@ -202,7 +202,7 @@ async def _goes_on(mark: str) -> None:
 
 
 async def leaves_a_slow_task(cx: Context) -> Done[str]:
-    """It goes on cleaning up until the step is interrupted, and a little longer."""
+    """Clean up until the step is interrupted, and a little longer."""
     _tasks.add(asyncio.create_task(_cleans_up_slowly(), name="slow"))
     await asyncio.sleep(0)
     return To.done("done")
@@ -249,7 +249,7 @@ def _interrupts() -> None:
 
 
 async def refused(cx: Context) -> Done[list[str]]:
-    """The refusals of what makes no sense in a step, in the coroutine, a task and a thread."""
+    """The errors of calls that are not allowed in a step: in the coroutine, a task and a thread."""
     said = []
 
     def tries() -> None:
@@ -288,7 +288,7 @@ refusing = app.job("refusing").step(refused)
 
 
 class Opened:
-    """Something to be opened once in each worker, with a task that belongs to it."""
+    """An object that is created once in each worker, with its own task."""
 
     def __init__(self) -> None:
         self.calls = 0

@@ -1,4 +1,4 @@
-"""Steps under a supervisor that is going to die, be stopped, or lose its database. HOSTILE_FOLDER is a folder."""
+"""Steps for supervisors that die, stop, or lose their database. HOSTILE_FOLDER is a folder."""
 
 import ctypes
 import os
@@ -18,14 +18,14 @@ quick = RetryPolicy(initial_interval=timedelta(milliseconds=20))
 
 
 def hold_the_gil(seconds: float) -> None:
-    """As C code does that knows nothing of Python: no other thread and no signal handler runs meanwhile."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # or usleep would end at the first signal
+    """Sleep like C code that holds the GIL: no other thread and no signal handler runs."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # otherwise usleep would end at the first signal
     ctypes.PyDLL(None).usleep(ctypes.c_uint(int(seconds * 1_000_000)))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 
 
 def with_children(cx: Context, how: str) -> Done[int]:
-    """At its first attempt it starts children that try to outlive it, and does not end."""
+    """At its first attempt, start children that try to survive, and do not end."""
     if cx.attempt == 1:
         hostile.start_daemons()
         if how == "in C":
@@ -35,7 +35,7 @@ def with_children(cx: Context, how: str) -> Done[int]:
 
 
 def at_first(cx: Context, seconds: float) -> Done[int]:
-    """Takes so long at its first attempt."""
+    """Sleep for this long at the first attempt."""
     if cx.attempt == 1:
         hold_the_gil(seconds)
     return To.done(cx.attempt)
@@ -47,7 +47,7 @@ def short(cx: Context, number: int) -> Done[int]:
 
 
 def until_told(cx: Context, name: str) -> Done[str]:
-    """Runs until there is a file of this name."""
+    """Run until a file with this name exists."""
     while not Path(os.environ["HOSTILE_FOLDER"], name).exists():
         time.sleep(0.01)
     return To.done(name)

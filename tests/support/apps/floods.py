@@ -1,4 +1,4 @@
-"""Steps that say, send and hand over more than anybody can take."""
+"""Steps that print, send and hand over too much."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ def output(cx: Context, said: int) -> None:
 
 
 def short_lines(cx: Context, said: int) -> None:
-    # Each of them is a line to whoever reads it.
+    # Each of them is read as a line.
     os.write(2, b"\n" * 60_000)
 
 
@@ -45,7 +45,7 @@ HOWS: dict[str, Callable[[Context, int], None]] = {
 
 
 def flood(cx: Context, how: str) -> Done[str]:
-    """How, "everything", or at random by a seed; and then a result of a megabyte."""
+    """Flood in this way, in "everything", or at random by a seed; then return a megabyte."""
     rng = random.Random(how)
     hows = [HOWS[how]] if how in HOWS else list(HOWS.values())
     said, end = 0, time.monotonic() + float(os.environ["FLOOD_SECONDS"])
@@ -63,11 +63,11 @@ floods = app.job("floods").step(flood, lease=LEASE, retry=once)
 results = app.job("results").step(result, lease=LEASE, retry=once)
 
 
-# As much as is allowed, and a byte more
+# At the limit, and one byte more
 
 
 def text_of(size: int) -> str:
-    """Its JSON is of this size."""
+    """Return a result whose JSON has this size."""
     return random.Random(size).randbytes(MIB).hex()[: size - 2].ljust(size - 2, "z")
 
 
@@ -150,7 +150,7 @@ leaves = app.job("leaves").step(leaf, delay=timedelta(hours=1))
 
 
 def parent(cx: Context, how: str) -> Done[int]:
-    """So many children of such a size each: "10000 x 10"."""
+    """Enqueue this many children of this size each: "10000 x 10"."""
     count, size = map(int, how.split(" x "))
     value = text_of(size)
     for _ in range(count):
@@ -165,7 +165,7 @@ parents = app.job("parents").step(parent, retry=once, lease=LEASE)
 
 
 def short(cx: Context, text: str) -> Done[int]:
-    """Short, unless it is told to stop its own process."""
+    """Return at once, or stop the own process."""
     if text == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     return To.done(cx.attempt)

@@ -28,7 +28,7 @@ notes = app.job("notes").step(note)
 
 Uses = dict[str, Callable[[Context[Any]], object]]
 USES: Uses = {
-    "cx.enqueue": lambda cx: cx.enqueue(notes, "of nobody"),
+    "cx.enqueue": lambda cx: cx.enqueue(notes, "too late"),
     "cx.progress": lambda cx: cx.progress(1, 2),
     "cx.tx": lambda cx: cx.tx,
 }
@@ -113,7 +113,7 @@ def enqueue_past_the_end(cx: Context, nothing: None) -> Done:
         given: list[str] = []
         try:
             while len(given) < 10_000:
-                given.append(str(cx.enqueue(notes, "of a thread").id))
+                given.append(str(cx.enqueue(notes, "from a thread").id))
         except Exception as error:
             given.append(repr(error))
         part = Path(os.environ["FOLDER"]) / "part"

@@ -1,4 +1,4 @@
-"""Steps that do to their worker whatever code can do to a process. Each does it at its first attempt only."""
+"""Steps that damage their worker in every possible way. Each does so at its first attempt only."""
 
 import ctypes
 import logging
@@ -223,7 +223,7 @@ def million_lines(cx: Context) -> None:
     raise ValueError("line\n" * 1_000_000)
 
 
-# Nuisances: these succeed
+# Harmless ones, which succeed
 
 
 @scenario
@@ -250,7 +250,7 @@ def child_raises(cx: Context) -> Done[str]:
 
 @scenario
 def takes_the_signals(cx: Context) -> Done[str]:
-    # Not those of faulthandler, nor SIGCHLD: other scenarios of this process need them.
+    # Except for faulthandler's signals and SIGCHLD, which other scenarios in this process need.
     numbers = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM]
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
@@ -268,7 +268,7 @@ def removes_its_directory(cx: Context) -> Done[str]:
 
 @scenario
 def logs_from_threads(cx: Context) -> Done[str]:
-    # Frames of threads that go on after the step, against a result that takes many writes.
+    # Threads that keep sending frames after the step, while a result needs many writes.
     for number in range(4):
         threading.Thread(target=_log_for_a_while, args=(number,), daemon=True).start()
     return To.done("x" * (7 * MIB))
@@ -285,7 +285,7 @@ def _log_for_a_while(number: int) -> None:
 
 
 def start_daemons() -> None:
-    """Children that try to outlive us; each leaves a file named by its pid in HOSTILE_FOLDER."""
+    """Children that try to survive; each creates a file in HOSTILE_FOLDER that is named by its PID."""
     folder = Path(os.environ["HOSTILE_FOLDER"])
     before = len(os.listdir(folder))
     code = "import sys, os, time; open(sys.argv[1] + f'/{os.getpid()}', 'w'); time.sleep(600)"
@@ -295,7 +295,7 @@ def start_daemons() -> None:
     subprocess.Popen(command, start_new_session=True)
     subprocess.Popen(command, env=plain)
     subprocess.Popen(command, env=plain, start_new_session=True)
-    if os.fork() == 0:  # the classic daemon: nobody's child, nobody's session, nobody's environment
+    if os.fork() == 0:  # the classic daemon: its own session and environment, and adopted by another parent
         os.setsid()
         if os.fork() == 0:
             os.chdir("/")

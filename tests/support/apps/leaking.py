@@ -1,4 +1,4 @@
-"""Steps that leave something behind in their worker."""
+"""Steps that leak in their worker."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Money that moves between accounts in two steps, once, whatever happens; and parcels, which leave only a result."""
+"""Transfers, which move money between accounts in two steps, exactly once; and parcels, which leave only a result."""
 
 import os
 import random
@@ -14,7 +14,7 @@ app = Underway()
 ACCOUNTS = 20
 TABLES = f"""
     create table account (id int primary key, balance int not null);
-    insert into account select id, 0 from generate_series(0, {ACCOUNTS}) id; -- the last is for money on its way
+    insert into account select id, 0 from generate_series(0, {ACCOUNTS}) id; -- the last one holds money in transit
     create table entry (run uuid, step text, attempt int, at int);
 """
 
@@ -28,7 +28,7 @@ class Transfer:
 
 
 def move(cx: Context, transfer: Transfer, source: int, target: int) -> None:
-    """Leave an entry for it, and sometimes fail after that, or die."""
+    """Write an entry, and sometimes fail or die after that."""
     luck = random.Random(f"{transfer.number}/{cx.step}/{cx.attempt}").random() if cx.attempt < 4 else 1.0
     for account, amount in ((source, -transfer.amount), (target, transfer.amount)):
         cx.tx.execute("update account set balance = balance + %s where id = %s", [amount, account])

@@ -1,4 +1,4 @@
-"""Steps that run into their limits."""
+"""Steps that reach their limits."""
 
 import contextlib
 import ctypes
@@ -26,15 +26,15 @@ second = timedelta(seconds=1)
 
 
 def hold_the_gil(seconds: float) -> None:
-    """As C code does that knows nothing of Python: no other thread and no signal handler runs meanwhile."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # or usleep would end at the first signal
+    """Sleep like C code that holds the GIL: no other thread and no signal handler runs."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # otherwise usleep would end at the first signal
     ctypes.PyDLL(None).usleep(ctypes.c_uint(int(seconds * 1_000_000)))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 
 
 def hang_without_the_gil() -> None:
-    """As C code does that calculates for minutes, at no cost: its lock is never free, and no signal ends that."""
-    lock = ctypes.create_string_buffer(256)  # zeros, and larger than any pthread_mutex_t: one that is free
+    """Block like C code that computes for minutes, but without CPU time: wait for a lock that is never released."""
+    lock = ctypes.create_string_buffer(256)  # zeroed and larger than any pthread_mutex_t: an unlocked mutex
     for _ in range(2):
         ctypes.CDLL(None).pthread_mutex_lock(lock)
 
@@ -61,7 +61,7 @@ def catches_it(cx: Context) -> Done[str]:
 
 
 def beside_a_thread(cx: Context) -> Done:
-    # The interrupt must find the step, whatever its threads are writing at that moment.
+    # The interrupt must reach the step at any point of what its threads write.
     stopped = threading.Event()
 
     def chatter() -> None:
@@ -81,7 +81,7 @@ def beside_a_thread(cx: Context) -> Done:
 
 
 def leaves_children(cx: Context, folder: str) -> Done:
-    """One in a session of its own, and one that is nobody's child."""
+    """One in its own session, and one whose parent has exited."""
     stay = "import os, sys, time; open(sys.argv[1] + f'/{os.getpid()}', 'w').close(); time.sleep(60)"
     command = [sys.executable, "-S", "-c", stay, folder]
     subprocess.Popen(command, start_new_session=True, env={})
@@ -101,7 +101,7 @@ def takes_the_signal(cx: Context) -> Done:
 
 @dataclass
 class Slow:
-    """Takes its time to be decoded."""
+    """An input that takes long to decode."""
 
     seconds: float
 
@@ -150,7 +150,7 @@ def stubborn(cx: Context, how: str) -> Done:
                 with contextlib.suppress(BaseException):
                     logging.getLogger("flood").info("x" * 200)
         case "floods the wire" | "floods the wire in the end":
-            # Faster than the supervisor can read; nobody hears of level 1.
+            # Faster than the supervisor can read; level 1 is not logged.
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
             time.sleep(4.5 if "in the end" in how else 0)
             flood = unsent = memoryview(frames.encode(messages.Log(0, 1, "flood", None, {}, b"x")) * 2000)
@@ -160,12 +160,12 @@ def stubborn(cx: Context, how: str) -> Done:
 
 
 def crowd(cx: Context, count: int) -> Done:
-    """So many that spin at once, and the step itself does not heed its interrupt."""
+    """Start this many spinning processes; the step itself ignores its interrupt."""
     waiting, start = os.pipe()
     spin = ["/bin/sh", "-c", "read line; while :; do :; done"]
     crowd: list[subprocess.Popen[bytes]] = []
     while len(crowd) < count:
-        with contextlib.suppress(BaseException):  # on a busy machine it comes as early as this
+        with contextlib.suppress(BaseException):  # on a busy machine the interrupt may come this early
             crowd.append(subprocess.Popen(spin, stdin=waiting))
     os.close(start)
     while crowd:
@@ -175,13 +175,13 @@ def crowd(cx: Context, count: int) -> Done:
 
 
 def matches_for_ever(cx: Context) -> Done:
-    # C code that looks for signals now and then; most of it does not.
+    # C code that checks for signals sometimes; most C code does not.
     re.match("(a+)+$", "a" * 60 + "b")
     return To.done()
 
 
 def start_daemon(command: list[str]) -> None:
-    """Nobody's child, in nobody's session and without our environment; its pid is left in LIMITS_FOLDER."""
+    """A daemon with its own session and environment; its PID is written to LIMITS_FOLDER."""
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
@@ -240,13 +240,13 @@ filling = app.job("filling").step(fill, memory_limit="150 MiB", max_crashes=1)
 modesty = app.job("modesty").step(modest, memory_limit="150 MiB")
 
 
-# Neighbours
+# Other runs
 
 
 def edge(cx: Context, number: int) -> Done:
-    # Ends around its timeout, which is enforced a tick (50 ms) late at most.
+    # End around the timeout, which is enforced at most a tick (50 ms) late.
     end = time.monotonic() + random.uniform(0.03, 0.12)
-    time.sleep(end - time.monotonic() - 0.005)  # what comes earlier than that meets no edge
+    time.sleep(end - time.monotonic() - 0.005)  # close to the timeout
     while time.monotonic() < end:
         pass
     return To.done()

@@ -1,4 +1,4 @@
-"""Tells what a worker has imported."""
+"""A step that returns the modules that its worker has imported."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Steps that kill: their worker, or everything around them."""
+"""Steps that kill their worker, or all processes of their supervisor."""
 
 import ctypes
 import os
@@ -27,7 +27,7 @@ def die(cx: Context, how: str) -> Done[str]:
         print(f"page {number:,} of 1,000")
     match how:
         case "segfault":
-            # As one silences a native library that chatters.
+            # A common way to silence a native library.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             ctypes.string_at(0)
         case "exit":
@@ -57,7 +57,7 @@ devouring = app.job("devouring").step(devour, max_crashes=1)
 waiting = app.job("waiting").step(wait_for_a_kill, max_crashes=1)
 
 
-# Steps that kill whoever comes after them
+# Steps that kill the next task in their worker
 
 
 def leave_a_timer(cx: Context, number: int) -> Done:
@@ -82,13 +82,16 @@ short: StepOptions = {"lease": timedelta(seconds=1), "max_crashes": MOST_CRASHES
 
 
 def take_all_along(cx: Context, folder: str) -> Done:
-    """Supervisor, guardian, workers, all at once: stopped first, none of them can do anything about the others."""
+    """Kill supervisor, guardian and workers at once. They are stopped first, so none can react."""
     Path(folder, str(cx.attempt)).touch()
     supervisor = psutil.Process(os.getppid())
     others = [process for process in supervisor.children(recursive=True) if process.pid != os.getpid()]
     for process in [supervisor, *others]:
         process.suspend()
-    for process in [*others, supervisor]:  # in this order: we hear of the supervisor's death, and end
+    for process in [
+        *others,
+        supervisor,
+    ]:  # in this order, because this worker ends when it notices the supervisor's death
         process.kill()
     os.kill(os.getpid(), signal.SIGKILL)
     sys.exit("unreachable")

@@ -1,4 +1,4 @@
-"""Steps to be looked at again by hand."""
+"""Steps for `underway replay`."""
 
 import ctypes
 import os

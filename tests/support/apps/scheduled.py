@@ -74,7 +74,7 @@ both = app.job("both").step(
     concurrency_key="{site.name}",
     concurrency_limit=3,
 )
-# Never executed: what its schedules enqueue can be counted in peace.
+# Never executed, so the runs that its schedules enqueue can be counted.
 later = app.job("later").step(
     nothing, queue="tomorrow", priority=3, delay=timedelta(days=1), keep=timedelta(days=2, seconds=0.5)
 )

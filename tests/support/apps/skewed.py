@@ -1,4 +1,4 @@
-"""Steps that say what the clock of their host says."""
+"""Steps that return the time of their host's clock."""
 
 import time
 from datetime import timedelta

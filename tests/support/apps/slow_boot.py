@@ -1,4 +1,4 @@
-"""An app that takes so many seconds to import as SLOW_BOOT says, or longer than a test waits."""
+"""An app whose import takes SLOW_BOOT seconds, by default longer than a test waits."""
 
 import os
 import time

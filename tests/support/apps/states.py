@@ -14,11 +14,11 @@ app = Underway()
 @dataclass
 class Order:
     number: int
-    customer: str = "somebody"
+    customer: str = "Ada"
 
 
 class PrinterOnFire(Exception):
-    """What a step may raise."""
+    """An exception of a step."""
 
 
 def price(cx: Context, order: Order) -> To[Order]:
@@ -34,7 +34,7 @@ def break_down(cx: Context, order: Order) -> Done:
 
 
 def refuse(cx: Context, order: Order) -> Done:
-    """Until the order is another one."""
+    """Fail until the input is changed."""
     if order.number < 0:
         raise Fail("a negative number")
     return To.done()
@@ -45,7 +45,7 @@ def abort(cx: Context, order: Order) -> Done:
 
 
 def last(cx: Context, order: Order) -> Done:
-    """Until there is a file for it."""
+    """Run until its file exists."""
     cx.progress(1, 3, "pages")
     while not Path(os.environ["STATES_FOLDER"], str(order.number)).exists():
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Runs of several steps, and how their supervisor dies, stops or differs from another between them.
+"""Runs of several steps, between which their supervisor dies, stops, or has other code than another supervisor.
 
 STAYING_FOLDER is a folder; STAYING_QUEUE is the queue of the second steps, which makes another manifest of this app.
 """
@@ -22,13 +22,13 @@ def folder() -> Path:
 
 
 def note(name: str) -> None:
-    """One more line, so that the lines count how often a step was run."""
+    """Add a line to a file, so that the lines count the executions of a step."""
     with (folder() / name).open("a") as file:
         file.write("once\n")
 
 
 def kill_supervisor(number: signal.Signals) -> None:
-    """And wait for one's own end."""
+    """Kill the supervisor, and wait for the end of this process."""
     os.kill(os.getppid(), number)
     time.sleep(60)
 

@@ -1,4 +1,4 @@
-"""A step that stays until it is told to end, and says what its worker has open."""
+"""A step that returns the open descriptors of its worker and runs until its file exists."""
 
 import os
 import time

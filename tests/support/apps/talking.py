@@ -1,4 +1,4 @@
-"""Steps that say something."""
+"""Steps that print, log and report progress."""
 
 import os
 import sys
@@ -32,14 +32,14 @@ def flood(cx: Context, seconds: float) -> Done:
 
 def garbage(cx: Context, number: int) -> Done[int]:
     os.write(2, bytes(range(256)) * 10)
-    os.write(1, b"\xff\xfe\0" * 30_000)  # a line longer than is kept
+    os.write(1, b"\xff\xfe\0" * 30_000)  # a line that is too long to be kept
     os.write(1, b"\n\x1b[2J no end of line")
     cx.log.info("surrogate \ud800, NUL \0, %s", b"\xff")
     return To.done(number)
 
 
 def report(cx: Context, name: str) -> Done:
-    """Reports until there is a file of this name."""
+    """Report progress until a file with this name exists."""
     done = 0
     while not Path(name).exists():
         done += 1

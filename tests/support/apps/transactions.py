@@ -1,4 +1,4 @@
-"""Steps with writes of their own. What has taken effect stands in the table `effect` that make_tables creates."""
+"""Steps that write through `cx.tx`. Committed effects are rows of the table `effect`."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ TABLES = """
 
 @dataclass
 class Order:
-    """What to do (a action), and a folder to meet the test in."""
+    """The action, and a folder in which step and test synchronize."""
 
     action: str
     number: int = 0
@@ -48,7 +48,7 @@ class Order:
 
 Action = Callable[[Context, Order], Any]
 actions: dict[str, Action] = {}
-# Those that are failed attempts, with what their error must say.
+# Actions that fail the attempt, with a part of the expected error.
 failures: dict[str, str] = {}
 
 
@@ -74,7 +74,7 @@ def another_connection() -> psycopg.Connection[Any]:
 
 
 def meet(order: Order) -> None:
-    """Say that we are here, and wait for the test to let us go on."""
+    """Report that the step has started, and wait for the test."""
     Path(order.folder, "here").write_text(str(os.getpid()))
     while not Path(order.folder, "go").exists():
         time.sleep(0.005)
@@ -88,7 +88,7 @@ def do(cx: Context, order: Order) -> Done[Any]:
 
 
 def do_in_the_end(cx: Context, order: Order) -> Done[Any]:
-    """At the first attempt only; the second writes what the first should have."""
+    """At the first attempt only; the second attempt writes what the first should have written."""
     if cx.attempt == 1:
         return To.done(actions[order.action](cx, order))
     write(cx, order)
@@ -132,7 +132,7 @@ patient = app.job("patient").step(do, retry=quick)
 children = app.job("children").step(child, **usual)
 
 
-# Deeds that hand over
+# Actions that hand over
 
 
 @action
@@ -148,7 +148,7 @@ def write_one(cx: Context, order: Order) -> int:
 
 @action
 def backend(cx: Context, order: Order) -> list[Any]:
-    """Who serves us, and what the session looks like to a step."""
+    """The server process and the session settings that a step sees."""
     settings = cx.tx.execute("select current_setting('search_path'), current_setting('work_mem')").fetchone()
     assert type(settings) is tuple
     drawn = False
@@ -185,7 +185,7 @@ def serializable(cx: Context, order: Order) -> str:
 
 @action
 def repeatable_for_long(cx: Context, order: Order) -> str:
-    """Longer than our supervisor takes to renew leases, while it reports progress."""
+    """Run for longer than a renewal period, while it reports progress."""
     cx.tx.execute("set transaction isolation level repeatable read")
     cx.tx.execute("select * from counter")
     for done in range(8):
@@ -209,7 +209,7 @@ def take_long_all_the_same(cx: Context, order: Order) -> int:
 
 @action
 def write_in_threads(cx: Context, order: Order) -> int:
-    """All of them ask for cx.tx at once, and for the first time."""
+    """Several threads use cx.tx at once, for the first time."""
     together = threading.Barrier(4)
 
     def one(_number: int) -> None:
@@ -292,7 +292,7 @@ def violate_unique(cx: Context, order: Order) -> None:
 
 @failure("violates foreign key constraint")
 def violate_deferred(cx: Context, order: Order) -> int:
-    """Which is found out at COMMIT."""
+    """A violation that is found at COMMIT."""
     write(cx, order)
     cx.tx.execute("insert into child values (1, 1)")
     return order.number
@@ -311,7 +311,7 @@ def deadlock(cx: Context, order: Order) -> None:
         try:
             cx.tx.execute("update counter set value = 1 where id = 3")
         finally:
-            # Our locks are given up when the step is over, not before.
+            # The locks are released when the step ends, not earlier.
             other.cancel()
             waiting.join()
 
@@ -405,7 +405,7 @@ def commit(cx: Context, order: Order) -> int:
 
 @failure("the step has ended the transaction of cx.tx")
 def commit_and_go_on(cx: Context, order: Order) -> int:
-    """The driver begins anew by itself."""
+    """The driver begins a new transaction by itself."""
     cx.tx.execute("commit")
     write(cx, order)
     return order.number
@@ -465,7 +465,7 @@ def leave_unread(cx: Context, order: Order) -> int:
 
 @failure("terminating connection due to administrator command")
 def lose_connection(cx: Context, order: Order) -> int:
-    """Before its COMMIT, when nobody looks."""
+    """Just before its COMMIT, while the connection is idle."""
     write(cx, order)
     with another_connection() as other:
         other.execute("select pg_terminate_backend(%s, 5000)", [cx.tx.info.backend_pid])
@@ -479,7 +479,7 @@ def lose_connection_in_commit(cx: Context, order: Order) -> int:
     return order.number
 
 
-# Deeds at which the test does something
+# Actions with an event of the test
 
 
 @action

@@ -1,4 +1,4 @@
--- Admits the oldest runs in line for these keys while slots are free. Every statement with which a run gives up its key
+-- Admits the oldest runs in line for these keys while slots are free. Every statement with which a run releases its key
 -- ends with this.
 --
 -- A run with a concurrency key is inserted waiting, and only this function makes it pending. Until then due_at and rank
