@@ -149,10 +149,10 @@ def stubborn(cx: Context, how: str) -> Done:
             while True:
                 with contextlib.suppress(BaseException):
                     logging.getLogger("flood").info("x" * 200)
-        case "floods the wire" | "floods the wire in the end":
+        case "floods the wire" | "floods the wire at the end":
             # Faster than the supervisor can read; level 1 is not logged.
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-            time.sleep(4.5 if "in the end" in how else 0)
+            time.sleep(4.5 if "at the end" in how else 0)
             flood = unsent = memoryview(frames.encode(messages.Log(0, 1, "flood", None, {}, b"x")) * 2000)
             while True:
                 unsent = unsent[os.write(int(sys.argv[2]), unsent) :] or flood
