@@ -393,6 +393,15 @@ async def a_cancelled_run_without_supervisor_is_closed_by_the_reaper(subject: Su
 # Concurrency keys
 
 
+async def holder_and_next(subject: Subject) -> tuple[AnyStore, Claimed, str]:
+    """A claimed run that holds a key, and the run that waits for the key."""
+    store = subject.store("a")
+    _, waiting = subject.enqueue("keyed", RED), subject.enqueue("keyed", RED)
+    await store.join_key_queue(10)
+    (holder,) = await claim(store)
+    return store, holder, waiting
+
+
 @scenario
 async def a_key_admits_as_many_runs_as_its_limit(subject: Subject) -> None:
     runs, store = [subject.enqueue("keyed", GREEN) for _ in range(4)], subject.store("a")
@@ -406,10 +415,8 @@ async def a_key_admits_as_many_runs_as_its_limit(subject: Subject) -> None:
 
 @scenario
 async def a_key_is_kept_while_a_run_backs_off(subject: Subject) -> None:
-    first, second = subject.enqueue("keyed", RED), subject.enqueue("keyed", RED)
-    store = subject.store("a")
-    await store.join_key_queue(10)
-    (claimed,) = await claim(store)
+    store, claimed, second = await holder_and_next(subject)
+    first = claimed.run
     await write(store, failed(claimed))
     assert (subject.view(first).state, subject.view(first).holds_key) == ("waiting", True)
     assert subject.view(second).state == "waiting"
@@ -420,10 +427,8 @@ async def a_key_is_kept_while_a_run_backs_off(subject: Subject) -> None:
 
 @scenario
 async def a_step_with_the_same_key_keeps_it_and_one_with_another_gives_it_up(subject: Subject) -> None:
-    first, second = subject.enqueue("keyed", RED), subject.enqueue("keyed", RED)
-    store = subject.store("a")
-    await store.join_key_queue(10)
-    (claimed,) = await claim(store)
+    store, claimed, second = await holder_and_next(subject)
+    first = claimed.run
     await write(store, advanced(claimed))
     assert (subject.view(first).state, subject.view(first).step, subject.view(second).state) == (
         "pending",
@@ -487,10 +492,8 @@ async def a_quarantine_passes_the_key_on(subject: Subject) -> None:
 
 @scenario
 async def a_locked_key_is_granted_later(subject: Subject) -> None:
-    first, second = subject.enqueue("keyed", RED), subject.enqueue("keyed", RED)
-    store = subject.store("a")
-    await store.join_key_queue(10)
-    (claimed,) = await claim(store)
+    store, claimed, second = await holder_and_next(subject)
+    first = claimed.run
     with subject.key_locked(RED.decode()):
         await write(store, failed(claimed, Observation.FAIL))
         assert (subject.view(first).state, subject.view(second).state) == ("failed", "waiting")
@@ -503,10 +506,8 @@ async def a_locked_key_is_granted_later(subject: Subject) -> None:
 @scenario
 async def a_sweep_grants_a_key_that_was_left_free(subject: Subject) -> None:
     """A process was killed after it gave up the key and before it granted it."""
-    first, second = subject.enqueue("keyed", RED), subject.enqueue("keyed", RED)
-    store = subject.store("a")
-    await store.join_key_queue(10)
-    (claimed,) = await claim(store)
+    store, claimed, second = await holder_and_next(subject)
+    first = claimed.run
     with subject.key_locked(RED.decode()):
         await write(store, failed(claimed, Observation.FAIL))
     assert subject.view(first).state == "failed"
