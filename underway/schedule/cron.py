@@ -49,8 +49,9 @@ class Cron:
         self._zone = _zone(zone)
         fields = _checked_line(line)
         try:
-            self._croniter: Any = croniter(line, _SOME_INSTANT.replace(tzinfo=None), ret_type=datetime)
             croniter.expand(line, strict=True)
+            start = _SOME_INSTANT.replace(tzinfo=None)
+            self._croniter: Any = croniter(_without_stepped_stars(line), start, ret_type=datetime)
         except CroniterError as error:
             raise InvalidOption(f"invalid cron line {line!r}: {error}") from error
         self._every_hour = self._croniter.expanded[_HOUR] == ["*"]
@@ -135,6 +136,16 @@ def due(cron: Cron, catch_up: str, slot: datetime, now: datetime, most: int) -> 
     latest = cron.latest(slot, now)
     missed = now - latest >= _MISSED_AFTER
     return ([] if missed and catch_up == "none" else [latest]), cron.after(now)
+
+
+def _without_stepped_stars(line: str) -> str:
+    """Write `*/2` in a day field as `1-31/2`: beside a star, croniter treats the other field as `*` if it is 0-6."""
+    if line.startswith("@"):
+        return line
+    fields = line.split()
+    fields[_DAY] = fields[_DAY].replace("*/", "1-31/")
+    fields[_WEEKDAY] = fields[_WEEKDAY].replace("*/", "0-6/")
+    return " ".join(fields)
 
 
 def _zone(name: str) -> ZoneInfo:

@@ -1,6 +1,7 @@
 """Runs `underway replay APP RUN [--pdb]` in a process of its own, because it imports the app."""
 
 import faulthandler
+import io
 import json
 import logging
 import pdb
@@ -24,6 +25,8 @@ from underway.testing.replay import replay
 
 def main() -> None:
     faulthandler.enable()  # the step may be replayed because it kills its process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what it prints before that must not be lost
     logging.basicConfig(level=logging.INFO, format="%(levelname)-7s %(message)s")
     app_name, run, *options = sys.argv[1:]
     with loaded_app(app_name) as app:
@@ -39,7 +42,6 @@ def _replay(app: Underway, prefix: str, *, debug: bool) -> int:
     run_id, stored = _stored_attempt(app, prefix)
     print(printable(f"{stored.job} {stored.step}, run {run_id}, attempt {stored.number + 1}, input:"))
     _print_json(stored.input or "null")
-    sys.stdout.flush()  # before the step writes to descriptor 1 itself, or kills this process
     replayed = replay(app, run_id, stored)
     row = replayed.row
     took = duration((row.attempt.ended or 0.0) - (row.attempt.started or 0.0))
