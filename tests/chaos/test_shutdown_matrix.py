@@ -137,6 +137,12 @@ def _tell(pid: int, told: Way, number: signal.Signals, below: list[psutil.Proces
             os.kill(each, number)
 
 
+def _running(supervisor: Supervisor) -> int:
+    """The number of workers that run a task, by their titles. A task is claimed some time before it starts."""
+    titles = [" ".join(worker.cmdline()) for worker in supervisor.workers()]
+    return sum("underway worker" in title and "idle" not in title for title in titles)
+
+
 def _bring_about(state: str, connection: psycopg.Connection[Any], supervisor: Supervisor, proxy: Proxy) -> int:
     """Returns the number of runs."""
     if state == "committing":
@@ -147,7 +153,7 @@ def _bring_about(state: str, connection: psycopg.Connection[Any], supervisor: Su
         return 0
     doomed.told.enqueue_many(["never", "never"])
     eventually(lambda: states(connection) == {"in_progress": 2})
-    time.sleep(0.1)  # started, not only claimed
+    eventually(lambda: _running(supervisor) == 2, what="two steps have started")
     if state == "database down":
         proxy.__exit__()
         supervisor.until("cannot connect to the database, trying again")
@@ -175,7 +181,7 @@ def test_workers_that_die_of_the_same_signal_are_not_to_blame(
     assert finished.wait(20) is Status.SUCCEEDED
     doomed.told.enqueue_many(["never"] * 6)
     eventually(lambda: states(connection).get("in_progress", 0) >= 2)
-    time.sleep(0.1)  # started, not only claimed
+    eventually(lambda: _running(supervisor) == 2, what="two steps have started")
     workers = supervisor.workers()
     if when == "seen together":
         supervisor.send(signal.SIGSTOP)
@@ -185,8 +191,8 @@ def test_workers_that_die_of_the_same_signal_are_not_to_blame(
     for worker in workers:
         worker.terminate()
     if when in ("seen before", "stalled between"):
+        # The supervisor has seen their deaths, and waits half a second for its own signal: the test must not pause.
         eventually(lambda: not any(worker.is_running() for worker in workers), what="they are collected")
-        time.sleep(0.1)
     if when == "stalled between":
         supervisor.send(signal.SIGSTOP)
     if when != "seen after":
