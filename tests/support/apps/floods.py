@@ -67,7 +67,7 @@ results = app.job("results").step(result, lease=LEASE, retry=once)
 
 
 def text_of(size: int) -> str:
-    """Return a result whose JSON has this size."""
+    """A text whose JSON has this size."""
     return random.Random(size).randbytes(MIB).hex()[: size - 2].ljust(size - 2, "z")
 
 

@@ -28,7 +28,7 @@ def note(name: str) -> None:
 
 
 def kill_supervisor(number: signal.Signals) -> None:
-    """Kill the supervisor, and wait for the end of this process."""
+    """Send the supervisor a signal, and wait for the end of this process."""
     os.kill(os.getppid(), number)
     time.sleep(60)
 

@@ -1,4 +1,4 @@
-"""A step that returns the open descriptors of its worker and runs until its file exists."""
+"""A step that runs until its file exists, and one that returns the open descriptors of its worker."""
 
 import os
 import time

@@ -465,7 +465,7 @@ def leave_unread(cx: Context, order: Order) -> int:
 
 @failure("terminating connection due to administrator command")
 def lose_connection(cx: Context, order: Order) -> int:
-    """Just before its COMMIT, while the connection is idle."""
+    """Its session is terminated just before the COMMIT."""
     write(cx, order)
     with another_connection() as other:
         other.execute("select pg_terminate_backend(%s, 5000)", [cx.tx.info.backend_pid])
